@@ -1,0 +1,31 @@
+"""eval: a checkpoint on the held-out problems of its preset, or on those of a user's file."""
+import json
+
+import moe
+import r1mini
+import tasks
+
+
+def main(options):
+    """Prints the means, or with --json one object with every problem in file order."""
+    model, _ = moe.load(options.checkpoint, options.device, options.dtype)
+    run = r1mini.resolve(options.preset, 0, "", options.set)
+    s, limit = run.eval, run.zero.max_new_tokens
+    problems = tasks.read_problems(options.problems) if options.problems else \
+        r1mini.make_problems(run, "test", s.problems, run.zero.levels)
+    room = model.config.max_seq_len - limit
+    for i, problem in enumerate(problems, 1):
+        if (n := len(tasks.encode_prompt(problem.question))) > room:
+            raise r1mini.UserError(f"problem {i} is too long: {n} tokens; {room} fit beside an "
+                                   "answer")
+    result, each = r1mini.evaluate(model, problems, options.samples, s.temperature, s.top_p, limit,
+                                   s.rows)
+    if options.json:
+        print(json.dumps(result | {"by_problem": each}))
+        return 0
+    for name, value in result.items():
+        if not isinstance(value, dict):
+            print(f"{name:12} {value:.3f}" if isinstance(value, float) else f"{name:12} {value}")
+    for level, value in result["by_level"].items():
+        print(f"level {level:6} {value:.3f}")
+    return 0

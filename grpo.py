@@ -1,0 +1,310 @@
+"""Group relative policy optimisation (GRPO): the reinforcement learning, in one loop.
+
+    repeat
+      1 sample   P problems
+      2 act      the policy writes G answers to each
+      3 score    rules read the texts; nothing is learnt, so nothing is hacked (R1 section 2.2.2)
+      4 compare  advantage = reward against the mean of its group; no value network
+      5 improve  a few updates on the rollout: clipped ratios, and a KL leash to a reference policy
+      and now and then the reference becomes the policy
+
+train_rl is that box. What differs between methods is one function each, in OBJECTIVES, and a row
+of SETTINGS.
+
+Departures and choices, where the papers (DeepSeekMath, R1) differ or are silent:
+- The ratio and the clip are per token, as in DeepSeekMath's eq 3; R1 prints one ratio per answer.
+- A group's standard deviation is the one with G - 1; where all rewards are equal, advantages are 0.
+- pi_old is what the sampler reported for the ids it drew. Sampler and trainer are the same weights
+  in different arithmetic (absorbed and cached against whole); their gap is logged at every step.
+- The routing bias goes on moving, once an update, as in pretraining; the balance loss is left out.
+- One rollout serves `minibatches` updates (16 in R1), each answer once.
+"""
+import copy
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe import Samples, generate, learning_rate_at, logprobs, make_optimizer, update
+
+
+@dataclass(frozen=True)
+class RL:
+    """Settings of the loop; R1-Zero's own in brackets."""
+    steps: int = 40                 # rollouts [650]
+    problems: int = 32              # P, questions a rollout [512]
+    group_size: int = 16            # G, answers a question [16]
+    minibatches: int = 2            # updates a rollout [16]
+    max_new_tokens: int = 200       # an answer longer than this is cut off [32768]
+    temperature: float = 1.0        # of sampling [1]
+    objective: str = "grpo"         # one of OBJECTIVES
+    lr: float = 4e-4                # AdamW [3e-6]
+    warmup: int = 2                 # updates until the learning rate is whole
+    clip_low: float = 0.2           # epsilon below 1 [unpublished]
+    clip_high: float = 0.2          # epsilon above 1
+    beta: float = 0.001             # weight of the KL to the reference [0.001]; 0: no reference
+    reference_every: int = 10       # rollouts until the reference becomes the policy [25]
+    normalize_std: bool = True      # divide the advantage by the group's standard deviation
+    oversample: int = 1             # act on so many times P problems, learn from P live (DAPO)
+    overlong: int = 0               # L_cache, tokens before the limit with a penalty (DAPO)
+    accuracy_weight: float = 1.0    # of the accuracy reward
+    format_weight: float = 0.2      # of the format reward
+    levels: tuple[int, ...] = (3, 4, 5, 6)  # levels of the problems, drawn evenly
+    micro_tokens: int = 8192        # tokens in one forward pass; memory only, never the result
+
+
+# What a method changes beside its objective (Dr. GRPO, section 3; DAPO, section 3; GSPO).
+SETTINGS = {
+    "grpo": {},
+    "dr_grpo": {"normalize_std": False, "beta": 0.0},
+    "dapo": {"clip_high": 0.28, "beta": 0.0, "oversample": 2, "overlong": 40},
+    "gspo": {"clip_low": 3e-4, "clip_high": 4e-4, "beta": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """The world as the loop sees it."""
+    sample: Callable    # (random.Random, n) -> n problems
+    encode: Callable    # problem -> token ids of its prompt
+    decode: Callable    # token ids of an answer -> text
+    rewards: dict       # name -> (weight, function(text, problem) -> number)
+    measures: dict      # name -> function(text, problem) -> number: logged, never rewarded
+    end_id: int
+    pad_id: int
+
+
+@dataclass
+class Rollout:
+    """What one round of acting brought."""
+    problems: list          # P
+    samples: Samples        # N = P * G answers, a group's beside each other
+    texts: list             # N
+    parts: dict             # name of a reward -> (N,) unweighted
+    rewards: Tensor         # (P, G) weighted sum
+    advantages: Tensor      # (P, G)
+
+
+# -------------------------------------------------------------------------------------------------
+# Advantages and objectives
+
+
+def advantages(rewards, normalize_std=True):
+    """Group-relative advantages of rewards (P, G) (DeepSeekMath section 4.1.2)."""
+    centered = rewards - rewards.mean(1, keepdim=True)
+    dead = (rewards == rewards[:, :1]).all(1, keepdim=True)  # or rounding in the mean is a signal
+    if normalize_std:
+        centered = centered / rewards.std(1, keepdim=True).clamp(min=1e-6)
+    return centered.masked_fill(dead, 0.0)
+
+
+def kl_k3(new, reference):
+    """k3 estimate of KL(policy || reference) at each sampled token, >= 0 (DeepSeekMath eq 4)."""
+    log_x = reference - new  # x = pi_ref / pi
+    return log_x.exp() - log_x - 1
+
+
+def overlong_penalty(lengths, limit, buffer):
+    """0 up to limit - buffer tokens, then falling to -1 at the limit (DAPO section 3.4)."""
+    return ((limit - buffer - lengths) / buffer).clamp(-1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Counts of a whole minibatch: how it is cut into micro-batches never changes the gradient."""
+    answers: int   # N
+    tokens: int    # sum of |o_i|
+
+
+# An objective takes new and old log-probabilities (n, T), advantages (n,), a mask (n, T) of answer
+# tokens, the Batch's counts and the settings. It returns what is maximised at each token, that
+# token's weight, and where the clip holds the gradient back, all (n, T). The sum of weight times
+# value over all micro-batches is the method's J.
+
+
+def grpo(new, old, advantage, mask, batch, s):
+    """DeepSeekMath eq 3: clipped token ratios, mean over an answer's tokens, then over answers."""
+    ratio, A = (new - old).exp(), advantage.unsqueeze(1)     # r_it (n, T), A_i (n, 1)
+    free, clipped = ratio * A, ratio.clamp(1 - s.clip_low, 1 + s.clip_high) * A
+    weight = mask / mask.sum(1, keepdim=True) / batch.answers  # 1 / (N |o_i|)
+    return torch.minimum(free, clipped), weight, clipped < free
+
+
+def dr_grpo(new, old, advantage, mask, batch, s):
+    """Dr. GRPO: the sum over tokens by a constant, so that long wrong answers are not let off."""
+    value, _, held = grpo(new, old, advantage, mask, batch, s)
+    return value, mask / (batch.answers * s.max_new_tokens), held
+
+
+def dapo(new, old, advantage, mask, batch, s):
+    """DAPO eq 8: every token of the batch weighs the same; the upper clip is wider (clip_high)."""
+    value, _, held = grpo(new, old, advantage, mask, batch, s)
+    return value, mask / batch.tokens, held
+
+
+def gspo(new, old, advantage, mask, batch, s):
+    """GSPO: one ratio an answer, the geometric mean of its tokens' ratios."""
+    mean = ((new - old) * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)  # log s_i (n, 1)
+    return grpo(mean.expand_as(new), torch.zeros_like(old), advantage, mask, batch, s)
+
+
+OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
+
+
+# -------------------------------------------------------------------------------------------------
+# The loop
+
+
+def act(model, task, s, rng):
+    """Steps 1 to 4 of the box: problems, G answers to each, rewards, advantages, in a Rollout."""
+    problems = task.sample(rng, s.problems * s.oversample)
+    asked = [p for p in problems for _ in range(s.group_size)]
+    samples = generate(model, [task.encode(p) for p in asked], s.max_new_tokens, task.end_id,
+                       task.pad_id, s.temperature, seed=rng.getrandbits(60))
+    texts = [task.decode(ids) for ids in samples.answers()]
+    parts = {name: torch.tensor([float(f(text, p)) for text, p in zip(texts, asked)])
+             for name, (_, f) in task.rewards.items()}
+    rewards = sum(weight * parts[name] for name, (weight, _) in task.rewards.items())
+    if s.overlong:
+        lengths = samples.answer.sum(1).cpu()
+        parts["overlong"] = overlong_penalty(lengths, s.max_new_tokens, s.overlong)
+        rewards = rewards + parts["overlong"]
+    rewards = rewards.view(len(problems), s.group_size)
+    return Rollout(problems, samples, texts, parts, rewards, advantages(rewards, s.normalize_std))
+
+
+def describe(rollout, task):
+    """What a rollout looks like, for the log: means over its answers."""
+    samples, N = rollout.samples, len(rollout.texts)
+    asked = [p for p in rollout.problems for _ in range(N // len(rollout.problems))]
+    record = {"reward": float(rollout.rewards.mean())}
+    record |= {name: float(part.mean()) for name, part in rollout.parts.items()}
+    for name, measure in task.measures.items():
+        record[name] = sum(float(measure(t, p)) for t, p in zip(rollout.texts, asked)) / N
+    record["length"] = float(samples.answer.sum(1).float().mean())
+    record["cut_off"] = 1 - float(samples.finished.float().mean())
+    record["dead_groups"] = 1 - float(live_groups(rollout).float().mean())
+    return record
+
+
+def live_groups(rollout):
+    """(P,) whether a group's rewards differ; if not, it teaches nothing."""
+    return (rollout.rewards != rollout.rewards[:, :1]).any(1)
+
+
+def chosen_rows(rollout, s):
+    """The rows of a rollout to learn from: all, or with oversampling the first P live groups."""
+    groups = torch.arange(len(rollout.problems))
+    if s.oversample > 1 and live_groups(rollout).any():
+        groups = groups[live_groups(rollout)]
+    groups = groups[:s.problems]
+    return (groups.unsqueeze(1) * s.group_size + torch.arange(s.group_size)).flatten().tolist()
+
+
+def micro_batches(lengths, rows, limit):
+    """Cuts rows into lists of like length, of `limit` tokens at most with padding (or one row)."""
+    batch = []
+    for row in sorted(rows, key=lambda r: (lengths[r], r)):
+        if batch and (len(batch) + 1) * lengths[row] > limit:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def improve(model, reference, optimizers, rollout, s, rng, step):
+    """Step 5 of the box: `minibatches` updates on one rollout. Returns token means, for the log."""
+    tokens, answer, old = rollout.samples.tokens, rollout.samples.answer, rollout.samples.logprobs
+    advantage = rollout.advantages.flatten().to(tokens.device)
+    ends = answer.cumsum(1).argmax(1) + 1                     # (N,) columns up to the answer's end
+    lengths, rows = ends.tolist(), chosen_rows(rollout, s)
+    rng.shuffle(rows)
+    total, gaps, info = dict.fromkeys(("entropy", "kl", "clip", "ratio"), 0.0), [], {}
+    for m in range(s.minibatches):
+        mine = rows[m::s.minibatches]
+        batch = Batch(len(mine), int(answer[mine].sum()))     # counted first, over the minibatch
+        for micro in micro_batches(lengths, mine, s.micro_tokens):
+            T = lengths[micro[-1]]                            # the last row is the longest
+            ids, mask, before = tokens[micro, :T], answer[micro, :T], old[micro, :T]
+            real = torch.arange(T, device=ids.device) < ends[micro].unsqueeze(1)
+            new, entropy = logprobs(model, ids, mask, real, s.temperature)
+            value, weight, held = OBJECTIVES[s.objective](
+                new, before, advantage[micro], mask.float(), batch, s)
+            kl = torch.zeros_like(new)
+            if s.beta:
+                with torch.no_grad():
+                    anchor, _ = logprobs(reference, ids, mask, real, s.temperature)
+                kl = kl_k3(new, anchor)
+            loss = -(weight * (value - s.beta * kl)).sum()    # J is maximised
+            loss.backward()
+            ratio = (new.detach() - before).exp()
+            if m == 0:                                        # before any update, it should be 1
+                gaps.append((new.detach() - before)[mask].abs())
+            for name, x in (("entropy", entropy), ("kl", kl), ("clip", held), ("ratio", ratio)):
+                total[name] += float((x.detach() * mask).sum())
+        factor = learning_rate_at(step * s.minibatches + m, s.steps * s.minibatches, s.warmup, 0)
+        info = update(model, optimizers, factor)
+    gap = torch.cat(gaps).sort().values
+    count = int(answer[rows].sum())
+    # Over 1e-3 is a routing flip: two experts all but tied, and another batch shape rounds the
+    # other way.
+    return info | {name: x / count for name, x in total.items()} | {
+        "gap_p999": float(gap[int(0.999 * (len(gap) - 1))]), "gap_max": float(gap[-1]),
+        "gap_flips": int((gap > 1e-3).sum())}
+
+
+def train_rl(model, task, s, seed=0, state=None):
+    """Trains the model in place; a generator of (record, snapshot) after each step.
+
+    snapshot() is the state to continue from, to the same bits: all randomness is drawn afresh
+    from the seed and the step.
+    """
+    optimizers = make_optimizer(model, s.lr)
+    reference = copy.deepcopy(model).eval()
+    first = 0
+    if state:
+        first = state["step"]
+        reference.load_state_dict(state["reference"])
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+    for step in range(first, s.steps):
+        rng = random.Random(f"{seed}/rl/{step}")
+        rollout = act(model, task, s, rng)
+        record = {"step": step + 1} | describe(rollout, task)
+        model.train()
+        record |= improve(model, reference, optimizers, rollout, s, rng, step)
+        if (step + 1) % s.reference_every == 0:
+            reference.load_state_dict(model.state_dict())
+        record["tokens"] = int(rollout.samples.answer.sum())
+        yield record, lambda: {"step": step + 1, "reference": reference.state_dict(),
+                               "optimizers": [o.state_dict() for o in optimizers]}
+
+
+def advice(record, s):
+    """What a teacher would say of a step's record: [(keyword, sentence)], each said once a run."""
+    easy = record["accuracy"] > 0.5
+    cases = [
+        ("loss", record["step"] == 1,
+         "no loss is shown: GRPO's is near 0 at each first update by construction (ratio 1, "
+         "advantages that sum to 0); watch accuracy and length"),
+        ("cut", record["cut_off"] > 0.25,
+         f"{record['cut_off']:.0%} of answers are cut off: raise zero.max_new_tokens"),
+        ("dead", record["dead_groups"] > 0.8,
+         f"{record['dead_groups']:.0%} of groups are dead (all answers score the same): "
+         f"problems too {'easy, raise' if easy else 'hard, lower'} zero.levels"),
+        ("stuck", record["accuracy"] < 0.02 and record["step"] >= 10,
+         "almost nothing is right: RL cannot amplify what the base never does; raise base.steps"),
+        ("entropy", record["entropy"] < 0.01,
+         "the entropy is almost 0: answers to a question are all alike and nothing can be learnt "
+         "from comparing them; lower zero.lr"),
+        ("kl", record["kl"] > 1.0,
+         "the policy is far from its reference (KL over 1): raise zero.beta or lower zero.lr"),
+        ("gap", record["gap_p999"] > 1e-2,
+         "sampler and trainer disagree on probabilities by over 1%: try --dtype float32"),
+        ("load", record["expert_load"] > 4,
+         f"an expert has {record['expert_load']:.1f} times the mean load: raise model.bias_speed"),
+    ]
+    return [(keyword, sentence) for keyword, holds, sentence in cases if holds]

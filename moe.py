@@ -1,0 +1,653 @@
+"""The model: a DeepSeek-V3 transformer in miniature, how it samples, and how one update is made.
+
+    MLA          multi-head latent attention: keys and values share a small latent (V3 eq 1-11)
+    Router       sigmoid affinities, node-limited groups, a bias that balances the load (eq 13-16)
+    Experts      stacked weights, tokens sorted by expert, none dropped; MoE adds the shared experts
+    MTP          one more block that predicts the token after the next (eq 21-25)
+    Transformer  the whole; generate() samples with a latent cache; update() is one optimizer step
+
+Axes: B batch, T time, C width (dim), H heads, E routed experts, K experts a token, N = B*T tokens.
+
+Departures from V3. No YaRN context extension, no FP8, no pipeline. The latents' norms are in the
+code of V3 though not in its equations, and so they are here. MTP reads the hidden state after the
+final norm and has a norm of its own before the shared head, as the released weights have. Weights
+start at `init_std`, scaled for small widths; V3 uses 0.006.
+"""
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of a model, named as in DeepSeek's inference code; comments: the paper's symbols."""
+    vocab_size: int = 311
+    dim: int = 64                  # d, width of the residual stream
+    inter_dim: int = 192           # hidden width of a dense feed-forward
+    moe_inter_dim: int = 64        # hidden width of one expert
+    n_layers: int = 3
+    n_dense_layers: int = 1        # the first layers' feed-forward is dense; all of them: no MoE
+    n_heads: int = 4               # n_h
+    n_routed_experts: int = 8      # N_r
+    n_shared_experts: int = 1      # N_s, one feed-forward of width N_s * moe_inter_dim
+    n_activated_experts: int = 2   # K_r, routed experts a token uses
+    n_expert_groups: int = 1       # groups ("nodes") the experts lie in
+    n_limited_groups: int = 1      # M, groups a token may use
+    route_scale: float = 1.0       # factor on the routed experts' sum; 2.5 in V3
+    q_lora_rank: int = 0           # d_c', query latent; 0: queries are not compressed (as V2-Lite)
+    kv_lora_rank: int = 32         # d_c, key-value latent: only it and the rotary key are cached
+    qk_nope_head_dim: int = 16     # d_h, content part of a query and key head
+    qk_rope_head_dim: int = 16     # d_h^R, rotary part, one key shared by all heads
+    v_head_dim: int = 32           # value head; if nope + rope, the fused attention kernel serves
+    n_mtp_layers: int = 1          # D, multi-token prediction depth: 0 or 1
+    mtp_weight: float = 0.3        # lambda, weight of the MTP loss
+    balance_alpha: float = 1e-4    # alpha, weight of the sequence-wise balance loss
+    bias_speed: float = 1e-3       # gamma, how far the routing bias moves a step
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    init_std: float = 0.05         # of every matrix; 0.006 at V3's width
+    max_seq_len: int = 512         # tokens, prompt and answer
+
+
+PRESETS = {
+    "micro": Config(dim=32, inter_dim=64, moe_inter_dim=32, n_layers=2, n_heads=2,
+                    n_routed_experts=4, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8,
+                    v_head_dim=16),
+    "nano": Config(),
+    "laptop": Config(dim=512, inter_dim=1536, moe_inter_dim=256, n_layers=8, n_heads=8,
+                     n_routed_experts=32, n_activated_experts=4, route_scale=2.5, kv_lora_rank=128,
+                     qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=64, init_std=0.02,
+                     max_seq_len=2048),
+    "node": Config(dim=1024, inter_dim=4096, moe_inter_dim=512, n_layers=16, n_heads=16,
+                   n_routed_experts=32, n_activated_experts=4, n_expert_groups=8,
+                   n_limited_groups=4, route_scale=2.5, q_lora_rank=384, kv_lora_rank=256,
+                   qk_nope_head_dim=64, qk_rope_head_dim=64, v_head_dim=128, init_std=0.006,
+                   max_seq_len=4096),
+    "v3": Config(vocab_size=129280, dim=7168, inter_dim=18432, moe_inter_dim=2048, n_layers=61,
+                 n_dense_layers=3, n_heads=128, n_routed_experts=256, n_activated_experts=8,
+                 n_expert_groups=8, n_limited_groups=4, route_scale=2.5, q_lora_rank=1536,
+                 kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
+                 init_std=0.006, max_seq_len=4096),
+    "student": Config(dim=48, inter_dim=144, n_dense_layers=3, n_mtp_layers=0),
+    "student-small": Config(dim=32, inter_dim=96, n_dense_layers=3, n_mtp_layers=0),
+}
+
+
+# --------------------------------------------------------------------------------------------------
+# Attention
+
+
+def rope_angles(config):
+    """cos and sin of every position and frequency, each (max_seq_len, qk_rope_head_dim / 2)."""
+    twice = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32)              # 2i
+    frequency = config.rope_theta ** (-twice / config.qk_rope_head_dim)
+    angle = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float32), frequency)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """Rotates pairs (x0, x1), (x2, x3), ... of (B, T, H, R), as DeepSeek does (Llama: halves)."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)       # (B, T, H, R/2) each
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)       # (.., T, 1, R/2)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).type_as(x)
+
+
+@dataclass
+class Cache:
+    """All that MLA remembers of a token: the normalised latent and the rotated shared key."""
+    latent: Tensor   # (layers, B, S, kv_lora_rank + qk_rope_head_dim), S columns reserved
+    start: Tensor    # (B,) first column that is not left padding
+    length: int = 0  # columns filled
+
+    def keep(self, rows):
+        """The cache of some of the rows, (B',) indices."""
+        return Cache(self.latent[:, rows], self.start[rows], self.length)
+
+
+def make_cache(config, start, size):
+    """An empty cache of `size` columns for rows whose left padding ends at `start` (B,)."""
+    width = config.kv_lora_rank + config.qk_rope_head_dim
+    return Cache(torch.zeros(config.n_layers, len(start), size, width, device=start.device), start)
+
+
+class MLA(nn.Module):
+    """Multi-head latent attention (V3 section 2.1.1, eq 1-11)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads, self.value, self.rank = config.n_heads, config.v_head_dim, config.kv_lora_rank
+        self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
+        self.scale = (self.nope + self.rope) ** -0.5
+        queries = self.heads * (self.nope + self.rope)
+        keys_values = self.heads * (self.nope + self.value)
+        if config.q_lora_rank:
+            self.wq_a = nn.Linear(config.dim, config.q_lora_rank, bias=False)  # W_DQ
+            self.q_norm = nn.RMSNorm(config.q_lora_rank, config.norm_eps)
+            self.wq_b = nn.Linear(config.q_lora_rank, queries, bias=False)     # W_UQ, W_QR by head
+        else:
+            self.wq = nn.Linear(config.dim, queries, bias=False)
+        self.wkv_a = nn.Linear(config.dim, self.rank + self.rope, bias=False)  # W_DKV, W_KR
+        self.kv_norm = nn.RMSNorm(self.rank, config.norm_eps)
+        self.wkv_b = nn.Linear(self.rank, keys_values, bias=False)             # W_UK, W_UV by head
+        self.wo = nn.Linear(self.heads * self.value, config.dim, bias=False)
+
+    def forward(self, x, cos, sin, cache=None, visible=None):
+        """x (B, T, C) -> (B, T, C). cache (B, S, .): this layer's columns, the last T empty."""
+        B, T, _ = x.size()
+        q = self.wq(x) if hasattr(self, "wq") else self.wq_b(self.q_norm(self.wq_a(x)))
+        q, q_rope = q.view(B, T, self.heads, -1).split((self.nope, self.rope), -1)  # (B, T, H, .)
+        q_rope = rotate(q_rope, cos, sin)
+        latent, k_rope = self.wkv_a(x).split((self.rank, self.rope), -1)            # (B, T, .)
+        latent = self.kv_norm(latent)                                               # c_KV
+        k_rope = rotate(k_rope.unsqueeze(2), cos, sin)                              # k_R, shared
+        if cache is None:
+            out = self.attend(q, q_rope, latent, k_rope)
+        else:
+            cache[:, -T:] = torch.cat((latent, k_rope.squeeze(2)), -1)
+            out = self.attend_absorbed(q, q_rope, cache, visible)
+        return self.wo(out.flatten(2))
+
+    def attend(self, q, q_rope, latent, k_rope):
+        """The form for training, causal: every head's keys and values. Returns (B, T, H, value)."""
+        kv = self.wkv_b(latent).unflatten(-1, (self.heads, -1))  # (B, T, H, nope + value)
+        k, v = kv.split((self.nope, self.value), -1)             # k_C, v_C
+        q = torch.cat((q, q_rope), -1).transpose(1, 2)           # (B, H, T, nope + rope)
+        k = torch.cat((k, k_rope.expand(-1, -1, self.heads, -1)), -1).transpose(1, 2)
+        v = v.transpose(1, 2)                                    # (B, H, T, value)
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+        return z.transpose(1, 2)
+
+    def attend_absorbed(self, q, q_rope, cache, visible):
+        """The form for decoding (V2 section 2.1.2): W_UK moves to the query and W_UV to the output,
+        so attention runs over the cached latents. visible (B, 1, T, S): what each query may see."""
+        w_ukv = self.wkv_b.weight.view(self.heads, -1, self.rank)  # (H, nope + value, rank)
+        w_uk, w_uv = w_ukv.split((self.nope, self.value), 1)
+        latent = cache[..., :self.rank]                            # (B, S, rank)
+        q = torch.einsum("bthd,hdr->bhtr", q, w_uk)                # the query's content as a latent
+        q = torch.cat((q, q_rope.transpose(1, 2)), -1)             # (B, H, T, rank + rope)
+        score = torch.einsum("bhtr,bsr->bhts", q, cache) * self.scale
+        weight = score.masked_fill(~visible, -math.inf).softmax(-1)
+        z = torch.einsum("bhts,bsr->bhtr", weight, latent)         # attended latent
+        return torch.einsum("bhtr,hvr->bthv", z, w_uv)
+
+
+# --------------------------------------------------------------------------------------------------
+# Mixture of experts
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, dim, inter_dim):
+        super().__init__()
+        self.w13 = nn.Linear(dim, 2 * inter_dim, bias=False)  # w1 (gate) above w3 (up): one product
+        self.w2 = nn.Linear(inter_dim, dim, bias=False)
+
+    def forward(self, x):
+        """x (.., C) -> (.., C)"""
+        gate, up = self.w13(x).chunk(2, -1)
+        return self.w2(F.silu(gate) * up)
+
+
+class Router(nn.Module):
+    """Which K experts a token goes to, with what gates (V3 eq 13-16; node limit: section 2.1.2)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, E = config, config.n_routed_experts
+        self.weight = nn.Parameter(torch.empty(E, config.dim))          # centroids e_i
+        self.register_buffer("bias", torch.zeros(E))                    # b_i, moved by balance()
+        self.register_buffer("load", torch.zeros(E), persistent=False)  # c_i since the last step
+
+    def forward(self, x_NC):
+        """Returns scores (N, E), gates (N, K) and the chosen experts (N, K)."""
+        config = self.config
+        with torch.autocast(x_NC.device.type, enabled=False):          # float32: near-ties decide
+            scores_NE = F.linear(x_NC.float(), self.weight.float()).sigmoid()  # s_i
+        biased_NE = scores_NE.detach() + self.bias                     # only the choice is biased
+        if config.n_expert_groups > 1:
+            groups = biased_NE.unflatten(-1, (config.n_expert_groups, -1))  # (N, groups, E/groups)
+            score = groups.topk(2, -1).values.sum(-1)                       # its K/M best; 2 in V3
+            best = score.topk(config.n_limited_groups, -1).indices
+            outside = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, best, False)
+            biased_NE = groups.masked_fill(outside.unsqueeze(-1), -math.inf).flatten(-2)
+        chosen_NK = biased_NE.topk(config.n_activated_experts, -1).indices
+        gates_NK = scores_NE.gather(-1, chosen_NK)                     # g_i, from unbiased scores
+        gates_NK = gates_NK / (gates_NK.sum(-1, keepdim=True) + 1e-20) * config.route_scale
+        return scores_NE, gates_NK.type_as(x_NC), chosen_NK
+
+
+class Experts(nn.Module):
+    """All routed experts as stacked weights."""
+
+    def __init__(self, config):
+        super().__init__()
+        E, C, I = config.n_routed_experts, config.dim, config.moe_inter_dim
+        self.w13 = nn.Parameter(torch.empty(E, 2 * I, C))
+        self.w2 = nn.Parameter(torch.empty(E, C, I))
+
+    def forward(self, x_NC, gates_NK, chosen_NK):
+        """The gated sum of each token's experts (N, C). Sorted by expert: one product each."""
+        order = chosen_NK.flatten().argsort(stable=True)               # (N*K,) pairs, by expert
+        token = order // chosen_NK.size(1)
+        counts = chosen_NK.flatten().bincount(minlength=len(self.w2))  # where 0, a zero gradient
+        ends = counts.cumsum(0).int()
+        kind = x_NC.device.type                                        # no autocast of grouped_mm
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NC.dtype
+        x, w13, w2 = x_NC[token].to(dtype), self.w13.to(dtype), self.w2.to(dtype)
+        gate, up = F.grouped_mm(x, w13.transpose(1, 2), offs=ends).chunk(2, -1)
+        y = F.grouped_mm(F.silu(gate) * up, w2.transpose(1, 2), offs=ends)
+        y = y * gates_NK.flatten()[order].unsqueeze(-1)
+        return torch.zeros_like(x_NC, dtype=y.dtype).index_add(0, token, y)
+
+
+class MoE(nn.Module):
+    """Shared and routed experts (V3 eq 12)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.router, self.experts = config, Router(config), Experts(config)
+        self.shared = MLP(config.dim, config.n_shared_experts * config.moe_inter_dim)
+
+    def forward(self, x, real):
+        """x (B, T, C), real (B, T) False at padding -> (B, T, C), balance loss. In training the
+        load of each expert is counted, for balance()."""
+        x_NC = x.flatten(0, 1)
+        scores_NE, gates_NK, chosen_NK = self.router(x_NC)
+        loss = 0.0
+        if self.training:
+            taken_NE = F.one_hot(chosen_NK, scores_NE.size(1)).sum(1) * real.flatten().unsqueeze(-1)
+            self.router.load += taken_NE.sum(0)
+            loss = self.balance_loss(scores_NE.unflatten(0, x.shape[:2]), real)
+        return (self.experts(x_NC, gates_NK, chosen_NK) + self.shared(x_NC)).view_as(x), loss
+
+    def balance_loss(self, scores_BTE, real):
+        """The sequence-wise balance loss (V3 eq 17-20), over all sequences; alpha each if even."""
+        K, E = self.config.n_activated_experts, self.config.n_routed_experts
+        mask = real.unsqueeze(-1).float()           # (B, T, 1)
+        length = mask.sum(1)                        # T of each sequence, (B, 1)
+        best = scores_BTE.topk(K, -1).indices       # by s alone, no bias
+        top = torch.zeros_like(scores_BTE).scatter(-1, best, 1.0)
+        f = E / (K * length) * (top * mask).sum(1)  # (B, E)
+        p = (scores_BTE / scores_BTE.sum(-1, keepdim=True) * mask).sum(1) / length
+        return self.config.balance_alpha * (f * p).sum()
+
+
+# --------------------------------------------------------------------------------------------------
+# The transformer
+
+
+class Block(nn.Module):
+    """Pre-norm attention, then a dense or mixture-of-experts feed-forward."""
+
+    def __init__(self, config, dense):
+        super().__init__()
+        self.attn_norm, self.ffn_norm = (nn.RMSNorm(config.dim, config.norm_eps) for _ in range(2))
+        self.attn = MLA(config)
+        self.ffn = MLP(config.dim, config.inter_dim) if dense else MoE(config)
+
+    def forward(self, x, cos, sin, real, cache=None, visible=None):
+        """x (B, T, C) -> (B, T, C), balance loss."""
+        x = x + self.attn(self.attn_norm(x), cos, sin, cache, visible)
+        h = self.ffn_norm(x)
+        y, loss = self.ffn(h, real) if isinstance(self.ffn, MoE) else (self.ffn(h), 0.0)
+        return x + y, loss
+
+
+class MTP(nn.Module):
+    """Multi-token prediction of depth 1 (V3 section 2.2): h_i and Emb(t_{i+1}) predict t_{i+2}."""
+
+    def __init__(self, config):
+        super().__init__()
+        norms = (nn.RMSNorm(config.dim, config.norm_eps) for _ in range(3))
+        self.hidden_norm, self.embed_norm, self.norm = norms
+        self.proj = nn.Linear(2 * config.dim, config.dim, bias=False)  # M_1
+        self.block = Block(config, dense=config.n_dense_layers == config.n_layers)
+
+    def forward(self, hidden, embedded, cos, sin, real):
+        """hidden (B, T, C), embedded (B, T, C) of the next -> (B, T, C) for the shared head."""
+        x = self.proj(torch.cat((self.hidden_norm(hidden), self.embed_norm(embedded)), -1))  # eq 21
+        x, loss = self.block(x, cos, sin, real)
+        return self.norm(x), loss
+
+
+@dataclass
+class Output:
+    """What a forward pass returns."""
+    logits: Tensor  # (B, T, vocabulary), or (M, vocabulary) of the positions asked for
+    hidden: Tensor  # (B, T, C) after the final norm
+    balance: Tensor | float  # balance loss, summed over layers and sequences
+
+
+class Transformer(nn.Module):
+    """The whole model. Every weight of the embedding is separate from the head's, as in V3."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.compute_dtype = config, torch.float32
+        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, dense=i < config.n_dense_layers)
+                                    for i in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.mtp = MTP(config) if config.n_mtp_layers else None
+        for name, angles in zip(("cos", "sin"), rope_angles(config)):
+            self.register_buffer(name, angles, persistent=False)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=config.init_std)
+
+    def forward(self, tokens, real=None, cache=None, at=None):
+        """tokens (B, T) -> Output. real (B, T): False at padding, which must be on the right and is
+        kept out of the experts' load. With a cache, tokens continue it (left padding allowed); it
+        grows by T columns. at (B, T): True where logits are wanted, then (M, vocabulary)."""
+        B, T = tokens.size()
+        visible = None
+        if cache is None:
+            real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
+            cos, sin = self.cos[:T], self.sin[:T]
+        else:
+            column = torch.arange(cache.length + T, device=tokens.device)                # (S,)
+            query = column[cache.length:].unsqueeze(-1)                                  # (T, 1)
+            start = cache.start.view(-1, 1, 1)
+            visible = (column <= query) & (column >= start) | (column == query)          # (B, T, S)
+            visible = visible.unsqueeze(1)
+            position = (column[cache.length:] - cache.start.unsqueeze(-1)).clamp(min=0)  # (B, T)
+            cos, sin = self.cos[position], self.sin[position]
+            cache.length += T
+        with self.precision():
+            x, balance = self.embed(tokens), 0.0
+            for i, layer in enumerate(self.layers):
+                columns = None if cache is None else cache.latent[i, :, :cache.length]
+                x, loss = layer(x, cos, sin, real, columns, visible)
+                balance = balance + loss
+            hidden = self.norm(x)
+            return Output(self.head(hidden if at is None else hidden[at]), hidden, balance)
+
+    def precision(self):
+        """A context in which products are computed in compute_dtype, from float32 weights."""
+        return torch.autocast(self.head.weight.device.type, self.compute_dtype,
+                              enabled=self.compute_dtype != torch.float32)
+
+    def predict_second(self, tokens, real, hidden, at):
+        """MTP's Output for the token after the next: position i reads hidden (B, T, C) of tokens
+        0..i and the embedding of token i+1, and predicts token i+2. at (B, T-1): True if wanted."""
+        T = tokens.size(1) - 1
+        with self.precision():
+            embedded = self.embed(tokens[:, 1:])
+            h, loss = self.mtp(hidden[:, :-1], embedded, self.cos[:T], self.sin[:T], real[:, 1:])
+            return Output(self.head(h[at]), h, loss)
+
+
+# --------------------------------------------------------------------------------------------------
+# Losses and log-probabilities
+
+
+def pad(sequences, value, device=None):
+    """A list of N token lists -> (N, T) tensor, padded on the right."""
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value).to(device)
+
+
+def supervised_loss(model, tokens, real, weight, targets, sequences):
+    """V3's training loss: next token, MTP (eq 24-25) and balance (eq 17). Returns (loss, info).
+
+    tokens (B, T), real (B, T) False at padding, weight (B, T) of predicting each token. targets and
+    sequences count the global batch, so cutting it into micro-batches never changes the gradient.
+    """
+    def nll(logits, shift):
+        wanted = weight[:, shift:] > 0
+        losses = F.cross_entropy(logits.float(), tokens[:, shift:][wanted], reduction="none")
+        return (losses * weight[:, shift:][wanted]).sum() / targets
+    output = model(tokens, real, at=F.pad(weight[:, 1:] > 0, (0, 1)))  # i predicts token i+1
+    main, balance = nll(output.logits, 1), output.balance
+    loss = main
+    if model.mtp is not None and model.config.mtp_weight:
+        at = F.pad(weight[:, 2:] > 0, (0, 1))                          # and i+2; 1/T, not 1/(T-1)
+        second = model.predict_second(tokens, real, output.hidden, at)
+        loss = loss + model.config.mtp_weight * nll(second.logits, 2)
+        balance = balance + second.balance
+    return loss + balance / sequences, {"loss": main.detach()}
+
+
+def logprobs(model, tokens, wanted, real=None, temperature=1.0):
+    """Log-probability of tokens (N, T) given what stands before them, and the entropy there: both
+    (N, T), zero where `wanted` (N, T) is False."""
+    logits = model(tokens, real, at=F.pad(wanted[:, 1:], (0, 1))).logits
+    logp = (logits.float() / temperature).log_softmax(-1)
+    chosen = logp.gather(-1, tokens[wanted].unsqueeze(-1)).squeeze(-1)
+    entropy = -(logp.exp() * logp).sum(-1)
+    blank = torch.zeros(tokens.shape, device=tokens.device)
+    return blank.masked_scatter(wanted, chosen), blank.masked_scatter(wanted, entropy.detach())
+
+
+# --------------------------------------------------------------------------------------------------
+# Sampling
+
+
+@dataclass
+class Samples:
+    """N sampled answers, right-padded behind their prompts."""
+    tokens: Tensor    # (N, T) prompt then answer, right-padded
+    answer: Tensor    # (N, T) True at the answer's tokens, its end token included
+    logprobs: Tensor  # (N, T) log-probability of each answer token as it was sampled, elsewhere 0
+    finished: Tensor  # (N,) whether the answer ended by itself
+
+    def answers(self):
+        """The answers' token ids, N lists."""
+        return [row[mask].tolist() for row, mask in zip(self.tokens, self.answer)]
+
+
+def sampling_logprobs(logits, temperature, top_p):
+    """Log-probabilities (N, V) of the sampling policy: logits over temperature, then the smallest
+    set of tokens whose mass reaches top_p, renormalised. Temperature 0: the likeliest token."""
+    if temperature == 0:
+        return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
+    logp = (logits.float() / temperature).log_softmax(-1)
+    if top_p < 1:
+        ordered, order = logp.sort(-1, descending=True)
+        before = ordered.exp().cumsum(-1) - ordered.exp()  # mass of the likelier tokens
+        drop = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, before >= top_p)
+        logp = logp.masked_fill(drop, -math.inf).log_softmax(-1)
+    return logp
+
+
+@torch.no_grad()
+def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0):
+    """Samples an answer to each of N prompts (token lists of any lengths). Returns Samples.
+
+    Answer n, token t is drawn with its own uniform number, so neither the other prompts' fate nor
+    the order of retirement touches it. Ended rows leave the batch when a quarter of it is idle.
+    """
+    device, config, N = model.head.weight.device, model.config, len(prompts)
+    longest = max(map(len, prompts))
+    if longest + max_new_tokens > config.max_seq_len:
+        raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
+                         f"model's max_seq_len of {config.max_seq_len}")
+    training = model.training
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(N, max_new_tokens, generator=generator).to(device)
+    begin = torch.tensor([len(p) for p in prompts], device=device)      # (N,) column of the answer
+    cache = make_cache(config, longest - begin, longest + max_new_tokens)
+    tokens = torch.full((N, longest + max_new_tokens), pad_id, device=device)
+    tokens[:, :longest] = pad(prompts, pad_id, device)
+    answer, logp = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens).float()
+    finished = torch.zeros(N, dtype=torch.bool, device=device)
+    rows, alive = torch.arange(N, device=device), ~finished             # rows still in the batch
+    fed = pad([[pad_id] * (longest - len(p)) + list(p) for p in prompts], pad_id, device)
+    for t in range(max_new_tokens):
+        policy = sampling_logprobs(model(fed, cache=cache).logits[:, -1], temperature, top_p)
+        mass = policy.exp().cumsum(-1)
+        fed = torch.searchsorted(mass, uniform[rows, t, None] * mass[:, -1:], right=True)  # (n, 1)
+        fed = fed.clamp(max=config.vocab_size - 1)
+        at = rows[alive], begin[rows[alive]] + t
+        tokens[at], answer[at] = fed[alive, 0], True
+        logp[at] = policy.gather(-1, fed)[alive, 0]
+        ended = alive & (fed[:, 0] == end_id)
+        finished[rows[ended]] = True
+        alive = alive & ~ended
+        living = int(alive.sum())
+        if living == 0:
+            break
+        if living < 0.75 * len(rows):
+            cache, rows, fed, alive = cache.keep(alive), rows[alive], fed[alive], alive[alive]
+    model.train(training)
+    width = int((begin + answer.sum(1)).max())
+    return Samples(tokens[:, :width], answer[:, :width], logp[:, :width], finished)
+
+
+# --------------------------------------------------------------------------------------------------
+# One update
+
+
+@torch.no_grad()
+def balance(model):
+    """Moves every routing bias by gamma * sign(mean load - load) (V3 section 2.1.2) and forgets the
+    load. Returns the largest max/mean load of any layer, the figure to watch; 0.0 if no load."""
+    worst = 0.0
+    for router in (m for m in model.modules() if isinstance(m, Router)):
+        mean = router.load.mean()
+        if mean > 0:
+            worst = max(worst, float(router.load.max() / mean))
+            router.bias += router.config.bias_speed * torch.sign(mean - router.load)
+        router.load.zero_()
+    return worst
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, each matrix replaced by the nearest orthogonal one (Jordan et al. 2024; Kimi K2).
+
+    torch.optim.Muon takes single matrices; this one also takes stacks of them, as experts have.
+    """
+
+    def __init__(self, parameters, lr, momentum=0.95):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        """One update; with sqrt(rows / columns), outputs change by a like amount for all shapes."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                average.lerp_(p.grad, 1 - group["momentum"])
+                nesterov = p.grad.lerp(average, group["momentum"])
+                factor = max(1.0, p.size(-2) / p.size(-1)) ** 0.5
+                p.add_(orthogonal(nesterov), alpha=-group["lr"] * factor)
+
+
+def orthogonal(x, rounds=5):
+    """Roughly U V^T of x = U S V^T (.., rows, columns): a quintic Newton-Schulz iteration that
+    drives every singular value to about 1 (between 0.7 and 1.2: fast, not exact)."""
+    tall = x.size(-2) > x.size(-1)
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(rounds):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def make_optimizer(model, lr, muon_lr=0.0, weight_decay=0.0):
+    """AdamW with V3's betas (section 4.2) on all parameters; with muon_lr, Muon on the matrices
+    between embedding and head (not the router's centroids, which are vectors). Returns a list."""
+    matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and muon_lr
+                and not name.startswith(("embed.", "head.")) and "router" not in name]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
+    optimizers = [adamw, Muon(matrices, muon_lr)] if matrices else [adamw]
+    for group in (g for o in optimizers for g in o.param_groups):
+        group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def learning_rate_at(step, steps, warmup, decay):
+    """The factor on the learning rate: linear from 0 over `warmup` steps, constant, linear to 0
+    over the last share `decay` of `steps`."""
+    left = (steps - step) / (decay * steps) if decay else 1.0
+    return min(1.0, (step + 1) / (warmup + 1), left)
+
+
+def update(model, optimizers, factor=1.0, max_norm=1.0):
+    """One optimizer step from the gradients at hand: clip, step, zero, balance. Returns its log.
+
+    A gradient that is not finite changes nothing and is reported as such.
+    """
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+    if math.isfinite(norm):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            optimizer.step()
+    model.zero_grad()
+    return {"grad_norm": norm, "expert_load": balance(model)}
+
+
+# --------------------------------------------------------------------------------------------------
+# Devices and checkpoints
+
+FORMAT = 1  # of a checkpoint; raised when old ones can no longer be read
+
+
+class UserError(ValueError):
+    """Something the user can mend; the message is one line."""
+
+
+def choose_device(device="auto", dtype="auto"):
+    """(torch.device, torch.dtype) of a user's words; UserError if the device is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device}: not to be had here ({reason})") from None
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    return device, getattr(torch, dtype)
+
+
+def place(model, device, dtype=torch.float32):
+    """The model on a device; its weights stay float32, its forward pass computes in dtype."""
+    model.compute_dtype = dtype
+    return model.to(device)
+
+
+def save(path, model, **extra):
+    """Writes a checkpoint whole or not at all: a temporary file, synced, is renamed to `path`."""
+    record = {"format": FORMAT, "config": dataclasses.asdict(model.config),
+              "model": model.state_dict(), **extra}
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(record, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def load(path, device="cpu", dtype=torch.float32):
+    """(model, all else that was saved) of a checkpoint, or UserError. Executes nothing in it."""
+    try:
+        record = torch.load(path, map_location=device, weights_only=True)
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']}, wanted {FORMAT}")
+        model = place(Transformer(Config(**record.pop("config"))), device, dtype)
+        model.load_state_dict(record.pop("model"))
+    except OSError:
+        raise
+    except Exception as error:  # torch.load meets damage with errors of a dozen types
+        reason = (str(error) or type(error).__name__).splitlines()[0][:100]
+        raise UserError(f"{path}: not a checkpoint that can be read here ({reason})") from None
+    return model, record

@@ -1,0 +1,646 @@
+"""r1mini: DeepSeek-R1 in miniature. The pipeline, evaluation and the command line.
+
+    python r1mini.py                     every stage on the nano preset, into runs/nano
+    python r1mini.py base | zero         up to that stage; zero --from CKPT starts from another base
+    python r1mini.py eval CKPT           pass@1, vote and pass@k, on held-out problems or your own
+    python r1mini.py chat CKPT           talk to it; the thinking apart from the answer
+    python r1mini.py report RUN RUN ...  means and spread over runs; --to results/NAME keeps them
+    python r1mini.py study NAME          the runs behind a table of the README
+    python r1mini.py cost --preset v3    what a preset's sizes come to
+
+    stage   learns from                      reward               loop
+    base    documents of the corpus          -                    train (here)
+    zero    problems, its own answers        accuracy + format    train_rl (grpo.py)
+
+A run folder holds config.json, log.jsonl (no clock in it, so that two runs compare to the bit),
+timing.jsonl, one checkpoint a stage, samples.md and report.md. The same command continues a run
+that was stopped, and skips what is finished.
+"""
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import errno
+import importlib
+import json
+import math
+import platform
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import moe
+import tasks
+from grpo import OBJECTIVES, RL, SETTINGS, Task, advice, micro_batches, train_rl
+from moe import UserError
+
+# -------------------------------------------------------------------------------------------------
+# Settings
+
+
+@dataclass(frozen=True)
+class Train:
+    """Settings of the supervised loop."""
+    steps: int = 1000
+    documents: int = 80            # a step
+    lr: float = 1e-2               # AdamW: embedding, head, norms, router
+    muon_lr: float = 1e-2          # Muon: the matrices between; 0: AdamW for all
+    warmup: int = 20               # steps
+    decay: float = 0.4             # share of the steps over which the learning rates fall to 0
+    weight_decay: float = 0.0
+    micro_tokens: int = 3000       # tokens in one forward pass; memory and speed only
+    dev_every: int = 250           # steps between evaluations on dev
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model is asked. Choices are made on dev; test is for what is reported."""
+    problems: int = 500            # test problems, evenly over the levels
+    samples: int = 16              # answers to each
+    temperature: float = 0.6       # as R1 is evaluated (R1 section 3)
+    top_p: float = 0.95
+    longer: int = 100              # test problems of each of the two levels above any in training
+    dev_problems: int = 64
+    dev_every: int = 5             # RL steps between evaluations on dev, at temperature 1
+    rows: int = 1024               # answers written at a time; memory and speed only
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that determines a run."""
+    preset: str = "nano"
+    seed: int = 0
+    start: str = ""                # checkpoint that zero starts from, if not this run's own base
+    model: moe.Config = field(default_factory=moe.Config)
+    corpus: tasks.Corpus = field(default_factory=tasks.Corpus)
+    base: Train = field(default_factory=Train)
+    zero: RL = field(default_factory=RL)
+    eval: Evaluation = field(default_factory=Evaluation)
+
+
+# What a preset changes beside the model's sizes: larger models learn longer chains, with products.
+LARGE = {"corpus.products": 0.2, "corpus.levels": (1, 2, 3, 4, 5, 6, 7),
+         "zero.levels": (4, 5, 6, 7), "zero.max_new_tokens": 400}
+TRAINING = {
+    "micro": {"base.steps": 20, "base.documents": 16, "base.dev_every": 10, "zero.steps": 4,
+              "zero.problems": 4, "zero.group_size": 4, "zero.max_new_tokens": 24,
+              "zero.reference_every": 2, "eval.problems": 8, "eval.samples": 4, "eval.longer": 2,
+              "eval.dev_problems": 4, "eval.dev_every": 2},
+    "nano": {},
+    "laptop": LARGE | {"base.steps": 4000, "base.documents": 256, "base.lr": 1e-3,
+                       "zero.lr": 1e-4, "zero.steps": 200},
+    "node": LARGE | {"base.steps": 20000, "base.documents": 1024, "base.lr": 5e-4,
+                     "zero.lr": 2e-5, "zero.steps": 500, "zero.problems": 128},
+}
+EXPECT = {"nano": "about 7 minutes and 1.5 GiB on two CPU cores", "micro": "seconds"}
+
+
+def convert(key, text, like):
+    """The value of a text in the type of `like`; UserError if it is none."""
+    kinds = {bool: "true or false", tuple: "whole numbers with commas between",
+             int: "a whole number", float: "a number", str: "a text"}
+    try:
+        if isinstance(like, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(like, tuple):
+            return tuple(int(x) for x in text.split(","))
+        value = type(like)(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError
+        return value
+    except (ValueError, KeyError):
+        raise UserError(f"--set {key}: wanted {kinds[type(like)]}, got {text!r}") from None
+
+
+def change(run, key, value):
+    """The Run with one field, such as zero.lr, set to a value or to the text of one."""
+    part, _, name = key.partition(".")
+    keys = [f"{p}.{f.name}" for p in ("model", "corpus", "base", "zero", "eval")
+            for f in dataclasses.fields(getattr(run, p))]
+    if key not in keys:
+        near = difflib.get_close_matches(key, keys, 1, 0.0)[0]
+        raise UserError(f"--set: there is no setting {key!r}; the nearest is {near}")
+    settings = getattr(run, part)
+    value = convert(key, value, getattr(settings, name)) if isinstance(value, str) else value
+    return dataclasses.replace(run, **{part: dataclasses.replace(settings, **{name: value})})
+
+
+def resolve(preset, seed, start, assignments):
+    """The Run of a preset and the user's key=value texts; UserError if they make no sense."""
+    if preset not in TRAINING:
+        raise UserError(f"--preset {preset} is for counting (cost); train {', '.join(TRAINING)}")
+    run = Run(preset, seed, start,
+              dataclasses.replace(moe.PRESETS[preset], vocab_size=tasks.VOCAB_SIZE))
+    pairs = [assignment.partition("=") for assignment in assignments]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise UserError(f"--set {key}: wanted key=value, such as --set zero.lr=1e-4")
+    objective = {key: value for key, _, value in pairs}.get("zero.objective", run.zero.objective)
+    if objective not in OBJECTIVES:
+        raise UserError(f"--set zero.objective={objective}: choose one of {', '.join(OBJECTIVES)}")
+    method = {f"zero.{key}": value for key, value in SETTINGS[objective].items()}
+    for key, value in [*TRAINING[preset].items(), *method.items(), *((k, v) for k, _, v in pairs)]:
+        run = change(run, key, value)
+    check(run)
+    return run
+
+
+def check(run):
+    """UserError if settings contradict each other."""
+    m, c, b, z, e = run.model, run.corpus, run.base, run.zero, run.eval
+    counts = (b.steps, b.documents, b.dev_every, z.steps, z.problems, z.minibatches, z.oversample,
+              z.max_new_tokens, z.reference_every, c.drill, e.problems, e.samples, e.longer,
+              e.dev_problems, e.dev_every, e.rows)
+    sizes = (m.dim, m.inter_dim, m.moe_inter_dim, m.n_layers, m.n_heads, m.n_routed_experts,
+             m.n_shared_experts, m.n_activated_experts, m.n_expert_groups, m.n_limited_groups,
+             m.kv_lora_rank, m.qk_nope_head_dim, m.qk_rope_head_dim, m.v_head_dim, m.max_seq_len)
+    shares = dataclasses.astuple(dataclasses.replace(c, levels=0, drill=0))
+    grouped = m.n_limited_groups * (m.n_routed_experts // max(1, m.n_expert_groups))
+    for wrong, message in (
+            (min(counts) < 1, "counts of steps, problems, samples and tokens must be at least 1"),
+            (min(sizes) < 1 or m.q_lora_rank < 0, "sizes of the model must be at least 1"),
+            (min(shares) < 0 or max(shares) > 1, "the corpus' shares must be within 0..1"),
+            (c.direct + c.steps + c.checked > 1 + 1e-9, "the corpus' shares of styles exceed 1"),
+            (m.vocab_size != tasks.VOCAB_SIZE, f"model.vocab_size must be {tasks.VOCAB_SIZE}"),
+            (m.qk_rope_head_dim % 2, "model.qk_rope_head_dim must be even: pairs are rotated"),
+            (m.n_dense_layers > m.n_layers, "model.n_dense_layers exceeds n_layers"),
+            (m.n_mtp_layers not in (0, 1), "model.n_mtp_layers must be 0 or 1"),
+            (m.n_routed_experts % max(1, m.n_expert_groups),
+             "n_expert_groups must divide n_routed_experts"),
+            (m.n_expert_groups > 1 and m.n_routed_experts < 2 * m.n_expert_groups,
+             "a group needs at least 2 experts"),
+            (m.n_limited_groups > m.n_expert_groups, "n_limited_groups exceeds n_expert_groups"),
+            (m.n_activated_experts > grouped, "n_activated_experts exceeds the experts to be had"),
+            (not 2 <= min(z.levels) <= max(z.levels) <= 7,
+             "zero.levels must be within 2..7: single steps are in the drills, so not held out"),
+            (not 1 <= min(c.levels) <= max(c.levels) <= 7, "corpus.levels must be within 1..7"),
+            (z.group_size < 2, "zero.group_size must be at least 2: an advantage compares answers"),
+            (z.minibatches > z.problems * z.group_size, "zero.minibatches exceeds the answers"),
+            (z.temperature <= 0, "zero.temperature must be above 0: RL needs different answers"),
+            (e.temperature < 0 or not 0 < e.top_p <= 1,
+             "eval.temperature must be at least 0 and eval.top_p within 0..1"),
+            (z.max_new_tokens + 30 > m.max_seq_len, "zero.max_new_tokens exceeds max_seq_len")):
+        if wrong:
+            raise UserError(message)
+
+
+# -------------------------------------------------------------------------------------------------
+# The supervised loop
+
+
+def train(model, s, document, seed, state=None):
+    """V3's loss on documents drawn by document(rng): the only supervised loop.
+
+    Trains the model in place; a generator of (record, snapshot) after each step, where snapshot()
+    is the state to continue from, to the same bits: each step draws its documents afresh from the
+    seed and its own number.
+    """
+    optimizers = moe.make_optimizer(model, s.lr, s.muon_lr, s.weight_decay)
+    device, first = model.head.weight.device, 0
+    if state:
+        first = state["step"]
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+    model.train()
+    for step in range(first, s.steps):
+        rng = random.Random(f"{seed}/train/{step}")
+        documents = [document(rng) for _ in range(s.documents)]
+        lengths = [len(d.tokens) for d in documents]
+        targets = sum(sum(d.weight) for d in documents)  # counted over the whole batch first
+        loss = 0.0
+        for rows in micro_batches(lengths, range(len(documents)), s.micro_tokens):
+            tokens = moe.pad([documents[i].tokens for i in rows], tasks.PAD_ID, device)
+            weight = moe.pad([documents[i].weight for i in rows], 0, device).float()
+            part, info = moe.supervised_loss(model, tokens, tokens != tasks.PAD_ID, weight, targets,
+                                             len(documents))
+            part.backward()
+            loss += float(info["loss"])
+        factor = moe.learning_rate_at(step, s.steps, s.warmup, s.decay)
+        record = {"step": step + 1, "loss": loss, "tokens": sum(lengths)}
+        yield record | moe.update(model, optimizers, factor), lambda: {
+            "step": step + 1, "optimizers": [o.state_dict() for o in optimizers]}
+
+
+# -------------------------------------------------------------------------------------------------
+# Evaluation
+
+MEASURES = {
+    "format": tasks.format_reward,
+    "reflection": lambda text, problem: tasks.reflects(text),
+    "correction": lambda text, problem: tasks.corrects(text),
+    "mixing": lambda text, problem: tasks.mixes(text),
+    "language": lambda text, problem: tasks.language_share(text, problem.language),
+}
+
+
+def make_problems(run, part, n, levels, salt=""):
+    """n problems of a part, evenly over levels: the same ones whatever the seed of the run."""
+    rng, products = random.Random(f"{part}/{salt}"), run.corpus.products
+    return [tasks.make_problem(rng, levels[i % len(levels)], part, products=products)
+            for i in range(n)]
+
+
+def pass_at_k(n, c, k):
+    """Unbiased chance that one of k answers is right, from n of which c are (Codex, eq 1)."""
+    if n - c < k:
+        return 1.0
+    return 1.0 - math.prod(1 - k / j for j in range(n - c + 1, n + 1))
+
+
+def majority(answers):
+    """The most frequent readable answer, or None; a tie goes to the one written first."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    return max(votes, key=votes.get) if votes else None
+
+
+def mean(values):
+    """The mean of numbers, rounded for the log; None of none."""
+    values = [float(v) for v in values]
+    return round(sum(values) / len(values), 6) if values else None
+
+
+def evaluate(model, problems, samples, temperature, top_p, max_new_tokens, rows=1024, seed=0):
+    """Asks each problem `samples` times. Returns (means, one record a problem in order)."""
+    texts, lengths, finished, many = [], [], [], max(1, rows // samples)
+    asked = [p for p in problems for _ in range(samples)]
+    for i in range(0, len(problems), many):
+        prompts = [tasks.encode_prompt(p.question) for p in asked[i * samples:(i + many) * samples]]
+        out = moe.generate(model, prompts, max_new_tokens, tasks.END_ID, tasks.PAD_ID, temperature,
+                           top_p, seed=seed * 1_000_003 + i)
+        texts += [tasks.decode(ids) for ids in out.answers()]
+        lengths += out.answer.sum(1).tolist()
+        finished += out.finished.tolist()
+    right = [tasks.accuracy(text, problem) for text, problem in zip(texts, asked)]
+    each = []
+    for i, problem in enumerate(problems):
+        mine = slice(i * samples, (i + 1) * samples)
+        vote = majority([tasks.parse(text)[1] for text in texts[mine]])
+        each.append({"question": problem.question, "answer": problem.answer, "level": problem.level,
+                     "right": int(sum(right[mine])), "vote": vote,
+                     "length": mean(lengths[mine])})
+    levels = sorted({p.level for p in problems})
+    record = {"problems": len(problems), "samples": samples, "temperature": temperature,
+              "top_p": top_p}
+    for k in (k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples):
+        record[f"pass@{k}"] = mean(pass_at_k(samples, e["right"], k) for e in each)
+    record[f"cons@{samples}"] = mean(e["vote"] == e["answer"] for e in each)
+    record |= {"length": mean(lengths), "cut_off": 1 - mean(finished)}
+    record |= {name: mean(f(t, p) for t, p in zip(texts, asked)) for name, f in MEASURES.items()}
+    record["by_level"] = {str(n): mean(e["right"] / samples for e in each if e["level"] == n)
+                          for n in levels}
+    styles = [tasks.style_of(t) if tasks.parse(t)[1] is not None else "" for t in texts]
+    record["by_style"] = {style: {"share": mean(s == style for s in styles)} | {
+        str(n): mean(r for r, s, p in zip(right, styles, asked) if s == style and p.level == n)
+        for n in levels} for style in tasks.STYLES}  # of the answers that can be read
+    return record, each
+
+
+# -------------------------------------------------------------------------------------------------
+# Runs: what is kept, and where a stopped one goes on
+
+
+def read_log(path):
+    """The records of a run's log.jsonl; UserError if the folder holds no run."""
+    try:
+        lines = (Path(path) / "log.jsonl").read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no run in this folder (no log.jsonl)") from None
+    except ValueError:
+        raise UserError(f"{path}/log.jsonl is damaged; start over with --fresh") from None
+
+
+def flat(tree, prefix=""):
+    """A nested dict as {dotted key: text}."""
+    return {key: text for name, value in tree.items() for key, text in (
+        flat(value, f"{prefix}{name}.") if isinstance(value, dict)
+        else {prefix + name: json.dumps(value)}).items()}
+
+
+def peak_gib():
+    """The largest resident memory of this process so far, GiB; 0 where it is not told (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 2 ** (30 if sys.platform == "darwin" else 20), 3)
+
+
+class Folder:
+    """A run's folder: its settings, log, clock and checkpoints."""
+
+    def __init__(self, path, run, options):
+        self.path, self.run, self.options, self.stop = Path(path), run, options, False
+        self.path.mkdir(parents=True, exist_ok=True)
+        config, known = json.loads(json.dumps(dataclasses.asdict(run))), self.path / "config.json"
+        if options.fresh:
+            for pattern in ("*.pt", "*.json", "*.jsonl", "*.md"):
+                for file in self.path.glob(pattern):
+                    file.unlink()
+        if known.exists():
+            old = json.loads(known.read_text("utf-8"))
+            if other := sorted({key for key, _ in flat(config).items() ^ flat(old).items()}):
+                raise UserError(f"{self.path} holds a run with other settings ({', '.join(other)})"
+                                ": choose another --out, or --fresh to start over")
+            self.cut((self.path / "log.jsonl").read_bytes().rfind(b"\n") + 1)  # torn by a kill
+        else:
+            (self.path / "log.jsonl").write_text("", "utf-8")
+            versions = {"python": platform.python_version(), "torch": torch.__version__}
+            self.log({"kind": "config", "versions": versions} | config)
+            known.write_text(json.dumps(config, indent=1), "utf-8")
+
+    def log(self, record, name="log.jsonl"):
+        """Appends a record to log.jsonl."""
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def clock(self, stage, step, began, tokens=0):
+        """Appends to timing.jsonl, the one place where time is kept; returns the time."""
+        now = time.monotonic()
+        self.log({"stage": stage, "step": step, "seconds": round(now - began, 3), "tokens": tokens,
+                  "peak_gib": peak_gib()}, "timing.jsonl")
+        return now
+
+    def position(self):
+        """Bytes of log.jsonl so far, which a checkpoint remembers."""
+        return (self.path / "log.jsonl").stat().st_size
+
+    def cut(self, position):
+        """Shortens log.jsonl: what came after will be done, and logged, again."""
+        with open(self.path / "log.jsonl", "r+b") as file:
+            file.truncate(position)
+
+    def begun(self, name):
+        """Where in log.jsonl a stage's first record stands, or would."""
+        position = 0
+        for line in (self.path / "log.jsonl").read_bytes().splitlines(keepends=True):
+            if name in (json.loads(line)["kind"], json.loads(line).get("stage")):
+                break
+            position += len(line)
+        return position
+
+    def stage(self, name, model, loop, steps, watch):
+        """Runs loop(model, state), a generator of (record, snapshot), and returns the model.
+
+        Each record is logged and shown to watch(model, record, bar); a checkpoint is saved every
+        --save-every steps and at the end. A finished stage is loaded instead; one that was stopped
+        goes on from its last save, and what was logged since then is done again.
+        """
+        options, state = self.options, None
+        final, partial = self.path / f"{name}.pt", self.path / f"{name}.partial.pt"
+        if final.exists():
+            print(f"{name}: finished before, {final}")
+            return moe.load(final, options.device, options.dtype)[0]
+        if partial.exists():
+            model, state = moe.load(partial, options.device, options.dtype)
+            print(f"{name}: goes on after step {state['step']} of {steps}")
+        self.cut(state["log"] if state else self.begun(name))
+        began = time.monotonic()
+        with tqdm(total=steps, initial=state["step"] if state else 0, desc=name,
+                  dynamic_ncols=True) as bar:
+            for record, snapshot in loop(model, state):
+                self.log({"kind": name} | record)
+                watch(model, record, bar)
+                began = self.clock(name, record["step"], began, record["tokens"])
+                bar.set_postfix({k: f"{record[k]:.3g}" for k in ("loss", "accuracy", "length")
+                                 if k in record}, refresh=False)
+                bar.update()
+                if record["step"] == steps:
+                    moe.save(final, model, log=self.position())
+                    partial.unlink(missing_ok=True)
+                elif self.stop or record["step"] % options.save_every == 0:
+                    moe.save(partial, model, log=self.position(), **snapshot())
+                if self.stop and record["step"] < steps:
+                    raise KeyboardInterrupt
+        return model
+
+    @contextlib.contextmanager
+    def interruptible(self):
+        """Within, Ctrl-C ends the step at hand and saves; a second one stops at once."""
+        def interrupt(*_):
+            if self.stop:
+                raise KeyboardInterrupt
+            self.stop = True
+            print("\nending this step and saving (Ctrl-C again: stop now)", file=sys.stderr)
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+# -------------------------------------------------------------------------------------------------
+# Stages
+
+
+def watcher(folder, stage, every, steps):
+    """What happens after a step: evaluation on dev, sample answers, the teacher's sentences."""
+    run, s, said = folder.run, folder.run.eval, set()
+    dev = make_problems(run, "dev", s.dev_problems, run.zero.levels)
+    shown = make_problems(run, "test", 2 * len(run.zero.levels), run.zero.levels, "shown")
+
+    def watch(model, record, bar):
+        step = record["step"]
+        for keyword, sentence in advice(record, run.zero) if stage == "zero" else []:
+            if keyword not in said:
+                bar.write(f"  note: {sentence}")
+                said.add(keyword)
+        if step % every == 0 or step == steps:
+            r, _ = evaluate(model, dev, s.samples, 1.0, 1.0, run.zero.max_new_tokens, s.rows)
+            folder.log({"kind": "dev", "stage": stage, "step": step} | r)
+            bar.write(f"  {stage} {step:>4}: dev pass@1 {r['pass@1']:.3f}  "
+                      f"vote {r[f'cons@{s.samples}']:.3f}  length {r['length']:5.1f}  "
+                      f"checks {r['reflection']:.2f}  mixed {r['mixing']:.2f}")
+        if step in (steps // 2, steps):
+            prompts = [tasks.encode_prompt(p.question) for p in shown]
+            out = moe.generate(model, prompts, run.zero.max_new_tokens, tasks.END_ID, tasks.PAD_ID,
+                               s.temperature, s.top_p)
+            folder.log({"kind": "samples", "stage": stage, "step": step, "answers": [
+                [p.question, p.answer, tasks.decode(ids)] for p, ids in zip(shown, out.answers())]})
+    return watch
+
+
+def test(folder, stage, model):
+    """A stage's figures on held-out problems: at temperature 1, as R1 is evaluated, and longer
+    problems than any in training apart."""
+    run, s, levels = folder.run, folder.run.eval, folder.run.zero.levels
+    done = sum(r["kind"] == "test" and r["stage"] == stage for r in read_log(folder.path))
+    longest = max(*run.corpus.levels, *levels)
+    problems = make_problems(run, "test", s.problems, levels)
+    longer = make_problems(run, "test", 2 * s.longer, (longest + 1, longest + 2))
+    plans = [("test", problems, 1.0, 1.0), ("test", problems, s.temperature, s.top_p),
+             ("longer", longer, s.temperature, s.top_p)]
+    for name, asked, temperature, top_p in tqdm(plans[done:], desc=f"test {stage}"):
+        began = time.monotonic()
+        r, _ = evaluate(model, asked, s.samples, temperature, top_p, run.zero.max_new_tokens,
+                        s.rows, seed=1)
+        folder.log({"kind": "test", "stage": stage, "set": name} | r)
+        folder.clock(f"test_{stage}", 0, began)
+
+
+def base(folder):
+    """The base model, from random weights on the corpus. What it can do, style by style, bounds
+    what RL can amplify, and so is printed."""
+    run, options = folder.run, folder.options
+    torch.manual_seed(run.seed)
+    model = moe.place(moe.Transformer(run.model), options.device, options.dtype)
+
+    def loop(model, state):
+        return train(model, run.base, lambda rng: tasks.make_document(rng, run.corpus), run.seed,
+                     state)
+    model = folder.stage("base", model, loop, run.base.steps,
+                         watcher(folder, "base", run.base.dev_every, run.base.steps))
+    dev = [r for r in read_log(folder.path) if r["kind"] == "dev" and r["stage"] == "base"][-1]
+    print("\n  What the base does on dev at temperature 1, by number of operations:\n"
+          "  style     share  " + "  ".join(f"{n:>4}" for n in dev["by_level"]))
+    for style, row in [*dev["by_style"].items(), ("all", {"share": 1.0} | dev["by_level"])]:
+        print(f"  {style:8}  {row['share']:5.2f}  " + "  ".join(
+            "   -" if row[n] is None else f"{row[n]:4.2f}" for n in dev["by_level"]))
+    print()
+    return model
+
+
+def zero(folder, model):
+    """R1-Zero: GRPO on the base, rewarding accuracy and format, with no example (R1, 2.2)."""
+    s, run = folder.run.zero, folder.run
+
+    def sample(rng, n):
+        return [tasks.make_problem(rng, rng.choice(s.levels), products=run.corpus.products)
+                for _ in range(n)]
+    task = Task(sample=sample, encode=lambda problem: tasks.encode_prompt(problem.question),
+                decode=tasks.decode,
+                rewards={"accuracy": (s.accuracy_weight, tasks.accuracy),
+                         "format": (s.format_weight, tasks.format_reward)},
+                measures={name: f for name, f in MEASURES.items() if name != "format"},
+                end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
+    return folder.stage("zero", model, lambda m, state: train_rl(m, task, s, run.seed, state),
+                        s.steps, watcher(folder, "zero", run.eval.dev_every, s.steps))
+
+
+# -------------------------------------------------------------------------------------------------
+# The command line
+
+
+def run_stages(options):
+    """The stages up to the one asked for, their tests on held-out problems, and the report."""
+    run = resolve(options.preset, options.seed, options.start or "", options.set)
+    model = run.start and moe.load(run.start, options.device, options.dtype)[0]
+    folder = Folder(options.out or f"runs/{options.preset}", run, options)
+    print(f"{options.preset}, seed {run.seed}, into {folder.path}: expect "
+          f"{EXPECT.get(options.preset, 'what the bars say, as this preset was not timed')}. "
+          "Ctrl-C saves; the same command goes on.")
+    with folder.interruptible():
+        if not model:
+            model = base(folder)
+            test(folder, "base", model)
+        if options.command != "base":
+            model = zero(folder, model)
+            test(folder, "zero", model)
+    print("\n" + importlib.import_module("extras.report").report([folder.path]))
+    print(f"written: {folder.path / 'report.md'}, {folder.path / 'samples.md'}")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message):
+        """Exits with code 2."""
+        self.exit(2, f"r1mini: {message} (try: python r1mini.py --help)\n")
+
+
+def parser():
+    """The command line."""
+    common, running = Parser(add_help=False), Parser(add_help=False)
+    add = common.add_argument
+    add("--preset", default="nano", choices=list(moe.PRESETS), help="sizes and settings")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto: cuda where there is one")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"],
+        help="of the forward pass; auto: bfloat16 on CUDA, float32 elsewhere")
+    add("--threads", type=int, default=0, help="CPU threads; 0: as torch decides")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend",
+        help="any setting, such as zero.lr=1e-4 or model.dim=128")
+    add = running.add_argument
+    add("--out", help="the run's folder; default runs/PRESET")
+    add("--seed", type=int, default=0)
+    add("--from", dest="start", metavar="CKPT", help="start zero from this base checkpoint")
+    add("--save-every", type=int, default=20, help="steps between saves")
+    add("--fresh", action="store_true", help="delete the folder's run and start over")
+    top = Parser(prog="r1mini.py", description=__doc__,
+                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="command", parser_class=Parser, metavar="COMMAND")
+    for name, text in (("all", "every stage"), ("base", "pretraining"), ("zero", "and R1-Zero")):
+        commands.add_parser(name, parents=[common, running], help=text)
+    for name, text in (("eval", "pass@1, vote, pass@k"), ("chat", "talk to a checkpoint")):
+        one = commands.add_parser(name, parents=[common], help=text)
+        one.add_argument("checkpoint")
+        if name == "chat":
+            one.add_argument("--ask", metavar="TEXT", help="one question, for a pipe")
+        else:
+            one.add_argument("--problems", metavar="FILE.jsonl",
+                             help='{"question": ..., "answer": ...} a line')
+            one.add_argument("--samples", type=int, default=16, help="answers a problem")
+            one.add_argument("--json", action="store_true", help="one object, all problems in it")
+    one = commands.add_parser("report", help="means and spread over runs")
+    one.add_argument("runs", nargs="+")
+    one.add_argument("--to", metavar="DIR", help="keep summary.json and the table there")
+    one = commands.add_parser("study", parents=[common], help="the runs behind a table")
+    one.add_argument("name")
+    commands.add_parser("cost", parents=[common], help="what a preset's sizes come to")
+    return top
+
+
+EXTRAS = {"eval": "eval", "chat": "chat", "report": "report", "study": "report", "cost": "cost"}
+
+
+def prepare(options):
+    """Threads, device and dtype of a command, checked before anything long begins."""
+    for name, least in (("threads", 0), ("save_every", 1), ("samples", 1)):
+        if getattr(options, name, least) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
+    if getattr(options, "start", None) and options.command == "base":
+        raise UserError("--from is for zero: base starts from random weights")
+    if getattr(options, "threads", 0):
+        torch.set_num_threads(options.threads)
+    if hasattr(options, "device"):
+        options.device, options.dtype = moe.choose_device(options.device, options.dtype)
+
+
+def main(argv=None):
+    """Runs one command. Returns 0, 2 for what the user can mend, or 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # consoles that cannot print Chinese
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        argv.insert(0, "all")
+    try:
+        options = parser().parse_args(argv)
+        prepare(options)
+        if options.command in EXTRAS:
+            return importlib.import_module(f"extras.{EXTRAS[options.command]}").main(options)
+        run_stages(options)
+    except (UserError, tasks.ProblemError) as error:
+        print(f"r1mini: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        hint = "; free some space, and the same command goes on" * (error.errno == errno.ENOSPC)
+        print(f"r1mini: {error.filename or 'a file'}: {error.strerror or error}{hint}",
+              file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("r1mini: stopped; the same command goes on from the last save", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    import r1mini  # the module that extras/ import too, so that there is one of each class
+    sys.exit(r1mini.main())
