@@ -8,10 +8,9 @@
 
 Axes: B batch, T time, C width (dim), H heads, E routed experts, K experts a token, N = B*T tokens.
 
-Departures from V3. No YaRN context extension, no FP8, no pipeline. The latents' norms are in the
-code of V3 though not in its equations, and so they are here. MTP reads the hidden state after the
-final norm and has a norm of its own before the shared head, as the released weights have. Weights
-start at `init_std`, scaled for small widths; V3 uses 0.006.
+Departures from V3: no YaRN, no FP8, no pipeline. The latents' norms, which its code has and its
+equations omit, are here. MTP reads the hidden state after the final norm and has a norm of its own
+before the shared head, as the released weights have. Muon, not AdamW, moves the matrices.
 """
 import dataclasses
 import math
@@ -271,8 +270,7 @@ class MoE(nn.Module):
         K, E = self.config.n_activated_experts, self.config.n_routed_experts
         mask = real.unsqueeze(-1).float()           # (B, T, 1)
         length = mask.sum(1)                        # T of each sequence, (B, 1)
-        best = scores_BTE.topk(K, -1).indices       # by s alone, no bias
-        top = torch.zeros_like(scores_BTE).scatter(-1, best, 1.0)
+        top = torch.zeros_like(scores_BTE).scatter(-1, scores_BTE.topk(K, -1).indices, 1.0)
         f = E / (K * length) * (top * mask).sum(1)  # (B, E)
         p = (scores_BTE / scores_BTE.sum(-1, keepdim=True) * mask).sum(1) / length
         return self.config.balance_alpha * (f * p).sum()
@@ -354,9 +352,8 @@ class Transformer(nn.Module):
         else:
             column = torch.arange(cache.length + T, device=tokens.device)                # (S,)
             query = column[cache.length:].unsqueeze(-1)                                  # (T, 1)
-            start = cache.start.view(-1, 1, 1)
-            visible = (column <= query) & (column >= start) | (column == query)          # (B, T, S)
-            visible = visible.unsqueeze(1)
+            start = cache.start.view(-1, 1, 1, 1)
+            visible = (column <= query) & (column >= start) | (column == query)       # (B, 1, T, S)
             position = (column[cache.length:] - cache.start.unsqueeze(-1)).clamp(min=0)  # (B, T)
             cos, sin = self.cos[position], self.sin[position]
             cache.length += T

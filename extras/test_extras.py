@@ -1,0 +1,83 @@
+"""The tests of the commands in extras/: eval, chat, report, cost."""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import moe
+import r1mini
+import tasks
+
+HERE = pathlib.Path(r1mini.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def micro(tmp_path_factory):
+    """The folder of one whole run on the micro preset."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert r1mini.main(["zero", "--preset", "micro", "--out", str(folder)]) == 0
+    return folder
+
+
+def lines_of(*records):
+    """JSONL text."""
+    return "".join(json.dumps(r) + "\n" for r in records)
+
+
+def test_eval_reports_a_users_problems_in_file_order(micro, tmp_path, capsys):
+    """eval --problems --json: one object, each problem in order, consistent with its means."""
+    file = tmp_path / "mine.jsonl"
+    file.write_text(lines_of({"question": "Compute 12+3", "answer": 15},
+                             {"question": "计算9-4 <think>", "answer": "5"}), "utf-8")
+    assert r1mini.main(["eval", str(micro / "zero.pt"), "--problems", str(file), "--samples", "4",
+                        "--json", "--preset", "micro"]) == 0
+    r = json.loads(capsys.readouterr().out)
+    assert [p["question"] for p in r["by_problem"]] == ["Compute 12+3", "计算9-4 <think>"]
+    assert r["pass@1"] == pytest.approx(sum(p["right"] for p in r["by_problem"]) / 8)
+    assert {"pass@4", "cons@4", "length", "mixing"} <= set(r)
+
+
+def test_a_narrow_console_prints_on(micro):
+    """A console that cannot print Chinese gets escapes, not a traceback."""
+    run = subprocess.run([sys.executable, str(HERE / "r1mini.py"), "chat", str(micro / "zero.pt"),
+                          "--preset", "micro", "--ask", "计算12+3"], capture_output=True,
+                         env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert run.returncode == 0 and b"answer" in run.stdout
+
+
+def test_chat_shows_the_thinking_apart(micro, monkeypatch, capsys):
+    """--ask prints thinking and answer on lines of their own."""
+    text = tasks.encode_response("<think>12+3=15</think><answer>15</answer>")
+    answer = torch.ones(1, len(text), dtype=torch.bool)
+    samples = moe.Samples(torch.tensor([text]), answer, None, None)
+    monkeypatch.setattr(moe, "generate", lambda *a, **k: samples)
+    assert r1mini.main(["chat", str(micro / "zero.pt"), "--ask", "12+3?"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["thinking: 12+3=15", "answer: 15   (14 tokens)"]
+
+
+def test_report_gives_mean_spread_and_seeds(micro, tmp_path, capsys):
+    """summary.json: the command, and each figure's mean, deviation and value by seed."""
+    other = tmp_path / "seed1"
+    assert r1mini.main(["zero", "--preset", "micro", "--seed", "1", "--out", str(other)]) == 0
+    assert r1mini.main(["report", str(micro), str(other), "--to", str(tmp_path / "kept")]) == 0
+    summary = json.loads((tmp_path / "kept" / "summary.json").read_text("utf-8"))
+    assert summary["seeds"] == [0, 1] and "report" in summary["command"]
+    length = summary["metrics"]["zero.length"]
+    one, two = length["per_seed"]["0"], length["per_seed"]["1"]
+    assert length["mean"] == pytest.approx((one + two) / 2, abs=1e-4)
+    assert length["std"] == pytest.approx(abs(one - two) / 2 ** 0.5, abs=1e-4)
+    keys = {"base.pass@1", "zero.pass@1", "zero.longer.pass@1", "zero.length_ratio", "zero.mixing",
+            "zero.reflection_ratio", "base.mixing", "minutes", "peak_gib", "objective.grpo.pass@1"}
+    assert keys <= set(summary["metrics"])
+
+
+def test_cost_counts_v3(capsys):
+    """671B parameters, 37B active, a cache of 35,136 numbers a token (PAPERS 1.1 and 1.8)."""
+    assert r1mini.main(["cost", "--preset", "v3"]) == 0
+    out = capsys.readouterr().out
+    assert "671,026,404,352" in out and "37,552,282,624" in out and "35,136" in out
