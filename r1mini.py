@@ -48,7 +48,7 @@ from moe import UserError
 @dataclass(frozen=True)
 class Train:
     """Settings of the supervised loop."""
-    steps: int = 1000
+    steps: int = 1200
     documents: int = 80            # a step
     lr: float = 1e-2               # AdamW: embedding, head, norms, router
     muon_lr: float = 1e-2          # Muon: the matrices between; 0: AdamW for all
