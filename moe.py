@@ -138,11 +138,11 @@ class MLA(nn.Module):
     def forward(self, x, cos, sin, cache=None, visible=None):
         """x (B, T, C) -> (B, T, C). cache (B, S, .): this layer's columns, the last T empty."""
         B, T, _ = x.size()
-        q = self.wq(x) if hasattr(self, "wq") else self.wq_b(self.q_norm(self.wq_a(x)))
+        q = self.wq(x) if hasattr(self, "wq") else self.wq_b(self.q_norm(self.wq_a(x).float()))
         q, q_rope = q.view(B, T, self.heads, -1).split((self.nope, self.rope), -1)  # (B, T, H, .)
         q_rope = rotate(q_rope, cos, sin)
         latent, k_rope = self.wkv_a(x).split((self.rank, self.rope), -1)            # (B, T, .)
-        latent = self.kv_norm(latent)                                               # c_KV
+        latent = self.kv_norm(latent.float())                                       # c_KV
         k_rope = rotate(k_rope.unsqueeze(2), cos, sin)                              # k_R, shared
         if cache is None:
             out = self.attend(q, q_rope, latent, k_rope)
@@ -269,7 +269,7 @@ class MoE(nn.Module):
         """The sequence-wise balance loss (V3 eq 17-20), over all sequences; alpha each if even."""
         K, E = self.config.n_activated_experts, self.config.n_routed_experts
         mask = real.unsqueeze(-1).float()           # (B, T, 1)
-        length = mask.sum(1)                        # T of each sequence, (B, 1)
+        length = mask.sum(1).clamp(min=1)           # T of each sequence, (B, 1)
         top = torch.zeros_like(scores_BTE).scatter(-1, scores_BTE.topk(K, -1).indices, 1.0)
         f = E / (K * length) * (top * mask).sum(1)  # (B, E)
         p = (scores_BTE / scores_BTE.sum(-1, keepdim=True) * mask).sum(1) / length
@@ -309,8 +309,8 @@ class MTP(nn.Module):
 
     def forward(self, hidden, embedded, cos, sin, real):
         """hidden (B, T, C), embedded (B, T, C) of the next -> (B, T, C) for the shared head."""
-        x = self.proj(torch.cat((self.hidden_norm(hidden), self.embed_norm(embedded)), -1))  # eq 21
-        x, loss = self.block(x, cos, sin, real)
+        x = torch.cat((self.hidden_norm(hidden), self.embed_norm(embedded)), -1)  # eq 21
+        x, loss = self.block(self.proj(x), cos, sin, real)
         return self.norm(x), loss
 
 
@@ -364,7 +364,8 @@ class Transformer(nn.Module):
                 x, loss = layer(x, cos, sin, real, columns, visible)
                 balance = balance + loss
             hidden = self.norm(x)
-            return Output(self.head(hidden if at is None else hidden[at]), hidden, balance)
+        logits = self.head(hidden if at is None else hidden[at])  # in float32, whatever precision()
+        return Output(logits, hidden, balance)
 
     def precision(self):
         """A context in which products are computed in compute_dtype, from float32 weights."""
@@ -378,7 +379,7 @@ class Transformer(nn.Module):
         with self.precision():
             embedded = self.embed(tokens[:, 1:])
             h, loss = self.mtp(hidden[:, :-1], embedded, self.cos[:T], self.sin[:T], real[:, 1:])
-            return Output(self.head(h[at]), h, loss)
+        return Output(self.head(h[at]), h, loss)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -468,8 +469,8 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
                          f"model's max_seq_len of {config.max_seq_len}")
     training = model.training
     model.eval()
-    generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(N, max_new_tokens, generator=generator).to(device)
+    uniform = torch.rand(N, max_new_tokens, generator=torch.Generator().manual_seed(seed))
+    uniform = uniform.to(device)
     begin = torch.tensor([len(p) for p in prompts], device=device)      # (N,) column of the answer
     cache = make_cache(config, longest - begin, longest + max_new_tokens)
     tokens = torch.full((N, longest + max_new_tokens), pad_id, device=device)
@@ -489,10 +490,9 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
         ended = alive & (fed[:, 0] == end_id)
         finished[rows[ended]] = True
         alive = alive & ~ended
-        living = int(alive.sum())
-        if living == 0:
+        if not alive.any():
             break
-        if living < 0.75 * len(rows):
+        if alive.sum() < 0.75 * len(rows):
             cache, rows, fed, alive = cache.keep(alive), rows[alive], fed[alive], alive[alive]
     model.train(training)
     width = int((begin + answer.sum(1)).max())
@@ -504,7 +504,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
 
 
 @torch.no_grad()
-def balance(model):
+def balance(model, moving=True):
     """Moves every routing bias by gamma * sign(mean load - load) (V3 section 2.1.2) and forgets the
     load. Returns the largest max/mean load of any layer, the figure to watch; 0.0 if no load."""
     worst = 0.0
@@ -512,7 +512,7 @@ def balance(model):
         mean = router.load.mean()
         if mean > 0:
             worst = max(worst, float(router.load.max() / mean))
-            router.bias += router.config.bias_speed * torch.sign(mean - router.load)
+            router.bias += moving * router.config.bias_speed * torch.sign(mean - router.load)
         router.load.zero_()
     return worst
 
@@ -585,13 +585,13 @@ def update(model, optimizers, factor=1.0, max_norm=1.0):
                 group["lr"] = group["initial_lr"] * factor
             optimizer.step()
     model.zero_grad()
-    return {"grad_norm": norm, "expert_load": balance(model)}
+    return {"grad_norm": norm, "expert_load": balance(model, math.isfinite(norm))}
 
 
 # --------------------------------------------------------------------------------------------------
 # Devices and checkpoints
 
-FORMAT = 1  # of a checkpoint; raised when old ones can no longer be read
+FORMAT = 1  # of checkpoints
 
 
 class UserError(ValueError):
@@ -620,8 +620,8 @@ def place(model, device, dtype=torch.float32):
 
 def save(path, model, **extra):
     """Writes a checkpoint whole or not at all: a temporary file, synced, is renamed to `path`."""
-    record = {"format": FORMAT, "config": dataclasses.asdict(model.config),
-              "model": model.state_dict(), **extra}
+    record = extra | {"format": FORMAT, "config": dataclasses.asdict(model.config),
+                      "model": model.state_dict()}
     temporary = f"{path}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -638,13 +638,13 @@ def load(path, device="cpu", dtype=torch.float32):
     """(model, all else that was saved) of a checkpoint, or UserError. Executes nothing in it."""
     try:
         record = torch.load(path, map_location=device, weights_only=True)
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']}, wanted {FORMAT}")
+        if (found := record.pop("format")) != FORMAT:
+            raise ValueError(f"format {found}, wanted {FORMAT}")
         model = place(Transformer(Config(**record.pop("config"))), device, dtype)
         model.load_state_dict(record.pop("model"))
     except OSError:
         raise
     except Exception as error:  # torch.load meets damage with errors of a dozen types
-        reason = (str(error) or type(error).__name__).splitlines()[0][:100]
-        raise UserError(f"{path}: not a checkpoint that can be read here ({reason})") from None
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:60]
+        raise UserError(f"{path}: damaged, or not a checkpoint of r1mini ({reason})") from None
     return model, record

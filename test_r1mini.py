@@ -550,6 +550,33 @@ def test_a_failing_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert (tmp_path / "a.pt").read_bytes() == before
 
 
+def test_a_row_of_one_token_costs_nothing():
+    """A row with nothing to predict adds nothing to the loss, and no NaN."""
+    model, (tokens, real, weight) = make(balance_alpha=0.0).train(), make_batch()
+    want = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
+    tokens, real, weight = (F.pad(x, (0, 0, 0, 2)) for x in (tokens, real, weight))
+    real[-1, 0] = True  # two rows more: one is all padding, one has a single token
+    torch.testing.assert_close(moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0], want)
+
+
+def test_a_gradient_not_finite_moves_no_bias():
+    """The routing bias is part of what an update that failed leaves alone; the load is forgotten."""
+    model, (tokens, real, _) = make().train(), make_batch()
+    model(tokens, real)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    for p in model.parameters():
+        p.grad = torch.full_like(p, math.nan)
+    moe.update(model, moe.make_optimizer(model, 0.1))
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert model.layers[1].ffn.router.load.sum() == 0
+
+
+def test_extra_is_what_was_saved(tmp_path):
+    """load gives back exactly the extra that save was given."""
+    moe.save(tmp_path / "a.pt", make(), step=7)
+    assert moe.load(tmp_path / "a.pt")[1] == {"step": 7}
+
+
 # -------------------------------------------------------------------------------------------------
 # tasks.py
 

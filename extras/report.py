@@ -91,8 +91,46 @@ def metrics(path):
     return config, out, curves
 
 
+# What a reader wants to know first: name, key, and what the paper saw.
+STORY = (("right at the first try (pass@1)", "pass@1", "AIME 15.6% to 71.0% (v1), 77.9% (Nature)"),
+         ("right by majority of 16 (cons@16)", "cons@16", "AIME 86.7%"),
+         ("tokens in an answer", "length", "hundreds to thousands"),
+         ("answers that check themselves", "reflection", "reflective words 5 to 7 times"),
+         ("answers that stop and mend a step", "correction", '"wait" rises late'),
+         ("answers that mix languages", "mixing", "seen, not counted"),
+         ("pass@1, one step longer than any learnt", "longer.level7", ""),
+         ("pass@1, two steps longer", "longer.level8", ""))
+
+
+def story(rows):
+    """The lines of a table: base and zero at the evaluation temperature, beside the paper."""
+    def cell(key):
+        row = rows.get(key)
+        if not row:
+            return ""
+        return f"{row['mean']:.3f}" + f" ± {row['std']:.3f}" * (len(row["per_seed"]) > 1)
+    lines = ["| on held-out problems | base | zero | R1-Zero in the paper |", "|---|---|---|---|"]
+    return lines + [f"| {name} | {cell(f'base.{key}')} | {cell(f'zero.{key}')} | {paper} |"
+                    for name, key, paper in STORY]
+
+
+def climb(curves):
+    """The lines of a table: dev at temperature 1 against the RL step, means over runs."""
+    columns = {}
+    for curve in curves:
+        for name, points in curve.items():
+            for i, (stage, step, value) in enumerate(points):
+                if stage == "zero" or i + 1 == len(points) or points[i + 1][0] == "zero":
+                    columns.setdefault(step if stage == "zero" else 0, {}).setdefault(
+                        name, []).append(value)
+    lines = ["| RL step | " + " | ".join(CURVES) + " |", "|---" * (1 + len(CURVES)) + "|"]
+    return lines + [f"| {step} | " + " | ".join(
+        f"{mean(values[name]):.3f}" if name in values else "" for name in CURVES) + " |"
+        for step, values in sorted(columns.items())]
+
+
 def report(paths, to=None):
-    """A table of mean, spread and seeds over runs; with `to`, kept there with summary.json."""
+    """Writes report.md (and with `to`, summary.json and curves.json there); returns the story."""
     runs = [metrics(path) for path in paths]
     table = {}
     for config, figures, _ in runs:
@@ -100,24 +138,27 @@ def report(paths, to=None):
             table.setdefault(key, {})[str(config["seed"])] = round(value, 5)
     rows = {key: {"mean": mean(seeds.values()), "std": deviation(seeds.values()), "per_seed": seeds}
             for key, seeds in sorted(table.items())}
-    text = "| figure | mean | std | by seed |\n|---|---|---|---|\n" + "".join(
-        f"| {key} | {r['mean']:.3f} | {r['std']:.3f} | "
-        f"{' '.join(f'{v:.3f}' for v in r['per_seed'].values())} |\n" for key, r in rows.items())
+    command = f"python r1mini.py report {' '.join(map(str, paths))}" + (f" --to {to}" if to else "")
+    figures = [f"| `{key}` | {r['mean']:.3f} ± {r['std']:.3f} | "
+               f"{' '.join(f'{v:.3f}' for v in r['per_seed'].values())} |" for key, r in rows.items()]
+    own = [curves for config, _, curves in runs if not config["start"]]
+    parts = [["# Report", "", f"`{command}`", ""], story(rows), ["", "## The climb, on dev", ""],
+             climb(own), ["", "## All figures", "", "| figure | mean ± std | by seed |",
+                          "|---|---|---|", *figures, ""]]
     for path in paths:
         write_samples(path)
-    if len(paths) == 1:
-        (Path(paths[0]) / "report.md").write_text(text, "utf-8")
+    target = Path(to or paths[0])
+    if to or len(paths) == 1:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "report.md").write_text("\n".join(sum(parts, [])), "utf-8")
     if to:
-        words = " ".join(map(str, paths))
-        summary = {"command": f"python r1mini.py report {words} --to {to}", "commit": commit(),
+        summary = {"command": command, "commit": commit(),
                    "machine": f"{processor()}, torch {torch.__version__}",
                    "seeds": sorted({config["seed"] for config, _, _ in runs}), "metrics": rows}
+        (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
         curves = {f"{c['zero']['objective']}-seed{c['seed']}": curve for c, _, curve in runs}
-        Path(to).mkdir(parents=True, exist_ok=True)
-        (Path(to) / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
-        (Path(to) / "curves.json").write_text(json.dumps(curves), "utf-8")
-        (Path(to) / "report.md").write_text(text, "utf-8")
-    return text
+        (target / "curves.json").write_text(json.dumps(curves), "utf-8")
+    return "\n".join(story(rows))
 
 
 def mean(values):
