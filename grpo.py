@@ -16,10 +16,14 @@ Departures and choices, where the papers (DeepSeekMath, R1) differ or are silent
 - A group's standard deviation is the one with G - 1; where all rewards are equal, advantages are 0.
 - pi_old is what the sampler reported for the ids it drew. Sampler and trainer are the same weights
   in different arithmetic (absorbed and cached against whole); their gap is logged at every step.
-- The routing bias goes on moving, once an update, as in pretraining; the balance loss is left out.
+- The routing bias goes on moving, once an update (V3 stops it late in pretraining); the balance
+  loss is left out, and MTP is not trained.
+- DAPO resamples until its batch is full of mixed groups; here `oversample` times P problems are
+  acted on once, and at most P of the groups whose rewards differ are learnt from.
 - One rollout serves `minibatches` updates (16 in R1), each answer once.
 """
 import copy
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -222,7 +226,7 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
     ends = answer.cumsum(1).argmax(1) + 1                     # (N,) columns up to the answer's end
     lengths, rows = ends.tolist(), chosen_rows(rollout, s)
     rng.shuffle(rows)
-    total, gaps, info = dict.fromkeys(("entropy", "kl", "clip", "ratio"), 0.0), [], {}
+    total, gaps, updates = dict.fromkeys(("entropy", "kl", "clip", "ratio"), 0.0), [], []
     for m in range(s.minibatches):
         mine = rows[m::s.minibatches]
         batch = Batch(len(mine), int(answer[mine].sum()))     # counted first, over the minibatch
@@ -242,18 +246,28 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
             loss.backward()
             ratio = (new.detach() - before).exp()
             if m == 0:                                        # before any update, it should be 1
-                gaps.append((new.detach() - before)[mask].abs())
+                gaps.append((new.detach() - before).abs().masked_fill(~mask, -1.0))
             for name, x in (("entropy", entropy), ("kl", kl), ("clip", held), ("ratio", ratio)):
                 total[name] += float((x.detach() * mask).sum())
         factor = learning_rate_at(step * s.minibatches + m, s.steps * s.minibatches, s.warmup, 0)
-        info = update(model, optimizers, factor)
-    gap = torch.cat(gaps).sort().values
+        updates.append(update(model, optimizers, factor))
     count = int(answer[rows].sum())
-    # Over 1e-3 is a routing flip: two experts all but tied, and another batch shape rounds the
-    # other way.
-    return info | {name: x / count for name, x in total.items()} | {
-        "gap_p999": float(gap[int(0.999 * (len(gap) - 1))]), "gap_max": float(gap[-1]),
-        "gap_flips": int((gap > 1e-3).sum())}
+    record = {name: x / count for name, x in total.items()} | gap_between(gaps)
+    return record | {"grad_norm": max(u["grad_norm"] for u in updates),
+                     "expert_load": max(u["expert_load"] for u in updates),
+                     "skipped": sum(u["skipped"] for u in updates)}
+
+
+def gap_between(gaps):
+    """How far sampler and trainer were apart, from [(n, T) |difference of log-probabilities|].
+
+    In float32 a gap over 1e-3 betrays a routing flip: two experts all but tied, and the other
+    batch shape rounded the other way. flips counts the answers in which that happened.
+    """
+    all_gaps = torch.cat([gap[gap >= 0] for gap in gaps]).sort().values
+    return {"gap_p999": float(all_gaps[math.ceil(0.999 * (len(all_gaps) - 1))]),
+            "gap_max": float(all_gaps[-1]),
+            "flips": sum(int((gap > 1e-3).any(1).sum()) for gap in gaps)}
 
 
 def train_rl(model, task, s, seed=0, state=None):
@@ -262,11 +276,9 @@ def train_rl(model, task, s, seed=0, state=None):
     snapshot() is the state to continue from, to the same bits: all randomness is drawn afresh
     from the seed and the step.
     """
-    optimizers = make_optimizer(model, s.lr)
-    reference = copy.deepcopy(model).eval()
-    first = 0
+    optimizers, reference = make_optimizer(model, s.lr), copy.deepcopy(model).eval()
+    first = state["step"] if state else 0
     if state:
-        first = state["step"]
         reference.load_state_dict(state["reference"])
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
@@ -287,9 +299,11 @@ def advice(record, s):
     """What a teacher would say of a step's record: [(keyword, sentence)], each said once a run."""
     easy = record["accuracy"] > 0.5
     cases = [
-        ("loss", record["step"] == 1,
-         "no loss is shown: GRPO's is near 0 at each first update by construction (ratio 1, "
-         "advantages that sum to 0); watch accuracy and length"),
+        ("loss", record["step"] == 1 and s.objective in ("grpo", "gspo"),
+         "no loss is shown: it is near 0 at each first update by construction (ratio 1, advantages "
+         "that sum to 0 in a group); watch accuracy and length"),
+        ("skipped", record["skipped"] > 0,
+         "a gradient was not finite and its update was skipped; lower zero.lr if it comes again"),
         ("cut", record["cut_off"] > 0.25,
          f"{record['cut_off']:.0%} of answers are cut off: raise zero.max_new_tokens"),
         ("dead", record["dead_groups"] > 0.8,

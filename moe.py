@@ -10,7 +10,7 @@ Axes: B batch, T time, C width (dim), H heads, E routed experts, K experts a tok
 
 Departures from V3: no YaRN, no FP8, no pipeline. The latents' norms, which its code has and its
 equations omit, are here. MTP reads the hidden state after the final norm and has a norm of its own
-before the shared head, as the released weights have. Muon, not AdamW, moves the matrices.
+before the shared head, as the released weights are read. Muon moves the matrices in pretraining.
 """
 import dataclasses
 import math
@@ -72,7 +72,7 @@ PRESETS = {
                  n_expert_groups=8, n_limited_groups=4, route_scale=2.5, q_lora_rank=1536,
                  kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
                  init_std=0.006, max_seq_len=4096),
-    "student": Config(dim=48, inter_dim=144, n_dense_layers=3, n_mtp_layers=0),
+    "student": Config(dim=48, inter_dim=144, n_dense_layers=3, n_mtp_layers=0),  # dense
     "student-small": Config(dim=32, inter_dim=96, n_dense_layers=3, n_mtp_layers=0),
 }
 
@@ -104,7 +104,7 @@ class Cache:
     length: int = 0  # columns filled
 
     def keep(self, rows):
-        """The cache of some of the rows, (B',) indices."""
+        """The cache of some of the rows, a (B,) mask."""
         return Cache(self.latent[:, rows], self.start[rows], self.length)
 
 
@@ -211,7 +211,7 @@ class Router(nn.Module):
         biased_NE = scores_NE.detach() + self.bias                     # only the choice is biased
         if config.n_expert_groups > 1:
             groups = biased_NE.unflatten(-1, (config.n_expert_groups, -1))  # (N, groups, E/groups)
-            score = groups.topk(2, -1).values.sum(-1)                       # its K/M best; 2 in V3
+            score = groups.topk(2, -1).values.sum(-1)                       # its best 2: V3's K/M
             best = score.topk(config.n_limited_groups, -1).indices
             outside = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, best, False)
             biased_NE = groups.masked_fill(outside.unsqueeze(-1), -math.inf).flatten(-2)
@@ -310,7 +310,7 @@ class MTP(nn.Module):
     def forward(self, hidden, embedded, cos, sin, real):
         """hidden (B, T, C), embedded (B, T, C) of the next -> (B, T, C) for the shared head."""
         x = torch.cat((self.hidden_norm(hidden), self.embed_norm(embedded)), -1)  # eq 21
-        x, loss = self.block(self.proj(x), cos, sin, real)
+        x, loss = self.block(self.proj(x).float(), cos, sin, real)
         return self.norm(x), loss
 
 
@@ -344,19 +344,18 @@ class Transformer(nn.Module):
         """tokens (B, T) -> Output. real (B, T): False at padding, which must be on the right and is
         kept out of the experts' load. With a cache, tokens continue it (left padding allowed); it
         grows by T columns. at (B, T): True where logits are wanted, then (M, vocabulary)."""
-        B, T = tokens.size()
-        visible = None
+        T, visible = tokens.size(1), None
         if cache is None:
             real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
-            cos, sin = self.cos[:T], self.sin[:T]
+            position = torch.arange(T, device=tokens.device)
         else:
             column = torch.arange(cache.length + T, device=tokens.device)                # (S,)
             query = column[cache.length:].unsqueeze(-1)                                  # (T, 1)
             start = cache.start.view(-1, 1, 1, 1)
             visible = (column <= query) & (column >= start) | (column == query)       # (B, 1, T, S)
             position = (column[cache.length:] - cache.start.unsqueeze(-1)).clamp(min=0)  # (B, T)
-            cos, sin = self.cos[position], self.sin[position]
             cache.length += T
+        cos, sin = self.cos[position], self.sin[position]
         with self.precision():
             x, balance = self.embed(tokens), 0.0
             for i, layer in enumerate(self.layers):
@@ -373,8 +372,8 @@ class Transformer(nn.Module):
                               enabled=self.compute_dtype != torch.float32)
 
     def predict_second(self, tokens, real, hidden, at):
-        """MTP's Output for the token after the next: position i reads hidden (B, T, C) of tokens
-        0..i and the embedding of token i+1, and predicts token i+2. at (B, T-1): True if wanted."""
+        """MTP's Output for the token after the next: place i reads hidden (B, T, C) of tokens 0..i
+        and the embedding of token i+1, and predicts token i+2. at (B, T-1): True if wanted."""
         T = tokens.size(1) - 1
         with self.precision():
             embedded = self.embed(tokens[:, 1:])
@@ -402,11 +401,12 @@ def supervised_loss(model, tokens, real, weight, targets, sequences):
         wanted = weight[:, shift:] > 0
         losses = F.cross_entropy(logits.float(), tokens[:, shift:][wanted], reduction="none")
         return (losses * weight[:, shift:][wanted]).sum() / targets
-    output = model(tokens, real, at=F.pad(weight[:, 1:] > 0, (0, 1)))  # i predicts token i+1
-    main, balance = nll(output.logits, 1), output.balance
-    loss = main
+    at = F.pad(weight[:, 1:] > 0, (0, 1))      # i predicts token i+1
+    output = model(tokens, real, at=at)
+    loss = main = nll(output.logits, 1)
+    balance = output.balance
     if model.mtp is not None and model.config.mtp_weight:
-        at = F.pad(weight[:, 2:] > 0, (0, 1))                          # and i+2; 1/T, not 1/(T-1)
+        at = F.pad(weight[:, 2:] > 0, (0, 1))  # and i+2; 1/T, not 1/(T-1)
         second = model.predict_second(tokens, real, output.hidden, at)
         loss = loss + model.config.mtp_weight * nll(second.logits, 2)
         balance = balance + second.balance
@@ -419,9 +419,10 @@ def logprobs(model, tokens, wanted, real=None, temperature=1.0):
     logits = model(tokens, real, at=F.pad(wanted[:, 1:], (0, 1))).logits
     logp = (logits.float() / temperature).log_softmax(-1)
     chosen = logp.gather(-1, tokens[wanted].unsqueeze(-1)).squeeze(-1)
-    entropy = -(logp.exp() * logp).sum(-1)
+    with torch.no_grad():
+        entropy = -(logp.exp() * logp).sum(-1)
     blank = torch.zeros(tokens.shape, device=tokens.device)
-    return blank.masked_scatter(wanted, chosen), blank.masked_scatter(wanted, entropy.detach())
+    return blank.masked_scatter(wanted, chosen), blank.masked_scatter(wanted, entropy)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -459,8 +460,8 @@ def sampling_logprobs(logits, temperature, top_p):
 def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0):
     """Samples an answer to each of N prompts (token lists of any lengths). Returns Samples.
 
-    Answer n, token t is drawn with its own uniform number, so neither the other prompts' fate nor
-    the order of retirement touches it. Ended rows leave the batch when a quarter of it is idle.
+    Answer n, token t is drawn with its own uniform number, so the other prompts' fate does not
+    touch it. Ended rows leave the batch when a quarter of it is idle.
     """
     device, config, N = model.head.weight.device, model.config, len(prompts)
     longest = max(map(len, prompts))
@@ -552,18 +553,15 @@ def orthogonal(x, rounds=5):
     return x.mT if tall else x
 
 
-def make_optimizer(model, lr, muon_lr=0.0, weight_decay=0.0):
+def make_optimizer(model, lr, muon_lr=0.0):
     """AdamW with V3's betas (section 4.2) on all parameters; with muon_lr, Muon on the matrices
     between embedding and head (not the router's centroids, which are vectors). Returns a list."""
     matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and muon_lr
                 and not name.startswith(("embed.", "head.")) and "router" not in name]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
-    adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
-    optimizers = [adamw, Muon(matrices, muon_lr)] if matrices else [adamw]
-    for group in (g for o in optimizers for g in o.param_groups):
-        group["initial_lr"] = group["lr"]
-    return optimizers
+    adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return [adamw, Muon(matrices, muon_lr)] if matrices else [adamw]
 
 
 def learning_rate_at(step, steps, warmup, decay):
@@ -576,16 +574,17 @@ def learning_rate_at(step, steps, warmup, decay):
 def update(model, optimizers, factor=1.0, max_norm=1.0):
     """One optimizer step from the gradients at hand: clip, step, zero, balance. Returns its log.
 
-    A gradient that is not finite changes nothing and is reported as such.
+    A gradient that is not finite changes nothing and is counted as skipped.
     """
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
-    if math.isfinite(norm):
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-            optimizer.step()
+    finite = math.isfinite(norm)
+    for optimizer in optimizers if finite else ():
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        optimizer.step()
     model.zero_grad()
-    return {"grad_norm": norm, "expert_load": balance(model, math.isfinite(norm))}
+    return {"grad_norm": norm if finite else 0.0, "skipped": int(not finite),
+            "expert_load": balance(model, finite)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -600,8 +599,7 @@ class UserError(ValueError):
 
 def choose_device(device="auto", dtype="auto"):
     """(torch.device, torch.dtype) of a user's words; UserError if the device is not there."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         device = torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:

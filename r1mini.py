@@ -8,13 +8,8 @@
     python r1mini.py study NAME          the runs behind a table of the README
     python r1mini.py cost --preset v3    what a preset's sizes come to
 
-    stage   learns from                      reward               loop
-    base    documents of the corpus          -                    train (here)
-    zero    problems, its own answers        accuracy + format    train_rl (grpo.py)
-
-A run folder holds config.json, log.jsonl (no clock in it, so that two runs compare to the bit),
-timing.jsonl, one checkpoint a stage, samples.md and report.md. The same command continues a run
-that was stopped, and skips what is finished.
+A run folder holds config.json, log.jsonl (without a clock: two runs compare to the bit),
+timing.jsonl, checkpoints, samples.md and report.md. The same command goes on where a run stopped.
 """
 import argparse
 import contextlib
@@ -24,8 +19,10 @@ import errno
 import importlib
 import json
 import math
+import os
 import platform
 import random
+import re
 import signal
 import sys
 import time
@@ -54,7 +51,6 @@ class Train:
     muon_lr: float = 1e-2          # Muon: the matrices between; 0: AdamW for all
     warmup: int = 20               # steps
     decay: float = 0.4             # share of the steps over which the learning rates fall to 0
-    weight_decay: float = 0.0
     micro_tokens: int = 3000       # tokens in one forward pass; memory and speed only
     dev_every: int = 250           # steps between evaluations on dev
 
@@ -64,12 +60,12 @@ class Evaluation:
     """How a model is asked. Choices are made on dev; test is for what is reported."""
     problems: int = 500            # test problems, evenly over the levels
     samples: int = 16              # answers to each
-    temperature: float = 0.6       # as R1 is evaluated (R1 section 3)
+    temperature: float = 0.6       # as R1 is evaluated (R1 v1 section 3)
     top_p: float = 0.95
     longer: int = 100              # test problems of each of the two levels above any in training
     dev_problems: int = 64
     dev_every: int = 5             # RL steps between evaluations on dev, at temperature 1
-    rows: int = 1024               # answers written at a time; memory and speed only
+    rows: int = 1024               # answers written at a time, and with it which random numbers
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,8 @@ class Run:
     preset: str = "nano"
     seed: int = 0
     start: str = ""                # checkpoint that zero starts from, if not this run's own base
+    device: str = "cpu"            # the kind: cpu, cuda, mps
+    dtype: str = "float32"         # of the forward pass
     model: moe.Config = field(default_factory=moe.Config)
     corpus: tasks.Corpus = field(default_factory=tasks.Corpus)
     base: Train = field(default_factory=Train)
@@ -99,13 +97,12 @@ TRAINING = {
     "node": LARGE | {"base.steps": 20000, "base.documents": 1024, "base.lr": 5e-4,
                      "zero.lr": 2e-5, "zero.steps": 500, "zero.problems": 128},
 }
-EXPECT = {"nano": "about 7 minutes and 1.5 GiB on two CPU cores", "micro": "seconds"}
 
 
 def convert(key, text, like):
     """The value of a text in the type of `like`; UserError if it is none."""
     kinds = {bool: "true or false", tuple: "whole numbers with commas between",
-             int: "a whole number", float: "a number", str: "a text"}
+             int: "a whole number", float: "a number"}
     try:
         if isinstance(like, bool):
             return {"true": True, "false": False}[text.lower()]
@@ -119,25 +116,31 @@ def convert(key, text, like):
         raise UserError(f"--set {key}: wanted {kinds[type(like)]}, got {text!r}") from None
 
 
+def flat(tree, prefix=""):
+    """A nested dict as {dotted key: value}."""
+    return {key: leaf for name, value in tree.items() for key, leaf in (
+        flat(value, f"{prefix}{name}.") if isinstance(value, dict)
+        else {prefix + name: value}).items()}
+
+
 def change(run, key, value):
     """The Run with one field, such as zero.lr, set to a value or to the text of one."""
-    part, _, name = key.partition(".")
-    keys = [f"{p}.{f.name}" for p in ("model", "corpus", "base", "zero", "eval")
-            for f in dataclasses.fields(getattr(run, p))]
+    keys = [known for known in flat(dataclasses.asdict(run)) if "." in known]
     if key not in keys:
         near = difflib.get_close_matches(key, keys, 1, 0.0)[0]
         raise UserError(f"--set: there is no setting {key!r}; the nearest is {near}")
+    part, name = key.split(".")
     settings = getattr(run, part)
     value = convert(key, value, getattr(settings, name)) if isinstance(value, str) else value
     return dataclasses.replace(run, **{part: dataclasses.replace(settings, **{name: value})})
 
 
-def resolve(preset, seed, start, assignments):
+def resolve(preset, assignments, **fields):
     """The Run of a preset and the user's key=value texts; UserError if they make no sense."""
     if preset not in TRAINING:
         raise UserError(f"--preset {preset} is for counting (cost); train {', '.join(TRAINING)}")
-    run = Run(preset, seed, start,
-              dataclasses.replace(moe.PRESETS[preset], vocab_size=tasks.VOCAB_SIZE))
+    model = dataclasses.replace(moe.PRESETS[preset], vocab_size=tasks.VOCAB_SIZE)
+    run = Run(preset, model=model, **fields)
     pairs = [assignment.partition("=") for assignment in assignments]
     for key, equals, _ in pairs:
         if not equals:
@@ -152,30 +155,29 @@ def resolve(preset, seed, start, assignments):
     return run
 
 
+MAY_BE_ZERO = {"seed", "model.n_dense_layers", "model.n_mtp_layers", "model.q_lora_rank",
+               "base.warmup", "zero.warmup", "zero.overlong"}
+
+
 def check(run):
-    """UserError if settings contradict each other."""
-    m, c, b, z, e = run.model, run.corpus, run.base, run.zero, run.eval
-    counts = (b.steps, b.documents, b.dev_every, z.steps, z.problems, z.minibatches, z.oversample,
-              z.max_new_tokens, z.reference_every, c.drill, e.problems, e.samples, e.longer,
-              e.dev_problems, e.dev_every, e.rows)
-    sizes = (m.dim, m.inter_dim, m.moe_inter_dim, m.n_layers, m.n_heads, m.n_routed_experts,
-             m.n_shared_experts, m.n_activated_experts, m.n_expert_groups, m.n_limited_groups,
-             m.kv_lora_rank, m.qk_nope_head_dim, m.qk_rope_head_dim, m.v_head_dim, m.max_seq_len)
+    """UserError if settings make no sense, or contradict each other."""
+    for key, value in flat(dataclasses.asdict(run)).items():
+        least = int(type(value) is int and key not in MAY_BE_ZERO)
+        if isinstance(value, (int, float)) and value < least and key != "seed":
+            raise UserError(f"{key} must be at least {least}")
+    m, c, z, e = run.model, run.corpus, run.zero, run.eval
     shares = dataclasses.astuple(dataclasses.replace(c, levels=0, drill=0))
-    grouped = m.n_limited_groups * (m.n_routed_experts // max(1, m.n_expert_groups))
+    grouped = m.n_limited_groups * (m.n_routed_experts // m.n_expert_groups)
     for wrong, message in (
-            (min(counts) < 1, "counts of steps, problems, samples and tokens must be at least 1"),
-            (min(sizes) < 1 or m.q_lora_rank < 0, "sizes of the model must be at least 1"),
-            (min(shares) < 0 or max(shares) > 1, "the corpus' shares must be within 0..1"),
-            (c.direct + c.steps + c.checked > 1 + 1e-9, "the corpus' shares of styles exceed 1"),
+            (z.overlong >= z.max_new_tokens, "zero.overlong must be below zero.max_new_tokens"),
+            (max(shares) > 1 or c.direct + c.steps + c.checked > 1 + 1e-9,
+             "the corpus' shares must not exceed 1, nor its styles' together"),
             (m.vocab_size != tasks.VOCAB_SIZE, f"model.vocab_size must be {tasks.VOCAB_SIZE}"),
             (m.qk_rope_head_dim % 2, "model.qk_rope_head_dim must be even: pairs are rotated"),
             (m.n_dense_layers > m.n_layers, "model.n_dense_layers exceeds n_layers"),
             (m.n_mtp_layers not in (0, 1), "model.n_mtp_layers must be 0 or 1"),
-            (m.n_routed_experts % max(1, m.n_expert_groups),
-             "n_expert_groups must divide n_routed_experts"),
-            (m.n_expert_groups > 1 and m.n_routed_experts < 2 * m.n_expert_groups,
-             "a group needs at least 2 experts"),
+            (m.n_routed_experts % m.n_expert_groups, "n_expert_groups must divide the experts"),
+            (m.n_routed_experts < 2 * m.n_expert_groups, "a group needs at least 2 experts"),
             (m.n_limited_groups > m.n_expert_groups, "n_limited_groups exceeds n_expert_groups"),
             (m.n_activated_experts > grouped, "n_activated_experts exceeds the experts to be had"),
             (not 2 <= min(z.levels) <= max(z.levels) <= 7,
@@ -184,8 +186,8 @@ def check(run):
             (z.group_size < 2, "zero.group_size must be at least 2: an advantage compares answers"),
             (z.minibatches > z.problems * z.group_size, "zero.minibatches exceeds the answers"),
             (z.temperature <= 0, "zero.temperature must be above 0: RL needs different answers"),
-            (e.temperature < 0 or not 0 < e.top_p <= 1,
-             "eval.temperature must be at least 0 and eval.top_p within 0..1"),
+            (not 0 < e.top_p <= 1, "eval.top_p must be above 0 and at most 1"),
+            (m.max_seq_len < 300, "model.max_seq_len must be at least 300, for the corpus"),
             (z.max_new_tokens + 30 > m.max_seq_len, "zero.max_new_tokens exceeds max_seq_len")):
         if wrong:
             raise UserError(message)
@@ -202,12 +204,10 @@ def train(model, s, document, seed, state=None):
     is the state to continue from, to the same bits: each step draws its documents afresh from the
     seed and its own number.
     """
-    optimizers = moe.make_optimizer(model, s.lr, s.muon_lr, s.weight_decay)
-    device, first = model.head.weight.device, 0
-    if state:
-        first = state["step"]
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
+    optimizers = moe.make_optimizer(model, s.lr, s.muon_lr)
+    device, first = model.head.weight.device, state["step"] if state else 0
+    for optimizer, saved in zip(optimizers, state["optimizers"] if state else ()):
+        optimizer.load_state_dict(saved)
     model.train()
     for step in range(first, s.steps):
         rng = random.Random(f"{seed}/train/{step}")
@@ -230,22 +230,6 @@ def train(model, s, document, seed, state=None):
 
 # -------------------------------------------------------------------------------------------------
 # Evaluation
-
-MEASURES = {
-    "format": tasks.format_reward,
-    "reflection": lambda text, problem: tasks.reflects(text),
-    "correction": lambda text, problem: tasks.corrects(text),
-    "mixing": lambda text, problem: tasks.mixes(text),
-    "language": lambda text, problem: tasks.language_share(text, problem.language),
-}
-
-
-def make_problems(run, part, n, levels, salt=""):
-    """n problems of a part, evenly over levels: the same ones whatever the seed of the run."""
-    rng, products = random.Random(f"{part}/{salt}"), run.corpus.products
-    return [tasks.make_problem(rng, levels[i % len(levels)], part, products=products)
-            for i in range(n)]
-
 
 def pass_at_k(n, c, k):
     """Unbiased chance that one of k answers is right, from n of which c are (Codex, eq 1)."""
@@ -292,7 +276,8 @@ def evaluate(model, problems, samples, temperature, top_p, max_new_tokens, rows=
         record[f"pass@{k}"] = mean(pass_at_k(samples, e["right"], k) for e in each)
     record[f"cons@{samples}"] = mean(e["vote"] == e["answer"] for e in each)
     record |= {"length": mean(lengths), "cut_off": 1 - mean(finished)}
-    record |= {name: mean(f(t, p) for t, p in zip(texts, asked)) for name, f in MEASURES.items()}
+    for name, measure in (tasks.MEASURES | {"format": tasks.format_reward}).items():
+        record[name] = mean(measure(text, problem) for text, problem in zip(texts, asked))
     record["by_level"] = {str(n): mean(e["right"] / samples for e in each if e["level"] == n)
                           for n in levels}
     styles = [tasks.style_of(t) if tasks.parse(t)[1] is not None else "" for t in texts]
@@ -309,45 +294,49 @@ def evaluate(model, problems, samples, temperature, top_p, max_new_tokens, rows=
 def read_log(path):
     """The records of a run's log.jsonl; UserError if the folder holds no run."""
     try:
-        lines = (Path(path) / "log.jsonl").read_text("utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        lines = (Path(path) / "log.jsonl").read_text("utf-8").split("\n")
+        return [json.loads(line) for line in lines if line]
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no run in this folder (no log.jsonl)") from None
     except ValueError:
         raise UserError(f"{path}/log.jsonl is damaged; start over with --fresh") from None
 
 
-def flat(tree, prefix=""):
-    """A nested dict as {dotted key: text}."""
-    return {key: text for name, value in tree.items() for key, text in (
-        flat(value, f"{prefix}{name}.") if isinstance(value, dict)
-        else {prefix + name: json.dumps(value)}).items()}
+def machine():
+    """The processor's name and how many of its cores this process sees."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):
+        name = re.findall("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"))[0]
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def peak_gib():
     """The largest resident memory of this process so far, GiB; 0 where it is not told (Windows)."""
-    try:
+    with contextlib.suppress(ImportError):
         import resource
-    except ImportError:
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 2 ** (30 if sys.platform == "darwin" else 20), 3)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on a Mac bytes
+        return round(peak / 2 ** (30 if sys.platform == "darwin" else 20), 3)
+    return 0.0
 
 
 class Folder:
     """A run's folder: its settings, log, clock and checkpoints."""
+
+    FILES = ("config.json", "log.jsonl", "timing.jsonl", "samples.md", "report.md",
+             "base.pt", "base.partial.pt", "zero.pt", "zero.partial.pt")
 
     def __init__(self, path, run, options):
         self.path, self.run, self.options, self.stop = Path(path), run, options, False
         self.path.mkdir(parents=True, exist_ok=True)
         config, known = json.loads(json.dumps(dataclasses.asdict(run))), self.path / "config.json"
         if options.fresh:
-            for pattern in ("*.pt", "*.json", "*.jsonl", "*.md"):
-                for file in self.path.glob(pattern):
-                    file.unlink()
+            if run.start and Path(run.start).resolve().parent == self.path.resolve():
+                raise UserError(f"--fresh would delete {run.start}: choose another --out")
+            for name in self.FILES:
+                (self.path / name).unlink(missing_ok=True)
         if known.exists():
-            old = json.loads(known.read_text("utf-8"))
-            if other := sorted({key for key, _ in flat(config).items() ^ flat(old).items()}):
+            old, new = flat(json.loads(known.read_text("utf-8"))), flat(config)
+            if other := sorted(key for key in old | new if old.get(key) != new.get(key)):
                 raise UserError(f"{self.path} holds a run with other settings ({', '.join(other)})"
                                 ": choose another --out, or --fresh to start over")
             self.cut((self.path / "log.jsonl").read_bytes().rfind(b"\n") + 1)  # torn by a kill
@@ -355,23 +344,28 @@ class Folder:
             (self.path / "log.jsonl").write_text("", "utf-8")
             versions = {"python": platform.python_version(), "torch": torch.__version__}
             self.log({"kind": "config", "versions": versions} | config)
-            known.write_text(json.dumps(config, indent=1), "utf-8")
+            known.with_suffix(".tmp").write_text(json.dumps(config, indent=1), "utf-8")
+            known.with_suffix(".tmp").replace(known)
+        self.log({"machine": machine(), "threads": torch.get_num_threads()}, "timing.jsonl")
 
     def log(self, record, name="log.jsonl"):
         """Appends a record to log.jsonl."""
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
-    def clock(self, stage, step, began, tokens=0):
-        """Appends to timing.jsonl, the one place where time is kept; returns the time."""
-        now = time.monotonic()
-        self.log({"stage": stage, "step": step, "seconds": round(now - began, 3), "tokens": tokens,
-                  "peak_gib": peak_gib()}, "timing.jsonl")
-        return now
+    def clock(self, stage, step, began, tokens=0, worked=None):
+        """Appends to timing.jsonl, the one place where time is kept. seconds are all since
+        `began`; tokens a second are of the step alone, which took `worked` seconds."""
+        record = {"stage": stage, "step": step, "seconds": round(time.monotonic() - began, 3)}
+        if worked:
+            record |= {"tokens": tokens, "tokens_per_second": round(tokens / worked)}
+        self.log(record | {"peak_gib": peak_gib()}, "timing.jsonl")
 
     def position(self):
-        """Bytes of log.jsonl so far, which a checkpoint remembers."""
-        return (self.path / "log.jsonl").stat().st_size
+        """Bytes of log.jsonl so far, safe on disk; a checkpoint remembers them."""
+        with open(self.path / "log.jsonl", "ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
 
     def cut(self, position):
         """Shortens log.jsonl: what came after will be done, and logged, again."""
@@ -406,35 +400,34 @@ class Folder:
         began = time.monotonic()
         with tqdm(total=steps, initial=state["step"] if state else 0, desc=name,
                   dynamic_ncols=True) as bar:
+            if not state:
+                watch(model, {"step": 0}, bar)
+            started = time.monotonic()
             for record, snapshot in loop(model, state):
+                worked = time.monotonic() - started
                 self.log({"kind": name} | record)
                 watch(model, record, bar)
-                began = self.clock(name, record["step"], began, record["tokens"])
-                bar.set_postfix({k: f"{record[k]:.3g}" for k in ("loss", "accuracy", "length")
-                                 if k in record}, refresh=False)
-                bar.update()
+                kept = {"log": self.position(), "preset": self.run.preset}
                 if record["step"] == steps:
-                    moe.save(final, model, log=self.position())
+                    moe.save(final, model, **kept)
                     partial.unlink(missing_ok=True)
                 elif self.stop or record["step"] % options.save_every == 0:
-                    moe.save(partial, model, log=self.position(), **snapshot())
-                if self.stop and record["step"] < steps:
+                    moe.save(partial, model, **kept, **snapshot())
+                self.clock(name, record["step"], began, record["tokens"], worked)
+                shown = {k: record[k] for k in ("loss", "accuracy", "length") if k in record}
+                bar.set_postfix(shown | {"tok/s": int(record["tokens"] / worked)}, refresh=False)
+                bar.update()
+                if self.stop:
                     raise KeyboardInterrupt
+                began = started = time.monotonic()
         return model
 
-    @contextlib.contextmanager
-    def interruptible(self):
-        """Within, Ctrl-C ends the step at hand and saves; a second one stops at once."""
-        def interrupt(*_):
-            if self.stop:
-                raise KeyboardInterrupt
-            self.stop = True
-            print("\nending this step and saving (Ctrl-C again: stop now)", file=sys.stderr)
-        before = signal.signal(signal.SIGINT, interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def interrupt(self, *_):
+        """Ctrl-C: the step at hand is ended and saved; a second one stops at once."""
+        if self.stop:
+            raise KeyboardInterrupt
+        self.stop = True
+        print("\nending this step and saving (Ctrl-C again: stop now)", file=sys.stderr)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -444,12 +437,15 @@ class Folder:
 def watcher(folder, stage, every, steps):
     """What happens after a step: evaluation on dev, sample answers, the teacher's sentences."""
     run, s, said = folder.run, folder.run.eval, set()
-    dev = make_problems(run, "dev", s.dev_problems, run.zero.levels)
-    shown = make_problems(run, "test", 2 * len(run.zero.levels), run.zero.levels, "shown")
+    dev = tasks.make_problems("dev", s.dev_problems, run.zero.levels, run.corpus.products)
+    shown = tasks.make_problems("test", 2 * len(run.zero.levels), run.zero.levels,
+                                run.corpus.products, "shown")
 
     def watch(model, record, bar):
         step = record["step"]
-        for keyword, sentence in advice(record, run.zero) if stage == "zero" else []:
+        if step == 0 and stage == "base":
+            return  # random weights
+        for keyword, sentence in advice(record, run.zero) if step and stage == "zero" else []:
             if keyword not in said:
                 bar.write(f"  note: {sentence}")
                 said.add(keyword)
@@ -459,7 +455,7 @@ def watcher(folder, stage, every, steps):
             bar.write(f"  {stage} {step:>4}: dev pass@1 {r['pass@1']:.3f}  "
                       f"vote {r[f'cons@{s.samples}']:.3f}  length {r['length']:5.1f}  "
                       f"checks {r['reflection']:.2f}  mixed {r['mixing']:.2f}")
-        if step in (steps // 2, steps):
+        if step in (0, steps // 2, steps):
             prompts = [tasks.encode_prompt(p.question) for p in shown]
             out = moe.generate(model, prompts, run.zero.max_new_tokens, tasks.END_ID, tasks.PAD_ID,
                                s.temperature, s.top_p)
@@ -468,17 +464,19 @@ def watcher(folder, stage, every, steps):
     return watch
 
 
-def test(folder, stage, model):
-    """A stage's figures on held-out problems: at temperature 1, as R1 is evaluated, and longer
-    problems than any in training apart."""
+def test_stage(folder, stage, model):
+    """A stage's figures on held-out problems; those on longer ones than in training apart."""
     run, s, levels = folder.run, folder.run.eval, folder.run.zero.levels
     done = sum(r["kind"] == "test" and r["stage"] == stage for r in read_log(folder.path))
     longest = max(*run.corpus.levels, *levels)
-    problems = make_problems(run, "test", s.problems, levels)
-    longer = make_problems(run, "test", 2 * s.longer, (longest + 1, longest + 2))
+    problems = tasks.make_problems("test", s.problems, levels, run.corpus.products)
+    longer = tasks.make_problems("test", 2 * s.longer, (longest + 1, longest + 2),
+                                 run.corpus.products)
     plans = [("test", problems, 1.0, 1.0), ("test", problems, s.temperature, s.top_p),
              ("longer", longer, s.temperature, s.top_p)]
     for name, asked, temperature, top_p in tqdm(plans[done:], desc=f"test {stage}"):
+        if folder.stop:
+            raise KeyboardInterrupt
         began = time.monotonic()
         r, _ = evaluate(model, asked, s.samples, temperature, top_p, run.zero.max_new_tokens,
                         s.rows, seed=1)
@@ -487,8 +485,7 @@ def test(folder, stage, model):
 
 
 def base(folder):
-    """The base model, from random weights on the corpus. What it can do, style by style, bounds
-    what RL can amplify, and so is printed."""
+    """The base model, from random weights. What it can do by style bounds what RL can amplify."""
     run, options = folder.run, folder.options
     torch.manual_seed(run.seed)
     model = moe.place(moe.Transformer(run.model), options.device, options.dtype)
@@ -499,28 +496,26 @@ def base(folder):
     model = folder.stage("base", model, loop, run.base.steps,
                          watcher(folder, "base", run.base.dev_every, run.base.steps))
     dev = [r for r in read_log(folder.path) if r["kind"] == "dev" and r["stage"] == "base"][-1]
-    print("\n  What the base does on dev at temperature 1, by number of operations:\n"
-          "  style     share  " + "  ".join(f"{n:>4}" for n in dev["by_level"]))
+    print("\n  What the base does on dev, at temperature 1, by number of operations\n"
+          "  style      share" + "".join(f"{n:>6}" for n in dev["by_level"]))
     for style, row in [*dev["by_style"].items(), ("all", {"share": 1.0} | dev["by_level"])]:
-        print(f"  {style:8}  {row['share']:5.2f}  " + "  ".join(
-            "   -" if row[n] is None else f"{row[n]:4.2f}" for n in dev["by_level"]))
-    print()
+        print(f"  {style:9}", *(f"{math.nan if x is None else x:5.2f}" for x in row.values()))
     return model
 
 
 def zero(folder, model):
     """R1-Zero: GRPO on the base, rewarding accuracy and format, with no example (R1, 2.2)."""
-    s, run = folder.run.zero, folder.run
+    run, s, c = folder.run, folder.run.zero, folder.run.corpus
 
-    def sample(rng, n):
-        return [tasks.make_problem(rng, rng.choice(s.levels), products=run.corpus.products)
-                for _ in range(n)]
-    task = Task(sample=sample, encode=lambda problem: tasks.encode_prompt(problem.question),
-                decode=tasks.decode,
+    def sample(rng, n):  # asked as in the corpus, some with stray spaces
+        drawn = [tasks.make_problem(rng, rng.choice(s.levels), "train", None, c.products)
+                 for _ in range(n)]
+        return [tasks.space(p, rng) if rng.random() < c.spaced else p for p in drawn]
+    task = Task(sample=sample, decode=tasks.decode,
+                encode=lambda problem: tasks.encode_prompt(problem.question),
                 rewards={"accuracy": (s.accuracy_weight, tasks.accuracy),
                          "format": (s.format_weight, tasks.format_reward)},
-                measures={name: f for name, f in MEASURES.items() if name != "format"},
-                end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
+                measures=tasks.MEASURES, end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
     return folder.stage("zero", model, lambda m, state: train_rl(m, task, s, run.seed, state),
                         s.steps, watcher(folder, "zero", run.eval.dev_every, s.steps))
 
@@ -531,19 +526,27 @@ def zero(folder, model):
 
 def run_stages(options):
     """The stages up to the one asked for, their tests on held-out problems, and the report."""
-    run = resolve(options.preset, options.seed, options.start or "", options.set)
-    model = run.start and moe.load(run.start, options.device, options.dtype)[0]
+    run = resolve(options.preset, options.set, seed=options.seed,
+                  start=getattr(options, "start", None) or "", device=options.device.type,
+                  dtype=str(options.dtype).removeprefix("torch."))
+    model = moe.load(run.start, options.device, options.dtype)[0] if run.start else None
+    if model and model.config != run.model:
+        raise UserError(f"{run.start} has other model sizes than this run; give its --preset/--set")
     folder = Folder(options.out or f"runs/{options.preset}", run, options)
+    timed = options.preset == "nano" and options.command != "base" and not options.set
     print(f"{options.preset}, seed {run.seed}, into {folder.path}: expect "
-          f"{EXPECT.get(options.preset, 'what the bars say, as this preset was not timed')}. "
+          f"{'6 minutes and 1 GiB on two CPU cores' if timed else 'what the bars say'}. "
           "Ctrl-C saves; the same command goes on.")
-    with folder.interruptible():
+    signal.signal(signal.SIGINT, folder.interrupt)
+    try:
         if not model:
             model = base(folder)
-            test(folder, "base", model)
+            test_stage(folder, "base", model)
         if options.command != "base":
             model = zero(folder, model)
-            test(folder, "zero", model)
+            test_stage(folder, "zero", model)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     print("\n" + importlib.import_module("extras.report").report([folder.path]))
     print(f"written: {folder.path / 'report.md'}, {folder.path / 'samples.md'}")
 
@@ -558,9 +561,10 @@ class Parser(argparse.ArgumentParser):
 
 def parser():
     """The command line."""
-    common, running = Parser(add_help=False), Parser(add_help=False)
+    sized, common, running = (Parser(add_help=False) for _ in range(3))
+    sized.add_argument("--preset", default="nano", choices=list(moe.PRESETS),
+                       help="sizes and settings")
     add = common.add_argument
-    add("--preset", default="nano", choices=list(moe.PRESETS), help="sizes and settings")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto: cuda where there is one")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"],
         help="of the forward pass; auto: bfloat16 on CUDA, float32 elsewhere")
@@ -570,14 +574,15 @@ def parser():
     add = running.add_argument
     add("--out", help="the run's folder; default runs/PRESET")
     add("--seed", type=int, default=0)
-    add("--from", dest="start", metavar="CKPT", help="start zero from this base checkpoint")
     add("--save-every", type=int, default=20, help="steps between saves")
     add("--fresh", action="store_true", help="delete the folder's run and start over")
     top = Parser(prog="r1mini.py", description=__doc__,
                  formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", parser_class=Parser, metavar="COMMAND")
     for name, text in (("all", "every stage"), ("base", "pretraining"), ("zero", "and R1-Zero")):
-        commands.add_parser(name, parents=[common, running], help=text)
+        one = commands.add_parser(name, parents=[sized, common, running], help=text)
+        if name != "base":
+            one.add_argument("--from", dest="start", metavar="CKPT", help="a base for zero")
     for name, text in (("eval", "pass@1, vote, pass@k"), ("chat", "talk to a checkpoint")):
         one = commands.add_parser(name, parents=[common], help=text)
         one.add_argument("checkpoint")
@@ -591,9 +596,10 @@ def parser():
     one = commands.add_parser("report", help="means and spread over runs")
     one.add_argument("runs", nargs="+")
     one.add_argument("--to", metavar="DIR", help="keep summary.json and the table there")
-    one = commands.add_parser("study", parents=[common], help="the runs behind a table")
+    one = commands.add_parser("study", parents=[sized], help="the runs behind a table")
     one.add_argument("name")
-    commands.add_parser("cost", parents=[common], help="what a preset's sizes come to")
+    one.add_argument("rest", nargs=argparse.REMAINDER, help="options for each of its runs")
+    commands.add_parser("cost", parents=[sized], help="what a preset's sizes come to")
     return top
 
 
@@ -605,8 +611,6 @@ def prepare(options):
     for name, least in (("threads", 0), ("save_every", 1), ("samples", 1)):
         if getattr(options, name, least) < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
-    if getattr(options, "start", None) and options.command == "base":
-        raise UserError("--from is for zero: base starts from random weights")
     if getattr(options, "threads", 0):
         torch.set_num_threads(options.threads)
     if hasattr(options, "device"):

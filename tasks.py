@@ -10,12 +10,13 @@ Nothing here knows of tensors or models, or reads anything but a user's own prob
 
 Why the problems look as they do. A tiny model can hardly see the total of 25-7+9+6 at a glance, but
 can learn to walk there one operation at a time. The walk needs a pointer: which operand comes next?
-If digits may repeat, the pointer has to count, a skill that appears late and in a sudden step. Here
-the digits of one chain all differ, so the next operand is "what stands after the 7 I have just
-used": an induction head finds it, early, at any length of the chain.
+If operands may repeat, the pointer has to count, a skill that appears late and in a sudden step.
+Here the operands after the first are single digits that all differ, so the next one is "what stands
+after the 7 I have just used", which an induction head can find.
 """
 import hashlib
 import json
+import random
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -130,6 +131,12 @@ def make_problem(rng, level, part="train", language=None, products=0.0):
                 return Problem(question, str(total), language, level, expression)
 
 
+def make_problems(part, n, levels, products=0.0, salt=""):
+    """n problems of a part, evenly over levels: the same ones whoever asks."""
+    rng = random.Random(f"{part}/{salt}")
+    return [make_problem(rng, levels[i % len(levels)], part, products=products) for i in range(n)]
+
+
 def read_problems(path):
     """Problems of {"question": ..., "answer": ...} lines; ProblemError names the first bad line."""
     problems = []
@@ -241,16 +248,16 @@ class Corpus:
     tags: float = 0.70            # share of answers inside the template's tags
     # levels to draw from, evenly
     levels: tuple[int, ...] = (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6)
-    spaced: float = 0.60          # share of questions with stray spaces before their operators
+    spaced: float = 0.80          # share of questions with stray spaces before their operators
     products: float = 0.0         # chance of a term to be a product (0 on nano)
     drill: int = 8                # facts in a drill
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document: token ids, and each one's weight in the loss (0 if given, not predicted)."""
-    tokens: list[int]
-    weight: list[int]
+    """One document, token by token."""
+    tokens: list[int]  # ids
+    weight: list[int]  # in the loss; 0 if given, not predicted
     style: str
     problem: Problem | None = None
 
@@ -262,28 +269,21 @@ def dialogue(problem, text, style=""):
 
 
 def space(problem, rng):
-    """The problem with stray spaces in its question (25 -7+9  +6), as people type.
+    """The problem with stray spaces in its question (25 -7+9   +6), as people type.
 
-    With every operand at a place of its own, "the third operand" cannot be learnt as a distance,
-    and what is learnt instead also works on questions longer than any in the corpus.
+    With every operand at a place of its own, "the third operand" cannot be learnt as a distance;
+    what is learnt instead is of more use on problems longer than any in the corpus.
     """
-    question = re.sub(r"[+-]", lambda sign: rng.choice(("", "", " ", " ", "  ")) + sign[0],
-                      problem.question)
+    question = re.sub(r"[+-]", lambda sign: " " * rng.randint(0, 3) + sign[0], problem.question)
     return replace(problem, question=question)
 
 
 def make_document(rng, corpus):
     """A random document of the base corpus."""
-    style = rng.choices((*STYLES, "drill"), (corpus.direct, corpus.steps, corpus.checked,
-                                             1 - corpus.direct - corpus.steps - corpus.checked))[0]
-    if style == "drill":  # single steps, as solutions have; no part of the split reserves them
-        tokens, weight = [], []
-        for _ in range(corpus.drill):
-            fact = make_problem(rng, 1, part=None, products=corpus.products)
-            given, result = map(ENCODING.encode, (f"{fact.expression}=", f"{fact.answer} "))
-            tokens += given + result
-            weight += [0] * len(given) + [1] * len(result)
-        return Document(tokens, weight, style)
+    styles = (corpus.direct, corpus.steps, corpus.checked)
+    style = rng.choices((*STYLES, "drill"), (*styles, 1 - sum(styles)))[0]
+    if style == "drill":
+        return drill(rng, corpus)
     problem = make_problem(rng, rng.choice(corpus.levels), products=corpus.products)
     slips = {"direct": corpus.direct_slips, "steps": corpus.steps_slips,
              "checked": corpus.checked_slips}[style]
@@ -294,11 +294,22 @@ def make_document(rng, corpus):
     return dialogue(space(problem, rng) if rng.random() < corpus.spaced else problem, text, style)
 
 
+def drill(rng, corpus):
+    """A list of single steps, as solutions have; no part of the split reserves these."""
+    tokens, weight = [], []
+    for _ in range(corpus.drill):
+        fact = make_problem(rng, 1, part=None)
+        given, result = map(ENCODING.encode, (f"{fact.expression}=", f"{fact.answer} "))
+        tokens += given + result
+        weight += [0] * len(given) + [1] * len(result)
+    return Document(tokens, weight, "drill")
+
+
 # --------------------------------------------------------------------------------------------------
 # Rule rewards (R1 section 2.2.2) and what is measured of an answer
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]*")     # ASCII digits; no plus sign, leading zero or exponent
-_TEXT = r"((?:(?!</?(?:think|answer)>).)*)"  # any text without a tag
+_TEXT = r"((?:(?!</?(?:think|answer)>|<\|).)*)"  # any text without a tag or other special token
 TEMPLATE = re.compile(f"(?:<think>{_TEXT}</think>|{_TEXT})<answer>{_TEXT}</answer>", re.DOTALL)
 
 
@@ -320,8 +331,9 @@ def accuracy(text, problem):
 
 
 def format_reward(text, problem=None):
-    """1.0 if the response is one think block and one answer block and nothing else, else 0.0."""
-    return float(parse(text)[0] is not None)
+    """1.0 if the response is one think block and one answer that is not blank, else 0.0."""
+    thinking, answer = parse(text)
+    return float(thinking is not None and answer.strip() != "")
 
 
 def words_of(text):
@@ -342,15 +354,24 @@ def mixes(text):
 
 
 def reflects(text):
-    """Whether an answer checks itself."""
+    """Whether an answer has a word of checking in it: a sign of reflection, not a proof."""
     return any(words["check"].strip() in text for words in WORDS.values())
 
 
 def corrects(text):
-    """Whether an answer stops and mends a step."""
+    """Whether an answer has a "wait" in it, with which the corpus stops to mend a step."""
     return any(words["wait"].strip() in text for words in WORDS.values())
 
 
 def style_of(text):
     """Which of STYLES a response was written in."""
     return "checked" if reflects(text) else "steps" if "=" in text else "direct"
+
+
+# What is measured of an answer and never rewarded: name -> function of text and problem.
+MEASURES = {
+    "reflection": lambda text, problem: reflects(text),
+    "correction": lambda text, problem: corrects(text),
+    "mixing": lambda text, problem: mixes(text),
+    "language": lambda text, problem: language_share(text, problem.language),
+}

@@ -31,8 +31,8 @@ def show(model, question, settings):
 
 def main(options):
     """Answers --ask TEXT, or line after line until the input ends."""
-    model, _ = moe.load(options.checkpoint, options.device, options.dtype)
-    settings = r1mini.resolve("nano", 0, "", options.set)
+    model, record = moe.load(options.checkpoint, options.device, options.dtype)
+    settings = r1mini.resolve(record.get("preset", "nano"), options.set)
     if options.ask is not None:
         show(model, options.ask, settings)
         return 0

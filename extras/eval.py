@@ -8,18 +8,18 @@ import tasks
 
 def main(options):
     """Prints the means, or with --json one object with every problem in file order."""
-    model, _ = moe.load(options.checkpoint, options.device, options.dtype)
-    run = r1mini.resolve(options.preset, 0, "", options.set)
+    model, record = moe.load(options.checkpoint, options.device, options.dtype)
+    run = r1mini.resolve(record.get("preset", "nano"), options.set)
     s, limit = run.eval, run.zero.max_new_tokens
     problems = tasks.read_problems(options.problems) if options.problems else \
-        r1mini.make_problems(run, "test", s.problems, run.zero.levels)
+        tasks.make_problems("test", s.problems, run.zero.levels, run.corpus.products)
     room = model.config.max_seq_len - limit
     for i, problem in enumerate(problems, 1):
         if (n := len(tasks.encode_prompt(problem.question))) > room:
             raise r1mini.UserError(f"problem {i} is too long: {n} tokens; {room} fit beside an "
                                    "answer")
     result, each = r1mini.evaluate(model, problems, options.samples, s.temperature, s.top_p, limit,
-                                   s.rows)
+                                   s.rows, seed=1)
     if options.json:
         print(json.dumps(result | {"by_problem": each}))
         return 0

@@ -2,15 +2,13 @@
 
 summary.json is written here and nowhere else, always from the logs of runs:
 {"command", "commit", "machine", "seeds", "metrics": {KEY: {"mean", "std", "per_seed"}}}. Keys are
-stage.metric (zero.pass@1) at the evaluation temperature, stage.t1.metric at temperature 1, and
-stage.longer.metric on problems longer than any in training.
+stage.metric (zero.pass@1) at temperature 1, the policy as it is; stage.eval.metric as R1 was
+evaluated (temperature 0.6, top-p 0.95); stage.eval.longer.metric so on problems longer than any in
+training.
 """
 import json
-import platform
 import subprocess
 from pathlib import Path
-
-import torch
 
 import r1mini
 import tasks
@@ -21,11 +19,14 @@ CURVES = ("pass@1", "cons@16", "length", "reflection", "correction", "mixing")
 
 # Each study is a list of runs: an output folder, and the words of its command.
 OBJECTIVES = [name for name in r1mini.OBJECTIVES if name != r1mini.RL.objective]
+ZERO = [(f"zero-{seed}", f"zero --seed {seed}") for seed in range(3)]
 STUDIES = {
     "base": [(f"base-{seed}", f"base --seed {seed}") for seed in range(10)],
-    "zero": [(f"zero-{seed}", f"zero --seed {seed}") for seed in range(3)],
-    "objectives": [(f"{name}-{seed}", f"zero --seed {seed} --from runs/zero-{seed}/base.pt "
+    "zero": ZERO,
+    "objectives": ZERO + [(f"{name}-{seed}", f"zero --seed {seed} --from runs/zero-{seed}/base.pt "
                     f"--set zero.objective={name}") for seed in range(3) for name in OBJECTIVES],
+    "spaces": [(f"unspaced-{seed}", f"zero --seed {seed} --set corpus.spaced=0")
+               for seed in range(3)],
 }
 
 
@@ -38,35 +39,36 @@ def of_tests(log):
     """Figures of the held-out test records of a log, by key."""
     out = {}
     for r in (r for r in log if r["kind"] == "test"):
-        key = r["stage"] + ".t1" * (r["temperature"] == 1.0) + ".longer" * (r["set"] == "longer")
+        longer = r["set"] == "longer"
+        key = r["stage"] + ".eval" * (r["temperature"] != 1.0) + ".longer" * longer
         out |= {f"{key}.{name}": r[name] for name in TESTED if name in r}
-        out |= {f"{key}.level{n}": x for n, x in r["by_level"].items()}
-        for style, row in r["by_style"].items():
-            out |= {f"{key}.{style}.{n if n == 'share' else f'level{n}'}": x
-                    for n, x in row.items() if x is not None}
+        for i, (level, x) in enumerate(r["by_level"].items(), 1):
+            out[f"{key}.plus{i}" if longer else f"{key}.level{level}"] = x
+        if not longer:
+            out |= {f"{key}.{style}.{n if n == 'share' else f'level{n}'}": x for style, row in
+                    r["by_style"].items() for n, x in row.items() if x is not None}
     return out
 
 
 def of_climb(log):
-    """Figures of the dev curve from the base to the end of RL, and of the RL log, by key."""
-    dev = [r for r in log if r["kind"] == "dev"]
-    climb = [r for r in dev if r["stage"] == "zero"]
-    updates = [r for r in log if r["kind"] == "zero"]
-    if not climb:
+    """Figures of zero's curve on dev, from its base at step 0, and of its updates, by key."""
+    climb = [r for r in log if r["kind"] == "dev" and r["stage"] == "zero"]
+    updates, out = [r for r in log if r["kind"] == "zero"], {}
+    if len(climb) < 2 or not updates:
         return {}
-    start, out = ([r for r in dev if r["stage"] == "base"] or climb)[-1], {}
     for name in ("length", "reflection"):
-        smooth, first = moving_mean([r[name] for r in climb]), max(start[name], 1e-9)
+        values = [r[name] for r in climb]
+        smooth, first = moving_mean(values[1:]), max(values[0], 1e-9)
         out[f"zero.{name}_ratio"] = max(smooth) / first
         out[f"zero.{name}_ratio_at_end"] = smooth[-1] / first
-    vote = next(k for k in start if k.startswith("cons@"))
+    vote = next(k for k in climb[0] if k.startswith("cons@"))
     out["zero.vote_above_pass"] = sum(r[vote] > r["pass@1"] for r in climb) / len(climb)
     reached = [r["step"] for r in climb if r["pass@1"] >= 0.85]
-    if reached:
-        out["zero.steps_to_85"] = reached[0]
+    out |= {"zero.steps_to_85": reached[0]} if reached else {}
     return out | {"zero.gap_p999": max(r["gap_p999"] for r in updates),
                   "zero.gap_max": max(r["gap_max"] for r in updates),
-                  "zero.gap_flips": sum(r["gap_flips"] for r in updates),
+                  "zero.flips": sum(r["flips"] for r in updates),
+                  "zero.skipped": sum(r["skipped"] for r in updates),
                   "zero.expert_load": max(r["expert_load"] for r in updates)}
 
 
@@ -74,10 +76,15 @@ def metrics(path):
     """(config, figures by key, dev curves by name) of one run folder."""
     log = r1mini.read_log(path)
     config, out = log[0], of_tests(log) | of_climb(log)
-    timing = [json.loads(line) for line in (Path(path) / "timing.jsonl").open(encoding="utf-8")]
+    lines = (Path(path) / "timing.jsonl").read_text("utf-8").splitlines()
+    machines = [json.loads(line) for line in lines if "machine" in line]
+    timing = [json.loads(line) for line in lines if "seconds" in line]
     objective = {f"objective.{config['zero']['objective']}.{k.removeprefix('zero.')}": v
                  for k, v in out.items() if k.startswith("zero.") and "longer" not in k
-                 and k.rsplit(".", 1)[1] in (*TESTED, "length_ratio", "reflection_ratio")}
+                 and k.rsplit(".", 1)[1] in (*TESTED, "length_ratio", "reflection_ratio",
+                                             "steps_to_85")}
+    if {"zero.length", "base.length"} <= set(out):
+        out["zero.test_length_ratio"] = out["zero.length"] / out["base.length"]
     if config["start"]:  # a run from another's base speaks for its objective only
         out = objective
     else:
@@ -88,30 +95,32 @@ def metrics(path):
                 t["seconds"] for t in timing if t["stage"] == stage) / 60
     curves = {name: [[r["stage"], r["step"], r[name]] for r in log if r["kind"] == "dev"
                      and name in r] for name in CURVES}
-    return config, out, curves
+    return config | machines[-1], out, curves
 
 
-# What a reader wants to know first: name, key, and what the paper saw.
+# What a reader wants to know first: its name, its key, and what the paper saw in R1-Zero.
 STORY = (("right at the first try (pass@1)", "pass@1", "AIME 15.6% to 71.0% (v1), 77.9% (Nature)"),
          ("right by majority of 16 (cons@16)", "cons@16", "AIME 86.7%"),
          ("tokens in an answer", "length", "hundreds to thousands"),
          ("answers that check themselves", "reflection", "reflective words 5 to 7 times"),
          ("answers that stop and mend a step", "correction", '"wait" rises late'),
          ("answers that mix languages", "mixing", "seen, not counted"),
-         ("pass@1, one step longer than any learnt", "longer.level7", ""),
-         ("pass@1, two steps longer", "longer.level8", ""))
+         ("pass@1, one step longer than any learnt", "longer.plus1", ""),
+         ("pass@1, two steps longer", "longer.plus2", ""))
 
 
 def story(rows):
-    """The lines of a table: base and zero at the evaluation temperature, beside the paper."""
+    """The lines of a table: base and zero on held-out problems, beside the paper."""
     def cell(key):
-        row = rows.get(key)
-        if not row:
+        if key not in rows:
             return ""
-        return f"{row['mean']:.3f}" + f" ± {row['std']:.3f}" * (len(row["per_seed"]) > 1)
-    lines = ["| on held-out problems | base | zero | R1-Zero in the paper |", "|---|---|---|---|"]
-    return lines + [f"| {name} | {cell(f'base.{key}')} | {cell(f'zero.{key}')} | {paper} |"
-                    for name, key, paper in STORY]
+        spread = f" ± {rows[key]['std']:.3f}" if len(rows[key]["per_seed"]) > 1 else ""
+        return f"{rows[key]['mean']:.3f}{spread}"
+    lines = ["| held-out problems | base | zero | base, evaluated | zero, evaluated | paper |",
+             "|---" * 6 + "|"]
+    return lines + [f"| {name} | " + " | ".join(
+        cell(f"{stage}.{key}") for stage in ("base", "zero", "base.eval", "zero.eval"))
+        + f" | {paper} |" for name, key, paper in STORY]
 
 
 def climb(curves):
@@ -119,14 +128,41 @@ def climb(curves):
     columns = {}
     for curve in curves:
         for name, points in curve.items():
-            for i, (stage, step, value) in enumerate(points):
-                if stage == "zero" or i + 1 == len(points) or points[i + 1][0] == "zero":
-                    columns.setdefault(step if stage == "zero" else 0, {}).setdefault(
-                        name, []).append(value)
+            for stage, step, value in points:
+                if stage == "zero":
+                    columns.setdefault(step, {}).setdefault(name, []).append(value)
     lines = ["| RL step | " + " | ".join(CURVES) + " |", "|---" * (1 + len(CURVES)) + "|"]
     return lines + [f"| {step} | " + " | ".join(
         f"{mean(values[name]):.3f}" if name in values else "" for name in CURVES) + " |"
         for step, values in sorted(columns.items())]
+
+
+def bases(rows):
+    """The lines of a table: what each seed's base can do at temperature 1, by operations."""
+    if "base.pass@1" not in rows:
+        return []
+    levels = [n for n in range(1, 10) if f"base.level{n}" in rows]
+    parts = [(part, n) for part in ("", "checked ") for n in levels]
+    keys = ["base.pass@1"] + [f"base.{part.replace(' ', '.')}level{n}" for part, n in parts]
+    lines = ["| seed | pass@1 | " + " | ".join(f"{part}{n}" for part, n in parts) + " |",
+             "|---" * (1 + len(keys)) + "|"]
+    for seed in rows[keys[0]]["per_seed"]:
+        values = [rows[key]["per_seed"].get(seed) if key in rows else None for key in keys]
+        lines.append(f"| {seed} | " + " | ".join("-" if v is None else f"{v:.2f}"
+                                                 for v in values) + " |")
+    return lines
+
+
+def objectives(rows):
+    """The lines of a table: what each objective makes of the same bases."""
+    names = [name for name in r1mini.OBJECTIVES if f"objective.{name}.pass@1" in rows]
+    columns = ("pass@1", "eval.pass@1", "cons@16", "length", "reflection", "mixing", "steps_to_85")
+    lines = ["| objective | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for name in names:
+        cells = [rows.get(f"objective.{name}.{column}") for column in columns]
+        lines.append(f"| {name} | " + " | ".join(
+            f"{c['mean']:.3f} ± {c['std']:.3f}" if c else "-" for c in cells) + " |")
+    return lines
 
 
 def report(paths, to=None):
@@ -135,15 +171,21 @@ def report(paths, to=None):
     table = {}
     for config, figures, _ in runs:
         for key, value in figures.items():
-            table.setdefault(key, {})[str(config["seed"])] = round(value, 5)
+            seeds = table.setdefault(key, {})
+            if str(config["seed"]) in seeds:
+                raise r1mini.UserError(f"two of these runs speak for {key}, seed {config['seed']}")
+            seeds[str(config["seed"])] = round(value, 9)
     rows = {key: {"mean": mean(seeds.values()), "std": deviation(seeds.values()), "per_seed": seeds}
             for key, seeds in sorted(table.items())}
     command = f"python r1mini.py report {' '.join(map(str, paths))}" + (f" --to {to}" if to else "")
     figures = [f"| `{key}` | {r['mean']:.3f} ± {r['std']:.3f} | "
-               f"{' '.join(f'{v:.3f}' for v in r['per_seed'].values())} |" for key, r in rows.items()]
+               + " ".join(f"{v:.3f}" for v in r["per_seed"].values()) + " |"
+               for key, r in rows.items()]
     own = [curves for config, _, curves in runs if not config["start"]]
     parts = [["# Report", "", f"`{command}`", ""], story(rows), ["", "## The climb, on dev", ""],
-             climb(own), ["", "## All figures", "", "| figure | mean ± std | by seed |",
+             climb(own), ["", "## The bases, by seed and number of operations", ""], bases(rows),
+             ["", "## The objectives", ""], objectives(rows),
+             ["", "## All figures", "", "| figure | mean ± std | by seed |",
                           "|---|---|---|", *figures, ""]]
     for path in paths:
         write_samples(path)
@@ -153,7 +195,8 @@ def report(paths, to=None):
         (target / "report.md").write_text("\n".join(sum(parts, [])), "utf-8")
     if to:
         summary = {"command": command, "commit": commit(),
-                   "machine": f"{processor()}, torch {torch.__version__}",
+                   "machine": "; ".join(sorted({f"{c['machine']}, {c['threads']} threads, torch "
+                                                f"{c['versions']['torch']}" for c, _, _ in runs})),
                    "seeds": sorted({config["seed"] for config, _, _ in runs}), "metrics": rows}
         (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
         curves = {f"{c['zero']['objective']}-seed{c['seed']}": curve for c, _, curve in runs}
@@ -163,13 +206,13 @@ def report(paths, to=None):
 
 def mean(values):
     """The mean of some numbers."""
-    return round(sum(values) / len(values), 5)
+    return round(sum(values) / len(values), 9)
 
 
 def deviation(values):
     """The sample standard deviation; 0 of one number."""
     m, n = sum(values) / len(values), len(values)
-    return round((sum((v - m) ** 2 for v in values) / (n - 1)) ** 0.5, 5) if n > 1 else 0.0
+    return round((sum((v - m) ** 2 for v in values) / (n - 1)) ** 0.5, 9) if n > 1 else 0.0
 
 
 def write_samples(path):
@@ -198,31 +241,24 @@ def commit():
         return ""
 
 
-def processor():
-    """The processor's name and its number of cores."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        name = next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
-def study(name, preset):
-    """Runs every command of a study into runs/; what is finished is skipped."""
-    for folder, words in STUDIES[name]:
+def study(options):
+    """Runs every command of a study into runs/, what is finished excepted, then reports on it."""
+    if options.name not in STUDIES:
+        raise r1mini.UserError(f"study {options.name}: choose one of {', '.join(STUDIES)}")
+    for folder, words in STUDIES[options.name]:
         print(f"== python r1mini.py {words} --out runs/{folder}", flush=True)
-        code = r1mini.main([*words.split(), "--out", f"runs/{folder}", "--preset", preset])
+        code = r1mini.main([*words.split(), "--out", f"runs/{folder}", "--preset", options.preset,
+                            *options.rest])
         if code:
             return code
+    print(report([f"runs/{folder}" for folder, _ in STUDIES[options.name]],
+                 f"results/{options.name}"))
     return 0
 
 
 def main(options):
     """The commands report and study."""
     if options.command == "study":
-        if options.name not in STUDIES:
-            raise r1mini.UserError(f"study {options.name}: choose one of {', '.join(STUDIES)}")
-        return study(options.name, options.preset)
+        return study(options)
     print(report(options.runs, options.to))
     return 0

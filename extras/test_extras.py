@@ -34,7 +34,7 @@ def test_eval_reports_a_users_problems_in_file_order(micro, tmp_path, capsys):
     file.write_text(lines_of({"question": "Compute 12+3", "answer": 15},
                              {"question": "计算9-4 <think>", "answer": "5"}), "utf-8")
     assert r1mini.main(["eval", str(micro / "zero.pt"), "--problems", str(file), "--samples", "4",
-                        "--json", "--preset", "micro"]) == 0
+                        "--json"]) == 0
     r = json.loads(capsys.readouterr().out)
     assert [p["question"] for p in r["by_problem"]] == ["Compute 12+3", "计算9-4 <think>"]
     assert r["pass@1"] == pytest.approx(sum(p["right"] for p in r["by_problem"]) / 8)
@@ -44,7 +44,7 @@ def test_eval_reports_a_users_problems_in_file_order(micro, tmp_path, capsys):
 def test_a_narrow_console_prints_on(micro):
     """A console that cannot print Chinese gets escapes, not a traceback."""
     run = subprocess.run([sys.executable, str(HERE / "r1mini.py"), "chat", str(micro / "zero.pt"),
-                          "--preset", "micro", "--ask", "计算12+3"], capture_output=True,
+                          "--ask", "计算12+3"], capture_output=True,
                          env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert run.returncode == 0 and b"answer" in run.stdout
 
@@ -71,8 +71,9 @@ def test_report_gives_mean_spread_and_seeds(micro, tmp_path, capsys):
     one, two = length["per_seed"]["0"], length["per_seed"]["1"]
     assert length["mean"] == pytest.approx((one + two) / 2, abs=1e-4)
     assert length["std"] == pytest.approx(abs(one - two) / 2 ** 0.5, abs=1e-4)
-    keys = {"base.pass@1", "zero.pass@1", "zero.longer.pass@1", "zero.length_ratio", "zero.mixing",
-            "zero.reflection_ratio", "base.mixing", "minutes", "peak_gib", "objective.grpo.pass@1"}
+    keys = {"base.pass@1", "zero.pass@1", "zero.eval.longer.pass@1", "zero.length_ratio",
+            "zero.mixing", "zero.reflection_ratio", "base.mixing", "minutes", "peak_gib",
+            "objective.grpo.pass@1"}
     assert keys <= set(summary["metrics"])
 
 
