@@ -535,7 +535,7 @@ def run_stages(options):
     folder = Folder(options.out or f"runs/{options.preset}", run, options)
     timed = options.preset == "nano" and options.command != "base" and not options.set
     print(f"{options.preset}, seed {run.seed}, into {folder.path}: expect "
-          f"{'6 minutes and 1 GiB on two CPU cores' if timed else 'what the bars say'}. "
+          f"{'7 minutes and 1 GiB on two CPU cores' if timed else 'what the bars say'}. "
           "Ctrl-C saves; the same command goes on.")
     signal.signal(signal.SIGINT, folder.interrupt)
     try:

@@ -1408,7 +1408,7 @@ BAD = {  # words of a command -> what the one line must name
     "report {tmp}": "no run",
     "report {tmp}/none": "no run",
     "report": "runs",
-    "study nothing": "objectives",
+    "study nothing": "zero",
 }
 
 

@@ -19,14 +19,11 @@ CURVES = ("pass@1", "cons@16", "length", "reflection", "correction", "mixing")
 
 # Each study is a list of runs: an output folder, and the words of its command.
 OBJECTIVES = [name for name in r1mini.OBJECTIVES if name != r1mini.RL.objective]
-ZERO = [(f"zero-{seed}", f"zero --seed {seed}") for seed in range(3)]
 STUDIES = {
     "base": [(f"base-{seed}", f"base --seed {seed}") for seed in range(10)],
-    "zero": ZERO,
-    "objectives": ZERO + [(f"{name}-{seed}", f"zero --seed {seed} --from runs/zero-{seed}/base.pt "
-                    f"--set zero.objective={name}") for seed in range(3) for name in OBJECTIVES],
-    "spaces": [(f"unspaced-{seed}", f"zero --seed {seed} --set corpus.spaced=0")
-               for seed in range(3)],
+    "zero": [(f"zero-{seed}", f"zero --seed {seed}") for seed in range(3)] + [
+        (f"{name}-{seed}", f"zero --seed {seed} --from runs/zero-{seed}/base.pt "
+         f"--set zero.objective={name}") for seed in range(3) for name in OBJECTIVES],
 }
 
 
@@ -180,8 +177,8 @@ def report(paths, to=None):
     rows = {key: {"mean": mean(seeds.values()), "std": deviation(seeds.values()), "per_seed": seeds}
             for key, seeds in sorted(table.items())}
     command = f"python r1mini.py report {' '.join(map(str, paths))}" + (f" --to {to}" if to else "")
-    figures = [f"| `{key}` | {r['mean']:.3f} ± {r['std']:.3f} | "
-               + " ".join(f"{v:.3f}" for v in r["per_seed"].values()) + " |"
+    figures = [f"| `{key}` | {r['mean']:.4g} ± {r['std']:.2g} | "
+               + " ".join(f"{v:.4g}" for v in r["per_seed"].values()) + " |"
                for key, r in rows.items()]
     own = [curves for config, _, curves in runs if not config["start"]]
     parts = [["# Report", "", f"`{command}`", ""], story(rows), ["", "## The climb, on dev", ""],

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -84,3 +85,13 @@ def test_cost_counts_v3(capsys):
     assert r1mini.main(["cost", "--preset", "v3"]) == 0
     out = capsys.readouterr().out
     assert "671,026,404,352" in out and "37,552,282,624" in out and "35,136" in out
+
+
+def test_the_readme_quotes_what_runs_printed():
+    """Each table row with a spread stands in a report; file sizes are the files' own."""
+    readme = (HERE / "README.md").read_text("utf-8")
+    reports = "\n".join(f.read_text("utf-8") for f in (HERE / "results").glob("*/report.md"))
+    quoted = [line for line in readme.splitlines() if line.startswith("|") and "±" in line]
+    assert len(quoted) > 8 and [line for line in quoted if line not in reports] == []
+    for name, lines in re.findall(r"^\| `(\w+\.py)` \| (\d+) \|", readme, re.MULTILINE):
+        assert len((HERE / name).read_text("utf-8").splitlines()) == int(lines), name
