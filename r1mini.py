@@ -646,5 +646,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    import r1mini  # the module that extras/ import too, so that there is one of each class
-    sys.exit(r1mini.main())
+    sys.modules["r1mini"] = sys.modules[__name__]  # extras/ import r1mini: let that be this module
+    sys.exit(main())

@@ -525,7 +525,7 @@ def test_a_bad_checkpoint_is_refused_in_one_line(tmp_path, damage):
     """Every damage is a UserError that names the file in one line."""
     path = tmp_path / "a.pt"
     moe.save(path, make())
-    whole, record = path.read_bytes(), torch.load(path)
+    whole, record = path.read_bytes(), torch.load(path, weights_only=True)
     {"truncated": lambda: path.write_bytes(whole[:len(whole) // 2]),
      "text": lambda: path.write_text("no model\n" * 99),
      "list": lambda: torch.save([1, 2], path),
@@ -1465,7 +1465,7 @@ def test_the_supervised_loop_learns():
 def test_the_design_is_kept():
     """Imports run one way, run-time packages are four, and no core file outgrows 650 lines."""
     allowed = {"moe.py": set(), "tasks.py": set(), "grpo.py": {"moe"},
-               "r1mini.py": {"moe", "grpo", "tasks", "r1mini"}}
+               "r1mini.py": {"moe", "grpo", "tasks"}}
     packages = {"torch", "tiktoken", "tqdm", "numpy"}
     for name, own in allowed.items():
         text = (HERE / name).read_text("utf-8")
