@@ -602,6 +602,7 @@ def choose_device(device="auto", dtype="auto"):
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         device = torch.zeros(1, device=device).device
+        torch.autocast(device.type, torch.bfloat16)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {device}: not to be had here ({reason})") from None
@@ -640,9 +641,9 @@ def load(path, device="cpu", dtype=torch.float32):
             raise ValueError(f"format {found}, wanted {FORMAT}")
         model = place(Transformer(Config(**record.pop("config"))), device, dtype)
         model.load_state_dict(record.pop("model"))
-    except OSError:
-        raise
     except Exception as error:  # torch.load meets damage with errors of a dozen types
+        if isinstance(error, OSError) and error.filename:
+            raise               # no such file, or not ours to read
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:60]
         raise UserError(f"{path}: damaged, or not a checkpoint of r1mini ({reason})") from None
     return model, record

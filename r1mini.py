@@ -26,7 +26,6 @@ import re
 import signal
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,7 +87,7 @@ LARGE = {"corpus.products": 0.2, "corpus.levels": (1, 2, 3, 4, 5, 6, 7),
          "zero.levels": (4, 5, 6, 7), "zero.max_new_tokens": 400}
 TRAINING = {
     "micro": {"base.steps": 20, "base.documents": 16, "base.dev_every": 10, "zero.steps": 4,
-              "zero.problems": 4, "zero.group_size": 4, "zero.max_new_tokens": 24,
+              "zero.problems": 4, "zero.group_size": 4, "zero.max_new_tokens": 48,
               "zero.reference_every": 2, "eval.problems": 8, "eval.samples": 4, "eval.longer": 2,
               "eval.dev_problems": 4, "eval.dev_every": 2},
     "nano": {},
@@ -174,6 +173,7 @@ def check(run):
              "the corpus' shares must not exceed 1, nor its styles' together"),
             (m.vocab_size != tasks.VOCAB_SIZE, f"model.vocab_size must be {tasks.VOCAB_SIZE}"),
             (m.qk_rope_head_dim % 2, "model.qk_rope_head_dim must be even: pairs are rotated"),
+            (m.dim % 8 or m.moe_inter_dim % 8, "model.dim and moe_inter_dim: multiples of 8 only"),
             (m.n_dense_layers > m.n_layers, "model.n_dense_layers exceeds n_layers"),
             (m.n_mtp_layers not in (0, 1), "model.n_mtp_layers must be 0 or 1"),
             (m.n_routed_experts % m.n_expert_groups, "n_expert_groups must divide the experts"),
@@ -231,18 +231,6 @@ def train(model, s, document, seed, state=None):
 # -------------------------------------------------------------------------------------------------
 # Evaluation
 
-def pass_at_k(n, c, k):
-    """Unbiased chance that one of k answers is right, from n of which c are (Codex, eq 1)."""
-    if n - c < k:
-        return 1.0
-    return 1.0 - math.prod(1 - k / j for j in range(n - c + 1, n + 1))
-
-
-def majority(answers):
-    """The most frequent readable answer, or None; a tie goes to the one written first."""
-    votes = Counter(answer for answer in answers if answer is not None)
-    return max(votes, key=votes.get) if votes else None
-
 
 def mean(values):
     """The mean of numbers, rounded for the log; None of none."""
@@ -250,11 +238,12 @@ def mean(values):
     return round(sum(values) / len(values), 6) if values else None
 
 
-def evaluate(model, problems, samples, temperature, top_p, max_new_tokens, rows=1024, seed=0):
+def evaluate(model, problems, samples, temperature, top_p, max_new_tokens, rows=1024, seed=0,
+             quiet=True):
     """Asks each problem `samples` times. Returns (means, one record a problem in order)."""
     texts, lengths, finished, many = [], [], [], max(1, rows // samples)
     asked = [p for p in problems for _ in range(samples)]
-    for i in range(0, len(problems), many):
+    for i in tqdm(range(0, len(problems), many), "answers", disable=quiet):
         prompts = [tasks.encode_prompt(p.question) for p in asked[i * samples:(i + many) * samples]]
         out = moe.generate(model, prompts, max_new_tokens, tasks.END_ID, tasks.PAD_ID, temperature,
                            top_p, seed=seed * 1_000_003 + i)
@@ -265,15 +254,14 @@ def evaluate(model, problems, samples, temperature, top_p, max_new_tokens, rows=
     each = []
     for i, problem in enumerate(problems):
         mine = slice(i * samples, (i + 1) * samples)
-        vote = majority([tasks.parse(text)[1] for text in texts[mine]])
+        vote = tasks.majority([tasks.parse(text)[1] for text in texts[mine]])
         each.append({"question": problem.question, "answer": problem.answer, "level": problem.level,
-                     "right": int(sum(right[mine])), "vote": vote,
-                     "length": mean(lengths[mine])})
+                     "right": int(sum(right[mine])), "vote": vote, "length": mean(lengths[mine])})
     levels = sorted({p.level for p in problems})
     record = {"problems": len(problems), "samples": samples, "temperature": temperature,
               "top_p": top_p}
     for k in (k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples):
-        record[f"pass@{k}"] = mean(pass_at_k(samples, e["right"], k) for e in each)
+        record[f"pass@{k}"] = mean(tasks.pass_at_k(samples, e["right"], k) for e in each)
     record[f"cons@{samples}"] = mean(e["vote"] == e["answer"] for e in each)
     record |= {"length": mean(lengths), "cut_off": 1 - mean(finished)}
     for name, measure in (tasks.MEASURES | {"format": tasks.format_reward}).items():
@@ -335,7 +323,10 @@ class Folder:
             for name in self.FILES:
                 (self.path / name).unlink(missing_ok=True)
         if known.exists():
-            old, new = flat(json.loads(known.read_text("utf-8"))), flat(config)
+            try:
+                old, new = flat(json.loads(known.read_text("utf-8"))), flat(config)
+            except ValueError:
+                raise UserError(f"{known} is damaged; start over with --fresh") from None
             if other := sorted(key for key in old | new if old.get(key) != new.get(key)):
                 raise UserError(f"{self.path} holds a run with other settings ({', '.join(other)})"
                                 ": choose another --out, or --fresh to start over")
@@ -415,7 +406,8 @@ class Folder:
                     moe.save(partial, model, **kept, **snapshot())
                 self.clock(name, record["step"], began, record["tokens"], worked)
                 shown = {k: record[k] for k in ("loss", "accuracy", "length") if k in record}
-                bar.set_postfix(shown | {"tok/s": int(record["tokens"] / worked)}, refresh=False)
+                speed = {"tok/s": f"{record['tokens'] / worked:.0f}"}
+                bar.set_postfix(shown | speed, refresh=False)
                 bar.update()
                 if self.stop:
                     raise KeyboardInterrupt
@@ -474,7 +466,7 @@ def test_stage(folder, stage, model):
                                  run.corpus.products)
     plans = [("test", problems, 1.0, 1.0), ("test", problems, s.temperature, s.top_p),
              ("longer", longer, s.temperature, s.top_p)]
-    for name, asked, temperature, top_p in tqdm(plans[done:], desc=f"test {stage}"):
+    for name, asked, temperature, top_p in tqdm(plans[done:], f"test {stage}", disable=done == 3):
         if folder.stop:
             raise KeyboardInterrupt
         began = time.monotonic()
@@ -536,7 +528,9 @@ def run_stages(options):
     timed = options.preset == "nano" and options.command != "base" and not options.set
     print(f"{options.preset}, seed {run.seed}, into {folder.path}: expect "
           f"{'7 minutes and 1 GiB on two CPU cores' if timed else 'what the bars say'}. "
-          "Ctrl-C saves; the same command goes on.")
+          "Ctrl-C saves; the same command goes on.\n"
+          f"First the base ({run.base.steps} steps, scored on dev every {run.base.dev_every}), then "
+          f"RL ({run.zero.steps} steps, scored every {run.eval.dev_every}), each with its test.")
     signal.signal(signal.SIGINT, folder.interrupt)
     try:
         if not model:
@@ -608,9 +602,10 @@ EXTRAS = {"eval": "eval", "chat": "chat", "report": "report", "study": "report",
 
 def prepare(options):
     """Threads, device and dtype of a command, checked before anything long begins."""
-    for name, least in (("threads", 0), ("save_every", 1), ("samples", 1)):
-        if getattr(options, name, least) < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
+    for name, least, most in (("threads", 0, 4 * os.cpu_count()), ("save_every", 1, 10**9),
+                              ("samples", 1, 10**5), ("seed", 0, 2**62)):
+        if not least <= getattr(options, name, least) <= most:
+            raise UserError(f"--{name.replace('_', '-')} must be within {least}..{most}")
     if getattr(options, "threads", 0):
         torch.set_num_threads(options.threads)
     if hasattr(options, "device"):
@@ -639,8 +634,12 @@ def main(argv=None):
         print(f"r1mini: {error.filename or 'a file'}: {error.strerror or error}{hint}",
               file=sys.stderr)
         return 2
+    except MemoryError:
+        print("r1mini: out of memory; ask for less", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("r1mini: stopped; the same command goes on from the last save", file=sys.stderr)
+        kept = "; the same command goes on where it was" * (argv[0] in ("all", "base", "zero"))
+        print(f"r1mini: stopped{kept}", file=sys.stderr)
         return 130
     return 0
 

@@ -16,6 +16,7 @@ after the 7 I have just used", which an induction head can find.
 """
 import hashlib
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -244,7 +245,7 @@ class Corpus:
     steps_mixed: float = 0.30     # share of short workings that mix languages
     checked_mixed: float = 0.50   # ... of checked workings
     foreign: float = 0.40         # chance of a word of a mixed working to be in the other language
-    switched: float = 0.15        # share of workings wholly in the other language
+    switched: float = 0.15        # share of the workings not mixed that are in the other language
     tags: float = 0.70            # share of answers inside the template's tags
     # levels to draw from, evenly
     levels: tuple[int, ...] = (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6)
@@ -366,6 +367,19 @@ def corrects(text):
 def style_of(text):
     """Which of STYLES a response was written in."""
     return "checked" if reflects(text) else "steps" if "=" in text else "direct"
+
+
+def pass_at_k(n, c, k):
+    """Unbiased chance that one of k answers is right, from n of which c are (Codex, eq 1)."""
+    if n - c < k:
+        return 1.0
+    return 1.0 - math.prod(1 - k / j for j in range(n - c + 1, n + 1))
+
+
+def majority(answers):
+    """The most frequent readable answer, or None; a tie goes to the one written first."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    return max(votes, key=votes.get) if votes else None
 
 
 # What is measured of an answer and never rewarded: name -> function of text and problem.

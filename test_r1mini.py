@@ -1295,7 +1295,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(micro, tmp_path):
         run.send_signal(2)
         _, errors = run.communicate(timeout=120)
     assert run.returncode == 130 and "Traceback (most" not in errors
-    assert (tmp_path / "base.partial.pt").exists()
+    assert list(tmp_path.glob("base*.pt"))
     assert subprocess.run(words, capture_output=True).returncode == 0
     assert (tmp_path / "log.jsonl").read_bytes() == (micro / "log.jsonl").read_bytes()
 
@@ -1346,14 +1346,14 @@ def test_evaluate_agrees_with_hand_counted_answers(monkeypatch):
                                                (64, 8, 16, .914746), (5, 4, 2, 1)])
 def test_pass_at_k_is_the_hand_worked_one(n, c, k, expected):
     """PAPERS section 6, and 1 - C(n-c, k) / C(n, k)."""
-    assert r1mini.pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-6)
-    assert r1mini.pass_at_k(n, c, k) == pytest.approx(1 - math.comb(n - c, k) / math.comb(n, k))
+    assert tasks.pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-6)
+    assert tasks.pass_at_k(n, c, k) == pytest.approx(1 - math.comb(n - c, k) / math.comb(n, k))
 
 
 def test_the_vote_breaks_ties_by_first_occurrence():
     """Most frequent readable answer; unreadable ones do not vote."""
-    assert r1mini.majority(["7", "5", "5", "7", None, None, None]) == "7"
-    assert r1mini.majority([None]) is None
+    assert tasks.majority(["7", "5", "5", "7", None, None, None]) == "7"
+    assert tasks.majority([None]) is None
 
 
 BAD = {  # words of a command -> what the one line must name
@@ -1374,7 +1374,7 @@ BAD = {  # words of a command -> what the one line must name
     "zero --set model.n_activated_experts=99": "n_activated_experts",
     "zero --set model.n_expert_groups=3": "n_expert_groups",
     "zero --set model.vocab_size=5": "vocab_size",
-    "zero --set model.dim=0": "at least 1",
+    "zero --set model.n_heads=0": "at least 1",
     "zero --set corpus.direct=0.9": "shares",
     "zero --set corpus.tags=2": "shares",
     "zero --set corpus.tags=-1": "at least 0",
@@ -1388,6 +1388,11 @@ BAD = {  # words of a command -> what the one line must name
     "zero --threads -1": "threads",
     "zero --save-every 0": "save-every",
     "zero --seed x": "seed",
+    "zero --seed 99999999999999999999999": "seed",
+    "zero --threads 100000": "threads",
+    "zero --device meta": "meta",
+    "zero --set model.dim=33": "multiples of 8",
+    "eval {micro}/half.pt": "damaged",
     "zero --from {tmp}/none.pt": "none.pt",
     "base --from {tmp}/none.pt": "--from",
     "zero --out {tmp}/file/inside": "file",
@@ -1416,6 +1421,7 @@ BAD = {  # words of a command -> what the one line must name
 def test_bad_input_is_one_clear_line(micro, tmp_path, capsys, words):
     """Exit code 2, one line that names the trouble, and nothing written."""
     (tmp_path / "file").write_text("not what is wanted\n")
+    (micro / "half.pt").write_bytes((micro / "zero.pt").read_bytes()[:20_000])
     (tmp_path / "long.jsonl").write_text(lines_of({"question": "1+" * 600, "answer": 1}))
     before = sorted(tmp_path.rglob("*"))
     words_ = [w.format(tmp=tmp_path, micro=micro, long="1+" * 600) for w in words.split()]

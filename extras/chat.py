@@ -8,6 +8,7 @@ import tasks
 
 def reply(model, question, settings):
     """(thinking or None, answer, number of tokens) of one sampled response to a question."""
+    question = question.encode("utf-8", "replace").decode()  # a pipe may bring anything
     ids, limit = tasks.encode_prompt(question), settings.zero.max_new_tokens
     if len(ids) + limit > model.config.max_seq_len:
         raise r1mini.UserError(f"the question has {len(ids)} tokens; there is room for "

@@ -19,7 +19,7 @@ def main(options):
             raise r1mini.UserError(f"problem {i} is too long: {n} tokens; {room} fit beside an "
                                    "answer")
     result, each = r1mini.evaluate(model, problems, options.samples, s.temperature, s.top_p, limit,
-                                   s.rows, seed=1)
+                                   s.rows, seed=1, quiet=False)
     if options.json:
         print(json.dumps(result | {"by_problem": each}))
         return 0

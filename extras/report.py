@@ -23,7 +23,7 @@ STUDIES = {
     "base": [(f"base-{seed}", f"base --seed {seed}") for seed in range(10)],
     "zero": [(f"zero-{seed}", f"zero --seed {seed}") for seed in range(3)] + [
         (f"{name}-{seed}", f"zero --seed {seed} --from runs/zero-{seed}/base.pt "
-         f"--set zero.objective={name}") for seed in range(3) for name in OBJECTIVES],
+         f"--set zero.objective={name} eval.longer=1") for seed in range(3) for name in OBJECTIVES],
 }
 
 
@@ -73,6 +73,8 @@ def metrics(path):
     """(config, figures by key, dev curves by name) of one run folder."""
     log = r1mini.read_log(path)
     config, out = log[0], of_tests(log) | of_climb(log)
+    if not out:
+        raise r1mini.UserError(f"{path}: this run is not finished, there is no test in its log")
     lines = (Path(path) / "timing.jsonl").read_text("utf-8").splitlines()
     machines = [json.loads(line) for line in lines if "machine" in line]
     timing = [json.loads(line) for line in lines if "seconds" in line]
@@ -113,8 +115,9 @@ def story(rows):
     def cell(key):
         if key not in rows:
             return ""
-        spread = f" ± {rows[key]['std']:.3f}" if len(rows[key]["per_seed"]) > 1 else ""
-        return f"{rows[key]['mean']:.3f}{spread}"
+        digits = 1 if rows[key]["mean"] > 10 else 3
+        spread = f" ± {rows[key]['std']:.{digits}f}" if len(rows[key]["per_seed"]) > 1 else ""
+        return f"{rows[key]['mean']:.{digits}f}{spread}"
     lines = ["| held-out problems | base | zero | base, evaluated | zero, evaluated | paper |",
              "|---" * 6 + "|"]
     return lines + [f"| {name} | " + " | ".join(
@@ -132,7 +135,8 @@ def climb(curves):
                     columns.setdefault(step, {}).setdefault(name, []).append(value)
     lines = ["| RL step | " + " | ".join(CURVES) + " |", "|---" * (1 + len(CURVES)) + "|"]
     return lines + [f"| {step} | " + " | ".join(
-        f"{mean(values[name]):.3f}" if name in values else "" for name in CURVES) + " |"
+        f"{mean(values[name]):.{1 if name == 'length' else 3}f}" if name in values else ""
+        for name in CURVES) + " |"
         for step, values in sorted(columns.items())]
 
 
@@ -160,7 +164,8 @@ def objectives(rows):
     for name in names:
         cells = [rows.get(f"objective.{name}.{column}") for column in columns]
         lines.append(f"| {name} | " + " | ".join(
-            f"{c['mean']:.3f} ± {c['std']:.3f}" if c else "-" for c in cells) + " |")
+            f"{c['mean']:.{1 + 2 * (c['mean'] < 2)}f} ± {c['std']:.{1 + 2 * (c['mean'] < 2)}f}"
+            if c else "-" for c in cells) + " |")
     return lines
 
 
