@@ -529,7 +529,7 @@ def run_stages(options):
     print(f"{options.preset}, seed {run.seed}, into {folder.path}: expect "
           f"{'7 minutes and 1 GiB on two CPU cores' if timed else 'what the bars say'}. "
           "Ctrl-C saves; the same command goes on.\n"
-          f"First the base ({run.base.steps} steps, scored on dev every {run.base.dev_every}), then "
+          f"First the base ({run.base.steps} steps, scored every {run.base.dev_every}), then "
           f"RL ({run.zero.steps} steps, scored every {run.eval.dev_every}), each with its test.")
     signal.signal(signal.SIGINT, folder.interrupt)
     try:
