@@ -1159,6 +1159,23 @@ def test_a_step_is_the_same_however_it_is_cut(monkeypatch):
         assert torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-6), name
 
 
+def test_the_denominators_count_each_minibatch_whole(monkeypatch):
+    """Two minibatches cut into single answers: each call is told its minibatch's true counts."""
+    torch.manual_seed(0)
+    model, s = moe.Transformer(MICRO), small(minibatches=2, micro_tokens=1)
+    rollout = grpo.act(model, world(lambda t, p: float(len(t) % 3)), s, random.Random(0))
+    seen = []
+
+    def spy(new, old, advantage, mask, batch, s):
+        seen.append((batch, int(mask.sum())))
+        return grpo.grpo(new, old, advantage, mask, batch, s)
+    monkeypatch.setitem(grpo.OBJECTIVES, "grpo", spy)
+    grpo.improve(model, model, moe.make_optimizer(model, 0.0), rollout, s, random.Random(0), 0)
+    assert len(seen) == 16
+    for half in (seen[:8], seen[8:]):
+        assert {batch for batch, _ in half} == {grpo.Batch(8, sum(tokens for _, tokens in half))}
+
+
 def test_dead_groups_move_no_weight():
     """With all rewards equal and no KL, a step of RL changes nothing at all."""
     torch.manual_seed(0)
