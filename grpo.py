@@ -3,7 +3,8 @@
     repeat
       1 sample   P problems
       2 act      the policy writes G answers to each
-      3 score    rules read the texts; nothing is learnt, so nothing is hacked (R1 section 2.2.2)
+      3 score    rules read the texts; nothing is learnt, so nothing is hacked (R1 section 2.2.2);
+                 only for general prompts, and late, do reward models judge (R1 section 2.3.4)
       4 compare  advantage = reward against the mean of its group; no value network
       5 improve  a few updates on the rollout: clipped ratios, and a KL leash to a reference policy
       and now and then the reference becomes the policy
@@ -29,9 +30,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from moe import Samples, generate, learning_rate_at, logprobs, make_optimizer, update
+from moe import Samples, generate, learning_rate_at, logprobs, make_optimizer, pad, update
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class RL:
     overlong: int = 0               # L_cache, tokens before the limit with a penalty (DAPO)
     accuracy_weight: float = 1.0    # of the accuracy reward
     format_weight: float = 0.2      # of the format reward
+    language_weight: float = 0.0    # of the language consistency reward (R1 v2 eq 7)
+    preference_weight: float = 1.0  # of the reward models, on general prompts
+    general: float = 0.0            # share of general prompts, once they join
+    general_from: float = 0.75      # share of the steps before they join [1300 of 1700]
     levels: tuple[int, ...] = (3, 4, 5, 6)  # levels of the problems, drawn evenly
     micro_tokens: int = 8192        # tokens in one forward pass; memory only, never the result
 
@@ -71,10 +77,10 @@ SETTINGS = {
 @dataclass(frozen=True)
 class Task:
     """The world as the loop sees it."""
-    sample: Callable    # (random.Random, n) -> n problems
+    sample: Callable    # (random.Random, n, step) -> n problems
     encode: Callable    # problem -> token ids of its prompt
     decode: Callable    # token ids of an answer -> text
-    rewards: dict       # name -> (weight, function(text, problem) -> number)
+    rewards: dict       # name -> (weight, function(texts, problems) -> N numbers)
     measures: dict      # name -> function(text, problem) -> number: logged, never rewarded
     end_id: int
     pad_id: int
@@ -161,14 +167,14 @@ OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
 # The loop
 
 
-def act(model, task, s, rng):
+def act(model, task, s, rng, step=0):
     """Steps 1 to 4 of the box: problems, G answers to each, rewards, advantages, in a Rollout."""
-    problems = task.sample(rng, s.problems * s.oversample)
+    problems = task.sample(rng, s.problems * s.oversample, step)
     asked = [p for p in problems for _ in range(s.group_size)]
     samples = generate(model, [task.encode(p) for p in asked], s.max_new_tokens, task.end_id,
                        task.pad_id, s.temperature, seed=rng.getrandbits(60))
     texts = [task.decode(ids) for ids in samples.answers()]
-    parts = {name: torch.tensor([float(f(text, p)) for text, p in zip(texts, asked)])
+    parts = {name: torch.tensor(f(texts, asked), dtype=torch.float32)
              for name, (_, f) in task.rewards.items()}
     rewards = sum(weight * parts[name] for name, (weight, _) in task.rewards.items())
     if s.overlong:
@@ -284,38 +290,67 @@ def train_rl(model, task, s, seed=0, state=None):
             optimizer.load_state_dict(saved)
     for step in range(first, s.steps):
         rng = random.Random(f"{seed}/rl/{step}")
-        rollout = act(model, task, s, rng)
+        rollout = act(model, task, s, rng, step)
         record = {"step": step + 1} | describe(rollout, task)
         model.train()
         record |= improve(model, reference, optimizers, rollout, s, rng, step)
         if (step + 1) % s.reference_every == 0:
             reference.load_state_dict(model.state_dict())
         record["tokens"] = int(rollout.samples.answer.sum())
+        record["prompt_tokens"] = sum(len(task.encode(p)) for p in rollout.problems) * s.group_size
         yield record, lambda: {"step": step + 1, "reference": reference.state_dict(),
                                "optimizers": [o.state_dict() for o in optimizers]}
 
 
-def advice(record, s):
-    """What a teacher would say of a step's record: [(keyword, sentence)], each said once a run."""
+# -------------------------------------------------------------------------------------------------
+# Reward models, for general prompts: the same Transformer with a head of one output
+
+
+def score(judge, rows, pad_id):
+    """(N,) scores of N token lists: the head's output at the last token of each."""
+    tokens = pad(rows, pad_id, judge.head.weight.device)
+    ends = torch.tensor([len(row) for row in rows], device=tokens.device)
+    column = torch.arange(tokens.size(1), device=tokens.device)
+    real, last = column < ends.unsqueeze(1), column == ends.unsqueeze(1) - 1
+    return judge(tokens, real, at=last).logits.squeeze(-1).float()
+
+
+def preference_loss(better, worse):
+    """Helpfulness, pairwise: -log sigmoid(s_better - s_worse), summed (R1 v2 section 3.1)."""
+    return F.softplus(worse - better).sum()
+
+
+def safety_loss(scores, safe):
+    """Safety, pointwise: the cross-entropy of safe (1) and unsafe (0), summed."""
+    return F.binary_cross_entropy_with_logits(scores, safe, reduction="sum")
+
+
+# -------------------------------------------------------------------------------------------------
+# What a teacher would say
+
+
+def advice(record, s, stage):
+    """Sentences on a step's record: [(keyword, sentence)], each said once a run."""
     easy = record["accuracy"] > 0.5
     cases = [
         ("loss", record["step"] == 1 and s.objective in ("grpo", "gspo"),
          "no loss is shown: it is near 0 at each first update by construction (ratio 1, advantages "
          "that sum to 0 in a group); watch accuracy and length"),
         ("skipped", record["skipped"] > 0,
-         "a gradient was not finite and its update was skipped; lower zero.lr if it comes again"),
+         "a gradient was not finite and its update was skipped; if it comes again, lower "
+         f"{stage}.lr"),
         ("cut", record["cut_off"] > 0.25,
-         f"{record['cut_off']:.0%} of answers are cut off: raise zero.max_new_tokens"),
+         f"{record['cut_off']:.0%} of answers are cut off: raise {stage}.max_new_tokens"),
         ("dead", record["dead_groups"] > 0.8,
          f"{record['dead_groups']:.0%} of groups are dead (all answers score the same): "
-         f"problems too {'easy, raise' if easy else 'hard, lower'} zero.levels"),
+         f"problems too {'easy, raise' if easy else 'hard, lower'} {stage}.levels"),
         ("stuck", record["accuracy"] < 0.02 and record["step"] >= 10,
          "almost nothing is right: RL cannot amplify what the base never does; raise base.steps"),
         ("entropy", record["entropy"] < 0.01,
          "the entropy is almost 0: answers to a question are all alike and nothing can be learnt "
-         "from comparing them; lower zero.lr"),
+         f"from comparing them; lower {stage}.lr"),
         ("kl", record["kl"] > 1.0,
-         "the policy is far from its reference (KL over 1): raise zero.beta or lower zero.lr"),
+         f"the policy is far from its reference (KL over 1): raise {stage}.beta or lower its lr"),
         ("gap", record["gap_p999"] > 1e-2,
          "sampler and trainer disagree on probabilities by over 1%: try --dtype float32"),
         ("load", record["expert_load"] > 4,

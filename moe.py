@@ -25,7 +25,8 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class Config:
     """Sizes of a model, named as in DeepSeek's inference code; comments: the paper's symbols."""
-    vocab_size: int = 311
+    vocab_size: int = 508
+    n_outputs: int = 0             # of the head; 0: the vocabulary, 1: a reward model's score
     dim: int = 64                  # d, width of the residual stream
     inter_dim: int = 192           # hidden width of a dense feed-forward
     moe_inter_dim: int = 64        # hidden width of one expert
@@ -332,7 +333,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, dense=i < config.n_dense_layers)
                                     for i in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.dim, config.n_outputs or config.vocab_size, bias=False)
         self.mtp = MTP(config) if config.n_mtp_layers else None
         for name, angles in zip(("cos", "sin"), rope_angles(config)):
             self.register_buffer(name, angles, persistent=False)
@@ -574,8 +575,7 @@ def learning_rate_at(step, steps, warmup, decay):
 def update(model, optimizers, factor=1.0, max_norm=1.0):
     """One optimizer step from the gradients at hand: clip, step, zero, balance. Returns its log.
 
-    A gradient that is not finite changes nothing and is counted as skipped.
-    """
+    A gradient that is not finite changes nothing and is counted as skipped."""
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
     finite = math.isfinite(norm)
     for optimizer in optimizers if finite else ():

@@ -4,12 +4,13 @@ import json
 import moe
 import r1mini
 import tasks
+from extras.options import resolve
 
 
 def main(options):
     """Prints the means, or with --json one object with every problem in file order."""
     model, record = moe.load(options.checkpoint, options.device, options.dtype)
-    run = r1mini.resolve(record.get("preset", "nano"), options.set)
+    run = resolve(record.get("preset", "nano"), options.set)
     s, limit = run.eval, run.zero.max_new_tokens
     problems = tasks.read_problems(options.problems) if options.problems else \
         tasks.make_problems("test", s.problems, run.zero.levels, run.corpus.products)
@@ -19,7 +20,7 @@ def main(options):
             raise r1mini.UserError(f"problem {i} is too long: {n} tokens; {room} fit beside an "
                                    "answer")
     result, each = r1mini.evaluate(model, problems, options.samples, s.temperature, s.top_p, limit,
-                                   s.rows, seed=1, quiet=False)
+                                   s.rows, seed=1, name="answers")
     if options.json:
         print(json.dumps(result | {"by_problem": each}))
         return 0

@@ -1,4 +1,4 @@
-"""report and study: numbers of finished runs, and the lists of runs behind the README's tables.
+"""report: the numbers of finished runs, and the paper's tables in miniature.
 
 summary.json is written here and nowhere else, always from the logs of runs:
 {"command", "commit", "machine", "seeds", "metrics": {KEY: {"mean", "std", "per_seed"}}}. Keys are
@@ -10,21 +10,14 @@ import json
 import subprocess
 from pathlib import Path
 
-import r1mini
 import tasks
+from extras.folder import read_log
+from grpo import OBJECTIVES
+from moe import UserError
 
 TESTED = ("pass@1", "cons@16", "length", "reflection", "correction", "mixing", "language", "format",
           "cut_off")
 CURVES = ("pass@1", "cons@16", "length", "reflection", "correction", "mixing")
-
-# Each study is a list of runs: an output folder, and the words of its command.
-OBJECTIVES = [name for name in r1mini.OBJECTIVES if name != r1mini.RL.objective]
-STUDIES = {
-    "base": [(f"base-{seed}", f"base --seed {seed}") for seed in range(10)],
-    "zero": [(f"zero-{seed}", f"zero --seed {seed}") for seed in range(3)] + [
-        (f"{name}-{seed}", f"zero --seed {seed} --from runs/zero-{seed}/base.pt "
-         f"--set zero.objective={name} eval.longer=1") for seed in range(3) for name in OBJECTIVES],
-}
 
 
 def moving_mean(curve, width=3):
@@ -71,10 +64,10 @@ def of_climb(log):
 
 def metrics(path):
     """(config, figures by key, dev curves by name) of one run folder."""
-    log = r1mini.read_log(path)
+    log = read_log(path)
     config, out = log[0], of_tests(log) | of_climb(log)
     if not out:
-        raise r1mini.UserError(f"{path}: this run is not finished, there is no test in its log")
+        raise UserError(f"{path}: this run is not finished, there is no test in its log")
     lines = (Path(path) / "timing.jsonl").read_text("utf-8").splitlines()
     machines = [json.loads(line) for line in lines if "machine" in line]
     timing = [json.loads(line) for line in lines if "seconds" in line]
@@ -158,7 +151,7 @@ def bases(rows):
 
 def objectives(rows):
     """The lines of a table: what each objective makes of the same bases."""
-    names = [name for name in r1mini.OBJECTIVES if f"objective.{name}.pass@1" in rows]
+    names = [name for name in OBJECTIVES if f"objective.{name}.pass@1" in rows]
     columns = ("pass@1", "eval.pass@1", "cons@16", "length", "reflection", "mixing", "steps_to_85")
     lines = ["| objective | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for name in names:
@@ -177,7 +170,7 @@ def report(paths, to=None):
         for key, value in figures.items():
             seeds = table.setdefault(key, {})
             if str(config["seed"]) in seeds:
-                raise r1mini.UserError(f"two of these runs speak for {key}, seed {config['seed']}")
+                raise UserError(f"two of these runs speak for {key}, seed {config['seed']}")
             seeds[str(config["seed"])] = round(value, 9)
     rows = {key: {"mean": mean(seeds.values()), "std": deviation(seeds.values()), "per_seed": seeds}
             for key, seeds in sorted(table.items())}
@@ -222,7 +215,7 @@ def deviation(values):
 def write_samples(path):
     """samples.md of a run: the same held-out problems answered by each stage."""
     lines = ["# The same held-out problems, stage by stage", ""]
-    records = [r for r in r1mini.read_log(path) if r["kind"] == "samples"]
+    records = [r for r in read_log(path) if r["kind"] == "samples"]
     for i in range(len(records[0]["answers"]) if records else 0):
         question, answer, _ = records[0]["answers"][i]
         lines += [f"## {question} (answer {answer})", ""]
@@ -245,24 +238,7 @@ def commit():
         return ""
 
 
-def study(options):
-    """Runs every command of a study into runs/, what is finished excepted, then reports on it."""
-    if options.name not in STUDIES:
-        raise r1mini.UserError(f"study {options.name}: choose one of {', '.join(STUDIES)}")
-    for folder, words in STUDIES[options.name]:
-        print(f"== python r1mini.py {words} --out runs/{folder}", flush=True)
-        code = r1mini.main([*words.split(), "--out", f"runs/{folder}", "--preset", options.preset,
-                            *options.rest])
-        if code:
-            return code
-    print(report([f"runs/{folder}" for folder, _ in STUDIES[options.name]],
-                 f"results/{options.name}"))
-    return 0
-
-
 def main(options):
-    """The commands report and study."""
-    if options.command == "study":
-        return study(options)
+    """The command report."""
     print(report(options.runs, options.to))
     return 0

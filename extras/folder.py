@@ -1,0 +1,169 @@
+"""The folder of a run: what is kept of it, and where a stopped one goes on.
+
+config.json, log.jsonl (without a clock: two runs compare to the bit), timing.jsonl, a checkpoint for
+each finished stage and a partial one for the stage at hand.
+"""
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import moe
+from moe import UserError
+
+
+def flat(tree, prefix=""):
+    """A nested dict as {dotted key: value}."""
+    return {key: leaf for name, value in tree.items() for key, leaf in (
+        flat(value, f"{prefix}{name}.") if isinstance(value, dict)
+        else {prefix + name: value}).items()}
+
+
+def read_log(path):
+    """The records of a run's log.jsonl; UserError if the folder holds no run."""
+    try:
+        lines = (Path(path) / "log.jsonl").read_text("utf-8").split("\n")
+        return [json.loads(line) for line in lines if line]
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no run in this folder (no log.jsonl)") from None
+    except ValueError:
+        raise UserError(f"{path}/log.jsonl is damaged; start over with --fresh") from None
+
+
+def machine():
+    """The processor's name and how many of its cores this process sees."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):
+        name = re.findall("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"))[0]
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def peak_gib():
+    """The largest resident memory of this process so far, GiB; 0 where it is not told (Windows)."""
+    with contextlib.suppress(ImportError):
+        import resource
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on a Mac bytes
+        return round(peak / 2 ** (30 if sys.platform == "darwin" else 20), 3)
+    return 0.0
+
+
+class Folder:
+    """A run's folder: its settings, log, clock and checkpoints."""
+
+    def __init__(self, path, run, options, stages):
+        self.path, self.run, self.options, self.stop = Path(path), run, options, False
+        self.path.mkdir(parents=True, exist_ok=True)
+        config, known = json.loads(json.dumps(dataclasses.asdict(run))), self.path / "config.json"
+        if options.fresh:
+            if run.start and Path(run.start).resolve().parent == self.path.resolve():
+                raise UserError(f"--fresh would delete {run.start}: choose another --out")
+            for name in ("config.json", "log.jsonl", "timing.jsonl", "samples.md", "report.md",
+                         *(stage + end for stage in stages
+                           for end in (".pt", ".partial.pt", ".jsonl"))):
+                (self.path / name).unlink(missing_ok=True)
+        if known.exists():
+            try:
+                old, new = flat(json.loads(known.read_text("utf-8"))), flat(config)
+            except ValueError:
+                raise UserError(f"{known} is damaged; start over with --fresh") from None
+            if other := sorted(key for key in old | new if old.get(key) != new.get(key)):
+                raise UserError(f"{self.path} holds a run with other settings ({', '.join(other)})"
+                                ": choose another --out, or --fresh to start over")
+            self.cut((self.path / "log.jsonl").read_bytes().rfind(b"\n") + 1)  # torn by a kill
+        else:
+            (self.path / "log.jsonl").write_text("", "utf-8")
+            versions = {"python": platform.python_version(), "torch": torch.__version__}
+            self.log({"kind": "config", "versions": versions} | config)
+            known.with_suffix(".tmp").write_text(json.dumps(config, indent=1), "utf-8")
+            known.with_suffix(".tmp").replace(known)
+        self.log({"machine": machine(), "threads": torch.get_num_threads()}, "timing.jsonl")
+
+    def log(self, record, name="log.jsonl"):
+        """Appends a record to log.jsonl."""
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def clock(self, stage, step, began, tokens=0, worked=None):
+        """Appends to timing.jsonl, the one place where time is kept. seconds are all since
+        `began`; tokens a second are of the step alone, which took `worked` seconds."""
+        record = {"stage": stage, "step": step, "seconds": round(time.monotonic() - began, 3)}
+        if worked:
+            record |= {"tokens": tokens, "tokens_per_second": round(tokens / worked)}
+        self.log(record | {"peak_gib": peak_gib()}, "timing.jsonl")
+
+    def position(self):
+        """Bytes of log.jsonl so far, safe on disk; a checkpoint remembers them."""
+        with open(self.path / "log.jsonl", "ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def cut(self, position):
+        """Shortens log.jsonl: what came after will be done, and logged, again."""
+        with open(self.path / "log.jsonl", "r+b") as file:
+            file.truncate(position)
+
+    def begun(self, name):
+        """Where in log.jsonl a stage's first record stands, or would."""
+        position = 0
+        for line in (self.path / "log.jsonl").read_bytes().splitlines(keepends=True):
+            if name in (json.loads(line)["kind"], json.loads(line).get("stage")):
+                break
+            position += len(line)
+        return position
+
+    def stage(self, name, model, loop, steps, watch):
+        """Runs loop(model, state), a generator of (record, snapshot), and returns the model.
+
+        Each record is logged and shown to watch(model, record, bar); a checkpoint is saved every
+        --save-every steps and at the end. A finished stage is loaded instead; one that was stopped
+        goes on from its last save, and what was logged since then is done again.
+        """
+        options, state = self.options, None
+        final, partial = self.path / f"{name}.pt", self.path / f"{name}.partial.pt"
+        if final.exists():
+            print(f"{name}: finished before, {final}")
+            return moe.load(final, options.device, options.dtype)[0]
+        if partial.exists():
+            model, state = moe.load(partial, options.device, options.dtype)
+            print(f"{name}: goes on after step {state['step']} of {steps}")
+        self.cut(state["log"] if state else self.begun(name))
+        began = time.monotonic()
+        with tqdm(total=steps, initial=state["step"] if state else 0, desc=name,
+                  dynamic_ncols=True) as bar:
+            if not state:
+                watch(model, {"step": 0}, bar)
+            started = time.monotonic()
+            for record, snapshot in loop(model, state):
+                worked = time.monotonic() - started
+                self.log({"kind": name} | record)
+                watch(model, record, bar)
+                kept = {"log": self.position(), "preset": self.run.preset}
+                if record["step"] == steps:
+                    moe.save(final, model, **kept)
+                    partial.unlink(missing_ok=True)
+                elif self.stop or record["step"] % options.save_every == 0:
+                    moe.save(partial, model, **kept, **snapshot())
+                self.clock(name, record["step"], began, record["tokens"], worked)
+                shown = {k: record[k] for k in ("loss", "accuracy", "length") if k in record}
+                speed = {"tok/s": f"{record['tokens'] / worked:.0f}"}
+                bar.set_postfix(shown | speed, refresh=False)
+                bar.update()
+                if self.stop:
+                    raise KeyboardInterrupt
+                began = started = time.monotonic()
+        return model
+
+    def interrupt(self, *_):
+        """Ctrl-C: the step at hand is ended and saved; a second one stops at once."""
+        if self.stop:
+            raise KeyboardInterrupt
+        self.stop = True
+        print("\nending this step and saving (Ctrl-C again: stop now)", file=sys.stderr)

@@ -1,0 +1,250 @@
+"""From the words of a command to settings: the parser, presets, --set, and what makes no sense."""
+import argparse
+import dataclasses
+import difflib
+import math
+import os
+from pathlib import Path
+
+import torch
+
+import moe
+import r1mini
+import tasks
+from extras.folder import flat
+from grpo import OBJECTIVES, RL, SETTINGS
+from moe import UserError
+from r1mini import Run, Train
+
+# What a preset changes beside the model's sizes; what it says of base holds for every supervised
+# stage, of zero for every stage of RL. Larger models learn longer chains, with products.
+LARGE = {"corpus.products": 0.2, "corpus.levels": (1, 2, 3, 4, 5, 6, 7),
+         "zero.levels": (4, 5, 6, 7), "zero.max_new_tokens": 400}
+TRAINING = {
+    "micro": {"base.steps": 20, "base.documents": 16, "base.dev_every": 10, "zero.steps": 4,
+              "zero.problems": 4, "zero.group_size": 4, "zero.max_new_tokens": 48,
+              "zero.reference_every": 2, "eval.problems": 8, "eval.samples": 4, "eval.longer": 2,
+              "eval.dev_problems": 4, "eval.dev_every": 2, "data.cold_start": 8,
+              "data.rejection": 8, "data.distill": 8, "data.prompts": 2, "data.stand_in": True, "student.dim": 16},
+    "nano": {},
+    "laptop": LARGE | {"base.steps": 4000, "base.documents": 256, "base.lr": 1e-3,
+                       "zero.lr": 1e-4, "zero.steps": 200},
+    "node": LARGE | {"base.steps": 20000, "base.documents": 1024, "base.lr": 5e-4,
+                     "zero.lr": 2e-5, "zero.steps": 500, "zero.problems": 128},
+}
+
+
+def convert(key, text, like):
+    """The value of a text in the type of `like`; UserError if it is none."""
+    kinds = {bool: "true or false", tuple: "whole numbers with commas between",
+             int: "a whole number", float: "a number"}
+    try:
+        if isinstance(like, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(like, tuple):
+            return tuple(int(x) for x in text.split(","))
+        value = type(like)(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError
+        return value
+    except (ValueError, KeyError):
+        raise UserError(f"--set {key}: wanted {kinds[type(like)]}, got {text!r}") from None
+
+
+def change(run, key, value):
+    """The Run with one field, such as zero.lr, set to a value or to the text of one."""
+    keys = [known for known in flat(dataclasses.asdict(run)) if "." in known]
+    if key not in keys:
+        near = difflib.get_close_matches(key, keys, 1, 0.0)[0]
+        raise UserError(f"--set: there is no setting {key!r}; the nearest is {near}")
+    part, name = key.split(".")
+    settings = getattr(run, part)
+    value = convert(key, value, getattr(settings, name)) if isinstance(value, str) else value
+    return dataclasses.replace(run, **{part: dataclasses.replace(settings, **{name: value})})
+
+
+def resolve(preset, assignments, **fields):
+    """The Run of a preset and the user's key=value texts; UserError if they make no sense."""
+    if preset not in TRAINING:
+        raise UserError(f"--preset {preset} is for counting (cost); train {', '.join(TRAINING)}")
+    model, student = (dataclasses.replace(moe.PRESETS[name], vocab_size=tasks.VOCAB_SIZE)
+                      for name in (preset, "student"))
+    run = Run(preset, model=model, student=student, **fields)
+    stages = {"zero": [p for p in vars(run) if isinstance(getattr(run, p), RL)],
+              "base": [p for p in vars(run) if isinstance(getattr(run, p), Train)]}
+    pairs = [assignment.partition("=") for assignment in assignments]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise UserError(f"--set {key}: wanted key=value, such as --set zero.lr=1e-4")
+    settings = [(f"{part}.{name}", value) for key, value in TRAINING[preset].items()
+                for whole, _, name in [key.partition(".")] for part in stages.get(whole, [whole])]
+    for key, _, value in pairs:
+        if key.endswith(".objective"):
+            if value not in OBJECTIVES:
+                raise UserError(f"--set {key}={value}: choose one of {', '.join(OBJECTIVES)}")
+            part = key.partition(".")[0]
+            settings += [(f"{part}.{name}", v) for name, v in SETTINGS[value].items()]
+    for key, value in [*settings, *((key, value) for key, _, value in pairs)]:
+        run = change(run, key, value)
+    check(run)
+    return run
+
+
+MAY_BE_ZERO = {"seed", "n_dense_layers", "n_mtp_layers", "q_lora_rank", "n_outputs", "warmup",
+               "overlong"}
+
+
+def check(run):
+    """UserError if settings make no sense, or contradict each other."""
+    for key, value in flat(dataclasses.asdict(run)).items():
+        least = int(type(value) is int and key.rpartition(".")[2] not in MAY_BE_ZERO)
+        if isinstance(value, (int, float)) and value < least and key != "seed":
+            raise UserError(f"{key} must be at least {least}")
+    c, e = run.corpus, run.eval
+    tests = [(max(c.shares()) > 1 or sum(c.shares()) > 1 + 1e-9,
+              "the corpus' shares must not exceed 1, nor its styles' together"),
+             (max(c.products, c.spaced, c.tags, c.foreign, c.switched, c.steps_mixed,
+                  c.checked_mixed, c.direct_slips, c.steps_slips, c.checked_slips,
+                  run.data.general) > 1, "the corpus' shares must not exceed 1"),
+             (not 1 <= min(c.levels) <= max(c.levels) <= 7, "corpus.levels must be within 1..7"),
+             (not 0 < e.top_p <= 1, "eval.top_p must be above 0 and at most 1")]
+    for part, m in (("model", run.model), ("student", run.student)):
+        grouped = m.n_limited_groups * (m.n_routed_experts // m.n_expert_groups)
+        tests += [
+            (m.vocab_size != tasks.VOCAB_SIZE, f"{part}.vocab_size must be {tasks.VOCAB_SIZE}"),
+            (m.n_outputs, f"{part}.n_outputs is for reward models"),
+            (m.qk_rope_head_dim % 2, f"{part}.qk_rope_head_dim must be even: pairs are rotated"),
+            (m.dim % 8 or m.moe_inter_dim % 8,
+             f"{part}.dim and moe_inter_dim: multiples of 8 only"),
+            (m.n_dense_layers > m.n_layers, f"{part}.n_dense_layers exceeds n_layers"),
+            (m.n_mtp_layers not in (0, 1), f"{part}.n_mtp_layers must be 0 or 1"),
+            (m.n_routed_experts % m.n_expert_groups, "n_expert_groups must divide the experts"),
+            (m.n_routed_experts < 2 * m.n_expert_groups, "a group needs at least 2 experts"),
+            (m.n_limited_groups > m.n_expert_groups, "n_limited_groups exceeds n_expert_groups"),
+            (m.n_activated_experts > grouped, "n_activated_experts exceeds the experts to be had"),
+            (m.max_seq_len < 300, f"{part}.max_seq_len must be at least 300, for the corpus"),
+            (run.zero.max_new_tokens + 30 > m.max_seq_len,
+             f"zero.max_new_tokens exceeds {part}.max_seq_len")]
+    for part in (p for p in vars(run) if isinstance(getattr(run, p), RL)):
+        s = getattr(run, part)
+        tests += [
+            (s.overlong >= s.max_new_tokens, f"{part}.overlong must be below max_new_tokens"),
+            (not 2 <= min(s.levels) <= max(s.levels) <= 7,
+             f"{part}.levels must be within 2..7: single steps are in the drills, so not held out"),
+            (s.group_size < 2, f"{part}.group_size must be at least 2: an advantage compares "
+             "answers"),
+            (s.minibatches > s.problems * s.group_size, f"{part}.minibatches exceeds the answers"),
+            (s.temperature <= 0, f"{part}.temperature must be above 0: RL needs different answers"),
+            (max(s.general, s.general_from) > 1, f"{part}.general and general_from: at most 1"),
+            (s.max_new_tokens + 30 > min(run.model.max_seq_len, run.student.max_seq_len),
+             f"{part}.max_new_tokens exceeds max_seq_len")]
+    for wrong, message in tests:
+        if wrong:
+            raise UserError(message)
+
+
+COMMANDS = {"all": "every stage", "base": "pretraining", "zero": "up to R1-Zero",
+            "dev1": "up to the cold start", "dev2": "up to RL for reasoning",
+            "dev3": "up to rejection sampling and SFT", "r1": "up to R1",
+            "distill": "up to the students"}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message):
+        """Exits with code 2."""
+        self.exit(2, f"r1mini: {message} (try: python r1mini.py --help)\n")
+
+
+def parser():
+    """The command line."""
+    sized, common, running = (Parser(add_help=False) for _ in range(3))
+    sized.add_argument("--preset", default="nano", choices=list(moe.PRESETS),
+                       help="sizes and settings")
+    add = common.add_argument
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto: cuda where there is one")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"],
+        help="of the forward pass; auto: bfloat16 on CUDA, float32 elsewhere")
+    add("--threads", type=int, default=0, help="CPU threads; 0: as torch decides")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend",
+        help="any setting, such as zero.lr=1e-4 or model.dim=128")
+    add = running.add_argument
+    add("--out", help="the run's folder; default runs/PRESET")
+    add("--seed", type=int, default=0)
+    add("--save-every", type=int, default=20, help="steps between saves")
+    add("--fresh", action="store_true", help="delete the folder's run and start over")
+    top = Parser(prog="r1mini.py", description=r1mini.__doc__,
+                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="command", parser_class=Parser, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        one = commands.add_parser(name, parents=[sized, common, running], help=text)
+        if name != "base":
+            one.add_argument("--from", dest="start", metavar="CKPT", default="",
+                             help="take this stage and those before it from CKPT's folder")
+        if name == "distill":
+            one.add_argument("--data", metavar="FILE.jsonl", default="",
+                             help="dialogues in chat format, instead of R1's answers")
+    for name, text in (("eval", "pass@1, vote, pass@k"), ("chat", "talk to a checkpoint")):
+        one = commands.add_parser(name, parents=[common], help=text)
+        one.add_argument("checkpoint")
+        if name == "chat":
+            one.add_argument("--ask", metavar="TEXT", help="one question, for a pipe")
+        else:
+            one.add_argument("--problems", metavar="FILE.jsonl",
+                             help='{"question": ..., "answer": ...} a line')
+            one.add_argument("--samples", type=int, default=16, help="answers a problem")
+            one.add_argument("--json", action="store_true", help="one object, all problems in it")
+    one = commands.add_parser("report", help="means and spread over runs")
+    one.add_argument("runs", nargs="+")
+    one.add_argument("--to", metavar="DIR", help="keep summary.json and the table there")
+    one = commands.add_parser("study", parents=[sized], help="the runs behind a table")
+    one.add_argument("name")
+    one.add_argument("rest", nargs=argparse.REMAINDER, help="options for each of its runs")
+    commands.add_parser("cost", parents=[sized], help="what a preset's sizes come to")
+    return top
+
+
+def prepare(options):
+    """Threads, device and dtype of a command, checked before anything long begins."""
+    for name, least, most in (("threads", 0, 4 * os.cpu_count()), ("save_every", 1, 10**9),
+                              ("samples", 1, 10**5), ("seed", 0, 2**62)):
+        if not least <= getattr(options, name, least) <= most:
+            raise UserError(f"--{name.replace('_', '-')} must be within {least}..{most}")
+    if getattr(options, "threads", 0):
+        torch.set_num_threads(options.threads)
+    if hasattr(options, "device"):
+        options.device, options.dtype = moe.choose_device(options.device, options.dtype)
+
+
+def parse(argv):
+    """The options of a command line; no command is all."""
+    if not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        argv.insert(0, "all")
+    options = parser().parse_args(argv)
+    prepare(options)
+    return options
+
+
+def plan(options):
+    """(the Run, the names of its stages) of a command that trains."""
+    start, data = getattr(options, "start", ""), getattr(options, "data", "")
+    run = resolve(options.preset, options.set, seed=options.seed, start=start, data_file=data,
+                  device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
+    stages = list(r1mini.STAGES)
+    last = stages[-1] if options.command in ("all", "distill") else options.command
+    names = stages[:stages.index(last) + 1]
+    if data:
+        names = ["student", "distill"]
+    if start:
+        given = Path(start).stem if Path(start).stem in stages else names[-2]
+        if given not in names[:-1]:
+            raise UserError(f"--from {start}: {options.command} has nothing to do after {given}")
+        model, _ = moe.load(start, options.device, options.dtype)
+        of_student = stages.index(given) >= stages.index("student")
+        if model.config != (run.student if of_student else run.model) and not model.config.n_outputs:
+            raise UserError(f"{start} has other model sizes than this run; give its --preset/--set")
+        names = names[names.index(given) + 1:]
+    timed = options.preset == "nano" and options.command == "all" and not options.set
+    options.expected = "Expect 15 minutes and 2 GiB on two CPU cores. " if timed and not start else ""
+    return run, names
