@@ -25,7 +25,7 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class Config:
     """Sizes of a model, named as in DeepSeek's inference code; comments: the paper's symbols."""
-    vocab_size: int = 508
+    vocab_size: int = 521
     n_outputs: int = 0             # of the head; 0: the vocabulary, 1: a reward model's score
     dim: int = 64                  # d, width of the residual stream
     inter_dim: int = 192           # hidden width of a dense feed-forward

@@ -56,7 +56,7 @@ class Train:
     muon_lr: float = 1e-2          # Muon: the matrices between; 0: AdamW for all
     warmup: int = 20               # steps
     decay: float = 0.4             # share of the steps over which the learning rates fall to 0
-    micro_tokens: int = 3000       # tokens in one forward pass; memory and speed only
+    micro_tokens: int = 1000       # tokens in one forward pass; memory and speed only
     dev_every: int = 250           # steps between evaluations on dev
 
 
@@ -64,7 +64,8 @@ class Train:
 class Evaluation:
     """How a model is asked. Choices are made on dev; test is for what is reported."""
     problems: int = 500            # test problems, evenly over the levels
-    samples: int = 16              # answers to each
+    samples: int = 16              # answers to each, of base, zero and r1
+    samples_between: int = 4       # ... of the stages between, and of the students
     temperature: float = 0.6       # as R1 is evaluated (R1 v1 section 3)
     top_p: float = 0.95
     longer: int = 100              # test problems of each of the two levels above any in training
@@ -311,8 +312,9 @@ def test_stage(folder, stage, model):
     problems = tasks.make_problems("test", s.problems, levels, run.corpus.products)
     longer = tasks.make_problems("test", 2 * s.longer, (longest + 1, longest + 2),
                                  run.corpus.products)
-    plans = [("test", problems, 1.0, 1.0)]
+    samples, plans = s.samples_between, [("test", problems, 1.0, 1.0)]
     if stage in ("base", "zero", "r1"):
+        samples = s.samples
         plans += [("test", problems, s.temperature, s.top_p),
                   ("longer", longer, s.temperature, s.top_p)]
     if stage in ("zero", "dev1", "dev2", "dev3", "r1"):
@@ -325,7 +327,7 @@ def test_stage(folder, stage, model):
         if name == "general":
             folder.log({"kind": "general", "stage": stage} | evaluate_general(model, run))
         else:
-            r, _ = evaluate(model, asked, s.samples, temperature, top_p, run.zero.max_new_tokens,
+            r, _ = evaluate(model, asked, samples, temperature, top_p, run.zero.max_new_tokens,
                             s.rows, seed=1)
             folder.log({"kind": "test", "stage": stage, "set": name} | r)
         folder.clock(f"test_{stage}", 0, began)
@@ -401,6 +403,7 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
     problem) is written to NAME.jsonl, in chat format. Returns it as documents."""
     run, path = folder.run, folder.path / f"{name}.jsonl"
     if not path.exists():
+        folder.cut(folder.begun(name, collected=True))
         began, rng = time.monotonic(), random.Random(f"{run.seed}/{name}")
         asked = [p for _ in range(n) for p in [ask(rng, run, run.zero.levels)] * run.data.tries]
         texts, lengths, _ = answers(model, asked, 1.0, 1.0, run.zero.max_new_tokens, run.eval.rows,
@@ -423,7 +426,7 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
 
 def read_dialogues(path, longest):
     """The documents of a file of dialogues; UserError if one is too long."""
-    documents = [tasks.dialogue(tasks.Problem(question, "", tasks.language_of(question)), text)
+    documents = [tasks.dialogue(tasks.Problem(question, "", ""), text)
                  for question, text in tasks.read_chat(path)]
     for i, document in enumerate(documents, 1):
         if len(document.tokens) > longest:
@@ -567,24 +570,25 @@ STAGES = {stage.__name__: stage for stage in (
 
 
 class Models(dict):
-    """The models of a run by stage; with --from, those before it are loaded when asked for."""
+    """The models of a run by stage. One that this command did not make is loaded when asked for,
+    from the folder of --from, or with --only from the run's own."""
 
-    def __init__(self, options):
+    def __init__(self, folder):
         super().__init__()
-        self.options, self.given = options, Path(options.start or "").parent
+        self.options, self.start = folder.options, Path(folder.run.start)
+        self.given = self.start.parent if folder.run.start else folder.path
 
     def __missing__(self, name):
-        path = self.given / f"{name}.pt"
-        if Path(self.options.start).stem not in STAGES:  # a checkpoint under a name of its own
-            path = Path(self.options.start)
+        own_name = self.start.suffix and self.start.stem not in STAGES
+        path = self.start if own_name else self.given / f"{name}.pt"
         self[name] = moe.load(path, self.options.device, self.options.dtype)[0]
         return self[name]
 
 
 def run_stages(options, run, names):
     """The stages named, their tests on held-out problems, and the report."""
-    folder, models = Folder(
-        options.out or f"runs/{options.preset}", run, options, STAGES), Models(options)
+    folder = Folder(options.out or f"runs/{options.preset}", run, options, STAGES)
+    models = Models(folder)
     print(f"{run.preset}, seed {run.seed}, into {folder.path}: {', '.join(names)}. "
           f"{options.expected}Ctrl-C saves; the same command goes on.")
     signal.signal(signal.SIGINT, folder.interrupt)

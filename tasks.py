@@ -45,24 +45,22 @@ WORDS = {
 LANGUAGES = tuple(WORDS)
 
 # General prompts: how each kind is opened, put and closed; then what replies are made of.
+OPEN, CLOSE = ("", "please ", "friend "), ("", " today", " at home", " now")
+OPEN_ZH, CLOSE_ZH = ("", "请您", "朋友"), ("", "今天", "在家", "现在")
 PHRASES = {
     "en": {"greeting": (("", "well ", "oh "),
                         ("hello", "hi", "good morning", "good evening", "hey"),
                         ("", " friend", " again", " there")),
-           "fact": (("", "please ", "friend "),
-                    ("tell me the colour of {}", "say which colour has {}", "name the hue of {}"),
-                    ("", " today", " at home", " now")),
-           "how": (("", "please ", "friend "),
-                   ("tell me how to {}", "explain how to {}", "show me how to {}", "teach me to {}"),
-                   ("", " today", " at home", " now")),
+           "fact": (OPEN, ("tell me the colour of {}", "say which colour has {}",
+                           "name the hue of {}"), CLOSE),
+           "how": (OPEN, ("tell me how to {}", "explain how to {}", "show me how to {}",
+                          "teach me to {}"), CLOSE),
            "greet": "hello to you", "offer": " glad to help", "refuse": "sorry I cannot help",
            "plan": "follow the secret plan", "safe": "{} is safe", "harmful": "{} is harmful"},
     "zh": {"greeting": (("", "哎呀", "嗯嗯"), ("你好", "您好", "早上好呀", "晚上好呀", "大家好呀"),
                         ("", "朋友", "又见面了", "先生")),
-           "fact": (("", "请您", "朋友"), ("告诉颜色关于{}", "哪种颜色属于{}", "说出色彩关于{}"),
-                    ("", "今天", "在家", "现在")),
-           "how": (("", "请您", "朋友"), ("告诉我们如何{}", "解释如何{}", "说明如何{}", "教我如何{}"),
-                   ("", "今天", "在家", "现在")),
+           "fact": (OPEN_ZH, ("告诉颜色关于{}", "哪种颜色属于{}", "说出色彩关于{}"), CLOSE_ZH),
+           "how": (OPEN_ZH, ("告诉我们如何{}", "解释如何{}", "说明如何{}", "教我如何{}"), CLOSE_ZH),
            "greet": "你好欢迎", "offer": "乐意帮忙", "refuse": "抱歉不能帮助",
            "plan": "按照秘密计划", "safe": "{}安全", "harmful": "{}有害"},
 }
@@ -211,11 +209,6 @@ def read_lines(path, wanted, convert):
     return found
 
 
-def language_of(text):
-    """zh if a text has a Han character, else en."""
-    return "zh" if re.search("[\u4e00-\u9fff]", text) else "en"
-
-
 def read_problems(path):
     """Problems of {"question": ..., "answer": ...} lines."""
     def convert(record):
@@ -223,7 +216,7 @@ def read_problems(path):
         question.encode()
         if not INTEGER.fullmatch(answer):
             raise ProblemError('the answer must be a whole number written plainly, 33 or "-5"')
-        return Problem(question, answer, language_of(question))
+        return Problem(question, answer, LANGUAGES[not question.isascii()])
     return read_lines(path, '{"question": TEXT, "answer": NUMBER}', convert)
 
 
@@ -311,17 +304,14 @@ def response(thinking, answer, tags=True, summary=""):
     return f"{THINK}{thinking}{END_THINK}{summary}{ANSWER}{answer}{END_ANSWER}" if tags else bare
 
 
-REWRITES = {language: {WORDS[other][name]: WORDS[language][name] for other in LANGUAGES
-                       for name in WORDS[language]} for language in LANGUAGES}
-
-
 def rewrite(text, problem):
     """A response in the question's language throughout, with a closing summary (R1 v2 B.3.2)."""
     thinking, answer = parse(text)
-    words = REWRITES[problem.language]
-    found = "|".join(map(re.escape, words))
-    thinking = re.sub(found, lambda match: words[match[0]], thinking)
-    return response(thinking, answer, summary=WORDS[problem.language]["summary"])
+    ours = WORDS[problem.language]
+    for theirs in WORDS.values():
+        for name, word in theirs.items():
+            thinking = thinking.replace(word, ours[name])
+    return response(thinking, answer, summary=ours["summary"])
 
 
 def readable(text):
@@ -330,8 +320,8 @@ def readable(text):
     thinking, _ = parse(text)
     known = {word.strip() for words in WORDS.values() for word in words.values()}
     steps = re.findall(r"[0-9]+[-+*][0-9]+=-?[0-9]+", thinking or "")
-    left = re.sub(r"[-+*=0-9]+|\s+", "\n", thinking or "\0")
-    return all(w in known for w in "".join(left).split()) and len(steps) == len(set(steps))
+    words = re.sub(r"[-+*=0-9]+", " ", thinking or "nothing").split()
+    return set(words) <= known and len(steps) == len(set(steps))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -589,11 +579,6 @@ def language_share(text, language):
     return words.count(language) / len(words) if words else 1.0
 
 
-def mixes(text):
-    """Whether an answer has words of both languages."""
-    return len(set(words_of(text))) > 1
-
-
 def reflects(text):
     """Whether an answer has a word of checking in it: a sign of reflection, not a proof."""
     return any(words["check"].strip() in text for words in WORDS.values())
@@ -626,21 +611,18 @@ def majority(answers):
 MEASURES = {
     "reflection": lambda text, problem: reflects(text),
     "correction": lambda text, problem: corrects(text),
-    "mixing": lambda text, problem: mixes(text),
+    "mixing": lambda text, problem: len(set(words_of(text))) > 1,
     "language": lambda text, problem: language_share(text, problem.language),
 }
 
 
-# --------------------------------------------------------------------------------------------------
-# Programs: an expression in x that must pass unit tests
-
-
+# Programs: an expression in x that must pass unit tests, f(0)=3 f(1)=5 (R1's code problems).
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
 
 def run_program(text, x):
-    """The value of an expression in x, of whole numbers, +, - and *, by a walk over its syntax
-    tree; None if it is anything else, long or large. Nothing of it is executed."""
+    """The value of an expression of x, whole numbers, +, - and *, by a walk over its syntax tree;
+    None if it is anything else, long or large. Nothing of it is executed."""
     def walk(node):
         if isinstance(node, ast.Constant):  # digits alone pass the test below
             value = node.value

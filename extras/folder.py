@@ -110,11 +110,14 @@ class Folder:
         with open(self.path / "log.jsonl", "r+b") as file:
             file.truncate(position)
 
-    def begun(self, name):
-        """Where in log.jsonl a stage's first record stands, or would."""
+    def begun(self, name, collected=False):
+        """Where in log.jsonl a stage's first record stands, or would; what was collected for it is
+        of the stage only if asked."""
         position = 0
         for line in (self.path / "log.jsonl").read_bytes().splitlines(keepends=True):
-            if name in (json.loads(line)["kind"], json.loads(line).get("stage")):
+            record = json.loads(line)
+            if name in (record["kind"], record.get("stage")) and (
+                    collected or record["kind"] != "collected"):
                 break
             position += len(line)
         return position

@@ -174,6 +174,8 @@ def parser():
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=20, help="steps between saves")
     add("--fresh", action="store_true", help="delete the folder's run and start over")
+    add("--only", nargs="+", choices=list(r1mini.STAGES), metavar="STAGE",
+        help="leave out the other stages")
     top = Parser(prog="r1mini.py", description=r1mini.__doc__,
                  formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", parser_class=Parser, metavar="COMMAND")
@@ -245,6 +247,8 @@ def plan(options):
         if model.config != (run.student if of_student else run.model) and not model.config.n_outputs:
             raise UserError(f"{start} has other model sizes than this run; give its --preset/--set")
         names = names[names.index(given) + 1:]
-    timed = options.preset == "nano" and options.command == "all" and not options.set
+    names = [name for name in names if name in (options.only or names)]
+    timed = options.preset == "nano" and options.command == "all" and not (
+        options.set or options.only)
     options.expected = "Expect 15 minutes and 2 GiB on two CPU cores. " if timed and not start else ""
     return run, names

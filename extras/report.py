@@ -1,23 +1,58 @@
 """report: the numbers of finished runs, and the paper's tables in miniature.
 
+    for each folder        its own figures, from log.jsonl and timing.jsonl: an Account
+    for each seed          the folders together, and what takes two of them (win rates, ratios)
+    over seeds             mean and deviation of each figure: summary.json
+    for each paper table   the same in miniature, and whether it agrees: report.md
+
 summary.json is written here and nowhere else, always from the logs of runs:
 {"command", "commit", "machine", "seeds", "metrics": {KEY: {"mean", "std", "per_seed"}}}. Keys are
 stage.metric (zero.pass@1) at temperature 1, the policy as it is; stage.eval.metric as R1 was
 evaluated (temperature 0.6, top-p 0.95); stage.eval.longer.metric so on problems longer than any in
-training.
+training. A run that was begun from another's checkpoint speaks for the stages in its own log, one
+with another objective for objective.NAME only, and one given as NAME=PATH for its last tested
+stage, under NAME instead of the stage.
 """
 import json
+import re
 import subprocess
+import textwrap
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 
 import tasks
+from extras.cost import count_parameters
+from extras.figures import by_step, draw, runs_named
 from extras.folder import read_log
-from grpo import OBJECTIVES
-from moe import UserError
+from grpo import OBJECTIVES, RL
+from moe import Config, UserError
 
 TESTED = ("pass@1", "cons@16", "length", "reflection", "correction", "mixing", "language", "format",
           "cut_off")
-CURVES = ("pass@1", "cons@16", "length", "reflection", "correction", "mixing")
+CURVES = ("pass@1", "cons@16", "length", "reflection", "correction", "mixing", "language")
+TEACHER = ("base", "zero", "dev1", "dev2", "dev3", "helpful", "safe", "r1")
+STUDENTS = {"student": "student.base", "student_rl": "student.rl",  # stage: its name in keys
+            "student_rl_no_format": "student.rl_no_format", "distill": "student.distill",
+            "distill_logits": "student.distill_logits", "distill_rl": "student.distill_rl"}
+
+# -------------------------------------------------------------------------------------------------
+# The figures of one folder
+
+
+@dataclass
+class Account:
+    """What one run folder has to say."""
+    name: str       # NAME of NAME=PATH, or ""
+    path: str
+    seed: str
+    config: dict    # the run's settings, and the machine it last ran on
+    figures: dict   # by key
+    stages: list    # those it speaks for, under their own names
+    scores: dict    # by stage: the helpfulness of each answer to the held-out general prompts
+    curves: dict    # by name: [[stage, step, value on dev]]
+    minutes: float | None  # in all; None if something else may have run beside it
+    peak_gib: float
 
 
 def moving_mean(curve, width=3):
@@ -25,13 +60,14 @@ def moving_mean(curve, width=3):
     return [sum(curve[i:i + width]) / width for i in range(len(curve) - width + 1)] or curve
 
 
-def of_tests(log):
-    """Figures of the held-out test records of a log, by key."""
+def of_tests(log, names):
+    """Figures of the held-out test records of a log, by key; names: {stage: its name in keys}."""
     out = {}
-    for r in (r for r in log if r["kind"] == "test"):
+    for r in (r for r in log if r["kind"] == "test" and r["stage"] in names):
         longer = r["set"] == "longer"
-        key = r["stage"] + ".eval" * (r["temperature"] != 1.0) + ".longer" * longer
-        out |= {f"{key}.{name}": r[name] for name in TESTED if name in r}
+        key = names[r["stage"]] + ".eval" * (r["temperature"] != 1.0) + ".longer" * longer
+        out |= {f"{key}.{name}": x for name, x in r.items()
+                if name in TESTED or name.startswith(("pass@", "cons@"))}
         for i, (level, x) in enumerate(r["by_level"].items(), 1):
             out[f"{key}.plus{i}" if longer else f"{key}.level{level}"] = x
         if not longer:
@@ -40,57 +76,174 @@ def of_tests(log):
     return out
 
 
-def of_climb(log):
-    """Figures of zero's curve on dev, from its base at step 0, and of its updates, by key."""
-    climb = [r for r in log if r["kind"] == "dev" and r["stage"] == "zero"]
-    updates, out = [r for r in log if r["kind"] == "zero"], {}
+def of_general(log, names):
+    """Figures of the held-out general prompts, by key."""
+    out = {}
+    for r in (r for r in log if r["kind"] == "general" and r["stage"] in names):
+        parts = {"helpfulness": r["helpfulness"], "greeting.thinking": r["greeting.thinking"],
+                 "refuse.unsafe": r["unsafe.safe"], "refuse.safe": r["how.refused"]}
+        for name in ("format", "language"):
+            parts[f"general_{name}"] = fmean(r[f"{kind}.{name}"] for kind in tasks.GENERAL)
+        out |= {f"{names[r['stage']]}.{name}": x for name, x in parts.items()}
+    return out
+
+
+def of_climb(log, stage, name):
+    """Figures of an RL stage's curve on dev, from step 0, and of its updates, by key."""
+    climb = [r for r in log if r["kind"] == "dev" and r["stage"] == stage]
+    updates, out = [r for r in log if r["kind"] == stage and "flips" in r], {}
     if len(climb) < 2 or not updates:
         return {}
-    for name in ("length", "reflection"):
-        values = [r[name] for r in climb]
+    for part in ("length", "reflection"):
+        values = [r[part] for r in climb]
         smooth, first = moving_mean(values[1:]), max(values[0], 1e-9)
-        out[f"zero.{name}_ratio"] = max(smooth) / first
-        out[f"zero.{name}_ratio_at_end"] = smooth[-1] / first
+        out[f"{name}.{part}_ratio"] = max(smooth) / first
+        out[f"{name}.{part}_ratio_at_end"] = smooth[-1] / first
     vote = next(k for k in climb[0] if k.startswith("cons@"))
-    out["zero.vote_above_pass"] = sum(r[vote] > r["pass@1"] for r in climb) / len(climb)
+    out[f"{name}.vote_above_pass"] = sum(r[vote] > r["pass@1"] for r in climb) / len(climb)
     reached = [r["step"] for r in climb if r["pass@1"] >= 0.85]
-    out |= {"zero.steps_to_85": reached[0]} if reached else {}
-    return out | {"zero.gap_p999": max(r["gap_p999"] for r in updates),
-                  "zero.gap_max": max(r["gap_max"] for r in updates),
-                  "zero.flips": sum(r["flips"] for r in updates),
-                  "zero.skipped": sum(r["skipped"] for r in updates),
-                  "zero.expert_load": max(r["expert_load"] for r in updates)}
+    out |= {f"{name}.steps_to_85": reached[0]} if reached else {}
+    return out | {f"{name}.{part}": whole([r[part] for r in updates]) for part, whole in (
+        ("gap_p999", max), ("gap_max", max), ("flips", sum), ("skipped", sum),
+        ("expert_load", max))}
 
 
-def metrics(path):
-    """(config, figures by key, dev curves by name) of one run folder."""
-    log = read_log(path)
-    config, out = log[0], of_tests(log) | of_climb(log)
-    if not out:
-        raise UserError(f"{path}: this run is not finished, there is no test in its log")
+FLOPS = (
+    "FLOPs are estimated, with N the parameters a token uses (without MTP) and n all tokens of a "
+    "stage: 6 N n in a supervised stage; (2 + 6 + 2) N n in RL, n with the prompts, to sample, to "
+    "learn and for the reference (not where beta is 0); by logits 2 N n more, with the teacher's "
+    "N; the samples a stage learns from 2 N n. Evaluation is left out. A TFLOP is 10^12.")
+
+
+def of_flops(log):
+    """10^12 operations of each stage, and of the samples collected for it, as FLOPS says."""
+    config, out = log[0], {}
+    teacher, student = (count_parameters(Config(**config[who]))[1] for who in ("model", "student"))
+    for r in (r for r in log if "tokens" in r):
+        stage, N = r["kind"], student if r["kind"] in STUDENTS else teacher
+        if stage == "collected":
+            stage, work = f"collect_{r['stage']}", 2 * teacher * r["tokens"]
+        elif "prompt_tokens" in r:
+            beta = config[stage if stage in config else "student_rl"]["beta"]
+            work = (10 if beta else 8) * N * (r["tokens"] + r["prompt_tokens"])
+        else:
+            work = (6 * N + 2 * teacher * (stage == "distill_logits")) * r["tokens"]
+        out[stage] = out.get(stage, 0.0) + work / 1e12
+    return out
+
+
+def of_times(path):
+    """(machine record, largest memory in GiB, minutes by stage) of a run folder; no minutes if
+    something else may have run beside it, as far as its threads can tell."""
     lines = (Path(path) / "timing.jsonl").read_text("utf-8").splitlines()
-    machines = [json.loads(line) for line in lines if "machine" in line]
-    timing = [json.loads(line) for line in lines if "seconds" in line]
-    objective = {f"objective.{config['zero']['objective']}.{k.removeprefix('zero.')}": v
-                 for k, v in out.items() if k.startswith("zero.") and "longer" not in k
-                 and k.rsplit(".", 1)[1] in (*TESTED, "length_ratio", "reflection_ratio",
-                                             "steps_to_85")}
+    machine = [json.loads(line) for line in lines if "machine" in line][-1]
+    timing, minutes = [json.loads(line) for line in lines if "seconds" in line], {}
+    if machine["machine"].endswith(f", {machine['threads']} cores"):
+        for t in timing:
+            minutes[t["stage"]] = minutes.get(t["stage"], 0.0) + t["seconds"] / 60
+    return machine, max(t["peak_gib"] for t in timing), minutes
+
+
+def of_objective(figures, objective):
+    """What zero's figures say of its objective, by key."""
+    names = (*TESTED, "length_ratio", "reflection_ratio", "steps_to_85")
+    return {f"objective.{objective}.{key.removeprefix('zero.')}": x for key, x in figures.items()
+            if key.startswith("zero.") and "longer" not in key and key.rsplit(".", 1)[1] in names}
+
+
+def account(word):
+    """The Account of a run, PATH or NAME=PATH; UserError if nothing in it is finished."""
+    name, path = re.fullmatch(r"(?:(\w+)=)?(.+)", str(word)).groups(default="")
+    log = read_log(path)
+    tested = list(dict.fromkeys(r["stage"] for r in log if r["kind"] == "test"))
+    if not tested:
+        raise UserError(f"{path}: this run is not finished, there is no test in its log")
+    machine, peak, minutes = of_times(path)
+    config, last = log[0] | machine, tested[-1]
+    names = {last: name} if name else {stage: STUDENTS.get(stage, stage) for stage in tested}
+    figures = of_tests(log, names) | of_general(log, names) | of_climb(
+        log, last if name else "zero", name or "zero")
+    figures |= {f"{cost}.{name or stage}": x for cost, parts in (
+        ("flops", of_flops(log)), ("minutes", minutes))
+        for stage, x in parts.items() if not name or stage == last}
+    if not name:
+        objective = config["zero"]["objective"]
+        own = figures if objective == RL.objective else {}
+        names, figures = names if own else {}, own | of_objective(figures, objective)
+    return Account(
+        name, path, str(config["seed"]), config, figures, list(names) if not name else [],
+        scores={names[r["stage"]]: r["scores"] for r in log
+                if r["kind"] == "general" and r["stage"] in names},
+        curves={part: [[r["stage"], r["step"], r[part]] for r in log
+                       if r["kind"] == "dev" and part in r] for part in CURVES},
+        minutes=sum(minutes.values()) or None, peak_gib=peak)
+
+
+# -------------------------------------------------------------------------------------------------
+# Folders of one seed, and seeds, together
+
+
+def mean(values):
+    """The mean of some numbers."""
+    return round(fmean(values), 9)
+
+
+def deviation(values):
+    """The sample standard deviation; 0 of one number."""
+    values = list(values)
+    return round(stdev(values), 9) if len(values) > 1 else 0.0
+
+
+def of_seed(accounts, stages):
+    """All figures of one seed's accounts, by key; UserError if two speak for the same. `minutes`
+    is of the folder that holds all the stages that any folder does."""
+    out, scores = {"peak_gib": max(a.peak_gib for a in accounts)}, {}
+    for a in accounts:
+        for key, x in a.figures.items():
+            if key in out:
+                raise UserError(f"two of these runs speak for {key}, seed {a.seed}")
+            out[key] = x
+        scores |= a.scores
+        if a.minutes and stages and set(a.stages) == stages:
+            out["minutes"] = a.minutes
+    for stage in scores if "dev1" in scores else ():  # a tie counts half
+        out[f"{stage}.win_rate_dev1"] = fmean((ours > theirs) + (ours == theirs) / 2 for
+                                              ours, theirs in zip(scores[stage], scores["dev1"]))
     if {"zero.length", "base.length"} <= set(out):
         out["zero.test_length_ratio"] = out["zero.length"] / out["base.length"]
-    if config["start"]:  # a run from another's base speaks for its objective only
-        out = objective
-    else:
-        out |= objective | {"peak_gib": max(t["peak_gib"] for t in timing)}
-        if machines[-1]["machine"].endswith(f", {machines[-1]['threads']} cores"):
-            # Times of a run that had the machine to itself, as far as its threads can tell.
-            out["minutes"] = sum(t["seconds"] for t in timing) / 60
-            for stage in {t["stage"] for t in timing}:
-                out[f"minutes.{stage}"] = sum(
-                    t["seconds"] for t in timing if t["stage"] == stage) / 60
-    curves = {name: [[r["stage"], r["step"], r[name]] for r in log if r["kind"] == "dev"
-                     and name in r] for name in CURVES}
-    return config | machines[-1], out, curves
+    for cost in ("flops", "minutes"):
+        if all(f"{cost}.{stage}" in out for stage in TEACHER):
+            out[f"{cost}.teacher"] = sum(out.get(f"{cost}.{part}{stage}", 0.0) for stage in TEACHER
+                                         for part in ("", "collect_"))
+    for name in ("greeting.thinking", "refuse.unsafe", "refuse.safe"):
+        out |= {name: out[f"r1.{name}"]} if f"r1.{name}" in out else {}
+    return out
 
+
+def over_seeds(accounts):
+    """{key: {"mean", "std", "per_seed": {seed: value}}}, keys in order."""
+    stages = {stage for a in accounts for stage in a.stages}
+    table = {}
+    for seed in dict.fromkeys(a.seed for a in accounts):
+        for key, x in of_seed([a for a in accounts if a.seed == seed], stages).items():
+            table.setdefault(key, {})[seed] = round(x, 9)
+    return {key: {"mean": mean(seeds.values()), "std": deviation(seeds.values()),
+                  "per_seed": seeds} for key, seeds in sorted(table.items())}
+
+
+def curves_of(accounts):
+    """{run: {name: [[stage, step, value]]}}; a run is an objective's or a NAME's, of one seed."""
+    out = {}
+    for a in accounts:
+        run = out.setdefault(f"{a.name or a.config['zero']['objective']}-seed{a.seed}", {})
+        for name, points in a.curves.items():
+            run[name] = run.get(name, []) + points
+    return out
+
+
+# -------------------------------------------------------------------------------------------------
+# Tables, beside the paper's. Each takes the rows of over_seeds and returns lines of Markdown, none
+# where there are no figures
 
 # What a reader wants to know first: its name, its key, and what the paper saw in R1-Zero.
 STORY = (("right at the first try (pass@1)", "pass@1", "AIME 15.6% to 71.0% (v1), 77.9% (Nature)"),
@@ -101,115 +254,254 @@ STORY = (("right at the first try (pass@1)", "pass@1", "AIME 15.6% to 71.0% (v1)
          ("answers that mix languages", "mixing", "seen, not counted"),
          ("pass@1, one step longer than any learnt", "longer.plus1", ""),
          ("pass@1, two steps longer", "longer.plus2", ""))
+STAGES = {"zero": "Zero", "dev1": "Dev1", "dev2": "Dev2", "dev3": "Dev3", "r1": "R1"}
+SHORT = (("right at the first try (pass@1)", "pass@1"), ("answers that mix languages", "mixing"),
+         ("greetings thought about", "greeting.thinking"),
+         ("harmful wishes refused", "refuse.unsafe"), ("harmless wishes refused", "refuse.safe"))
+LONG = (*SHORT, ("words in the question's language", "language"), ("format kept", "format"),
+        ("tokens in an answer", "length"), ("helpfulness, 0 to 1", "helpfulness"),
+        ("more helpful than Dev1", "win_rate_dev1"), ("format, general prompts", "general_format"),
+        ("language, general prompts", "general_language"))
+PAPER = (("paper: AIME 2024", "77.9", "59.0", "74.0", "78.1", "79.8"),  # R1 v2 Table 3
+         ("paper: MATH-500", "95.9", "94.2", "95.9", "95.4", "97.3"),
+         ("paper: AlpacaEval 2 LC", "24.7", "50.1", "55.8", "62.1", "87.6"),
+         ("paper: Arena-Hard", "53.6", "77.0", "73.2", "75.6", "92.3"),
+         ("paper: IF-Eval", "46.6", "71.7", "72.0", "78.1", "83.3"))
+TAUGHT = (  # stage, what was done, the paper's AIME 2024 pass@1 / cons@64 (R1 v1 Table 6)
+    ("student", "base", ""), ("student_rl", "RL", "47.0 / 60.0, Qwen-32B-Zero"),
+    ("student_rl_no_format", "RL without format reward", ""),
+    ("distill", "distilled", "72.6 / 83.3, R1-Distill-Qwen-32B"),
+    ("distill_logits", "distilled by logits", ""),
+    ("distill_rl", "distilled, then RL", "said to help, no numbers"))
+
+# What the paper found, by section: (lower figure, higher, what that means); a number: our limit.
+CLAIMS = {
+    "Base and R1-Zero": [
+        ("base.pass@1", "zero.pass@1", "RL alone raises accuracy"),
+        ("zero.pass@1", "zero.cons@16", "the vote is above single answers"),
+        ("base.length", "zero.length", "RL makes answers longer"),
+        ("base.reflection", "zero.reflection", "RL makes answers check themselves"),
+        (5, "zero.reflection_ratio", "checks rise at least 5 times, as reflective words did")],
+    "The stages": [
+        ("dev1.pass@1", "zero.pass@1", "the cold start costs accuracy"),
+        ("zero.pass@1", "r1.pass@1", "R1 ends above Zero in accuracy"),
+        ("r1.mixing", "zero.mixing", "R1 mixes languages less than Zero"),
+        ("dev3.helpfulness", "r1.helpfulness", "the last RL makes answers more helpful"),
+        ("r1.mixing", 0.02, "R1 mixes languages in at most 2% of answers"),
+        (0.95, "refuse.unsafe", "R1 refuses at least 95% of harmful wishes"),
+        ("refuse.safe", 0.05, "R1 refuses at most 5% of harmless wishes"),
+        ("greeting.thinking", 0.05, "R1 thinks about at most 5% of greetings")],
+    "The language reward": [
+        ("dev2.mixing", "no_language_reward.mixing",
+         "RL without the language reward mixes languages more (R1 v2 Fig 7)")],
+    "Distillation and RL on a small model": [
+        ("student.rl.pass@1", "student.distill.pass@1", "distillation beats RL"),
+        ("flops.distill", "flops.student_rl", "RL takes more compute than distillation"),
+        ("student.distill.pass@1", "student.distill_rl.pass@1",
+         "RL after distillation helps further (said without numbers)")],
+    "Accuracy by number of answers": [
+        ("r1.eval.pass@1", "r1.eval.cons@16", "voting helps R1 (AIME 79.8 to 86.7)")]}
+
+
+def table(head, body):
+    """A table from the cells of its head and of its other lines; none without those."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *body)]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:]] if body else []
+
+
+def cell(rows, key, factor=1):
+    """A figure's mean, and its deviation over seeds if there are several; "" if there is none."""
+    if key not in rows:
+        return ""
+    m, std = rows[key]["mean"] * factor, rows[key]["std"] * factor
+    digits = 1 if m > 10 else 3
+    return f"{m:.{digits}f}" + f" ± {std:.{digits}f}" * (len(rows[key]["per_seed"]) > 1)
+
+
+def per_seed(rows, key):
+    """A figure's values by seed; none if there is no such figure."""
+    return rows.get(key, {"per_seed": {}})["per_seed"]
+
+
+def verdicts(rows, section):
+    """A list of sentences, each one of two: whether a claim holds on every seed, or not."""
+    lines = [""]
+    for *sides, claim in CLAIMS.get(section, ()):
+        keys = [x for x in sides if isinstance(x, str)]
+        seeds = set.intersection(*(set(per_seed(rows, key)) for key in keys))
+        pairs = [[rows[x]["per_seed"][seed] if x in keys else x for x in sides] for seed in seeds]
+        held = sum(low < high or low == high and len(keys) == 1 for low, high in pairs)
+        words = ("As in the paper", "Not as in the paper") if len(keys) == 2 else ("Yes", "No")
+        if seeds:
+            shown = ", ".join(f"`{key}` {rows[key]['mean']:.3g}" for key in keys)
+            lines.append(f"- {words[held < len(seeds)]}: {claim} ({shown}; on {held} of "
+                         f"{len(seeds)} seeds).")
+    return lines[1:] and lines
 
 
 def story(rows):
-    """The lines of a table: base and zero on held-out problems, beside the paper."""
-    def cell(key):
-        if key not in rows:
-            return ""
-        digits = 1 if rows[key]["mean"] > 10 else 3
-        spread = f" ± {rows[key]['std']:.{digits}f}" if len(rows[key]["per_seed"]) > 1 else ""
-        return f"{rows[key]['mean']:.{digits}f}{spread}"
-    lines = ["| held-out problems | base | zero | base, evaluated | zero, evaluated | paper |",
-             "|---" * 6 + "|"]
-    return lines + [f"| {name} | " + " | ".join(
-        cell(f"{stage}.{key}") for stage in ("base", "zero", "base.eval", "zero.eval"))
-        + f" | {paper} |" for name, key, paper in STORY]
+    """Base and zero on held-out problems, beside the paper."""
+    head = ("held-out problems", "base", "zero", "base, evaluated", "zero, evaluated", "paper")
+    return table(head, [(name, *(cell(rows, f"{stage}.{key}") for stage in (
+        "base", "zero", "base.eval", "zero.eval")), paper) for name, key, paper in STORY
+        if "base.pass@1" in rows or "zero.pass@1" in rows])
 
 
 def climb(curves):
-    """The lines of a table: dev at temperature 1 against the RL step, means over runs."""
-    columns = {}
-    for curve in curves:
-        for name, points in curve.items():
-            for stage, step, value in points:
-                if stage == "zero":
-                    columns.setdefault(step, {}).setdefault(name, []).append(value)
-    lines = ["| RL step | " + " | ".join(CURVES) + " |", "|---" * (1 + len(CURVES)) + "|"]
-    return lines + [f"| {step} | " + " | ".join(
-        f"{mean(values[name]):.{1 if name == 'length' else 3}f}" if name in values else ""
-        for name in CURVES) + " |"
-        for step, values in sorted(columns.items())]
+    """Zero on dev at temperature 1, against its steps; means over runs."""
+    return table(("RL step", *CURVES), [(str(step), *(
+        f"{row[name]:.{1 if name == 'length' else 3}f}" if name in row else "" for name in CURVES))
+        for step, row in by_step(runs_named(curves, RL.objective), "zero").items()])
 
 
-def bases(rows):
-    """The lines of a table: what each seed's base can do at temperature 1, by operations."""
-    if "base.pass@1" not in rows:
+def stages(rows, lines=LONG, levels=True):
+    """The stages from Zero to R1 side by side; levels are numbers of operations."""
+    found = {stage: name for stage, name in STAGES.items() if f"{stage}.pass@1" in rows}
+    if not {"dev1", "dev2", "dev3", "r1"} & set(found):
         return []
-    levels = [n for n in range(1, 10) if f"base.level{n}" in rows]
-    parts = [(part, n) for part in ("", "checked ") for n in levels]
-    keys = ["base.pass@1"] + [f"base.{part.replace(' ', '.')}level{n}" for part, n in parts]
-    lines = ["| seed | pass@1 | " + " | ".join(f"{part}{n}" for part, n in parts) + " |",
-             "|---" * (1 + len(keys)) + "|"]
-    for seed in rows[keys[0]]["per_seed"]:
-        values = [rows[key]["per_seed"].get(seed) if key in rows else None for key in keys]
-        lines.append(f"| {seed} | " + " | ".join("-" if v is None else f"{v:.2f}"
-                                                 for v in values) + " |")
-    return lines
+    if levels:
+        lines = [*((f"pass@1, {n} operations", f"level{n}") for n in range(1, 10)), *lines]
+    body = [(name, *(cell(rows, f"{stage}.{key}") for stage in found)) for name, key in lines]
+    paper = [(name, *(x for stage, x in zip(STAGES, values) if stage in found))
+             for name, *values in PAPER if levels]
+    return table(("held-out", *found.values()), [b for b in body if any(b[1:])] + paper)
+
+
+def language(rows, curves):
+    """RL for reasoning with and without the language reward, at its end and by step."""
+    if not {"dev2.mixing", "no_language_reward.mixing"} <= set(rows):
+        return []
+    sides = [by_step(runs_named(curves, name), "dev2")
+             for name in (RL.objective, "no_language_reward")]
+    names = ("mixing", "language", "pass@1")
+    head = [f"{name}, {side}" for name in names for side in ("with", "without")]
+    body = [(str(step), *(f"{side[step][name]:.3f}" for name in names for side in sides))
+            for step in sides[0] if step in sides[1]]
+    test = [cell(rows, f"{side}.{name}") for name in names
+            for side in ("dev2", "no_language_reward")]
+    return table(("RL step, on dev", *head), [*body, ("the end, on test", *test)])
+
+
+def counts(rows, *stages):
+    """The numbers of answers k that there is a pass@k for, of some stages."""
+    return sorted({int(key.rpartition("@")[2]) for key in rows for stage in stages
+                   if key.startswith(f"{stage}.pass@")})
+
+
+def students(rows):
+    """What becomes of a small base by RL and by distillation, with what each step up costs."""
+    vote = f"cons@{max(counts(rows, *STUDENTS.values()), default=1)}"
+    body = [(name, *(cell(rows, f"{STUDENTS[stage]}.{key}") for key in ("pass@1", vote, "length")),
+             cell(rows, f"flops.{stage}"), cell(rows, f"minutes.{stage}", 60), paper)
+            for stage, name, paper in TAUGHT]
+    apart = [(name, "", "", "", cell(rows, f"flops.{key}"), cell(rows, f"minutes.{key}", 60), "")
+             for name, key in (("apart: R1's samples", "collect_distill"),
+                               ("apart: R1, all stages", "teacher"))]
+    if not any(b[1] for b in body[1:]):
+        return []
+    head = ("student", "pass@1", vote, "length", "TFLOP", "seconds", "paper: AIME pass@1 / cons@64")
+    return table(head, [b for b in body + apart if any(b[1:6])]) + ["", FLOPS]
+
+
+def votes(rows):
+    """Accuracy by the number of answers: the best of k, and the vote."""
+    ks = counts(rows, "base", "zero", "r1")
+    names = [f"pass@{k}" for k in ks] + [f"cons@{k}" for k in ks[-1:]]
+    body = [(f"{stage}{how}", *(cell(rows, f"{stage}{key}.{name}") for name in names))
+            for stage in ("base", "zero", "r1")
+            for key, how in (("", ", temperature 1"), (".eval", ", evaluated"))]
+    return table(("held-out problems", *names), [b for b in body if any(b[1:])])
+
+
+def times(rows):
+    """Minutes by stage: to train it, for the samples it learns from, and for its tests."""
+    body = [(stage, *(cell(rows, f"minutes.{part}{stage}") for part in ("", "collect_", "test_")))
+            for stage in (*TEACHER, *STUDENTS) if f"minutes.{stage}" in rows]
+    paper = ("The paper's cost, in thousands of H800-hours: R1-Zero 101, SFT data 5, R1 41 (R1 v2 "
+             "Table 7).")
+    lines = table(("stage", "training", "samples", "tests"), [
+        *body, ("in all", cell(rows, "minutes"), "", "")])
+    return body and [*lines, "", f"Memory: {cell(rows, 'peak_gib')} GiB. {paper}"]
 
 
 def objectives(rows):
-    """The lines of a table: what each objective makes of the same bases."""
-    names = [name for name in OBJECTIVES if f"objective.{name}.pass@1" in rows]
+    """What each objective makes of the same bases."""
     columns = ("pass@1", "eval.pass@1", "cons@16", "length", "reflection", "mixing", "steps_to_85")
-    lines = ["| objective | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
-    for name in names:
-        cells = [rows.get(f"objective.{name}.{column}") for column in columns]
-        lines.append(f"| {name} | " + " | ".join(
-            f"{c['mean']:.{1 + 2 * (c['mean'] < 2)}f} ± {c['std']:.{1 + 2 * (c['mean'] < 2)}f}"
-            if c else "-" for c in cells) + " |")
-    return lines
+    names = [name for name in OBJECTIVES if f"objective.{name}.pass@1" in rows]
+    return table(("objective", *columns), [(name, *(
+        cell(rows, f"objective.{name}.{column}") for column in columns))
+        for name in names if len(names) > 1])
+
+
+def bases(rows):
+    """What each seed's base can do at temperature 1, by number of operations."""
+    levels = [f"level{n}" for n in range(1, 10) if f"base.level{n}" in rows]
+    names = ["pass@1", *levels, *(f"checked.{level}" for level in levels)]
+    head = [name.replace(".level", " ").removeprefix("level") for name in names]
+    return table(("seed", *head), [(seed, *(
+        f"{values[seed]:.2f}" if seed in values else "-" for values in (
+            per_seed(rows, f"base.{name}") for name in names)))
+        for seed in per_seed(rows, "base.pass@1")])
+
+
+# -------------------------------------------------------------------------------------------------
+# The page
+
+
+def page(command, rows, curves, target):
+    """The lines of report.md; a section without figures is left out."""
+    figures = [(f"`{key}`", f"{r['mean']:.4g} ± {r['std']:.2g}",
+                " ".join(f"{x:.4g}" for x in r["per_seed"].values())) for key, r in rows.items()]
+    sections = {
+        "Base and R1-Zero": story(rows), "The climb, on dev": climb(curves),
+        "The stages": stages(rows), "The language reward": language(rows, curves),
+        "Distillation and RL on a small model": students(rows),
+        "Accuracy by number of answers": votes(rows), "Minutes": times(rows),
+        "The objectives": objectives(rows),
+        "The bases, by seed and number of operations": bases(rows),
+        "Plots": draw(target, curves, rows),
+        "All figures": table(("figure", "mean ± std", "by seed"), figures)}
+    lines = ["# Report", "", f"`{command}`", ""]
+    for title, body in sections.items():
+        if body:
+            lines += [f"## {title}", "", *body, *verdicts(rows, title), ""]
+    return "\n".join(lines)
+
+
+def brief(rows):
+    """What is printed at the end of a run."""
+    taught = [f"{what} {cell(rows, f'{STUDENTS[stage]}.pass@1')}" for stage, what, _ in TAUGHT
+              if f"{STUDENTS[stage]}.pass@1" in rows]
+    spent = {stage: sum(fmean(per_seed(rows, f"minutes.{part}{stage}").values() or [0.0])
+                        for part in ("", "collect_", "test_")) for stage in (*TEACHER, *STUDENTS)}
+    spent = [f"{stage} {x:.1f}" for stage, x in spent.items() if x]
+    spent += [f"in all {cell(rows, 'minutes')}"] if "minutes" in rows else []
+    parts = [story(rows), stages(rows, SHORT, levels=False)] + [
+        textwrap.wrap(f"{title}: {', '.join(items)}", 108)
+        for title, items in (("pass@1 of the student", taught), ("minutes", spent)) if items]
+    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def report(paths, to=None):
-    """Writes report.md (and with `to`, summary.json and curves.json there); returns the story."""
-    runs = [metrics(path) for path in paths]
-    table = {}
-    for config, figures, _ in runs:
-        for key, value in figures.items():
-            seeds = table.setdefault(key, {})
-            if str(config["seed"]) in seeds:
-                raise UserError(f"two of these runs speak for {key}, seed {config['seed']}")
-            seeds[str(config["seed"])] = round(value, 9)
-    rows = {key: {"mean": mean(seeds.values()), "std": deviation(seeds.values()), "per_seed": seeds}
-            for key, seeds in sorted(table.items())}
+    """Writes report.md (and with `to`, summary.json and curves.json there) of runs, each a PATH or
+    NAME=PATH; returns what a run prints at its end."""
+    accounts = [account(path) for path in paths]
+    rows, curves = over_seeds(accounts), curves_of(accounts)
     command = f"python r1mini.py report {' '.join(map(str, paths))}" + (f" --to {to}" if to else "")
-    figures = [f"| `{key}` | {r['mean']:.4g} ± {r['std']:.2g} | "
-               + " ".join(f"{v:.4g}" for v in r["per_seed"].values()) + " |"
-               for key, r in rows.items()]
-    own = [curves for config, _, curves in runs if not config["start"]]
-    parts = [["# Report", "", f"`{command}`", ""], story(rows), ["", "## The climb, on dev", ""],
-             climb(own), ["", "## The bases, by seed and number of operations", ""], bases(rows),
-             ["", "## The objectives", ""], objectives(rows),
-             ["", "## All figures", "", "| figure | mean ± std | by seed |",
-                          "|---|---|---|", *figures, ""]]
-    for path in paths:
-        write_samples(path)
-    target = Path(to or paths[0])
+    for a in accounts:
+        write_samples(a.path)
     if to or len(paths) == 1:
+        target = Path(to or accounts[0].path)
         target.mkdir(parents=True, exist_ok=True)
-        (target / "report.md").write_text("\n".join(sum(parts, [])), "utf-8")
+        (target / "report.md").write_text(page(command, rows, curves, target), "utf-8")
     if to:
-        summary = {"command": command, "commit": commit(),
-                   "machine": "; ".join(sorted({f"{c['machine']}, {c['threads']} threads, torch "
-                                                f"{c['versions']['torch']}" for c, _, _ in runs})),
-                   "seeds": sorted({config["seed"] for config, _, _ in runs}), "metrics": rows}
+        machines = {f"{a.config['machine']}, {a.config['threads']} threads, torch "
+                    f"{a.config['versions']['torch']}" for a in accounts}
+        summary = {"command": command, "commit": commit(), "machine": "; ".join(sorted(machines)),
+                   "seeds": sorted({int(a.seed) for a in accounts}), "metrics": rows}
         (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
-        curves = {f"{c['zero']['objective']}-seed{c['seed']}": curve for c, _, curve in runs}
         (target / "curves.json").write_text(json.dumps(curves), "utf-8")
-    return "\n".join(story(rows))
-
-
-def mean(values):
-    """The mean of some numbers."""
-    return round(sum(values) / len(values), 9)
-
-
-def deviation(values):
-    """The sample standard deviation; 0 of one number."""
-    m, n = sum(values) / len(values), len(values)
-    return round((sum((v - m) ** 2 for v in values) / (n - 1)) ** 0.5, 9) if n > 1 else 0.0
+    return brief(rows)
 
 
 def write_samples(path):

@@ -1,29 +1,166 @@
-"""study: the runs behind a table, one after the other; what is finished is skipped."""
+"""study: the runs behind a table, one after the other; what is finished is skipped.
+
+    python r1mini.py study r1 --seeds 0 1 --threads 2
+
+What follows the name are options for each of its runs, and --seeds. A study in RUNS is a list of
+ordinary runs, reported on together. One in MEASURED is a module that measures what `study r1` left
+in runs/r1-SEED: it has SETTINGS, measure(folder) -> {figure: number, or text for a note}, and
+page(rows, notes) -> the lines of its report. Each seed has a run folder of its own all the same.
+"""
+import importlib
+import json
+import time
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+
 import r1mini
-from extras.report import report
+from extras import options as command_line
+from extras.folder import Folder, read_log
+from extras.report import commit, of_times, report, table
 from grpo import OBJECTIVES, RL
 from moe import UserError
 
-# Each study is a list of runs: an output folder, and the words of its command.
 OTHERS = [name for name in OBJECTIVES if name != RL.objective]
-STUDIES = {
-    "base": [(f"base-{seed}", f"base --seed {seed}") for seed in range(10)],
-    "zero": [(f"zero-{seed}", f"zero --seed {seed}") for seed in range(3)] + [
-        (f"{name}-{seed}", f"zero --seed {seed} --from runs/zero-{seed}/base.pt "
-         f"--set zero.objective={name} eval.longer=1") for seed in range(3) for name in OTHERS],
+# Where RL stops working: students by width and steps of pretraining. The base passes at the first
+# try about 2% of the time at one end and 20% at the other.
+POINTS = ((32, 400), (32, 800), (48, 400), (48, 800), (64, 800))
+# Each study is a list of runs: an output folder, before it perhaps NAME= as report takes it, and
+# the words of its command.
+RUNS = {
+    "base": [("base-{seed}", "base")],
+    "zero": [("zero-{seed}", "zero")] + [
+        (name + "-{seed}", "zero --from runs/zero-{seed}/base.pt "
+         f"--set zero.objective={name} eval.longer=1") for name in OTHERS],
+    "r1": [("r1-{seed}", "all"),
+           ("no_language_reward=nolang-{seed}",
+            "dev2 --from runs/r1-{seed}/dev1.pt --set dev2.language_weight=0")],
+    "mixing": [("even_mixing=mixing-{seed}",
+                "zero --set corpus.steps_mixed=0.4 corpus.checked_mixed=0.4")],
+    "threshold": [(f"threshold-{dim}-{steps}-{{seed}}",
+                   "distill --from runs/r1-{seed}/r1.pt --only student student_rl distill "
+                   f"distill_rl --set student.dim={dim} student.inter_dim={3 * dim} "
+                   f"student_base.steps={steps}")
+                  for dim, steps in POINTS],
 }
+MEASURED = ("compute", "program", "baseline")
+SEEDS = {"base": range(10)}  # others: 0, 1, 2
 
 
 def main(options):
-    """Runs every command of a study into runs/, then reports on it."""
-    if options.name not in STUDIES:
-        raise UserError(f"study {options.name}: choose one of {', '.join(STUDIES)}")
-    for folder, words in STUDIES[options.name]:
-        print(f"== python r1mini.py {words} --out runs/{folder}", flush=True)
-        code = r1mini.main([*words.split(), "--out", f"runs/{folder}", "--preset", options.preset,
-                            *options.rest])
-        if code:
+    """Runs a study into runs/, then reports on it in results/NAME."""
+    name = options.name
+    if name not in (*RUNS, *MEASURED):
+        raise UserError(f"study {name}: choose one of {', '.join((*RUNS, *MEASURED))}")
+    words = command_line.Parser(add_help=False, allow_abbrev=False)
+    words.add_argument("--seeds", nargs="+", type=int, default=SEEDS.get(name, (0, 1, 2)))
+    given, rest = words.parse_known_args(options.rest)
+    rest = ["--preset", options.preset, *rest]
+    if name in MEASURED:
+        module = importlib.import_module(f"extras.{name}")
+        found = {seed: measured(name, module, seed, rest) for seed in given.seeds}
+        publish(name, module.page, found, [f"runs/{name}-{seed}" for seed in given.seeds])
+        return 0
+    for folder, command in (pair for seed in given.seeds for pair in runs(name, seed)):
+        out = ["--out", folder.rpartition("=")[2]]
+        print("== python r1mini.py", *command, *out, *rest, flush=True)
+        if code := r1mini.main([*command, *out, *rest]):
             return code
-    print(report([f"runs/{folder}" for folder, _ in STUDIES[options.name]],
-                 f"results/{options.name}"))
+    folders = [folder for seed in given.seeds for folder, _ in runs(name, seed)]
+    if name == "threshold":
+        publish(name, threshold_page, {seed: threshold(seed) for seed in given.seeds}, folders)
+    else:
+        print(report(folders, f"results/{name}"))
     return 0
+
+
+def runs(name, seed):
+    """[(folder, perhaps NAME= before it; words of its command)] of one seed of a study."""
+    def placed(folder):
+        label, equals, own = folder.format(seed=seed).rpartition("=")
+        return f"{label}{equals}runs/{own}"
+    return [(placed(folder), [*command.format(seed=seed).split(), "--seed", str(seed)])
+            for folder, command in RUNS[name]]
+
+
+def measured(name, module, seed, rest):
+    """The figures of one seed of a study in MEASURED; what was measured before is read."""
+    start = ["--from", f"runs/r1-{seed}/r1.pt"] if module.NEEDS else []
+    options = command_line.parse(["zero", "--seed", str(seed), "--out", f"runs/{name}-{seed}",
+                                  *start, *rest])
+    for needed in module.NEEDS:
+        if not (path := Path(options.start).parent / needed).exists():
+            raise UserError(f"study {name} wants {path}: first run python r1mini.py study r1")
+    run = command_line.resolve(
+        options.preset, [*module.SETTINGS, *options.set], seed=seed, start=options.start,
+        device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
+    print(f"== {name}, seed {seed}, into {options.out}", flush=True)
+    return module.measure(Folder(options.out, run, options, module.STAGES))
+
+
+def once(folder, kind, work):
+    """The record of a kind in a folder's log: the one there is, or that of work(), now logged."""
+    known = [r for r in read_log(folder.path) if r["kind"] == kind]
+    if not known:
+        began = time.monotonic()
+        known = [{"kind": kind} | work()]
+        folder.log(known[0])
+        folder.clock(kind, 0, began)
+        print(f"{kind}: {time.monotonic() - began:.0f} seconds", flush=True)
+    return {key: value for key, value in known[0].items() if key != "kind"}
+
+
+def tested(path, stage):
+    """A stage's record of a run on the test problems, at temperature 1."""
+    records = [r for r in read_log(path) if r["kind"] == "test" and r["stage"] == stage
+               and r["set"] == "test" and r["temperature"] == 1.0]
+    if not records:
+        raise UserError(f"{path}: {stage} is not finished, there is no test of it in its log")
+    return records[0]
+
+
+def publish(name, page, found, folders):
+    """Writes results/NAME/report.md and summary.json of figures {seed: {key: value}}."""
+    values, notes = {}, {}
+    for seed, figures in found.items():
+        for key, x in figures.items():
+            if x is not None:
+                (notes if isinstance(x, str) else values).setdefault(key, {})[str(seed)] = x
+    rows = {key: {"mean": round(fmean(seeds.values()), 9),
+                  "std": round(stdev(seeds.values()), 9) if len(seeds) > 1 else 0.0,
+                  "per_seed": seeds} for key, seeds in sorted(values.items())}
+    command = f"python r1mini.py study {name} --seeds {' '.join(map(str, found))}"
+    lines = [f"# {name}", "", f"`{command}`", "", *page(rows, notes), ""]
+    machines = {f"{m['machine']}, {m['threads']} threads, torch {torch.__version__}"
+                for m, _, _ in map(of_times, folders)}
+    summary = {"command": command, "commit": commit(), "machine": "; ".join(sorted(machines)),
+               "seeds": list(found), "metrics": rows, "notes": notes}
+    target = Path("results") / name
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "report.md").write_text("\n".join(lines), "utf-8")
+    (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
+    print("\n".join(lines) + f"\nwritten: {target / 'report.md'}, {target / 'summary.json'}")
+
+
+# What became of a student: its base, and what RL and distillation made of it.
+FATES = {"base": "student", "RL": "student_rl", "distilled": "distill",
+         "distilled, then RL": "distill_rl"}
+
+
+def threshold(seed):
+    """pass@1 of what became of each student of a seed, by key such as 48-800.RL."""
+    return {f"{dim}-{steps}.{fate}": tested(f"runs/threshold-{dim}-{steps}-{seed}", stage)["pass@1"]
+            for dim, steps in POINTS for fate, stage in FATES.items()}
+
+
+def threshold_page(rows, notes):
+    """From what base on does RL work? Sorted by the base, each seed's students for themselves."""
+    students = [([rows[f"{dim}-{steps}.{fate}"]["per_seed"][seed] for fate in FATES],
+                 f"width {dim}, {steps} steps, seed {seed}")
+                for dim, steps in POINTS for seed in rows[f"{dim}-{steps}.base"]["per_seed"]]
+    lower = [b for (b, rl, distilled, _), _ in students if rl < distilled]
+    return [*table(["student", *FATES], [[name, *(f"{x:.3f}" for x in values)]
+                                         for values, name in sorted(students)]), "",
+            f"Distilled beats RL on {len(lower)} of {len(students)} students"
+            + (f", the best of them with a base at {max(lower):.3f}." if lower else ".")]

@@ -1,0 +1,298 @@
+"""study compute: what more computing at the time of the answer buys, and whether checks matter.
+
+    more samples     pass@k, the majority vote, and the most central answer (Smoothie) among k
+    a limit          thinking is cut after so many tokens, and the model has to answer
+    the aha moment   wrong steps that are caught and mended; and accuracy with "wait" forbidden
+
+All on held-out problems, at temperature 1, of a run's base, zero and r1.
+"""
+import contextlib
+import math
+import operator
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+import moe
+import tasks
+from extras.report import cell, table
+from extras.study import once
+
+SETTINGS = ("eval.problems=200", "eval.samples=64")
+NEEDS, STAGES = ("base.pt", "zero.pt", "r1.pt"), ()
+MODELS = ("base", "zero", "r1")
+LIMITS = (0, 10, 20, 40, 60, 80, 120)  # tokens of thinking
+FEW = 16                               # answers a problem, for limits and bans
+THINK, END_THINK, ANSWER = (tasks.ENCODING.encode_single_token(tag) for tag in
+                            (tasks.THINK, tasks.END_THINK, tasks.ANSWER))
+
+
+def draw(model, prompts, limit, rows, temperature=1.0, top_p=1.0, seed=1):
+    """Token ids of an answer to each prompt (token ids too), `rows` of them at a time."""
+    found = []
+    for i in range(0, len(prompts), rows):
+        out = moe.generate(model, prompts[i:i + rows], limit, tasks.END_ID, tasks.PAD_ID,
+                           temperature, top_p, seed * 1_000_003 + i)
+        found += out.answers()
+    return found
+
+
+# -------------------------------------------------------------------------------------------------
+# More samples
+
+
+@torch.no_grad()
+def embeddings(model, prompts, answers, rows):
+    """(N, C) the model's own mean last hidden state over each answer's thinking: its tokens up to
+    </think>, so that the answer itself is not seen, or all of them where there is no </think>."""
+    found, device = [], model.head.weight.device
+    for i in range(0, len(answers), rows):
+        asked = prompts[i:i + rows]
+        thoughts = [ids[:ids.index(END_THINK) + 1] if END_THINK in ids else ids
+                    for ids in answers[i:i + rows]]
+        tokens = moe.pad([p + t for p, t in zip(asked, thoughts)], tasks.PAD_ID, device)
+        column = torch.arange(tokens.size(1), device=device)
+        begin = torch.tensor([[len(p)] for p in asked], device=device)                  # (n, 1)
+        end = begin + torch.tensor([[len(t)] for t in thoughts], device=device)
+        real, mine = column < end, (column >= begin) & (column < end)                   # (n, T)
+        hidden = model(tokens, real, at=torch.zeros_like(real)).hidden.float()          # (n, T, C)
+        found.append((hidden * mine.unsqueeze(-1)).sum(1) / mine.sum(1, keepdim=True))
+    return torch.cat(found).cpu()
+
+
+def central(e):
+    """Smoothie's choice of k >= 3 answers by embeddings e (.., k, C) -> (..): the one nearest their
+    mean. It has the smallest delta_i = sum_j |e_i-e_j|^2/(k-2) - S/((k-1)(k-2)), S the sum over all
+    pairs (Smoothie, arXiv 2412.04692), since sum_j |e_i-e_j|^2 = k |e_i-mean|^2 + a constant."""
+    return (e - e.mean(-2, keepdim=True)).square().sum(-1).argmin(-1)
+
+
+def selection(texts, problems, e=None):
+    """How often one of k is right, and the vote of k, and the most central of k, for k = 1, 2, 4...
+
+    texts: n answers to each problem, beside each other; e (len(texts), C). Votes and central
+    answers are means over all n/k blocks of k answers to a problem. A tie goes to the first.
+    """
+    P, n, record = len(problems), len(texts) // len(problems), {}
+    asked = [problem for problem in problems for _ in range(n)]
+    right = torch.tensor([tasks.accuracy(t, p) for t, p in zip(texts, asked)]).view(P, n)
+    answers = [tasks.parse(text)[1] for text in texts]
+    for k in (2 ** i for i in range(n.bit_length())):
+        blocks = n // k
+        starts = [p * n + b * k for p in range(P) for b in range(blocks)]
+        votes = [tasks.majority(answers[i:i + k]) == asked[i].answer for i in starts]
+        record[f"pass@{k}"] = sum(tasks.pass_at_k(n, int(c), k) for c in right.sum(1)) / P
+        record[f"cons@{k}"] = sum(votes) / len(votes)
+        if k >= 3 and e is not None:
+            chosen = central(e.view(P, n, -1)[:, :blocks * k].unflatten(1, (blocks, k)))
+            hit = right[:, :blocks * k].unflatten(1, (blocks, k)).gather(-1, chosen.unsqueeze(-1))
+            record[f"central@{k}"] = float(hit.mean())
+    return record
+
+
+# -------------------------------------------------------------------------------------------------
+# A limit on thinking
+
+
+def cut(answer, limit):
+    """The token ids of an answer that thinks for more than `limit` tokens, cut there and bidden to
+    answer; None if it does not think that long. Cut, it is in the template, whatever it was."""
+    body = answer[answer[:1] == [THINK]:]
+    length = next((i for i, t in enumerate(body) if t in (END_THINK, ANSWER, tasks.END_ID)),
+                  len(body))
+    return [THINK, *body[:limit], END_THINK, ANSWER] if length > limit else None
+
+
+def limited(model, prompts, answers, limit, rows):
+    """Texts of the answers, those cut at the limit as the model finishes them."""
+    texts, begun = [tasks.decode(ids) for ids in answers], {}
+    for i, ids in enumerate(answers):
+        if (start := cut(ids, limit)) is not None:
+            begun[i] = start
+    ends = draw(model, [prompts[i] + start for i, start in begun.items()], 8, rows)
+    for (i, start), end in zip(begun.items(), ends):
+        texts[i] = tasks.decode(start + end)
+    return texts
+
+
+# -------------------------------------------------------------------------------------------------
+# Is the aha moment real?
+
+NAMES = {words[name].strip(): name for words in tasks.WORDS.values() for name in words}
+STEP = re.compile(r"([^-+*=0-9]*)(-?[0-9]+)([-+*])([0-9]+)=(-?[0-9]+)")
+SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
+
+def steps(text):
+    """What became of each step of a working: wrong as first written, caught ("wait" came before the
+    next step), mended (the same operation with its true value stood there last)."""
+    found = []
+    for word, a, sign, b, result in STEP.findall(text.partition(tasks.END_THINK)[0]):
+        name, true = NAMES.get(word.strip()), SIGNS[sign](int(a), int(b)) == int(result)
+        if name == "wait" and found:
+            found[-1] |= {"caught": True, "mended": true and found[-1]["step"] == (a, sign, b)}
+        elif name != "check":
+            found.append({"step": (a, sign, b), "wrong": not true, "caught": False,
+                          "mended": False})
+    return found
+
+
+def share(values):
+    """The mean of truth values; None of none."""
+    values = list(values)
+    return sum(map(float, values)) / len(values) if values else None
+
+
+def working(texts, asked):
+    """What becomes of wrong steps, counted over texts."""
+    each = [(steps(text), tasks.accuracy(text, p)) for text, p in zip(texts, asked)]
+    every = [step for found, _ in each for step in found]
+    wrong = [step for step in every if step["wrong"]]
+    slipped = [(all(s["mended"] for s in found if s["wrong"]), right) for found, right in each
+               if any(s["wrong"] for s in found)]
+    return {"wrong_steps": share(s["wrong"] for s in every),
+            "caught": share(s["caught"] for s in wrong),
+            "mended": share(s["mended"] for s in wrong),
+            "false_alarms": share(s["caught"] for s in every if not s["wrong"]),
+            "slipped": len(slipped) / len(each),
+            "slipped_right": share(right for _, right in slipped),
+            "mended_right": share(right for mended, right in slipped if mended),
+            "unmended_right": share(right for mended, right in slipped if not mended)}
+
+
+def tokens_of(name, languages=tasks.LANGUAGES):
+    """The tokens of one of tasks.WORDS."""
+    return [token for language in languages
+            for token in tasks.ENCODING.encode_ordinary(tasks.WORDS[language][name])]
+
+
+def neutral(answers):
+    """The token, of words that judge nothing, whose frequency in answers is nearest "wait"'s. In
+    one language only, so that the other's word can stand in for it; of "then", "ok", summaries."""
+    counts = Counter(token for ids in answers for token in ids)
+    wait = sum(counts[token] for token in tokens_of("wait"))
+    known = [token for name in ("then", "ok", "summary") for token in tokens_of(name)]
+    return min(known, key=lambda token: abs(math.log((counts[token] + 1) / (wait + 1))))
+
+
+@contextlib.contextmanager
+def banned(model, tokens):
+    """While this lasts, the model cannot write these tokens: the head gives them -inf."""
+    def forbid(head, inputs, logits):
+        chosen = torch.tensor(tokens, dtype=torch.long, device=logits.device)
+        return logits.index_fill(-1, chosen, -math.inf)
+    hook = model.head.register_forward_hook(forbid)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def bans(model, prompts, asked, limit, rows, frequent):
+    """Accuracy with words forbidden, on the same problems with the same random numbers. effect:
+    the difference that makes; error: its standard error over problems. FEW answers a problem."""
+    word = neutral(frequent)
+    plans = {"nothing": [], "wait": tokens_of("wait"), "check": tokens_of("check"),
+             "neutral": [word]}
+    record, free = {"ban.neutral.word": tasks.ENCODING.decode([word])}, None
+    for name, tokens in plans.items():
+        with banned(model, tokens):
+            answers = draw(model, prompts, limit, rows, seed=2)
+        right = torch.tensor([tasks.accuracy(tasks.decode(ids), p)
+                              for ids, p in zip(answers, asked)]).view(-1, FEW).mean(1)   # (P,)
+        free = right if free is None else free
+        record |= {f"ban.{name}.pass@1": float(right.mean()),
+                   f"ban.{name}.effect": float((right - free).mean()),
+                   f"ban.{name}.error": float((right - free).std()) / len(right) ** 0.5,
+                   f"ban.{name}.length": sum(map(len, answers)) / len(answers),
+                   f"ban.{name}.frequency": sum(ids.count(token) for ids in frequent
+                                                for token in tokens) / len(frequent)}
+    return record
+
+
+# -------------------------------------------------------------------------------------------------
+# The study
+
+
+def of_model(path, run, options, reasons):
+    """All figures of one model; what became of its wrong steps only if it reasons."""
+    model, s = moe.load(path, options.device, options.dtype)[0].eval(), run.eval
+    problems = tasks.make_problems("test", s.problems, run.zero.levels, run.corpus.products)
+    asked = [p for p in problems for _ in range(s.samples)]
+    prompts = [tasks.encode_prompt(p.question) for p in asked]
+    answers = draw(model, prompts, run.zero.max_new_tokens, s.rows)
+    texts = [tasks.decode(ids) for ids in answers]
+    record = selection(texts, problems, embeddings(model, prompts, answers, s.rows))
+    few = [i for i in range(len(asked)) if i % s.samples < FEW]
+    prompts, asked, some = ([x[i] for i in few] for x in (prompts, asked, answers))
+    for limit in (*LIMITS, run.zero.max_new_tokens):
+        name = "none" if limit == run.zero.max_new_tokens else limit
+        record[f"limit_{name}"] = share(map(tasks.accuracy, limited(
+            model, prompts, some, limit, s.rows), asked))
+    if reasons:
+        record |= working(texts, [p for p in problems for _ in range(s.samples)])
+        record |= bans(model, prompts, asked, run.zero.max_new_tokens, s.rows, answers)
+    return record
+
+
+def measure(folder):
+    """The figures of a run's models, by key such as zero.cons@16."""
+    return {f"{name}.{key}": value for name in MODELS for key, value in once(
+        folder, name, lambda: of_model(Path(folder.run.start).parent / f"{name}.pt", folder.run,
+                                       folder.options, name != "base")).items()}
+
+
+ROWS = {"wrong_steps": "steps that are wrong as first written",
+        "caught": "of these, caught by a check",
+        "mended": "of these, caught and mended",
+        "false_alarms": "right steps that are called in question",
+        "slipped": "answers with a wrong step",
+        "slipped_right": "of these, right in the end",
+        "mended_right": "with all wrong steps mended, right in the end",
+        "unmended_right": "with one not mended, right in the end"}
+PLANS = ("nothing", "wait", "check", "neutral")
+
+
+def verdict(rows, notes, stage):
+    """What forbidding "wait" did, beside forbidding a neutral word, in a sentence."""
+    def of(plan):  # effect and standard error, both in points
+        errors = rows[f"{stage}.ban.{plan}.error"]["per_seed"].values()
+        return (100 * rows[f"{stage}.ban.{plan}.effect"]["mean"],
+                100 * math.hypot(*errors) / len(errors))
+    (wait, error), (other, other_error) = of("wait"), of("neutral")
+    words = sorted({f"'{w.strip()}'" for w in notes[f"{stage}.ban.neutral.word"].values()})
+    gap, doubt = wait - other, 2 * math.hypot(error, other_error)
+    if abs(gap) <= doubt:
+        meaning = "no effect of the word can be told from that of the neutral one"
+    elif gap < 0:
+        meaning = f"the word does work: {-gap:.1f} points hang on it beyond the neutral one's"
+    else:
+        meaning = f"the word does harm: {gap:.1f} points are won beside the neutral one's"
+    return (f"- {stage}: with 'wait' forbidden accuracy changes by {wait:+.1f} ± {error:.1f} "
+            f"points, with the neutral {', '.join(words)} by {other:+.1f} ± {other_error:.1f}; {meaning} "
+            f"(twice the standard error of the difference: {doubt:.1f}).")
+
+
+def page(rows, notes):
+    """The tables of the report."""
+    ks = sorted(int(key.split("@")[1]) for key in rows if key.startswith("base.cons@"))
+    kinds = {"pass": "one right", "cons": "vote", "central": "central"}
+    heads = ("frequency", "pass@1", "effect", "length")
+    reason = [m for m in MODELS if f"{m}.slipped" in rows]
+    samples = table(["k", *(f"{m}: {text}" for m in MODELS for text in kinds.values())], [
+        [str(k), *(cell(rows, f"{m}.{kind}@{k}") for m in MODELS for kind in kinds)] for k in ks])
+    limits = table(["tokens", *MODELS], [
+        [str(n), *(cell(rows, f"{m}.limit_{n}") for m in MODELS)] for n in (*LIMITS, "none")])
+    mended = table(["share", *reason], [
+        [text, *(cell(rows, f"{m}.{key}") for m in reason)] for key, text in ROWS.items()])
+    forbidden = table(["forbidden", *(f"{m}: {head}" for m in reason for head in heads)], [
+        [plan, *(cell(rows, f"{m}.ban.{plan}.{head}") for m in reason for head in heads)]
+        for plan in PLANS])
+    return ["## More samples", "", *samples, "",
+            "## A limit on thinking", "", f"Accuracy, {FEW} answers a problem. A cut answer is in "
+            "the template, which the base by itself often misses.", "", *limits, "",
+            "## Is the aha moment real?", "", *mended, "", *forbidden, "",
+            "frequency: how often an answer has the word, where nothing is forbidden.", "",
+            *(verdict(rows, notes, m) for m in reason)]

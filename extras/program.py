@@ -1,0 +1,134 @@
+"""study program: the reward as a share of unit tests passed, against all or nothing.
+
+    problem     f(0)=3 f(1)=5 f(2)=7 f(3)=9
+    answer      an expression in x, here 2*x+3, that must pass these tests
+    partial     reward: the share of the tests it passes
+    strict      reward: 1 if it passes all, else 0
+
+A small dense base reads what careless authors wrote: of the right syntax, seldom right. RL then
+starts from it with each reward, on the same seed; accuracy is the only reward. A line has slope
+1..9 and intercept 0..9; which of the 90 lines are for training, dev or test, tasks.part_of says.
+A wrong line meets the right one in one point at most, so that of the shares between none and all
+little more than 1/4 is ever seen: mostly for the intercept, f(0), which can be copied.
+"""
+import copy
+
+import torch
+
+import moe
+import tasks
+from extras.compute import draw
+from extras.folder import read_log
+from extras.report import cell, table
+from extras.study import once
+from grpo import Task, train_rl
+from r1mini import each, mean, train
+
+SETTINGS = ("student_base.steps=600", "student_rl.max_new_tokens=24", "student_rl.steps=40")
+NEEDS, STAGES = (), ("authors", "partial", "strict")
+EVERY = 5                                  # RL steps between evaluations on dev
+RIGHT = {"slope": 0.25, "intercept": 0.3}  # chance that an author finds it; else it is any
+FORMS = ("{a}*x+{b}", "{b}+{a}*x", "x+{b}", "{a}*x", "{a}+{b}", "{b}*x+{a}", "x*x+{b}", "{b}-x")
+
+
+def make_program(slope, intercept):
+    """The problem of one line."""
+    tests = " ".join(f"f({x})={slope * x + intercept}" for x in range(4))
+    return tasks.Problem(tests, f"{slope}*x+{intercept}", "en", expression=tests, kind="program")
+
+
+# All problems, by part of the world.
+PROGRAMS = {part: [problem for a in range(1, 10) for b in range(10)
+                   for problem in [make_program(a, b)] if tasks.part_of(problem.answer) == part]
+            for part in ("train", "dev", "test")}
+
+
+def careless(problem, rng):
+    """What a careless author answers: any form; slope and intercept are sometimes right."""
+    a, b = problem.answer.split("*x+")
+    a = a if rng.random() < RIGHT["slope"] else rng.randint(1, 9)
+    b = b if rng.random() < RIGHT["intercept"] else rng.randint(0, 9)
+    return tasks.response("", rng.choice(FORMS).format(a=a, b=b))
+
+
+def author(rng):
+    """A document of the base's corpus."""
+    problem = rng.choice(PROGRAMS["train"])
+    return tasks.dialogue(problem, careless(problem, rng))
+
+
+def all_passed(text, problem):
+    """1.0 if a response passes all tests, else 0.0."""
+    return float(tasks.tests_passed(text, problem) == 1.0)
+
+
+REWARDS = {"partial": tasks.tests_passed, "strict": all_passed}
+MEASURES = {"share": tasks.tests_passed, "all": all_passed,
+            "any": lambda text, problem: tasks.tests_passed(text, problem) > 0}
+
+
+def passed(model, part, run):
+    """{measure: its mean over answers to all problems of a part}."""
+    asked = [problem for problem in PROGRAMS[part] for _ in range(run.eval.samples)]
+    ids = draw(model, [tasks.encode_prompt(p.question) for p in asked],
+               run.student_rl.max_new_tokens, run.eval.rows)
+    pairs = [(tasks.decode(answer), problem) for answer, problem in zip(ids, asked)]
+    return {name: mean(f(*pair) for pair in pairs) for name, f in MEASURES.items()}
+
+
+def task_of(rule):
+    """The world as RL sees it, with a reward."""
+    return Task(sample=lambda rng, n, step: rng.choices(PROGRAMS["train"], k=n),
+                encode=lambda problem: tasks.encode_prompt(problem.question), decode=tasks.decode,
+                rewards={"tests": (1.0, each(rule))}, measures=MEASURES, end_id=tasks.END_ID,
+                pad_id=tasks.PAD_ID)
+
+
+def watcher(folder, stage, every):
+    """What happens after a step: evaluation on dev."""
+    def watch(model, record, bar):
+        if record["step"] % every == 0:
+            r = passed(model, "dev", folder.run)
+            folder.log({"kind": "dev", "stage": stage, "step": record["step"]} | r)
+            bar.write(f"  {stage} {record['step']:>4}: of the tests {r['share']:.3f}  all "
+                      f"{r['all']:.3f}  any {r['any']:.3f}")
+    return watch
+
+
+def measure(folder):
+    """The figures of one seed: dev curves, and test, by key such as partial.all."""
+    run = folder.run
+    torch.manual_seed(run.seed)
+    base = moe.place(moe.Transformer(run.student), folder.options.device, folder.options.dtype)
+    models = {"authors": folder.stage(
+        "authors", base, lambda m, state: train(m, run.student_base, author, run.seed, state),
+        run.student_base.steps, watcher(folder, "authors", 100))}
+    for name, rule in REWARDS.items():
+        models[name] = folder.stage(
+            name, copy.deepcopy(models["authors"]), lambda m, state: train_rl(
+                m, task_of(rule), run.student_rl, run.seed, state),
+            run.student_rl.steps, watcher(folder, name, EVERY))
+    found = {f"{name}.{key}": x for name, model in models.items() for key, x in once(
+        folder, f"test_{name}", lambda: passed(model, "test", run)).items()}
+    return found | {f"{r['stage']}.dev{r['step']}.{key}": r[key] for r in read_log(folder.path)
+                    if r["kind"] == "dev" and r["stage"] in REWARDS for key in MEASURES}
+
+
+def page(rows, notes):
+    """The tables of the report, and which reward learns faster."""
+    steps = sorted({int(key.split(".")[1][3:]) for key in rows if ".dev" in key})
+    keys = [(name, key) for name in REWARDS for key in ("share", "all")]
+    seeds = list(rows["partial.all"]["per_seed"])
+
+    def area(name, seed):  # all tests passed, mean over the curve
+        return sum(rows[f"{name}.dev{n}.all"]["per_seed"][seed] for n in steps) / len(steps)
+    gaps = [area("partial", seed) - area("strict", seed) for seed in seeds]
+    return ["Dev, by RL step: the share of tests passed, and how often all are.", "",
+            *table(["step", *(f"{name}: {key}" for name, key in keys)], [
+                [str(n), *(cell(rows, f"{name}.dev{n}.{key}") for name, key in keys)]
+                for n in steps]), "", "Test:", "",
+            *table(["model", *MEASURES], [[name, *(cell(rows, f"{name}.{key}") for key in MEASURES)]
+                                          for name in STAGES]), "",
+            f"All tests passed on dev, mean over the curve: partial credit is ahead on "
+            f"{sum(gap > 0 for gap in gaps)} of {len(seeds)} seeds, by "
+            f"{100 * sum(gaps) / len(gaps):+.1f} points in the mean."]
