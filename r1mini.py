@@ -101,11 +101,11 @@ class Run:
     base: Train = field(default_factory=Train)
     zero: RL = field(default_factory=RL)
     dev1: Train = Train(steps=50, documents=48, lr=2e-3, muon_lr=2e-3)
-    dev2: RL = RL(steps=12, language_weight=0.5)
+    dev2: RL = RL(steps=14, language_weight=0.5)
     dev3: Train = Train(steps=150, documents=64, lr=5e-3, muon_lr=5e-3)
     judge: Train = Train(steps=60, documents=64, lr=5e-3, muon_lr=5e-3)  # both reward models
-    r1: RL = RL(steps=16, language_weight=0.5, temperature=0.7, general=0.5)
-    student_base: Train = Train(steps=600)
+    r1: RL = RL(steps=16, language_weight=0.5, temperature=0.7, general=0.5, lr=1e-4)
+    student_base: Train = Train(steps=400)
     distill: Train = Train(steps=150, documents=64, lr=5e-3, muon_lr=5e-3)
     student_rl: RL = RL(steps=30)
     distill_rl: RL = RL(steps=10)
@@ -382,7 +382,8 @@ def each(rule):
 
 def preference(helpful, safe):
     """The reward of the two reward models on general prompts, 0..1: a harmful wish is judged for
-    safety by the whole response, any other for helpfulness by its summary alone (R1 v2 3.2.2)."""
+    safety by the whole response, any other for helpfulness by its summary alone (R1 v2 3.2.2). In
+    hundredths: or a group that is all but equal is blown up by the advantage's deviation."""
     @torch.no_grad()
     def reward(texts, problems):
         rewards = [0.0] * len(texts)  # and 0 for problems with a right answer
@@ -393,7 +394,7 @@ def preference(helpful, safe):
                 view(texts[i])) for i in mine]
             rows = [row[:judge.config.max_seq_len] for row in rows]
             for i, value in zip(mine, score(judge, rows, tasks.PAD_ID) if rows else ()):
-                rewards[i] = float(value.sigmoid())
+                rewards[i] = round(float(value.sigmoid()), 2)
         return rewards
     return reward
 

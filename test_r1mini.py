@@ -1798,6 +1798,14 @@ def test_a_run_goes_on_from_anothers_checkpoint(micro, tmp_path, command, start,
     assert all(same_weights(tmp_path / f"{stage}.pt", micro / f"{stage}.pt") for stage in own)
 
 
+def test_only_leaves_out_the_other_stages(micro, tmp_path):
+    """--only safe in a folder that has come as far as Dev3: no other model is made, same bits."""
+    rewind(micro, tmp_path, "helpful")
+    assert r1mini.main(["r1", *FEW, "--out", str(tmp_path), "--only", "safe"]) == 0
+    assert same_weights(tmp_path / "safe.pt", micro / "safe.pt")
+    assert not (tmp_path / "helpful.pt").exists() and not (tmp_path / "r1.pt").exists()
+
+
 def test_a_student_learns_from_a_file_of_dialogues(micro, tmp_path, capsys):
     """distill --data: the student, then SFT on the file alone; no R1, and what a run from it needs."""
     argv = ["distill", *FEW, "--from", str(micro / "student.pt"), "--data"]
@@ -1885,32 +1893,22 @@ def test_each_stage_learns_from_the_papers_model(graph):
     assert equal(judges[0], finished["helpful"]) and equal(judges[1], finished["safe"])
 
 
-class Stub:
-    """A Folder that writes nothing and runs a stage's loop as it is."""
-
-    def __init__(self, path=pathlib.Path("."), **changes):
-        self.run = words.resolve("nano", [f"{k}={v}" for k, v in changes.items()])
-        self.path, self.options = path, SimpleNamespace(device=torch.device("cpu"),
-                                                        dtype=torch.float32)
-        self.records, self.stop = [], False
-
-    def stage(self, name, model, loop, steps, watch):
-        loop(model, None)
-        return model
-
-    def log(self, record):
-        self.records.append(record)
-
-    def clock(self, *_):
-        pass
+CPU = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, fresh=False, save_every=20)
 
 
-def world_of(stage, monkeypatch, **changes):
+def run_of(**changes):
+    """The nano Run with some settings changed."""
+    return words.resolve("nano", [f"{key}={value}" for key, value in changes.items()])
+
+
+def world_of(stage, monkeypatch):
     """The Task and the settings of a stage of RL, as train_rl gets them."""
     seen, model = [], torch.nn.Linear(1, 1)
     monkeypatch.setattr(r1mini, "train_rl", lambda m, task, s, *_: seen.append((task, s)))
     monkeypatch.setattr(r1mini, "test_stage", lambda *_: None)
-    r1mini.STAGES[stage](Stub(**changes), defaultdict(lambda: model))
+    folder = SimpleNamespace(run=run_of(), options=CPU, stage=lambda name, model, loop, *_: loop(
+        model, None) or model)
+    r1mini.STAGES[stage](folder, defaultdict(lambda: model))
     return seen[0]
 
 
@@ -2105,9 +2103,10 @@ def collected(monkeypatch, tmp_path, texts, **changes):
     monkeypatch.setattr(r1mini, "ask", lambda *_: problem)
     monkeypatch.setattr(r1mini, "answers", lambda model, asked, *rest: (
         [text.format(problem.answer) for text in texts], [7] * len(texts), None))
-    folder = Stub(tmp_path, **{"data.tries": len(texts)} | changes)
+    run = run_of(**{"data.tries": len(texts)} | changes)
+    folder = folders.Folder(tmp_path, run, CPU, STAGES)
     found = r1mini.collect(folder, "dev3", None, 1, r1mini.fit)
-    return problem, folder, [ENCODING.decode(d.tokens) for d in found]
+    return problem, [ENCODING.decode(d.tokens) for d in found]
 
 
 def test_collect_keeps_what_is_fit_once(monkeypatch, tmp_path):
@@ -2115,22 +2114,25 @@ def test_collect_keeps_what_is_fit_once(monkeypatch, tmp_path):
     texts = ["<think>1+2=3 then 3+4=7</think><answer>{}</answer>", "<answer>{}</answer>",
              "<think>1+2=3</think><answer>{}1</answer>", "<think>1+2=3</think><answer>{}</answer>",
              "<think>1+2=3</think><answer>{}</answer>", "<think>1+2=3正确</think><answer>{}</answer>"]
-    problem, folder, found = collected(monkeypatch, tmp_path, texts)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(pathlib.Path, "replace", MagicMock(side_effect=RuntimeError("killed")))
+        collected(monkeypatch, tmp_path, texts)
+    problem, found = collected(monkeypatch, tmp_path, texts)  # what was begun is done again
     want = [texts[i].format(problem.answer) for i in (0, 3)]
     assert found == [f"<|user|>{problem.question}<|assistant|>{text}<|end|>" for text in want]
     assert tasks.read_chat(tmp_path / "dev3.jsonl") == [(problem.question, text) for text in want]
-    [record] = folder.records
-    assert (record["kind"], record["stage"], record["kept"], record["of"]) == ("collected", "dev3",
-                                                                               2, 6)
-    assert collected(monkeypatch, tmp_path, ["x"])[2] == found  # from the file, nobody is asked
+    monkeypatch.setattr(r1mini.tasks, "chat_line", None)  # from the file, nothing is written
+    assert r1mini.collect(SimpleNamespace(run=run_of(), path=tmp_path), "dev3", None, 1, None)
+    [record] = [r for r in folders.read_log(tmp_path) if r["kind"] == "collected"]
+    assert (record["stage"], record["kept"], record["of"], record["tokens"]) == ("dev3", 2, 6, 42)
 
 
 def test_collecting_nothing_is_one_clear_line(monkeypatch, tmp_path):
     """Where no answer is fit the user is told, and no file is left; micro has a stand-in."""
     with pytest.raises(moe.UserError, match="none of 1 answers is fit") as error:
         collected(monkeypatch, tmp_path, ["x"])
-    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
-    problem, _, [text] = collected(monkeypatch, tmp_path, ["x"], **{"data.stand_in": "true"})
+    assert "\n" not in str(error.value) and not list(tmp_path.glob("dev3*"))
+    problem, [text] = collected(monkeypatch, tmp_path / "micro", ["x"], **{"data.stand_in": "true"})
     assert tasks.accuracy(text.split("<|assistant|>")[1].removesuffix("<|end|>"), problem) == 1
 
 
@@ -2140,7 +2142,7 @@ def test_dev3_learns_three_to_one(monkeypatch):
     monkeypatch.setattr(r1mini, "collect", lambda *_: samples)
     monkeypatch.setattr(r1mini, "sft", lambda folder, name, model, s, draw: drawn.extend(
         draw(random.Random(i)) for i in range(2000)))
-    r1mini.dev3(Stub(), defaultdict(str))
+    r1mini.dev3(SimpleNamespace(run=run_of()), defaultdict(str))
     general = [d for d in drawn if d is not samples[0]]
     assert abs(len(general) - 500) < 3 * math.sqrt(2000 * 0.25 * 0.75)
     texts = [ENCODING.decode(d.tokens).split("<|assistant|>")[1] for d in general]
@@ -2166,7 +2168,7 @@ def test_general_figures_agree_with_hand_counted_answers(monkeypatch):
         texts = [text for i in range(0, len(asked), 4) for text in script[asked[i].kind]]
         return texts, [5, 7] * (len(asked) // 2), [True] * len(asked)
     monkeypatch.setattr(r1mini, "answers", scripted)
-    r = r1mini.evaluate_general(None, Stub(**{"data.prompts": 6}).run)
+    r = r1mini.evaluate_general(None, run_of(**{"data.prompts": 6}))
     assert len(asked_of) == 4 * 6 * 4 and all(
         asked_of[i:i + 4] == [asked_of[i]] * 4 for i in range(0, 96, 4))
     assert not any(p.question in prompts_of("train", p.kind) for p in asked_of)

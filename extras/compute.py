@@ -271,8 +271,8 @@ def verdict(rows, notes, stage):
     else:
         meaning = f"the word does harm: {gap:.1f} points are won beside the neutral one's"
     return (f"- {stage}: with 'wait' forbidden accuracy changes by {wait:+.1f} ± {error:.1f} "
-            f"points, with the neutral {', '.join(words)} by {other:+.1f} ± {other_error:.1f}; {meaning} "
-            f"(twice the standard error of the difference: {doubt:.1f}).")
+            f"points, with the neutral {', '.join(words)} by {other:+.1f} ± {other_error:.1f}; "
+            f"{meaning} (twice the standard error of the difference: {doubt:.1f}).")
 
 
 def page(rows, notes):

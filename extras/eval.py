@@ -1,9 +1,13 @@
-"""eval: a checkpoint on the held-out problems of its preset, or on those of a user's file."""
+"""eval: a checkpoint on the held-out problems of its preset, or on those of a user's file.
+
+With --samples above 16 also the vote and the most central answer of k, for each power of 2.
+"""
 import json
 
 import moe
 import r1mini
 import tasks
+from extras.compute import draw, embeddings, selection
 from extras.options import resolve
 
 
@@ -21,6 +25,12 @@ def main(options):
                                    "answer")
     result, each = r1mini.evaluate(model, problems, options.samples, s.temperature, s.top_p, limit,
                                    s.rows, seed=1, name="answers")
+    if options.samples > 16:  # the same seed, so the same answers once more
+        prompts = [tasks.encode_prompt(p.question) for p in problems
+                   for _ in range(options.samples)]
+        ids = draw(model, prompts, limit, s.rows, s.temperature, s.top_p, seed=1)
+        result |= selection([tasks.decode(x) for x in ids], problems,
+                            embeddings(model.eval(), prompts, ids, s.rows))
     if options.json:
         print(json.dumps(result | {"by_problem": each}))
         return 0

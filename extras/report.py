@@ -510,12 +510,13 @@ def write_samples(path):
     records = [r for r in read_log(path) if r["kind"] == "samples"]
     for i in range(len(records[0]["answers"]) if records else 0):
         question, answer, _ = records[0]["answers"][i]
-        lines += [f"## {question} (answer {answer})", ""]
+        a_sum = tasks.INTEGER.fullmatch(answer)  # or a general prompt
+        lines += [f"## {question}" + f" (answer {answer})" * bool(a_sum), ""]
         for r in records:
             text = r["answers"][i][2]
-            right = tasks.accuracy(text, tasks.Problem(question, answer, "", 0))
-            lines.append(f"- **{r['stage']}, step {r['step']}**, {'right' if right else 'wrong'}: "
-                         f"`{text}`")
+            right = tasks.accuracy(text, tasks.Problem(question, answer, ""))
+            verdict = f", {'right' if right else 'wrong'}" if a_sum else ""
+            lines.append(f"- **{r['stage']}, step {r['step']}**{verdict}: `{text}`")
         lines.append("")
     (Path(path) / "samples.md").write_text("\n".join(lines), "utf-8")
 

@@ -36,8 +36,8 @@ RUNS = {
     "r1": [("r1-{seed}", "all"),
            ("no_language_reward=nolang-{seed}",
             "dev2 --from runs/r1-{seed}/dev1.pt --set dev2.language_weight=0")],
-    "mixing": [("even_mixing=mixing-{seed}",
-                "zero --set corpus.steps_mixed=0.4 corpus.checked_mixed=0.4")],
+    # No style mixes languages more than another: does RL by itself raise it?
+    "mixing": [("mixing-{seed}", "zero --set corpus.steps_mixed=0.4 corpus.checked_mixed=0.4")],
     "threshold": [(f"threshold-{dim}-{steps}-{{seed}}",
                    "distill --from runs/r1-{seed}/r1.pt --only student student_rl distill "
                    f"distill_rl --set student.dim={dim} student.inter_dim={3 * dim} "
@@ -59,8 +59,12 @@ def main(options):
     rest = ["--preset", options.preset, *rest]
     if name in MEASURED:
         module = importlib.import_module(f"extras.{name}")
-        found = {seed: measured(name, module, seed, rest) for seed in given.seeds}
-        publish(name, module.page, found, [f"runs/{name}-{seed}" for seed in given.seeds])
+        found, folders = {}, []
+        for seed in given.seeds:
+            folder = begun(name, module, seed, rest)
+            found[seed] = module.measure(folder)
+            folders.append(folder.path)
+        publish(options, module.page, found, folders)
         return 0
     for folder, command in (pair for seed in given.seeds for pair in runs(name, seed)):
         out = ["--out", folder.rpartition("=")[2]]
@@ -69,7 +73,7 @@ def main(options):
             return code
     folders = [folder for seed in given.seeds for folder, _ in runs(name, seed)]
     if name == "threshold":
-        publish(name, threshold_page, {seed: threshold(seed) for seed in given.seeds}, folders)
+        publish(options, threshold_page, {seed: threshold(seed) for seed in given.seeds}, folders)
     else:
         print(report(folders, f"results/{name}"))
     return 0
@@ -84,8 +88,8 @@ def runs(name, seed):
             for folder, command in RUNS[name]]
 
 
-def measured(name, module, seed, rest):
-    """The figures of one seed of a study in MEASURED; what was measured before is read."""
+def begun(name, module, seed, rest):
+    """The Folder of one seed of a study in MEASURED, in which measurements go on."""
     start = ["--from", f"runs/r1-{seed}/r1.pt"] if module.NEEDS else []
     options = command_line.parse(["zero", "--seed", str(seed), "--out", f"runs/{name}-{seed}",
                                   *start, *rest])
@@ -96,7 +100,7 @@ def measured(name, module, seed, rest):
         options.preset, [*module.SETTINGS, *options.set], seed=seed, start=options.start,
         device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
     print(f"== {name}, seed {seed}, into {options.out}", flush=True)
-    return module.measure(Folder(options.out, run, options, module.STAGES))
+    return Folder(options.out, run, options, module.STAGES)
 
 
 def once(folder, kind, work):
@@ -120,7 +124,7 @@ def tested(path, stage):
     return records[0]
 
 
-def publish(name, page, found, folders):
+def publish(options, page, found, folders):
     """Writes results/NAME/report.md and summary.json of figures {seed: {key: value}}."""
     values, notes = {}, {}
     for seed, figures in found.items():
@@ -130,13 +134,14 @@ def publish(name, page, found, folders):
     rows = {key: {"mean": round(fmean(seeds.values()), 9),
                   "std": round(stdev(seeds.values()), 9) if len(seeds) > 1 else 0.0,
                   "per_seed": seeds} for key, seeds in sorted(values.items())}
-    command = f"python r1mini.py study {name} --seeds {' '.join(map(str, found))}"
-    lines = [f"# {name}", "", f"`{command}`", "", *page(rows, notes), ""]
+    sized = f"--preset {options.preset} " * (options.preset != "nano")
+    command = " ".join((f"python r1mini.py study {sized}{options.name}", *options.rest))
+    lines = [f"# {options.name}", "", f"`{command}`", "", *page(rows, notes), ""]
     machines = {f"{m['machine']}, {m['threads']} threads, torch {torch.__version__}"
                 for m, _, _ in map(of_times, folders)}
     summary = {"command": command, "commit": commit(), "machine": "; ".join(sorted(machines)),
                "seeds": list(found), "metrics": rows, "notes": notes}
-    target = Path("results") / name
+    target = Path("results") / options.name
     target.mkdir(parents=True, exist_ok=True)
     (target / "report.md").write_text("\n".join(lines), "utf-8")
     (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")

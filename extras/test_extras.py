@@ -1,4 +1,4 @@
-"""The tests of the commands in extras/: eval, chat, report, cost."""
+"""The tests of what is in extras/: settings, eval, chat, report, cost."""
 import json
 import os
 import pathlib
@@ -12,6 +12,8 @@ import torch
 import moe
 import r1mini
 import tasks
+from extras import options as words
+from grpo import RL
 
 HERE = pathlib.Path(r1mini.__file__).parent
 
@@ -42,6 +44,50 @@ def test_eval_reports_a_users_problems_in_file_order(micro, tmp_path, capsys):
     assert {"pass@4", "cons@4", "length", "mixing"} <= set(r)
 
 
+def stages_of(run, kind):
+    """The settings of a Run's stages of RL, or of its supervised ones, by name."""
+    return {name: s for name, s in vars(run).items() if isinstance(s, kind)}
+
+
+def test_what_a_preset_says_of_one_stage_holds_for_all_of_its_kind():
+    """zero.* reaches every stage of RL, base.* every supervised one; what the user sets, one."""
+    run = words.resolve("micro", ["zero.lr=0.5", "dev1.lr=0.25"])
+    rl, supervised = (stages_of(run, kind) for kind in (RL, r1mini.Train))
+    assert set(rl) == {"zero", "dev2", "r1", "student_rl", "distill_rl"}
+    assert {s.steps for s in rl.values()} == {4} and {s.steps for s in supervised.values()} == {20}
+    assert [name for name, s in (rl | supervised).items() if s.lr == 0.5] == ["zero"]
+    assert [name for name, s in (rl | supervised).items() if s.lr == 0.25] == ["dev1"]
+    assert run.r1.general == 0.5 and run.r1.language_weight == 0.5 and run.zero.general == 0
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_objective_brings_its_settings_unless_told_otherwise(order):
+    """DAPO's clip, leash and sampling come with its name, to that stage; a setting given wins."""
+    run = words.resolve("nano", ["dev2.objective=dapo", "dev2.clip_high=0.4"][::order])
+    s = run.dev2
+    assert (s.clip_low, s.clip_high, s.beta, s.oversample, s.overlong) == (0.2, 0.4, 0.0, 2, 40)
+    assert run.zero == RL() and run.r1.objective == "grpo"
+
+
+@pytest.mark.parametrize("preset", list(words.TRAINING))
+def test_presets_make_sense(preset):
+    """Every preset to train passes its own check, and its models hold the tokenizer."""
+    run = words.resolve(preset, [])
+    assert run.model.vocab_size == run.student.vocab_size == tasks.VOCAB_SIZE
+    assert all(s.general == 0 for name, s in stages_of(run, RL).items() if name != "r1")
+
+
+@pytest.mark.parametrize("argv, names", [
+    ([], "base zero dev1 dev2 dev3 helpful safe r1 student distill distill_logits student_rl "
+         "student_rl_no_format distill_rl"),
+    (["base"], "base"), (["zero"], "base zero"), (["dev3"], "base zero dev1 dev2 dev3"),
+    (["r1"], "base zero dev1 dev2 dev3 helpful safe r1"),
+    (["distill", "--data", "x.jsonl"], "student distill")])
+def test_a_command_names_its_stages(argv, names):
+    """Up to the stage asked for, in the paper's order; with dialogues of one's own, a student's."""
+    assert words.plan(words.parse(list(argv)))[1] == names.split()
+
+
 def test_a_narrow_console_prints_on(micro):
     """A console that cannot print Chinese gets escapes, not a traceback."""
     run = subprocess.run([sys.executable, str(HERE / "r1mini.py"), "chat", str(micro / "zero.pt"),
@@ -50,15 +96,16 @@ def test_a_narrow_console_prints_on(micro):
     assert run.returncode == 0 and b"answer" in run.stdout
 
 
-def test_chat_shows_the_thinking_apart(micro, monkeypatch, capsys):
+@pytest.mark.parametrize("summary", ["", "the answer is "])
+def test_chat_shows_the_thinking_apart(micro, monkeypatch, capsys, summary):
     """--ask prints thinking and answer on lines of their own."""
-    text = tasks.encode_response("<think>12+3=15</think><answer>15</answer>")
+    text = tasks.encode_response(f"<think>12+3=15</think>{summary}<answer>15</answer>")
     answer = torch.ones(1, len(text), dtype=torch.bool)
     samples = moe.Samples(torch.tensor([text]), answer, None, None)
     monkeypatch.setattr(moe, "generate", lambda *a, **k: samples)
     assert r1mini.main(["chat", str(micro / "zero.pt"), "--ask", "12+3?"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["thinking: 12+3=15", "answer: 15   (14 tokens)"]
+    assert lines == ["thinking: 12+3=15", f"answer: 15   ({len(text)} tokens)"]
 
 
 def test_report_gives_mean_spread_and_seeds(micro, tmp_path, capsys):
