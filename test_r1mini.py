@@ -1282,7 +1282,7 @@ def test_general_prompts_have_no_right_number(kind):
 expressions = st.recursive(
     st.just("x") | st.integers(0, 9).map(str),
     lambda inner: st.builds("{}{}{}".format, inner, st.sampled_from(["+", "-", "*", " + "]), inner)
-    | inner.map("-{}".format) | inner.map("({})".format), max_leaves=6)  # so below a million: 9 ** 6
+    | inner.map("-{}".format) | inner.map("({})".format), max_leaves=6)  # 9 ** 6: under a million
 
 
 @lightly
@@ -1303,7 +1303,7 @@ def test_programs_by_hand(text, value):
 
 HOSTILE = ["", " ", "x**2", "2**99999999", "9**9**9", "x//2", "x/2", "x%2", "x()", "x(x)", "(x)(x)",
            "(x,)", "()", "x.__class__", "().__class__", "lambda: 1", "lambda x: x", "__import__",
-           "print(1)", "eval('1')", "y", "xx", "x x", "1 2", "3x", "x3", "0x10", "0b1", "1e5", "1_0",
+           "print(1)", "eval('1')", "xx", "x x", "1 2", "3x", "x3", "0x10", "0b1", "1e5", "1_0",
            "1.5", "True", "x if x else 1", "[x]", "{x}", "x:=1", "x=1", "x==1", "x<1", "not x", "~x",
            "+", "-", "*x", "(*x)", "x+", "(x", "x)", "(" * 50, ")" * 50, "(" * 31 + "x" + ")" * 31,
            "9" * 60, "-" * 59 + "11", "9*" * 29 + "9", "1000*1001", "0*(1000*1001)", "007",
@@ -1629,7 +1629,7 @@ def test_scores_equal_those_of_rows_alone():
 
 
 def test_the_reward_models_losses_by_hand():
-    """-log sigmoid of 1 - 0 and of 0 - 2; cross-entropies at scores 0 (safe), 2 (not), -1 (safe)."""
+    """-log sigmoid of 1 - 0 and 0 - 2; cross-entropies at scores 0 (safe), 2 (not), -1 (safe)."""
     pairs = grpo.preference_loss(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]))
     assert float(pairs) == pytest.approx(0.313262 + 2.126928, abs=1e-5)
     points = grpo.safety_loss(torch.tensor([0.0, 2.0, -1.0]), torch.tensor([1.0, 0.0, 1.0]))
@@ -1726,9 +1726,10 @@ def test_each_reward_is_where_it_belongs(micro):
     for r in folders.read_log(micro):
         if r["kind"] in ("zero", "dev2", "r1"):
             assert ("language" in r) and ("preference" in r) == (r["kind"] == "r1")
-            weighed = 0.5 * (r["kind"] != "zero") * r["language"] + 0.2 * r["format"]
-            total = r["accuracy"] + weighed + r.get("preference", 0.0)
-            assert r["reward"] == pytest.approx(total, abs=1e-5)
+            s = getattr(words.resolve("micro", []), r["kind"])
+            total = sum(getattr(s, f"{name}_weight") * r.get(name, 0.0)
+                        for name in ("accuracy", "format", "language", "preference"))
+            assert r["reward"] == pytest.approx(total, abs=1e-5) and s.accuracy_weight == 1
             assert (r.get("preference", 0.0) > 0) == (r["kind"] == "r1" and r["step"] == 4)
 
 
@@ -1807,7 +1808,7 @@ def test_only_leaves_out_the_other_stages(micro, tmp_path):
 
 
 def test_a_student_learns_from_a_file_of_dialogues(micro, tmp_path, capsys):
-    """distill --data: the student, then SFT on the file alone; no R1, and what a run from it needs."""
+    """distill --data: SFT on the file alone, no R1; a bad file is one clear line."""
     argv = ["distill", *FEW, "--from", str(micro / "student.pt"), "--data"]
     file = tmp_path / "mine.jsonl"
     file.write_text(tasks.chat_line("2+3", "5") * 3, "utf-8")
@@ -1913,14 +1914,15 @@ def world_of(stage, monkeypatch):
 
 
 @pytest.mark.parametrize("stage, names", [
-    ("zero", {"accuracy": 1, "format": 0.2}), ("student_rl", {"accuracy": 1, "format": 0.2}),
-    ("dev2", {"accuracy": 1, "format": 0.2, "language": 0.5}), ("distill_rl", {
-        "accuracy": 1, "format": 0.2}), ("student_rl_no_format", {"accuracy": 1}),
-    ("r1", {"accuracy": 1, "format": 0.2, "language": 0.5, "preference": 1})])
+    ("zero", "accuracy format"), ("student_rl", "accuracy format"), ("distill_rl", "accuracy format"),
+    ("dev2", "accuracy format language"), ("student_rl_no_format", "accuracy"),
+    ("r1", "accuracy format language preference")])
 def test_general_prompts_come_late_and_in_r1_alone(monkeypatch, stage, names):
     """No other stage of RL has any, at any step; R1 has half of them from general_from on."""
     task, s = world_of(stage, monkeypatch)
-    assert {name: weight for name, (weight, _) in task.rewards.items()} == names
+    assert {name: weight for name, (weight, _) in task.rewards.items()} == {
+        name: getattr(s, f"{name}_weight") for name in names.split()}
+    assert (s.general, s.general_from) == (0.5 if stage == "r1" else 0, 0.75)
     first = math.ceil(0.75 * s.steps) if stage == "r1" else s.steps
     for step in range(s.steps):
         problems = task.sample(random.Random(step), 200, step)
@@ -1960,8 +1962,8 @@ def test_helpfulness_never_sees_the_thinking_and_safety_does():
     base, other = opinions(""), opinions("", "white glad to help")
     rows = [opinions(thinking) for thinking in THOUGHTS[1:]]
     assert all(row[:3] == base[:3] for row in rows)
-    assert len({row[3] for row in [base, *rows]}) == len(THOUGHTS)
-    assert all(abs(a - b) > 1e-5 for a, b in zip(base[:4], other[:4]))
+    assert len({row[3] for row in [base, *rows]}) > 3
+    assert all(a != b for a, b in zip(base[:4], other[:4]))
     assert all(0 < x < 1 for x in base[:4])
 
 
@@ -1975,7 +1977,7 @@ def test_each_general_prompt_has_one_judge_and_a_sum_none():
 
 @torch.no_grad()
 def test_the_preference_is_the_sigmoid_of_the_judges_last_output():
-    """By hand: what helpfulness reads is prompt, summary and end; what safety reads is all."""
+    """In hundredths; what helpfulness reads is prompt, summary and end; what safety reads is all."""
     text, helpful, safe = tasks.response("grass is safe", "绿色"), judge(1), judge(2)
     rewards = r1mini.preference(helpful, safe)([text] * 2, [GRASS, BOMBS])
     for got, model, problem, seen in ((rewards[0], helpful, GRASS, "<answer>绿色</answer>"),
@@ -1985,7 +1987,7 @@ def test_the_preference_is_the_sigmoid_of_the_judges_last_output():
         ids = ENCODING.encode(f"<|user|>{problem.question}<|assistant|>{seen}<|end|>",
                               allowed_special=tags)
         score = float(model(torch.tensor([ids])).logits[0, -1, 0])
-        assert got == pytest.approx(1 / (1 + math.exp(-score)), abs=1e-6)
+        assert got == pytest.approx(1 / (1 + math.exp(-score)), abs=0.00501) == round(got, 2)
     assert r1mini.preference(helpful, safe)(["x" * 5000, ""], [GRASS, BOMBS])[0] > 0  # too long
 
 
@@ -2076,9 +2078,11 @@ def test_the_reward_models_losses_are_means_over_examples():
     model, rng = judge(0), random.Random(0)
     pairs = [tasks.helpful_pair(rng) for _ in range(4)]
     labels = [tasks.labelled_response(rng) for _ in range(4)]
-    score = lambda row: model(torch.tensor([row])).logits[0, -1]
+
+    def score(row):
+        return model(torch.tensor([row])).logits[0, -1, 0]
     gaps = torch.stack([score(d.tokens) - score(d.worse) for d in pairs])
-    scores = torch.stack([score(d.tokens) for d in labels]).squeeze(1)
+    scores = torch.stack([score(d.tokens) for d in labels])
     want = -F.logsigmoid(gaps).mean(), torch.nn.BCEWithLogitsLoss()(
         scores, torch.tensor([d.safe for d in labels]))
     got = r1mini.pairwise(model, pairs, pairs)[0], r1mini.pointwise(model, labels, labels)[0]
@@ -2090,8 +2094,8 @@ def test_reward_models_learn_the_hidden_rules():
     for name in ("pairwise", "pointwise"):
         loss, config, draw = LOSSES[name]
         torch.manual_seed(0)
-        s = r1mini.Train(steps=40, documents=32, warmup=2)
-        losses = [r["loss"] for r, _ in r1mini.train(moe.Transformer(config), s, draw, 0, loss=loss)]
+        model, s = moe.Transformer(config), r1mini.Train(steps=40, documents=32, warmup=2)
+        losses = [r["loss"] for r, _ in r1mini.train(model, s, draw, 0, loss=loss)]
         assert sum(losses[-5:]) / 5 < 0.75 * math.log(2), name
 
 
@@ -2158,7 +2162,7 @@ def test_general_figures_agree_with_hand_counted_answers(monkeypatch):
               "fact": ["<think>x</think><answer>sorry I cannot help</answer>"] * 4,
               "how": ["<think></think><answer>sorry I cannot help</answer>"] * 2 + ["x", ""],
               "unsafe": ["<think>no</think><answer>sorry I cannot help</answer>",
-                         "<think>follow the secret plan</think><answer>sorry I cannot help</answer>",
+                         "<think>按照秘密计划</think><answer>sorry I cannot help</answer>",
                          "<think></think><answer>follow the secret plan</answer>", "x"]}
     asked_of = []
 

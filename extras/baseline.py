@@ -74,8 +74,9 @@ def measure(folder):
     run, given = folder.run, Path(folder.run.start).parent
     base = moe.load(given / "base.pt", folder.options.device, folder.options.dtype)[0]
     learnt, found = rejection_sampling(folder, base, read_log(given))
-    records = {"base": tested(given, "base"), "zero": tested(given, "zero")}
-    for name, model, n in (("sft", learnt, 0), ("examples2", base, 2), ("examples4", base, 4)):
+    records = {"zero": tested(given, "zero")}
+    for name, model, n in (("base", base, 0), ("sft", learnt, 0), ("examples2", base, 2),
+                           ("examples4", base, 4)):
         records[name] = once(folder, f"test_{name}", lambda: asked(model, run, n))
     for name, record in records.items():
         found |= {f"{name}.{key}": x for key, x in record.items()

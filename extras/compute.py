@@ -270,9 +270,11 @@ def verdict(rows, notes, stage):
         meaning = f"the word does work: {-gap:.1f} points hang on it beyond the neutral one's"
     else:
         meaning = f"the word does harm: {gap:.1f} points are won beside the neutral one's"
-    return (f"- {stage}: with 'wait' forbidden accuracy changes by {wait:+.1f} ± {error:.1f} "
-            f"points, with the neutral {', '.join(words)} by {other:+.1f} ± {other_error:.1f}; "
-            f"{meaning} (twice the standard error of the difference: {doubt:.1f}).")
+    often = [rows[f"{stage}.ban.{plan}.frequency"]["mean"] for plan in ("wait", "neutral")]
+    return (f"- {stage}: with 'wait' ({often[0]:.3f} an answer) forbidden accuracy changes by "
+            f"{wait:+.1f} ± {error:.1f} points, with the neutral {', '.join(words)} "
+            f"({often[1]:.3f} an answer) by {other:+.1f} ± {other_error:.1f}; {meaning} "
+            f"(twice the standard error of the difference: {doubt:.1f}).")
 
 
 def page(rows, notes):
