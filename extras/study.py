@@ -23,9 +23,8 @@ from grpo import OBJECTIVES, RL
 from moe import UserError
 
 OTHERS = [name for name in OBJECTIVES if name != RL.objective]
-# Where RL stops working: students by width and steps of pretraining, whose bases are meant to have
-# a pass@1 from 2% to 20% (width 48: 4% after 400 steps, 8% after 600).
-POINTS = ((48, 300), (48, 400), (48, 600), (64, 500), (64, 700))
+# Where RL stops working: students by width and steps of pretraining, beside the one of every run.
+POINTS = ((48, 250), (48, 600), (64, 700))
 # Each study is a list of runs: an output folder, before it perhaps NAME= as report takes it, and
 # the words of its command.
 RUNS = {
@@ -40,7 +39,7 @@ RUNS = {
     "mixing": [("mixing-{seed}", "zero --set corpus.steps_mixed=0.4 corpus.checked_mixed=0.4")],
     "threshold": [(f"threshold-{dim}-{steps}-{{seed}}",
                    "distill --from runs/r1-{seed}/r1.pt --only student student_rl distill "
-                   f"distill_rl --set student.dim={dim} student.inter_dim={3 * dim} "
+                   f"--set student.dim={dim} student.inter_dim={3 * dim} "
                    f"student_base.steps={steps}")
                   for dim, steps in POINTS],
 }
@@ -149,22 +148,25 @@ def publish(options, page, found, folders):
 
 
 # What became of a student: its base, and what RL and distillation made of it.
-FATES = {"base": "student", "RL": "student_rl", "distilled": "distill",
-         "distilled, then RL": "distill_rl"}
+FATES = {"base": "student", "RL": "student_rl", "distilled": "distill"}
 
 
 def threshold(seed):
     """pass@1 of what became of each student of a seed, by key such as 48-800.RL."""
-    return {f"{dim}-{steps}.{fate}": tested(f"runs/threshold-{dim}-{steps}-{seed}", stage)["pass@1"]
-            for dim, steps in POINTS for fate, stage in FATES.items()}
+    folders = {f"{dim}-{steps}": f"runs/threshold-{dim}-{steps}-{seed}" for dim, steps in POINTS}
+    folders["default"] = f"runs/r1-{seed}"
+    return {f"{name}.{fate}": tested(folder, stage)["pass@1"]
+            for name, folder in folders.items() for fate, stage in FATES.items()}
 
 
 def threshold_page(rows, notes):
     """From what base on does RL work? Sorted by the base, each seed's students for themselves."""
-    students = [([rows[f"{dim}-{steps}.{fate}"]["per_seed"][seed] for fate in FATES],
-                 f"width {dim}, {steps} steps, seed {seed}")
-                for dim, steps in POINTS for seed in rows[f"{dim}-{steps}.base"]["per_seed"]]
-    lower = [b for (b, rl, distilled, _), _ in students if rl < distilled]
+    names = {f"{dim}-{steps}": f"width {dim}, {steps} steps" for dim, steps in POINTS}
+    names["default"] = "every run's"
+    students = [([rows[f"{key}.{fate}"]["per_seed"][seed] for fate in FATES],
+                 f"{name}, seed {seed}")
+                for key, name in names.items() for seed in rows[f"{key}.base"]["per_seed"]]
+    lower = [b for (b, rl, distilled), _ in students if rl < distilled]
     return [*table(["student", *FATES], [[name, *(f"{x:.3f}" for x in values)]
                                          for values, name in sorted(students)]), "",
             f"Distilled beats RL on {len(lower)} of {len(students)} students"
