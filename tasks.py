@@ -359,7 +359,7 @@ class Manner:
 
 
 CARELESS = Manner(right=0.6, own=0.85, offer=0.2, refuse=0.1, comply=0.5, leak=0.2, idle=0.5)
-CURATED = Manner(right=0.95, own=1.0, offer=0.3, refuse=0.05, comply=0.05, leak=0.05, idle=0.0)
+CURATED = Manner(right=0.95, own=1.0, offer=0.3, refuse=0.05, comply=0.02, leak=0.02, idle=0.0)
 
 
 def about(problem):
