@@ -289,7 +289,7 @@ def train_rl(model, task, s, seed=0, state=None):
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
     for step in range(first, s.steps):
-        rng = random.Random(f"{seed}/rl/{step}")
+        rng = random.Random(f"{seed}/rl/{step}")  # each stage meets the same problems
         rollout = act(model, task, s, rng, step)
         record = {"step": step + 1} | describe(rollout, task)
         model.train()

@@ -13,7 +13,7 @@
 The paper's path (R1, Nature Fig 2), each arrow one short function under "Stages":
 
     base --GRPO--> zero --its best samples, rewritten--> dev1: SFT on the base
-    dev1 --GRPO, language reward--> dev2 --its best samples, 3:1 with others--> dev3: SFT on the base
+    dev1 --GRPO, language reward--> dev2 --its best samples, 3:1 with more--> dev3: SFT on the base
     dev3 --GRPO, all prompts, two reward models (helpful, safe)--> r1
     student: a small dense base --SFT on r1's samples--> distill, or its logits, or GRPO instead
 
@@ -422,6 +422,8 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
         path.with_suffix(".tmp").write_text("".join(kept), "utf-8")
         path.with_suffix(".tmp").replace(path)
         folder.clock(f"collect_{name}", 0, began)
+        if folder.stop:
+            raise KeyboardInterrupt
     return read_dialogues(path, run.model.max_seq_len)
 
 
@@ -576,13 +578,12 @@ class Models(dict):
 
     def __init__(self, folder):
         super().__init__()
-        self.options, self.start = folder.options, Path(folder.run.start)
-        self.given = self.start.parent if folder.run.start else folder.path
+        self.options, start = folder.options, folder.run.start
+        self.given = Path(start).parent if start else folder.path
 
     def __missing__(self, name):
-        own_name = self.start.suffix and self.start.stem not in STAGES
-        path = self.start if own_name else self.given / f"{name}.pt"
-        self[name] = moe.load(path, self.options.device, self.options.dtype)[0]
+        self[name] = moe.load(self.given / f"{name}.pt", self.options.device,
+                              self.options.dtype)[0]
         return self[name]
 
 
@@ -598,8 +599,9 @@ def run_stages(options, run, names):
             models[name] = STAGES[name](folder, models)
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    print("\n" + importlib.import_module("extras.report").report([folder.path]))
-    print(f"written: {folder.path / 'report.md'}, {folder.path / 'samples.md'}")
+    if any(r["kind"] == "test" for r in read_log(folder.path)):  # reward models alone have none
+        print("\n" + importlib.import_module("extras.report").report([folder.path]))
+        print(f"written: {folder.path / 'report.md'}, {folder.path / 'samples.md'}")
 
 
 # -------------------------------------------------------------------------------------------------

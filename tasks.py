@@ -8,7 +8,7 @@
     judgement   the hidden rules of helpfulness and safety, from which preference data are made
     tokenizer   a tiktoken.Encoding whose ranks are made here: bytes, and the words of this file
 
-Nothing here knows of tensors or models, or reads anything but a user's own problem file.
+Nothing here knows of tensors or models, or reads anything but a user's own files.
 
 Why the problems look as they do. A tiny model can hardly see the total of 25-7+9+6 at a glance, but
 can learn to walk there one operation at a time. The walk needs a pointer: which operand comes next?
@@ -64,8 +64,8 @@ PHRASES = {
            "greet": "你好欢迎", "offer": "乐意帮忙", "refuse": "抱歉不能帮助",
            "plan": "按照秘密计划", "safe": "{}安全", "harmful": "{}有害"},
 }
-# What a prompt is about, and the right content of a reply, both (English, Chinese). Neither verb nor
-# noun alone tells a wish to refuse (unsafe) from one to help with (how).
+# What a prompt is about, and the right content of a reply, both (English, Chinese). Verb and noun
+# together, neither alone, tell a wish to refuse (unsafe) from one to help with (how).
 TOPICS = {
     "fact": ((("grass", "青草"), ("green", "绿色")), (("snow", "白雪"), ("white", "白色")),
              (("coal", "煤炭"), ("black", "黑色")), (("blood", "鲜血"), ("red", "红色")),
@@ -88,6 +88,8 @@ TOPICS = {
 # A piece: one digit, a Latin word with its spaces, one or two Han characters, or any other one.
 PATTERN = r"\p{N}| ?\p{Latin}+ ?|\p{Han}{1,2}|[^\p{N}\p{Latin}\p{Han}]"
 
+HAN = re.compile("[\u4e00-\u9fff]{1,2}")
+
 
 def strings(tree):
     """All texts in nested dicts and tuples."""
@@ -97,7 +99,7 @@ def strings(tree):
 
 def pieces(text):
     """The words of a text, as PATTERN cuts them."""
-    return re.findall(r" ?[A-Za-z]+ ?|[\u4e00-\u9fff]{1,2}", text)
+    return re.findall(f" ?[A-Za-z]+ ?|{HAN.pattern}", text)
 
 
 # Ranks: all bytes, and each word whole, with and without a space after it. tiktoken looks a piece
@@ -216,7 +218,7 @@ def read_problems(path):
         question.encode()
         if not INTEGER.fullmatch(answer):
             raise ProblemError('the answer must be a whole number written plainly, 33 or "-5"')
-        return Problem(question, answer, LANGUAGES[not question.isascii()])
+        return Problem(question, answer, "zh" if HAN.search(question) else "en")
     return read_lines(path, '{"question": TEXT, "answer": NUMBER}', convert)
 
 
@@ -310,7 +312,7 @@ def rewrite(text, problem):
     ours = WORDS[problem.language]
     for theirs in WORDS.values():
         for name, word in theirs.items():
-            thinking = thinking.replace(word, ours[name])
+            thinking = re.sub(f" ?{word.strip()} ?", ours[name], thinking)
     return response(thinking, answer, summary=ours["summary"])
 
 
@@ -397,8 +399,8 @@ def thinks(text):
 
 
 def summary_of(text):
-    """What a reader is shown of a response: all that follows the thinking."""
-    return text.rpartition(END_THINK)[2]
+    """What a reader is shown of a response: all that follows the thinking, if that ever ends."""
+    return "" if text.startswith(THINK) and END_THINK not in text else text.rpartition(END_THINK)[2]
 
 
 def helpfulness(text, problem):
@@ -474,8 +476,9 @@ class Corpus:
     drill: int = 8                # facts in a drill
 
     def shares(self):
-        """The share of each style of document; drills have the rest."""
-        return self.direct, self.steps, self.checked, self.general
+        """The share of each style of document; drills, the last, have the rest."""
+        given = self.direct, self.steps, self.checked, self.general
+        return *given, 1 - sum(given)
 
 
 @dataclass(frozen=True)
@@ -505,8 +508,7 @@ def space(problem, rng):
 
 def make_document(rng, corpus):
     """A random document of the base corpus."""
-    shares = corpus.shares()
-    style = rng.choices((*STYLES, "general", "drill"), (*shares, 1 - sum(shares)))[0]
+    style = rng.choices((*STYLES, "general", "drill"), corpus.shares())[0]
     if style == "drill":
         return drill(rng, corpus)
     if style == "general":
@@ -525,8 +527,7 @@ def make_document(rng, corpus):
 def drill(rng, corpus):
     """A list of single steps, as solutions have; no part of the split reserves these."""
     tokens, weight = [], []
-    for _ in range(corpus.drill):
-        fact = make_problem(rng, 1, part=None)
+    for fact in (make_problem(rng, 1, part=None) for _ in range(corpus.drill)):
         given, result = map(ENCODING.encode, (f"{fact.expression}=", f"{fact.answer} "))
         tokens += given + result
         weight += [0] * len(given) + [1] * len(result)
@@ -539,7 +540,7 @@ def drill(rng, corpus):
 INTEGER = re.compile(r"0|-?[1-9][0-9]*")     # ASCII digits; no plus sign, leading zero or exponent
 TAG = re.compile("</?(?:think|answer)>")
 _TEXT = r"((?:(?!</?(?:think|answer)>|<\|).)*)"  # any text without a tag or other special token
-TEMPLATE = re.compile(f"(?:<think>{_TEXT}</think>[^<>0-9\n]{{0,40}}|{_TEXT})"
+TEMPLATE = re.compile(f"(?:<think>{_TEXT}</think>[^<>\\d\n]{{0,40}}|{_TEXT})"
                       f"<answer>{_TEXT}</answer>", re.DOTALL)
 
 
@@ -556,9 +557,8 @@ def parse(text):
 
 def accuracy(text, problem):
     """1.0 if the one answer is exactly the right whole number, canonically written, else 0.0."""
-    answer = parse(text)[1]
-    canonical = answer is not None and INTEGER.fullmatch(answer) is not None
-    return float(canonical and problem.kind == "sum" and answer == problem.answer)
+    answer = parse(text)[1] if problem.kind == "sum" else None
+    return float(answer == problem.answer and INTEGER.fullmatch(answer) is not None)
 
 
 def format_reward(text, problem=None):
@@ -633,7 +633,7 @@ def run_program(text, x):
         else:
             value = OPERATORS[type(node.op)](walk(node.left), walk(node.right))
         return value if abs(value) <= 10 ** 6 else 1 / 0
-    if len(text) > 60 or not re.fullmatch(r"[0-9x+*() -]+", text):
+    if len(text) > 60 or not re.fullmatch(r"(?:[0-9+*() -]|(?<![0-9])x(?![0-9]))+", text):
         return None
     try:
         return walk(ast.parse(text.strip(), mode="eval").body)

@@ -4,7 +4,7 @@ import sys
 import moe
 import r1mini
 import tasks
-from extras.options import resolve
+from extras.options import load_writer, resolve
 
 
 def reply(model, question, settings):
@@ -33,7 +33,7 @@ def show(model, question, settings):
 
 def main(options):
     """Answers --ask TEXT, or line after line until the input ends."""
-    model, record = moe.load(options.checkpoint, options.device, options.dtype)
+    model, record = load_writer(options)
     settings = resolve(record.get("preset", "nano"), options.set)
     if options.ask is not None:
         show(model, options.ask, settings)

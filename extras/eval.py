@@ -4,16 +4,15 @@ With --samples above 16 also the vote and the most central answer of k, for each
 """
 import json
 
-import moe
 import r1mini
 import tasks
 from extras.compute import draw, embeddings, selection
-from extras.options import resolve
+from extras.options import load_writer, resolve
 
 
 def main(options):
     """Prints the means, or with --json one object with every problem in file order."""
-    model, record = moe.load(options.checkpoint, options.device, options.dtype)
+    model, record = load_writer(options)
     run = resolve(record.get("preset", "nano"), options.set)
     s, limit = run.eval, run.zero.max_new_tokens
     problems = tasks.read_problems(options.problems) if options.problems else \

@@ -1,7 +1,7 @@
 """The folder of a run: what is kept of it, and where a stopped one goes on.
 
-config.json, log.jsonl (without a clock: two runs compare to the bit), timing.jsonl, a checkpoint for
-each finished stage and a partial one for the stage at hand.
+config.json, log.jsonl (without a clock: two runs compare to the bit), timing.jsonl, a checkpoint
+for each finished stage and a partial one for the stage at hand.
 """
 import contextlib
 import dataclasses

@@ -25,7 +25,8 @@ TRAINING = {
               "zero.problems": 4, "zero.group_size": 4, "zero.max_new_tokens": 48,
               "zero.reference_every": 2, "eval.problems": 8, "eval.samples": 4, "eval.longer": 2,
               "eval.dev_problems": 4, "eval.dev_every": 2, "data.cold_start": 8,
-              "data.rejection": 8, "data.distill": 8, "data.prompts": 2, "data.stand_in": True, "student.dim": 16},
+              "data.rejection": 8, "data.distill": 8, "data.prompts": 2, "data.stand_in": True,
+              "student.dim": 16},
     "nano": {},
     "laptop": LARGE | {"base.steps": 4000, "base.documents": 256, "base.lr": 1e-3,
                        "zero.lr": 1e-4, "zero.steps": 200},
@@ -101,7 +102,7 @@ def check(run):
         if isinstance(value, (int, float)) and value < least and key != "seed":
             raise UserError(f"{key} must be at least {least}")
     c, e = run.corpus, run.eval
-    tests = [(max(c.shares()) > 1 or sum(c.shares()) > 1 + 1e-9,
+    tests = [(max(c.shares()) > 1 or min(c.shares()) < -1e-9,
               "the corpus' shares must not exceed 1, nor its styles' together"),
              (max(c.products, c.spaced, c.tags, c.foreign, c.switched, c.steps_mixed,
                   c.checked_mixed, c.direct_slips, c.steps_slips, c.checked_slips,
@@ -228,6 +229,14 @@ def parse(argv):
     return options
 
 
+def load_writer(options):
+    """(model, all else) of the checkpoint of a command; UserError if it cannot write."""
+    model, record = moe.load(options.checkpoint, options.device, options.dtype)
+    if model.config.n_outputs:
+        raise UserError(f"{options.checkpoint} is a reward model: it scores, and cannot write")
+    return model, record
+
+
 def plan(options):
     """(the Run, the names of its stages) of a command that trains."""
     start, data = getattr(options, "start", ""), getattr(options, "data", "")
@@ -238,17 +247,23 @@ def plan(options):
     names = stages[:stages.index(last) + 1]
     if data:
         names = ["student", "distill"]
+        r1mini.read_dialogues(data, run.student.max_seq_len)  # or it is found wrong minutes later
     if start:
-        given = Path(start).stem if Path(start).stem in stages else names[-2]
+        given = Path(start).stem
+        if given not in stages:
+            raise UserError(f"--from {start}: name it after its stage, such as base.pt; the models "
+                            "before it are taken from its folder")
         if given not in names[:-1]:
             raise UserError(f"--from {start}: {options.command} has nothing to do after {given}")
         model, _ = moe.load(start, options.device, options.dtype)
-        of_student = stages.index(given) >= stages.index("student")
-        if model.config != (run.student if of_student else run.model) and not model.config.n_outputs:
+        config = run.student if stages.index(given) >= stages.index("student") else run.model
+        if model.config != config and not model.config.n_outputs:
             raise UserError(f"{start} has other model sizes than this run; give its --preset/--set")
         names = names[names.index(given) + 1:]
     names = [name for name in names if name in (options.only or names)]
+    if not names:
+        raise UserError(f"--only {' '.join(options.only)}: not a stage of this command")
     timed = options.preset == "nano" and options.command == "all" and not (
         options.set or options.only)
-    options.expected = "Expect 15 minutes and 2 GiB on two CPU cores. " if timed and not start else ""
+    options.expected = "Expect 15 minutes and 2 GiB on two CPU cores. " * (timed and not start)
     return run, names
