@@ -106,9 +106,9 @@ class Run:
     judge: Train = Train(steps=60, documents=64, lr=5e-3, muon_lr=5e-3)  # both reward models
     r1: RL = RL(steps=20, language_weight=0.5, temperature=0.7, general=0.5, lr=2e-4)
     student_base: Train = Train(steps=400)
-    distill: Train = Train(steps=150, documents=64, lr=5e-3, muon_lr=5e-3)
-    student_rl: RL = RL(steps=30)
-    distill_rl: RL = RL(steps=10)
+    distill: Train = Train(steps=250, documents=64)
+    student_rl: RL = RL(steps=80)
+    distill_rl: RL = RL(steps=12, lr=1e-4)
     data: Data = field(default_factory=Data)
     eval: Evaluation = field(default_factory=Evaluation)
 
