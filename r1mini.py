@@ -557,7 +557,7 @@ def student_rl(folder, models):
 
 
 def student_rl_no_format(folder, models):
-    """The same without the format reward."""
+    """The same without the format reward; an ablation."""
     s = dataclasses.replace(folder.run.student_rl, format_weight=0.0)
     return rl(folder, "student_rl_no_format", models["student"], s)
 
@@ -570,6 +570,7 @@ def distill_rl(folder, models):
 STAGES = {stage.__name__: stage for stage in (
     base, zero, dev1, dev2, dev3, helpful, safe, r1, student, distill, distill_logits, student_rl,
     student_rl_no_format, distill_rl)}
+ABLATIONS = {"student_rl_no_format"}  # run by --only, and in the study r1
 
 
 class Models(dict):

@@ -1657,7 +1657,7 @@ def test_the_rewards_of_a_rollout_are_the_weighted_sum():
 # r1mini.py
 
 
-STAGES = list(r1mini.STAGES)
+STAGES = [stage for stage in r1mini.STAGES if stage not in r1mini.ABLATIONS]
 COLLECTED = ("dev1", "dev3", "distill")  # stages that learn from what another model wrote
 FEW = ["--preset", "micro", "--set", "dev1.steps=6", "dev3.steps=6", "judge.steps=6",
        "student_base.steps=6", "distill.steps=6", "eval.dev_problems=2"]  # of a run of seconds

@@ -260,7 +260,7 @@ def plan(options):
         if model.config != config and not model.config.n_outputs:
             raise UserError(f"{start} has other model sizes than this run; give its --preset/--set")
         names = names[names.index(given) + 1:]
-    names = [name for name in names if name in (options.only or names)]
+    names = [name for name in names if name in (options.only or set(names) - r1mini.ABLATIONS)]
     if not names:
         raise UserError(f"--only {' '.join(options.only)}: not a stage of this command")
     timed = options.preset == "nano" and options.command == "all" and not (

@@ -33,6 +33,8 @@ RUNS = {
         (name + "-{seed}", "zero --from runs/zero-{seed}/base.pt "
          f"--set zero.objective={name} eval.longer=1") for name in OTHERS],
     "r1": [("r1-{seed}", "all"),
+           ("noformat-{seed}",
+            "distill --from runs/r1-{seed}/student.pt --only student_rl_no_format"),
            ("no_language_reward=nolang-{seed}",
             "dev2 --from runs/r1-{seed}/dev1.pt --set dev2.language_weight=0")],
     # No style mixes languages more than another: does RL by itself raise it?
