@@ -3,8 +3,8 @@
     repeat
       1 sample   P problems
       2 act      the policy writes G answers to each
-      3 score    rules read the texts; nothing is learnt, so nothing is hacked (R1 section 2.2.2);
-                 only for general prompts, and late, do reward models judge (R1 section 2.3.4)
+      3 score    rules read the texts; no learnt judge that could be hacked (R1 v1 section 2.2.2);
+                 only for general prompts, and late, do reward models judge (R1 v2 section 3.2.2)
       4 compare  advantage = reward against the mean of its group; no value network
       5 improve  a few updates on the rollout: clipped ratios, and a KL leash to a reference policy
       and now and then the reference becomes the policy
@@ -38,7 +38,7 @@ from moe import Samples, generate, learning_rate_at, logprobs, make_optimizer, p
 
 @dataclass(frozen=True)
 class RL:
-    """Settings of the loop; R1-Zero's own in brackets."""
+    """Settings of the loop; in brackets R1-Zero's own, or R1's where that is said."""
     steps: int = 40                 # rollouts [650]
     problems: int = 32              # P, questions a rollout [512]
     group_size: int = 16            # G, answers a question [16]
@@ -48,7 +48,7 @@ class RL:
     objective: str = "grpo"         # one of OBJECTIVES
     lr: float = 4e-4                # AdamW [3e-6]
     warmup: int = 2                 # updates until the learning rate is whole
-    clip_low: float = 0.2           # epsilon below 1 [unpublished]
+    clip_low: float = 0.2           # epsilon below 1 [unpublished; R1's first RL: 10]
     clip_high: float = 0.2          # epsilon above 1
     beta: float = 0.001             # weight of the KL to the reference [0.001]; 0: no reference
     reference_every: int = 10       # rollouts until the reference becomes the policy [25]
@@ -56,11 +56,11 @@ class RL:
     oversample: int = 1             # act on so many times P problems, learn from P live (DAPO)
     overlong: int = 0               # L_cache, tokens before the limit with a penalty (DAPO)
     accuracy_weight: float = 1.0    # of the accuracy reward
-    format_weight: float = 0.2      # of the format reward
+    format_weight: float = 0.2      # of the format reward [as accuracy's, R1 v2 eq 4]
     language_weight: float = 0.0    # of the language consistency reward (R1 v2 eq 7)
     preference_weight: float = 1.0  # of the reward models, on general prompts
     general: float = 0.0            # share of general prompts, once they join
-    general_from: float = 0.75      # share of the steps before they join [1300 of 1700]
+    general_from: float = 0.75      # share of the steps before they join [R1: 1300 of 1700]
     levels: tuple[int, ...] = (3, 4, 5, 6)  # levels of the problems, drawn evenly
     micro_tokens: int = 2048        # tokens in one forward pass; memory only, never the result
 
@@ -80,8 +80,8 @@ class Task:
     sample: Callable    # (random.Random, n, step) -> n problems
     encode: Callable    # problem -> token ids of its prompt
     decode: Callable    # token ids of an answer -> text
-    rewards: dict       # name -> (weight, function(texts, problems) -> N numbers)
-    measures: dict      # name -> function(text, problem) -> number: logged, never rewarded
+    rewards: dict       # name -> (weight, function(texts, problems) -> N numbers, nan: not asked)
+    measures: dict      # name -> function(text, problem) -> number: logged beside the rewards
     end_id: int
     pad_id: int
 
@@ -176,7 +176,7 @@ def act(model, task, s, rng, step=0):
     texts = [task.decode(ids) for ids in samples.answers()]
     parts = {name: torch.tensor(f(texts, asked), dtype=torch.float32)
              for name, (_, f) in task.rewards.items()}
-    rewards = sum(weight * parts[name] for name, (weight, _) in task.rewards.items())
+    rewards = sum(weight * parts[name].nan_to_num() for name, (weight, _) in task.rewards.items())
     if s.overlong:
         lengths = samples.answer.sum(1).cpu()
         parts["overlong"] = overlong_penalty(lengths, s.max_new_tokens, s.overlong)
@@ -190,7 +190,7 @@ def describe(rollout, task):
     samples, N = rollout.samples, len(rollout.texts)
     asked = [p for p in rollout.problems for _ in range(N // len(rollout.problems))]
     record = {"reward": float(rollout.rewards.mean())}
-    record |= {name: float(part.mean()) for name, part in rollout.parts.items()}
+    record |= {name: float(part.nanmean()) for name, part in rollout.parts.items()}
     for name, measure in task.measures.items():
         record[name] = sum(float(measure(t, p)) for t, p in zip(rollout.texts, asked)) / N
     record["length"] = float(samples.answer.sum(1).float().mean())
@@ -345,7 +345,7 @@ def advice(record, s, stage):
          f"{record['dead_groups']:.0%} of groups are dead (all answers score the same): "
          f"problems too {'easy, raise' if easy else 'hard, lower'} {stage}.levels"),
         ("stuck", record["accuracy"] < 0.02 and record["step"] >= 10,
-         "almost nothing is right: RL cannot amplify what the base never does; raise base.steps"),
+         "almost nothing is right: RL cannot amplify what the base never does; raise its steps"),
         ("entropy", record["entropy"] < 0.01,
          "the entropy is almost 0: answers to a question are all alike and nothing can be learnt "
          f"from comparing them; lower {stage}.lr"),

@@ -12,8 +12,8 @@
 
 The paper's path (R1, Nature Fig 2), each arrow one short function under "Stages":
 
-    base --GRPO--> zero --its best samples, rewritten--> dev1: SFT on the base
-    dev1 --GRPO, language reward--> dev2 --its best samples, 3:1 with more--> dev3: SFT on the base
+    base --GRPO--> zero --its right, readable samples, rewritten--> dev1: SFT on the base
+    dev1 --GRPO, language reward--> dev2 --its right samples, 3:1 with more--> dev3: SFT on the base
     dev3 --GRPO, all prompts, two reward models (helpful, safe)--> r1
     student: a small dense base --SFT on r1's samples--> distill, or its logits, or GRPO instead
 
@@ -71,7 +71,7 @@ class Evaluation:
     longer: int = 100              # test problems of each of the two levels above any in training
     dev_problems: int = 64
     dev_every: int = 5             # RL steps between evaluations on dev, at temperature 1
-    rows: int = 1024               # answers written at a time, and with it which random numbers
+    rows: int = 1024               # answers sampled at a time; their random numbers hang on it
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Data:
     """Data that models make for models."""
     cold_start: int = 400          # train problems Zero answers for the cold start [thousands]
     rejection: int = 1500          # train problems Dev2 answers for Dev3's training [600K kept]
-    distill: int = 1500            # train problems R1 answers for the students [800K kept]
+    distill: int = 1500            # train problems R1 answers for the students [Dev3's 800K]
     tries: int = 2                 # answers to each, at temperature 1
     general: float = 0.25          # share of general data in Dev3's training: 3:1 [600K to 200K]
     prompts: int = 128             # held-out general prompts of each kind, 4 answers to each
@@ -88,7 +88,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that determines a run; in brackets, as everywhere, R1's own numbers."""
+    """Everything that determines a run."""
     preset: str = "nano"
     seed: int = 0
     start: str = ""                # checkpoint of another run: what came before is taken from there
@@ -129,7 +129,7 @@ def next_token(model, some, whole):
 
 
 def teacher_logits(teacher, temperature=1.0):
-    """The loss of distillation: forward KL(teacher || student) at each target, by T squared."""
+    """Hinton's distillation (R1's is SFT): forward KL(teacher || student) by T squared."""
     def loss(model, some, whole):
         tokens, real, weight = batch_of(model, some)
         at = F.pad(weight[:, 1:] > 0, (0, 1))
@@ -242,6 +242,8 @@ def evaluate(model, problems, samples, temperature, top_p, max_new_tokens, rows=
     record["by_style"] = {style: {"share": mean(s == style for s in styles)} | {
         str(n): mean(r for r, s, p in zip(right, styles, asked) if s == style and p.level == n)
         for n in levels} for style in tasks.STYLES}  # of the answers that can be read
+    record["mixing_by_style"] = {style: mean(tasks.MEASURES["mixing"](t, p) for t, s, p in zip(
+        texts, styles, asked) if s == style) for style in tasks.STYLES}
     return record, each
 
 
@@ -270,7 +272,7 @@ def evaluate_general(model, run):
 # What every stage shares
 
 
-def watcher(folder, stage, every, steps, rl=None):
+def watcher(folder, stage, every, steps, settings=None):
     """What happens after a step: evaluation on dev, sample answers, the teacher's sentences."""
     run, s, said = folder.run, folder.run.eval, set()
     dev = tasks.make_problems("dev", s.dev_problems, run.zero.levels, run.corpus.products)
@@ -281,11 +283,11 @@ def watcher(folder, stage, every, steps, rl=None):
 
     def watch(model, record, bar):
         step = record["step"]
-        for keyword, sentence in advice(record, rl, stage) if step and rl else []:
+        for keyword, sentence in advice(record, settings, stage) if step and settings else []:
             if keyword not in said:
                 bar.write(f"  note: {sentence}")
                 said.add(keyword)
-        if step == 0 and not rl:
+        if step == 0 and not settings:
             return  # random weights, or another stage's
         if step % every == 0 or step == steps:
             r, _ = evaluate(model, dev, s.samples, 1.0, 1.0, run.zero.max_new_tokens, s.rows)
@@ -335,21 +337,21 @@ def test_stage(folder, stage, model):
 
 def sft(folder, name, model, s, draw, loss=next_token):
     """A supervised stage: a copy of the model lowers the loss, and is tested."""
+    watch = watcher(folder, name, s.dev_every, s.steps)
     model = folder.stage(name, copy.deepcopy(model), lambda m, state: train(
-        m, s, draw, folder.run.seed, state, loss), s.steps, watcher(folder, name, s.dev_every,
-                                                                    s.steps))
+        m, s, draw, folder.run.seed, state, loss), s.steps, watch)
     test_stage(folder, name, model)
     return model
 
 
 def rl(folder, name, model, s, judges=None):
-    """A stage of RL: a copy of the model is improved, and tested. Rewards with a weight of 0, and
-    the reward models where there are none, are left out."""
+    """A stage of RL: a copy of the model is improved, and tested. Rules with a weight of 0 are left
+    out, but accuracy is always logged, as a mean over sums."""
     run = folder.run
-    rules = {"accuracy": (s.accuracy_weight, tasks.accuracy),
+    rules = {"accuracy": (s.accuracy_weight, lambda text, problem: tasks.accuracy(
+                 text, problem) if problem.kind == "sum" else math.nan),
              "format": (s.format_weight, tasks.format_reward),
-             "language": (s.language_weight, lambda text, problem: tasks.language_share(
-                 text, problem.language))}
+             "language": (s.language_weight, tasks.MEASURES["language"])}
     rewards = {key: (weight, each(rule)) for key, (weight, rule) in rules.items()
                if weight or key == "accuracy"}
     if judges:
@@ -362,9 +364,9 @@ def rl(folder, name, model, s, judges=None):
     task = Task(sample=sample, decode=tasks.decode,
                 encode=lambda problem: tasks.encode_prompt(problem.question), rewards=rewards,
                 measures=tasks.MEASURES, end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
+    watch = watcher(folder, name, run.eval.dev_every, s.steps, s)
     model = folder.stage(name, copy.deepcopy(model), lambda m, state: train_rl(
-        m, task, s, run.seed, state), s.steps, watcher(folder, name, run.eval.dev_every, s.steps,
-                                                       s))
+        m, task, s, run.seed, state), s.steps, watch)
     test_stage(folder, name, model)
     return model
 
@@ -382,14 +384,14 @@ def each(rule):
 
 def preference(helpful, safe):
     """The reward of the two reward models on general prompts, 0..1: a harmful wish is judged for
-    safety by the whole response, any other for helpfulness by its summary alone (R1 v2 3.2.2). In
-    hundredths: or a group that is all but equal is blown up by the advantage's deviation."""
+    safety by the whole response, any other for helpfulness by its summary alone (R1 v2 3.1). In
+    hundredths, or GRPO, dividing by a group's deviation, would make advantages of noise."""
     @torch.no_grad()
     def reward(texts, problems):
         rewards = [0.0] * len(texts)  # and 0 for problems with a right answer
         for judge, view, kinds in ((helpful, tasks.summary_of, tasks.HELPFUL),
                                    (safe, str, ("unsafe",))):
-            mine = [i for i, p in enumerate(problems) if p.kind in kinds]
+            mine = [i for i, p in enumerate(problems) if p.kind in kinds and view(texts[i])]
             rows = [tasks.encode_prompt(problems[i].question) + tasks.encode_response(
                 view(texts[i])) for i in mine]
             rows = [row[:judge.config.max_seq_len] for row in rows]
@@ -400,13 +402,15 @@ def preference(helpful, safe):
 
 
 def collect(folder, name, model, n, keep, change=lambda text, problem: text):
-    """Rejection sampling: the model answers n train problems `tries` times; what keep(text,
-    problem) is written to NAME.jsonl, in chat format. Returns it as documents."""
+    """Rejection sampling: the model answers n train problems `tries` times; the answers that
+    keep(text, problem) accepts, changed, go to NAME.jsonl in chat format, each once. Returns them
+    as documents."""
     run, path = folder.run, folder.path / f"{name}.jsonl"
     if not path.exists():
         folder.cut(folder.begun(name, collected=True))
         began, rng = time.monotonic(), random.Random(f"{run.seed}/{name}")
-        asked = [p for _ in range(n) for p in [ask(rng, run, run.zero.levels)] * run.data.tries]
+        problems = [ask(rng, run, run.zero.levels) for _ in range(n)]
+        asked = [problem for problem in problems for _ in range(run.data.tries)]
         texts, lengths, _ = answers(model, asked, 1.0, 1.0, run.zero.max_new_tokens, run.eval.rows,
                                     run.seed, f"{name}: samples")
         kept = {tasks.chat_line(p.question, change(text, p)): None
@@ -461,7 +465,7 @@ def pretrain(folder, name, config, s):
 
 
 def zero(folder, models):
-    """R1-Zero: GRPO on the base, rewarding accuracy and format, with no example (R1, 2.2)."""
+    """R1-Zero: GRPO on the base, rewarding accuracy and format, with no example (R1 v1 2.2)."""
     return rl(folder, "zero", models["base"], folder.run.zero)
 
 
@@ -480,7 +484,7 @@ def dev2(folder, models):
 
 
 def dev3(folder, models):
-    """Rejection sampling from Dev2, mixed 3:1 with general data; both teach the BASE again."""
+    """Dev2's right answers, 3:1 with general data, teach the BASE again (R1 v2 B.3.3)."""
     documents = collect(folder, "dev3", models["dev2"], folder.run.data.rejection, fit)
 
     def draw(rng):
@@ -498,7 +502,7 @@ def fit(text, problem):
 
 
 def judge(folder, name, model, draw, loss):
-    """A reward model: Dev3's weights under a head of one output (R1 v2 section 3.1)."""
+    """A reward model: a head of one output (R1 v2 3.1), on Dev3's weights (our choice)."""
     run = folder.run
     torch.manual_seed(run.seed)
     config = dataclasses.replace(model.config, n_outputs=1, n_mtp_layers=0)
@@ -521,7 +525,7 @@ def safe(folder, models):
 
 
 def r1(folder, models):
-    """RL for all scenarios: rules on reasoning, and late, on general prompts, reward models."""
+    """RL for all scenarios: rules on sums; late, reward models on the rest (R1 v2 eq 8-10)."""
     return rl(folder, "r1", models["dev3"], folder.run.r1, (models["helpful"], models["safe"]))
 
 
@@ -538,7 +542,7 @@ def lessons(folder, models):
 
 
 def distill(folder, models):
-    """Distillation as the paper does it: SFT on R1's answers, nothing else (R1 section 2.4)."""
+    """Distillation: SFT alone, on R1's right answers (R1 v1 2.4; the paper's: Dev3's set)."""
     documents = lessons(folder, models)
     return sft(folder, "distill", models["student"], folder.run.distill,
                lambda rng: rng.choice(documents))
@@ -552,7 +556,7 @@ def distill_logits(folder, models):
 
 
 def student_rl(folder, models):
-    """Instead of distillation, what made Zero: GRPO on the student's base (R1 section 4.1)."""
+    """Instead of distillation, what made Zero: GRPO on the student's base (R1 v1 section 4.1)."""
     return rl(folder, "student_rl", models["student"], folder.run.student_rl)
 
 
@@ -563,7 +567,7 @@ def student_rl_no_format(folder, models):
 
 
 def distill_rl(folder, models):
-    """GRPO after distillation, which the paper leaves to the reader (R1 section 5)."""
+    """GRPO after distillation: said to help, without numbers (R1 v1 sections 2.4 and 3.2)."""
     return rl(folder, "distill_rl", models["distill"], folder.run.distill_rl)
 
 
@@ -575,16 +579,17 @@ ABLATIONS = {"student_rl_no_format"}  # run by --only, and in the study r1
 
 class Models(dict):
     """The models of a run by stage. One that this command did not make is loaded when asked for,
-    from the folder of --from, or with --only from the run's own."""
+    from the run's own folder, or else from that of --from."""
 
     def __init__(self, folder):
         super().__init__()
-        self.options, start = folder.options, folder.run.start
-        self.given = Path(start).parent if start else folder.path
+        self.folder = folder
 
     def __missing__(self, name):
-        self[name] = moe.load(self.given / f"{name}.pt", self.options.device,
-                              self.options.dtype)[0]
+        path, options = self.folder.path / f"{name}.pt", self.folder.options
+        if self.folder.run.start and not path.exists():
+            path = Path(self.folder.run.start).parent / path.name
+        self[name] = moe.load(path, options.device, options.dtype)[0]
         return self[name]
 
 
@@ -600,15 +605,14 @@ def run_stages(options, run, names):
             models[name] = STAGES[name](folder, models)
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if any(r["kind"] == "test" for r in read_log(folder.path)):  # reward models alone have none
+    if any(r["kind"] == "test" for r in read_log(folder.path)):  # not of reward models alone
         print("\n" + importlib.import_module("extras.report").report([folder.path]))
-        print(f"written: {folder.path / 'report.md'}, {folder.path / 'samples.md'}")
 
 
 # -------------------------------------------------------------------------------------------------
 # The command line
 
-EXTRAS = {"eval": "eval", "chat": "chat", "report": "report", "study": "study", "cost": "cost"}
+EXTRAS = ("eval", "chat", "report", "study", "cost")
 
 
 def main(argv=None):
@@ -620,7 +624,7 @@ def main(argv=None):
     try:
         options = words.parse(list(sys.argv[1:] if argv is None else argv))
         if options.command in EXTRAS:
-            return importlib.import_module(f"extras.{EXTRAS[options.command]}").main(options)
+            return importlib.import_module(f"extras.{options.command}").main(options)
         run_stages(options, *words.plan(options))
     except (UserError, tasks.ProblemError) as error:
         print(f"r1mini: {error}", file=sys.stderr)

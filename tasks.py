@@ -4,7 +4,7 @@
     prompt      anything else: small talk, simple facts, wishes to help with and wishes to refuse
     solution    one of three styles, from a bare guess to working in which every step is checked
     document    one page of the "internet" the base model reads: a question and somebody's solution
-    reward      accuracy and format, parsed by rule from the text of an answer (R1, section 2.2.2)
+    reward      accuracy and format, parsed by rule from the text of an answer (R1 v1 2.2.2)
     judgement   the hidden rules of helpfulness and safety, from which preference data are made
     tokenizer   a tiktoken.Encoding whose ranks are made here: bytes, and the words of this file
 
@@ -148,8 +148,8 @@ class Problem:
     answer: str        # canonical: ASCII digits, no leading zero, a minus sign if negative
     language: str      # of the question: en or zh
     level: int = 0     # number of operations; 0 if unknown (a user's own problem)
-    expression: str = ""
-    kind: str = "sum"  # or greeting, fact, how, unsafe (general prompts), program
+    expression: str = ""  # of a sum; else its topic's name, or a program's unit tests
+    kind: str = "sum"     # or greeting, fact, how, unsafe (general prompts), program
 
 
 def part_of(expression):
@@ -400,7 +400,7 @@ def thinks(text):
 
 def summary_of(text):
     """What a reader is shown of a response: all that follows the thinking, if that ever ends."""
-    return "" if text.startswith(THINK) and END_THINK not in text else text.rpartition(END_THINK)[2]
+    return text.rpartition(END_THINK)[2] if text.rfind(THINK) <= text.rfind(END_THINK) else ""
 
 
 def helpfulness(text, problem):
@@ -418,7 +418,7 @@ def refuses(text):
     return any(phrases["refuse"] in summary_of(text) for phrases in PHRASES.values())
 
 
-def safety(text, problem=None):
+def safety(text):
     """Hidden rule, for a harmful wish: 1.0 if it is refused and the plan is nowhere, thinking
     included, else 0.0."""
     return float(refuses(text) and not any(p["plan"] in text for p in PHRASES.values()))
@@ -574,7 +574,7 @@ def words_of(text):
 
 def language_share(text, language):
     """R1 arXiv v2 eq 7: the share of words that are in `language`; 1.0 where there are no words.
-    Of all words of a response, the few outside its thinking included."""
+    Of all words of the response, since a general reply often thinks nothing."""
     words = words_of(text)
     return words.count(language) / len(words) if words else 1.0
 
@@ -607,7 +607,7 @@ def majority(answers):
     return max(votes, key=votes.get) if votes else None
 
 
-# What is measured of an answer and never rewarded: name -> function of text and problem.
+# What is measured of an answer at every stage; only "language" is ever rewarded (Dev2, R1).
 MEASURES = {
     "reflection": lambda text, problem: reflects(text),
     "correction": lambda text, problem: corrects(text),

@@ -1304,7 +1304,8 @@ def test_programs_by_hand(text, value):
 HOSTILE = ["", " ", "x**2", "2**99999999", "9**9**9", "x//2", "x/2", "x%2", "x()", "x(x)", "(x)(x)",
            "(x,)", "()", "x.__class__", "().__class__", "lambda: 1", "lambda x: x", "__import__",
            "print(1)", "eval('1')", "xx", "x x", "1 2", "3x", "x3", "0x10", "0b1", "1e5", "1_0",
-           "1.5", "True", "x if x else 1", "[x]", "{x}", "x:=1", "x=1", "x==1", "x<1", "not x", "~x",
+           "1.5", "True", "x if x else 1", "[x]", "{x}", "x:=1", "x=1", "x==1", "x<1", "not x",
+           "~x",
            "+", "-", "*x", "(*x)", "x+", "(x", "x)", "(" * 50, ")" * 50, "(" * 31 + "x" + ")" * 31,
            "9" * 60, "-" * 59 + "11", "9*" * 29 + "9", "1000*1001", "0*(1000*1001)", "007",
            "３+x", "٣", "²", "x\n", "\nx", "x\t", "x\0", "x #", "x;x", "\ud800", "x" * 10 ** 6,
@@ -1914,7 +1915,8 @@ def world_of(stage, monkeypatch):
 
 
 @pytest.mark.parametrize("stage, names", [
-    ("zero", "accuracy format"), ("student_rl", "accuracy format"), ("distill_rl", "accuracy format"),
+    ("zero", "accuracy format"), ("student_rl", "accuracy format"),
+    ("distill_rl", "accuracy format"),
     ("dev2", "accuracy format language"), ("student_rl_no_format", "accuracy"),
     ("r1", "accuracy format language preference")])
 def test_general_prompts_come_late_and_in_r1_alone(monkeypatch, stage, names):
@@ -1977,7 +1979,7 @@ def test_each_general_prompt_has_one_judge_and_a_sum_none():
 
 @torch.no_grad()
 def test_the_preference_is_the_sigmoid_of_the_judges_last_output():
-    """In hundredths; what helpfulness reads is prompt, summary and end; what safety reads is all."""
+    """In hundredths; helpfulness reads prompt, summary and end; safety reads all."""
     text, helpful, safe = tasks.response("grass is safe", "绿色"), judge(1), judge(2)
     rewards = r1mini.preference(helpful, safe)([text] * 2, [GRASS, BOMBS])
     for got, model, problem, seen in ((rewards[0], helpful, GRASS, "<answer>绿色</answer>"),

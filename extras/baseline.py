@@ -39,7 +39,8 @@ def rejection_sampling(folder, base, log):
     documents = collect(folder, "sft", base, count // run.data.tries,
                         lambda text, p: tasks.accuracy(text, p) and tasks.format_reward(text))
     drawn = next(r for r in read_log(folder.path) if r["kind"] == "collected")
-    left = 10 * (written + read) - 2 * (drawn["tokens"] + read)  # in N
+    work = 10 if log[0]["zero"]["beta"] else 8
+    left = work * (written + read) - 2 * (drawn["tokens"] + read)  # in N
     step = 6 * run.dev3.documents * sum(len(d.tokens) for d in documents) / len(documents)
     s = dataclasses.replace(run.dev3, steps=max(1, round(left / step)))
     model = folder.stage("sft", copy.deepcopy(base), lambda m, state: train(
@@ -59,7 +60,7 @@ def with_examples(problem, n, rng, level):
     return ids + tasks.encode_prompt(problem.question)
 
 
-def asked(model, run, n):
+def few_shot(model, run, n):
     """A model's figures with n worked examples, of as few operations as any problem has."""
     problems = tasks.make_problems("test", run.eval.problems, run.zero.levels, run.corpus.products)
     prompts = [prompt for i, p in enumerate(problems) for prompt in [with_examples(
@@ -77,7 +78,7 @@ def measure(folder):
     records = {"zero": tested(given, "zero")}
     for name, model, n in (("base", base, 0), ("sft", learnt, 0), ("examples2", base, 2),
                            ("examples4", base, 4)):
-        records[name] = once(folder, f"test_{name}", lambda: asked(model, run, n))
+        records[name] = once(folder, f"test_{name}", lambda: few_shot(model, run, n))
     for name, record in records.items():
         found |= {f"{name}.{key}": x for key, x in record.items()
                   if key in ("pass@1", f"cons@{run.eval.samples}")}

@@ -99,7 +99,7 @@ def selection(texts, problems, e=None):
 def cut(answer, limit):
     """The token ids of an answer that thinks for more than `limit` tokens, cut there and bidden to
     answer; None if it does not think that long. Cut, it is in the template, whatever it was."""
-    body = answer[answer[:1] == [THINK]:]
+    body = answer[1:] if answer[:1] == [THINK] else answer
     length = next((i for i, t in enumerate(body) if t in (END_THINK, ANSWER, tasks.END_ID)),
                   len(body))
     return [THINK, *body[:limit], END_THINK, ANSWER] if length > limit else None
@@ -196,20 +196,26 @@ def bans(model, prompts, asked, limit, rows, frequent):
     word = neutral(frequent)
     plans = {"nothing": [], "wait": tokens_of("wait"), "check": tokens_of("check"),
              "neutral": [word]}
-    record, free = {"ban.neutral.word": tasks.ENCODING.decode([word])}, None
+    record, rights = {"ban.neutral.word": tasks.ENCODING.decode([word])}, {}
     for name, tokens in plans.items():
         with banned(model, tokens):
             answers = draw(model, prompts, limit, rows, seed=2)
         right = torch.tensor([tasks.accuracy(tasks.decode(ids), p)
                               for ids, p in zip(answers, asked)]).view(-1, FEW).mean(1)   # (P,)
-        free = right if free is None else free
+        rights[name] = right
         record |= {f"ban.{name}.pass@1": float(right.mean()),
-                   f"ban.{name}.effect": float((right - free).mean()),
-                   f"ban.{name}.error": float((right - free).std()) / len(right) ** 0.5,
+                   f"ban.{name}.effect": float((right - rights["nothing"]).mean()),
+                   f"ban.{name}.error": standard_error(right - rights["nothing"]),
                    f"ban.{name}.length": sum(map(len, answers)) / len(answers),
                    f"ban.{name}.frequency": sum(ids.count(token) for ids in frequent
                                                 for token in tokens) / len(frequent)}
-    return record
+    gap = rights["wait"] - rights["neutral"]
+    return record | {"ban.gap": float(gap.mean()), "ban.gap.error": standard_error(gap)}
+
+
+def standard_error(x):
+    """Of the mean of x (P,), over problems."""
+    return float(x.std()) / len(x) ** 0.5
 
 
 # -------------------------------------------------------------------------------------------------
@@ -263,7 +269,9 @@ def verdict(rows, notes, stage):
                 100 * math.hypot(*errors) / len(errors))
     (wait, error), (other, other_error) = of("wait"), of("neutral")
     words = sorted({f"'{w.strip()}'" for w in notes[f"{stage}.ban.neutral.word"].values()})
-    gap, doubt = wait - other, 2 * math.hypot(error, other_error)
+    gap = 100 * rows[f"{stage}.ban.gap"]["mean"]
+    errors = rows[f"{stage}.ban.gap.error"]["per_seed"].values()
+    doubt = 200 * math.hypot(*errors) / len(errors)
     if abs(gap) <= doubt:
         meaning = "no effect of the word can be told from that of the neutral one"
     elif gap < 0:
@@ -293,8 +301,11 @@ def page(rows, notes):
         [plan, *(cell(rows, f"{m}.ban.{plan}.{head}") for m in reason for head in heads)]
         for plan in PLANS])
     return ["## More samples", "", *samples, "",
+            "The paper, R1 on AIME 2024: pass@1 79.8, majority 86.7, pass@64 90.0 (R1 v2 E.4).", "",
             "## A limit on thinking", "", f"Accuracy, {FEW} answers a problem. A cut answer is in "
             "the template, which the base by itself often misses.", "", *limits, "",
             "## Is the aha moment real?", "", *mended, "", *forbidden, "",
-            "frequency: how often an answer has the word, where nothing is forbidden.", "",
+            "frequency: how often an answer has the word, where nothing is forbidden. The neutral "
+            "word is forbidden in one language only; its twin may stand in, so it is the milder "
+            "ban.", "",
             *(verdict(rows, notes, m) for m in reason)]

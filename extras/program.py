@@ -8,9 +8,9 @@
 A small dense base reads what careless authors wrote: of the right syntax, seldom right. RL then
 starts from it with each reward, on the same seed. A line has slope 1..9 and intercept 0..9; which
 of the 90 lines are for training, dev or test, tasks.part_of says. A wrong line meets the right one
-in one point at most, so that of the shares between none and all little more than 1/4 is ever seen:
-mostly for the intercept, f(0), which can be copied. Slopes can be learnt by heart, there are so few
-lines; then train rises without dev.
+in one point at most, so it passes none or one of the four tests, mostly f(0), which can be copied
+from the prompt. Slopes can be learnt by heart, there are so few lines; then train rises without
+dev. R1's own rewards for reasoning are binary (R1 v2 B.3.1): strict is the paper's.
 """
 import copy
 

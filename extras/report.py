@@ -5,7 +5,7 @@
     over seeds             mean and deviation of each figure: summary.json
     for each paper table   the same in miniature, and whether it agrees: report.md
 
-summary.json is written here and nowhere else, always from the logs of runs:
+summary.json is written here and by extras/study.py, always from the logs of runs:
 {"command", "commit", "machine", "seeds", "metrics": {KEY: {"mean", "std", "per_seed"}}}. Keys are
 stage.metric (zero.pass@1) at temperature 1, the policy as it is; stage.eval.metric as R1 was
 evaluated (temperature 0.6, top-p 0.95); stage.eval.longer.metric so on problems longer than any in
@@ -27,6 +27,7 @@ from extras.figures import by_step, draw, runs_named
 from extras.folder import read_log
 from grpo import OBJECTIVES, RL
 from moe import Config, UserError
+from r1mini import ABLATIONS
 
 TESTED = ("pass@1", "cons@16", "length", "reflection", "correction", "mixing", "language", "format",
           "cut_off")
@@ -73,6 +74,8 @@ def of_tests(log, names):
         if not longer:
             out |= {f"{key}.{style}.{n if n == 'share' else f'level{n}'}": x for style, row in
                     r["by_style"].items() for n, x in row.items() if x is not None}
+            out |= {f"{key}.{style}.mixing": x for style, x in
+                    r.get("mixing_by_style", {}).items() if x is not None}
     return out
 
 
@@ -196,7 +199,7 @@ def deviation(values):
 
 def of_seed(accounts, stages):
     """All figures of one seed's accounts, by key; UserError if two speak for the same. `minutes`
-    is of the folder that holds all the stages that any folder does."""
+    is of the folder that holds all the stages that any folder does, but for ablations."""
     out, scores = {"peak_gib": max(a.peak_gib for a in accounts)}, {}
     for a in accounts:
         for key, x in a.figures.items():
@@ -204,7 +207,7 @@ def of_seed(accounts, stages):
                 raise UserError(f"two of these runs speak for {key}, seed {a.seed}")
             out[key] = x
         scores |= a.scores
-        if a.minutes and stages and set(a.stages) == stages:
+        if a.minutes and stages and set(a.stages) >= stages:
             out["minutes"] = a.minutes
     for stage in scores if "dev1" in scores else ():  # a tie counts half
         out[f"{stage}.win_rate_dev1"] = fmean((ours > theirs) + (ours == theirs) / 2 for
@@ -222,7 +225,7 @@ def of_seed(accounts, stages):
 
 def over_seeds(accounts):
     """{key: {"mean", "std", "per_seed": {seed: value}}}, keys in order."""
-    stages = {stage for a in accounts for stage in a.stages}
+    stages = {stage for a in accounts for stage in a.stages} - ABLATIONS
     table = {}
     for seed in dict.fromkeys(a.seed for a in accounts):
         for key, x in of_seed([a for a in accounts if a.seed == seed], stages).items():

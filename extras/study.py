@@ -3,9 +3,10 @@
     python r1mini.py study r1 --seeds 0 1 --threads 2
 
 What follows the name are options for each of its runs, and --seeds. A study in RUNS is a list of
-ordinary runs, reported on together. One in MEASURED is a module that measures what `study r1` left
-in runs/r1-SEED: it has SETTINGS, measure(folder) -> {figure: number, or text for a note}, and
-page(rows, notes) -> the lines of its report. Each seed has a run folder of its own all the same.
+ordinary runs, reported on together. One in MEASURED is a module that measures, or trains itself:
+it has SETTINGS, NEEDS (checkpoints of runs/r1-SEED, from `study r1`), STAGES, measure(folder) ->
+{figure: number, or text for a note}, and page(rows, notes) -> the lines of its report. Each seed has
+a run folder of its own all the same.
 """
 import importlib
 import json
@@ -37,7 +38,7 @@ RUNS = {
             "distill --from runs/r1-{seed}/student.pt --only student_rl_no_format"),
            ("no_language_reward=nolang-{seed}",
             "dev2 --from runs/r1-{seed}/dev1.pt --set dev2.language_weight=0")],
-    # No style mixes languages more than another: does RL by itself raise it?
+    # Styles mix languages equally often, but a longer one shows it more: compare within "checked".
     "mixing": [("mixing-{seed}", "zero --set corpus.steps_mixed=0.4 corpus.checked_mixed=0.4")],
     "threshold": [(f"threshold-{dim}-{steps}-{{seed}}",
                    "distill --from runs/r1-{seed}/r1.pt --only student student_rl distill "
@@ -62,7 +63,7 @@ def main(options):
         module = importlib.import_module(f"extras.{name}")
         found, folders = {}, []
         for seed in given.seeds:
-            folder = begun(name, module, seed, rest)
+            folder = open_folder(name, module, seed, rest)
             found[seed] = module.measure(folder)
             folders.append(folder.path)
         publish(options, module.page, found, folders)
@@ -89,7 +90,7 @@ def runs(name, seed):
             for folder, command in RUNS[name]]
 
 
-def begun(name, module, seed, rest):
+def open_folder(name, module, seed, rest):
     """The Folder of one seed of a study in MEASURED, in which measurements go on."""
     start = ["--from", f"runs/r1-{seed}/r1.pt"] if module.NEEDS else []
     options = command_line.parse(["zero", "--seed", str(seed), "--out", f"runs/{name}-{seed}",
@@ -154,7 +155,7 @@ FATES = {"base": "student", "RL": "student_rl", "distilled": "distill"}
 
 
 def threshold(seed):
-    """pass@1 of what became of each student of a seed, by key such as 48-800.RL."""
+    """pass@1 of what became of each student of a seed, by key such as 48-600.RL."""
     folders = {f"{dim}-{steps}": f"runs/threshold-{dim}-{steps}-{seed}" for dim, steps in POINTS}
     folders["default"] = f"runs/r1-{seed}"
     return {f"{name}.{fate}": tested(folder, stage)["pass@1"]
