@@ -966,7 +966,8 @@ def slow_accuracy(text, answer):
     before = text.removesuffix(block)
     if before.startswith("<think>"):
         before, closed, summary = before[len("<think>"):].partition("</think>")
-        if not closed or len(summary) > 40 or set(summary) & set("<>0123456789\n"):
+        if not closed or len(summary) > 40 or set(summary) & set("<>\n") or any(
+                map(str.isdecimal, summary)):  # a digit of any script
             return False
     return text.endswith(block) and not any(tag in before for tag in (*TAGS, "<|"))
 
@@ -1872,7 +1873,7 @@ def test_each_stage_starts_from_the_papers_checkpoint(graph):
     begun, asked, finished = graph
     parents = {"zero": "base", "dev1": "base", "dev2": "dev1", "dev3": "base", "r1": "dev3",
                "distill": "student", "distill_logits": "student", "student_rl": "student",
-               "student_rl_no_format": "student", "distill_rl": "distill"}
+               "distill_rl": "distill"}
     for stage, parent in parents.items():
         same = [s for s in STAGES if equal(begun[stage], finished[s])]
         assert same == [parent], stage
@@ -1944,7 +1945,9 @@ def test_rules_reward_each_text_by_its_own_problem(monkeypatch):
     texts = ["<think>1+2=3 then</think><answer>3</answer>", "<think>1 then检查3</think>4",
              "<think></think><answer>green</answer>", "<answer>你好</answer>"]
     got = {name: list(rule(texts, asked)) for name, (_, rule) in task.rewards.items()}
-    assert got == {"accuracy": [1, 0, 0, 0], "format": [1, 0, 1, 0], "language": [1, 0.5, 1, 1]}
+    assert all(map(math.isnan, got["accuracy"][2:]))  # there is no right number
+    got["accuracy"] = got["accuracy"][:2]
+    assert got == {"accuracy": [1, 0], "format": [1, 0, 1, 0], "language": [1, 0.5, 1, 1]}
 
 
 # who sees what
@@ -2286,14 +2289,15 @@ BAD = {  # words of a command -> what the one line must name
     "zero --set student.dim=20": "multiples of 8",
     "base --data {tmp}/file": "--data",
     "r1 --from {tmp}/none.pt": "none.pt",
-    "r1 --from {tmp}/half.pt": "damaged",
+    "r1 --from {tmp}/dev3.pt": "damaged",
+    "r1 --from {tmp}/half.pt": "name it after its stage",
     "r1 --from {tmp}/own.pt": "own.pt",
     "dev1 --from {micro}/dev3.pt": "nothing to do",
     "zero --from {micro}/zero.pt": "nothing to do",
     "dev3 --from {micro}/helpful.pt": "nothing to do",
     "r1 --from {micro}/dev3.pt --set model.dim=40": "model sizes",
     "distill --from {micro}/student.pt --set student.dim=24": "model sizes",
-    "distill --from {micro}/r1.pt --data {tmp}/file": "nothing to do",
+    "distill --from {micro}/r1.pt --data {tmp}/file": "line 1",
     "eval {micro}/helpful.pt": "helpful.pt",
     "chat {micro}/safe.pt --ask hello": "safe.pt",
     "report {tmp}": "no run",
@@ -2307,7 +2311,8 @@ BAD = {  # words of a command -> what the one line must name
 def test_bad_input_is_one_clear_line(micro, tmp_path, capsys, line):
     """Exit code 2, one line that names the trouble, and nothing written."""
     (tmp_path / "file").write_text("not what is wanted\n")
-    (tmp_path / "half.pt").write_bytes((micro / "zero.pt").read_bytes()[:20_000])
+    for name in ("half.pt", "dev3.pt"):
+        (tmp_path / name).write_bytes((micro / "zero.pt").read_bytes()[:20_000])
     shutil.copy(micro / "dev3.pt", tmp_path / "own.pt")
     (tmp_path / "long.jsonl").write_text(lines_of({"question": "1+" * 600, "answer": 1}))
     before = sorted(tmp_path.rglob("*"))

@@ -65,13 +65,36 @@ def bars(plot, rows, names, metric):
     return len(found) > 1
 
 
-def draw(folder, curves, rows):
-    """Writes FOLDER/figures/*.png of what there is. Returns Markdown that shows them, or says why
-    there are none."""
+def scatter(plot, x_label, series):
+    """Points {label: [(x, y)]} beside the line on which nothing changes; returns whether any."""
+    for (label, points), (colour, _), marker in zip(series.items(), STYLES, "ox"):
+        plot.scatter(*zip(*points), color=colour, marker=marker, label=label)
+    plot.plot((0.01, 0.3), (0.01, 0.3), ":", color="0.6", lw=1)
+    plot.set(xlabel=x_label, xscale="log", ylim=(0, 1))
+    plot.legend(frameon=False)
+    return bool(series)
+
+
+def sheet(folder, name, label, kind, *what):
+    """Draws kind(plot, *what), whose axis says label, into FOLDER/figures/NAME.png where matplotlib
+    is installed and there is something to draw. Returns the Markdown that shows it, in a list."""
     try:
-        figure = importlib.import_module("matplotlib.figure")
+        page = importlib.import_module("matplotlib.figure").Figure((6.4, 3.6), layout="constrained")
     except ImportError:
-        return ["Not drawn: `pip install matplotlib`, then the command above again."]
+        return []
+    plot = page.subplots()
+    plot.set_ylabel(label)
+    plot.spines[["top", "right"]].set_visible(False)
+    if not kind(plot, *what):
+        return []
+    target = Path(folder) / "figures"
+    target.mkdir(parents=True, exist_ok=True)
+    page.savefig(target / f"{name}.png", dpi=120)
+    return [f"![{label}](figures/{name}.png)"]
+
+
+def draw(folder, curves, rows):
+    """The sheets of a report, in Markdown; or the reason why there are none."""
     own, without = (runs_named(curves, name) for name in (RL.objective, "no_language_reward"))
     plans = (  # file, what its axis says, how it is drawn
         ("accuracy", "right answers on dev", lines, "zero", (own, "pass@1", "pass@1"),
@@ -82,14 +105,5 @@ def draw(folder, curves, rows):
          (without, "language", "without")),
         ("mixing", "answers that mix languages", bars, rows, STAGES, "mixing"),
         ("distillation", "pass@1 of the student", bars, rows, STUDENTS, "pass@1"))
-    target, shown = Path(folder) / "figures", []
-    for name, label, kind, *what in plans:
-        page = figure.Figure(figsize=(6.4, 3.6), layout="constrained")
-        plot = page.subplots()
-        plot.set_ylabel(label)
-        plot.spines[["top", "right"]].set_visible(False)
-        if kind(plot, *what):
-            target.mkdir(parents=True, exist_ok=True)
-            page.savefig(target / f"{name}.png", dpi=120)
-            shown.append(f"![{label}](figures/{name}.png)")
-    return shown
+    shown = [line for plan in plans for line in sheet(folder, *plan)]
+    return shown or ["Not drawn: `pip install matplotlib`, then the command above again."]

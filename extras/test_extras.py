@@ -1,7 +1,10 @@
 """The tests of what is in extras/: settings, eval, chat, report, cost."""
+import itertools
 import json
+import math
 import os
 import pathlib
+import random
 import re
 import subprocess
 import sys
@@ -12,7 +15,7 @@ import torch
 import moe
 import r1mini
 import tasks
-from extras import options as words
+from extras import compute, options as words, program
 from grpo import RL
 
 HERE = pathlib.Path(r1mini.__file__).parent
@@ -79,13 +82,18 @@ def test_presets_make_sense(preset):
 
 @pytest.mark.parametrize("argv, names", [
     ([], "base zero dev1 dev2 dev3 helpful safe r1 student distill distill_logits student_rl "
-         "student_rl_no_format distill_rl"),
+         "distill_rl"),
     (["base"], "base"), (["zero"], "base zero"), (["dev3"], "base zero dev1 dev2 dev3"),
     (["r1"], "base zero dev1 dev2 dev3 helpful safe r1"),
-    (["distill", "--data", "x.jsonl"], "student distill")])
-def test_a_command_names_its_stages(argv, names):
-    """Up to the stage asked for, in the paper's order; with dialogues of one's own, a student's."""
-    assert words.plan(words.parse(list(argv)))[1] == names.split()
+    (["distill", "--data", "{}"], "student distill"),
+    (["distill", "--only", "student_rl_no_format"], "student_rl_no_format")])
+def test_a_command_names_its_stages(argv, names, tmp_path):
+    """Up to the stage asked for, in the paper's order; with dialogues of one's own, a student's;
+    ablations only if named."""
+    file = tmp_path / "mine.jsonl"
+    file.write_text(tasks.chat_line("Compute 1+2", "<answer>3</answer>"), "utf-8")
+    argv = [word.format(file) for word in argv]
+    assert words.plan(words.parse(argv))[1] == names.split()
 
 
 def test_a_narrow_console_prints_on(micro):
@@ -142,3 +150,75 @@ def test_the_readme_quotes_what_runs_printed():
     assert len(quoted) > 8 and [line for line in quoted if line not in reports] == []
     for name, lines in re.findall(r"^\| `(\w+\.py)` \| (\d+) \|", readme, re.MULTILINE):
         assert len((HERE / name).read_text("utf-8").splitlines()) == int(lines), name
+
+
+def test_central_is_smoothies_choice():
+    """The most central answer has the smallest delta, averaged over all pairs of the others."""
+    for k in (3, 5, 8):
+        e = torch.randn(k, 6, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+        d = torch.cdist(e, e) ** 2
+        delta = [sum((d[i, a] + d[i, b] - d[a, b]) / 2 for a, b in itertools.combinations(
+            [j for j in range(k) if j != i], 2)) / math.comb(k - 1, 2) for i in range(k)]
+        assert int(compute.central(e)) == min(range(k), key=lambda i: delta[i])
+
+
+def test_votes_are_means_over_blocks():
+    """Right, wrong, wrong, right: no majority of two wins, the tie of four goes to the first."""
+    p = tasks.Problem("Compute 1+2", "3", "en", 1, "1+2")
+    right, wrong = (tasks.response("", n) for n in (3, 4))
+    r = compute.selection([right, wrong, wrong, right, right, right, wrong, wrong], [p])
+    assert round(r["pass@1"], 9) == r["cons@1"] == 0.5 and r["cons@4"] == 1.0 and r["pass@8"] == 1.0
+
+
+def test_cut_keeps_short_thinking_and_cuts_long():
+    """A hand-worked answer, in the template and out of it."""
+    ids = tasks.encode_response("<think>1+2=3</think><answer>3</answer>")
+    assert compute.cut(ids, 5) is None
+    assert tasks.decode(compute.cut(ids, 2)) == "<think>1+</think><answer>"
+    assert tasks.decode(compute.cut(tasks.encode_response("1+2=3"), 0)) == "<think></think><answer>"
+    assert compute.cut(tasks.encode_response("<think></think><answer>3</answer>"), 0) is None
+
+
+def test_steps_tell_caught_and_mended():
+    """A hand-worked answer; and in the corpus' checked workings every slip is mended."""
+    text = ("<think>25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok 18+9=26然后26+6=32</think>"
+            "<answer>32</answer>")
+    assert [(s["wrong"], s["caught"], s["mended"]) for s in compute.steps(text)] == [
+        (True, True, True), (True, False, False), (False, False, False)]
+    rng = random.Random(0)
+    for _ in range(200):
+        p = tasks.make_problem(rng, 5, products=0.3)
+        found = compute.steps(tasks.response(*tasks.work(p, "checked", rng, 0.3, 0.4)))
+        assert found and all(s["mended"] == s["caught"] == s["wrong"] for s in found)
+
+
+def test_a_ban_holds_only_while_it_lasts():
+    """Inside the context the tokens have no chance; after it all is as before."""
+    model = moe.Transformer(moe.PRESETS["micro"]).eval()
+    tokens = torch.tensor([[1, 2, 3]])
+    free = model(tokens).logits
+    with compute.banned(model, [5, 7]):
+        held = model(tokens).logits
+    assert (held[..., [5, 7]] == -math.inf).all() and torch.equal(model(tokens).logits, free)
+
+
+def test_embeddings_are_means_over_the_thinking():
+    """Against one unpadded forward pass an answer."""
+    model = moe.Transformer(moe.PRESETS["micro"]).eval()
+    prompts = [tasks.encode_prompt("Compute 1+2"), tasks.encode_prompt("Compute 15-12+9")]
+    ids = [tasks.encode_response(text)
+           for text in ("<think>1+2=3</think><answer>3</answer>", "4")]
+    e = compute.embeddings(model, prompts, ids, 8)
+    for row, p, a in zip(e, prompts, (ids[0][:7], ids[1])):
+        h = model(torch.tensor([p + a])).hidden[0, len(p):].mean(0)
+        torch.testing.assert_close(row, h)
+
+
+def test_programs():
+    """Ninety lines in three parts; hand-worked shares of tests passed."""
+    parts = [{p.answer for p in ps} for ps in program.PROGRAMS.values()]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 90
+    p = program.make_program(2, 3)
+    assert p.question == "f(0)=3 f(1)=5 f(2)=7 f(3)=9"
+    for answer, share in (("2*x+3", 1), ("3+x*2", 1), ("x+3", 0.25), ("", 0), ("9", 0.25)):
+        assert tasks.tests_passed(tasks.response("", answer), p) == share
