@@ -104,7 +104,7 @@ class Run:
     dev2: RL = RL(steps=14, language_weight=0.5)
     dev3: Train = Train(steps=150, documents=64, lr=5e-3, muon_lr=5e-3)
     judge: Train = Train(steps=60, documents=64, lr=5e-3, muon_lr=5e-3)  # both reward models
-    r1: RL = RL(steps=20, language_weight=0.5, temperature=0.7, general=0.5, lr=2e-4)
+    r1: RL = RL(steps=20, language_weight=0.5, temperature=0.7, general=0.5, lr=1e-4)
     student_base: Train = Train(steps=400)
     distill: Train = Train(steps=250, documents=64)
     student_rl: RL = RL(steps=80)
