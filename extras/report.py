@@ -161,6 +161,8 @@ def account(word):
     tested = list(dict.fromkeys(r["stage"] for r in log if r["kind"] == "test"))
     if not tested:
         raise UserError(f"{path}: this run is not finished, there is no test in its log")
+    if "student" not in log[0]:
+        raise UserError(f"{path}: a run of an older version; make it again")
     machine, peak, minutes = of_times(path)
     config, last = log[0] | machine, tested[-1]
     names = {last: name} if name else {stage: STUDENTS.get(stage, stage) for stage in tested}
