@@ -5,8 +5,8 @@
 What follows the name are options for each of its runs, and --seeds. A study in RUNS is a list of
 ordinary runs, reported on together. One in MEASURED is a module that measures, or trains itself:
 it has SETTINGS, NEEDS (checkpoints of runs/r1-SEED, from `study r1`), STAGES, measure(folder) ->
-{figure: number, or text for a note}, and page(rows, notes) -> the lines of its report. Each seed has
-a run folder of its own all the same.
+{figure: number, or text for a note}, and page(rows, notes) -> the lines of its report. Each seed
+has a run folder of its own all the same.
 """
 import importlib
 import json
@@ -39,7 +39,7 @@ RUNS = {
             "distill --from runs/r1-{seed}/student.pt --only student_rl_no_format"),
            ("no_language_reward=nolang-{seed}",
             "dev2 --from runs/r1-{seed}/dev1.pt --set dev2.language_weight=0")],
-    # Styles mix languages equally often, but a longer one shows it more: compare within "checked".
+    # Styles mix languages equally often, but a longer one shows it more: compare within one.
     "mixing": [("mixing-{seed}", "zero --set corpus.steps_mixed=0.4 corpus.checked_mixed=0.4")],
     "threshold": [(f"threshold-{dim}-{steps}-{{seed}}",
                    "distill --from runs/r1-{seed}/r1.pt --only student student_rl distill "
@@ -172,14 +172,15 @@ def threshold_page(rows, notes):
                 for key, name in names.items() for seed in rows[f"{key}.base"]["per_seed"]]
     lower = [b for (b, rl, distilled), _ in students if rl < distilled]
     stuck = [b for (b, rl, _), _ in students if rl < 0.5]
-    plot = sheet("results/threshold", "threshold", "pass@1 reached", scatter, "pass@1 of the base", {
-        fate: [(values[0], values[i]) for values, _ in students]
-        for i, fate in enumerate(FATES) if i})
+    reached = {fate: [(values[0], values[i]) for values, _ in students]
+               for i, fate in enumerate(FATES) if i}
+    plot = sheet("results/threshold", "threshold", "pass@1 reached", scatter,
+                 "pass@1 of the base", reached)
     return [*table(["student", *FATES], [[name, *(f"{x:.3f}" for x in values)]
                                          for values, name in sorted(students)]), "", *plot, "",
             f"Distilled beats RL on {len(lower)} of {len(students)} students"
             + (f", the best of them with a base at {max(lower):.3f}" if lower else "")
             + f". RL stays below one half on {len(stuck)}"
             + (f", with bases up to {max(stuck):.3f}." if stuck else "."), "",
-            "The paper: dense bases of 7B and mixtures of 16B gained nothing by RL on AIME, 32B and "
-            "more did (R1 v2 G.1); Qwen-32B reached 47.0 by RL and 72.6 distilled (R1 v1 Table 6)."]
+            "The paper: dense bases of 7B and mixtures of 16B gained nothing by RL on AIME, larger "
+            "ones did (R1 v2 G.1); Qwen-32B reached 47.0 by RL, 72.6 distilled (R1 v1 Table 6)."]
