@@ -319,10 +319,10 @@ def rewrite(text, problem):
 def readable(text):
     """Whether a response is fit to be learnt from: in the template, of known words only, with no
     step repeated (a mended one comes twice, with two results)."""
-    thinking, _ = parse(text)
+    thinking = parse(text)[0] or "nothing"  # not a known word: thinking there must be
     known = {word.strip() for words in WORDS.values() for word in words.values()}
-    steps = re.findall(r"[0-9]+[-+*][0-9]+=-?[0-9]+", thinking or "")
-    words = re.sub(r"[-+*=0-9]+", " ", thinking or "nothing").split()
+    steps = re.findall(r"[0-9]+[-+*][0-9]+=-?[0-9]+", thinking)
+    words = re.sub(r"[-+*=0-9]+", " ", thinking).split()
     return set(words) <= known and len(steps) == len(set(steps))
 
 

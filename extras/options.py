@@ -17,7 +17,8 @@ from moe import UserError
 from r1mini import Run, Train
 
 # What a preset changes beside the model's sizes; what it says of base holds for every supervised
-# stage, of zero for every stage of RL. Larger models learn longer chains, with products.
+# stage, of zero for every stage of RL, but for steps and rates, unless it is micro. Larger models
+# learn longer chains, with products; beyond base and zero laptop and node are untuned.
 LARGE = {"corpus.products": 0.2, "corpus.levels": (1, 2, 3, 4, 5, 6, 7),
          "zero.levels": (4, 5, 6, 7), "zero.max_new_tokens": 400}
 TRAINING = {
@@ -77,8 +78,11 @@ def resolve(preset, assignments, **fields):
     for key, equals, _ in pairs:
         if not equals:
             raise UserError(f"--set {key}: wanted key=value, such as --set zero.lr=1e-4")
-    settings = [(f"{part}.{name}", value) for key, value in TRAINING[preset].items()
-                for whole, _, name in [key.partition(".")] for part in stages.get(whole, [whole])]
+    settings = []
+    for key, value in TRAINING[preset].items():
+        part, _, name = key.partition(".")
+        own = name in ("steps", "lr") and preset != "micro"
+        settings += [(f"{p}.{name}", value) for p in ([part] if own else stages.get(part, [part]))]
     for key, _, value in pairs:
         if key.endswith(".objective"):
             if value not in OBJECTIVES:
