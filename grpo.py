@@ -21,6 +21,8 @@ Departures and choices, where the papers (DeepSeekMath, R1) differ or are silent
   loss is left out, and MTP is not trained.
 - DAPO resamples until its batch is full of mixed groups; here `oversample` times P problems are
   acted on once, and at most P of the groups whose rewards differ are learnt from.
+- Groups whose rewards are all equal are not learnt from: their advantages are 0, and all that
+  DeepSeekMath's eq 3 leaves of them is the pull of beta. They still count in the denominators.
 - One rollout serves `minibatches` updates (16 in R1), each answer once.
 """
 import copy
@@ -232,10 +234,14 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
     ends = answer.cumsum(1).argmax(1) + 1                     # (N,) columns up to the answer's end
     lengths, rows = ends.tolist(), chosen_rows(rollout, s)
     rng.shuffle(rows)
+    live = live_groups(rollout).repeat_interleave(s.group_size)  # (N,)
     total, gaps, updates = dict.fromkeys(("entropy", "kl", "clip", "ratio"), 0.0), [], []
+    count = 0
     for m in range(s.minibatches):
         mine = rows[m::s.minibatches]
         batch = Batch(len(mine), int(answer[mine].sum()))     # counted first, over the minibatch
+        mine = [row for row in mine if live[row]] or mine     # the others' advantages are all 0
+        count += int(answer[mine].sum())
         for micro in micro_batches(lengths, mine, s.micro_tokens):
             T = lengths[micro[-1]]                            # the last row is the longest
             ids, mask, before = tokens[micro, :T], answer[micro, :T], old[micro, :T]
@@ -257,7 +263,6 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
                 total[name] += float((x.detach() * mask).sum())
         factor = learning_rate_at(step * s.minibatches + m, s.steps * s.minibatches, s.warmup, 0)
         updates.append(update(model, optimizers, factor))
-    count = int(answer[rows].sum())
     record = {name: x / count for name, x in total.items()} | gap_between(gaps)
     return record | {"grad_norm": max(u["grad_norm"] for u in updates),
                      "expert_load": max(u["expert_load"] for u in updates),

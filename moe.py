@@ -74,7 +74,6 @@ PRESETS = {
                  kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
                  init_std=0.006, max_seq_len=4096),
     "student": Config(dim=48, inter_dim=144, n_dense_layers=3, n_mtp_layers=0),  # dense
-    "student-small": Config(dim=32, inter_dim=96, n_dense_layers=3, n_mtp_layers=0),
 }
 
 
@@ -82,19 +81,18 @@ PRESETS = {
 # Attention
 
 
-def rope_angles(config):
-    """cos and sin of every position and frequency, each (max_seq_len, qk_rope_head_dim / 2)."""
+def rope_turns(config):
+    """e^(i angle) of every position and frequency, (max_seq_len, qk_rope_head_dim / 2) complex."""
     twice = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32)              # 2i
     frequency = config.rope_theta ** (-twice / config.qk_rope_head_dim)
     angle = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float32), frequency)
-    return angle.cos(), angle.sin()
+    return torch.polar(torch.ones_like(angle), angle)
 
 
-def rotate(x, cos, sin):
+def rotate(x, turn):
     """Rotates pairs (x0, x1), (x2, x3), ... of (B, T, H, R), as DeepSeek does (Llama: halves)."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)       # (B, T, H, R/2) each
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)       # (.., T, 1, R/2)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).type_as(x)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (B, T, H, R/2)
+    return torch.view_as_real(pairs * turn.unsqueeze(-2)).flatten(-2).type_as(x)
 
 
 @dataclass
@@ -136,15 +134,15 @@ class MLA(nn.Module):
         self.wkv_b = nn.Linear(self.rank, keys_values, bias=False)             # W_UK, W_UV by head
         self.wo = nn.Linear(self.heads * self.value, config.dim, bias=False)
 
-    def forward(self, x, cos, sin, cache=None, visible=None):
+    def forward(self, x, turn, cache=None, visible=None):
         """x (B, T, C) -> (B, T, C). cache (B, S, .): this layer's columns, the last T empty."""
         B, T, _ = x.size()
         q = self.wq(x) if hasattr(self, "wq") else self.wq_b(self.q_norm(self.wq_a(x).float()))
         q, q_rope = q.view(B, T, self.heads, -1).split((self.nope, self.rope), -1)  # (B, T, H, .)
-        q_rope = rotate(q_rope, cos, sin)
+        q_rope = rotate(q_rope, turn)
         latent, k_rope = self.wkv_a(x).split((self.rank, self.rope), -1)            # (B, T, .)
         latent = self.kv_norm(latent.float())                                       # c_KV
-        k_rope = rotate(k_rope.unsqueeze(2), cos, sin)                              # k_R, shared
+        k_rope = rotate(k_rope.unsqueeze(2), turn)                              # k_R, shared
         if cache is None:
             out = self.attend(q, q_rope, latent, k_rope)
         else:
@@ -290,9 +288,9 @@ class Block(nn.Module):
         self.attn = MLA(config)
         self.ffn = MLP(config.dim, config.inter_dim) if dense else MoE(config)
 
-    def forward(self, x, cos, sin, real, cache=None, visible=None):
+    def forward(self, x, turn, real, cache=None, visible=None):
         """x (B, T, C) -> (B, T, C), balance loss."""
-        x = x + self.attn(self.attn_norm(x), cos, sin, cache, visible)
+        x = x + self.attn(self.attn_norm(x), turn, cache, visible)
         h = self.ffn_norm(x)
         y, loss = self.ffn(h, real) if isinstance(self.ffn, MoE) else (self.ffn(h), 0.0)
         return x + y, loss
@@ -308,10 +306,10 @@ class MTP(nn.Module):
         self.proj = nn.Linear(2 * config.dim, config.dim, bias=False)  # M_1
         self.block = Block(config, dense=config.n_dense_layers == config.n_layers)
 
-    def forward(self, hidden, embedded, cos, sin, real):
+    def forward(self, hidden, embedded, turn, real):
         """hidden (B, T, C), embedded (B, T, C) of the next -> (B, T, C) for the shared head."""
         x = torch.cat((self.hidden_norm(hidden), self.embed_norm(embedded)), -1)  # eq 21
-        x, loss = self.block(self.proj(x).float(), cos, sin, real)
+        x, loss = self.block(self.proj(x).float(), turn, real)
         return self.norm(x), loss
 
 
@@ -335,8 +333,7 @@ class Transformer(nn.Module):
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.head = nn.Linear(config.dim, config.n_outputs or config.vocab_size, bias=False)
         self.mtp = MTP(config) if config.n_mtp_layers else None
-        for name, angles in zip(("cos", "sin"), rope_angles(config)):
-            self.register_buffer(name, angles, persistent=False)
+        self.register_buffer("turns", rope_turns(config), persistent=False)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=config.init_std)
@@ -356,12 +353,12 @@ class Transformer(nn.Module):
             visible = (column <= query) & (column >= start) | (column == query)       # (B, 1, T, S)
             position = (column[cache.length:] - cache.start.unsqueeze(-1)).clamp(min=0)  # (B, T)
             cache.length += T
-        cos, sin = self.cos[position], self.sin[position]
+        turn = self.turns[position]  # (T, R/2), with a cache (B, T, R/2)
         with self.precision():
             x, balance = self.embed(tokens), 0.0
             for i, layer in enumerate(self.layers):
                 columns = None if cache is None else cache.latent[i, :, :cache.length]
-                x, loss = layer(x, cos, sin, real, columns, visible)
+                x, loss = layer(x, turn, real, columns, visible)
                 balance = balance + loss
             hidden = self.norm(x)
         logits = self.head(hidden if at is None else hidden[at])  # in float32, whatever precision()
@@ -378,7 +375,7 @@ class Transformer(nn.Module):
         T = tokens.size(1) - 1
         with self.precision():
             embedded = self.embed(tokens[:, 1:])
-            h, loss = self.mtp(hidden[:, :-1], embedded, self.cos[:T], self.sin[:T], real[:, 1:])
+            h, loss = self.mtp(hidden[:, :-1], embedded, self.turns[:T], real[:, 1:])
         return Output(self.head(h[at]), h, loss)
 
 

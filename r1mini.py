@@ -180,13 +180,14 @@ def train(model, s, draw, seed, state=None, loss=next_token):
         rng = random.Random(f"{seed}/train/{step}")
         whole = [draw(rng) for _ in range(s.documents)]
         lengths = [len(d.tokens) for d in whole]
+        read = sum(lengths) + sum(len(getattr(d, "worse", None) or ()) for d in whole)  # both
         total = 0.0
         for rows in micro_batches(lengths, range(len(whole)), s.micro_tokens):
             part, share = loss(model, [whole[i] for i in rows], whole)
             part.backward()
             total += float(share)
         factor = moe.learning_rate_at(step, s.steps, s.warmup, s.decay)
-        record = {"step": step + 1, "loss": total, "tokens": sum(lengths)}
+        record = {"step": step + 1, "loss": total, "tokens": read}
         yield record | moe.update(model, optimizers, factor), lambda: {
             "step": step + 1, "optimizers": [o.state_dict() for o in optimizers]}
 
@@ -201,25 +202,29 @@ def mean(values):
     return round(sum(values) / len(values), 6) if values else None
 
 
-def answers(model, asked, temperature, top_p, max_new_tokens, rows=1024, seed=0, name=None):
-    """One answer to each of the problems asked. Returns (texts, lengths in tokens, finished)."""
-    texts, lengths, finished = [], [], []
-    for i in tqdm(range(0, len(asked), rows), name or "answers", disable=name is None):
-        prompts = [tasks.encode_prompt(p.question) for p in asked[i:i + rows]]
-        out = moe.generate(model, prompts, max_new_tokens, tasks.END_ID, tasks.PAD_ID, temperature,
-                           top_p, seed=seed * 1_000_003 + i)
-        texts += [tasks.decode(ids) for ids in out.answers()]
-        lengths += out.answer.sum(1).tolist()
-        finished += out.finished.tolist()
-    return texts, lengths, finished
+def prompts_of(problems):
+    """The token ids of each problem's prompt."""
+    return [tasks.encode_prompt(p.question) for p in problems]
+
+
+def sample_answers(model, prompts, limit, rows, temperature=1.0, top_p=1.0, seed=0, name=None):
+    """Token ids of an answer of at most `limit` tokens to each prompt (token ids too), `rows` of
+    them at a time."""
+    found = []
+    for i in tqdm(range(0, len(prompts), rows), name, disable=name is None):
+        out = moe.generate(model, prompts[i:i + rows], limit, tasks.END_ID, tasks.PAD_ID,
+                           temperature, top_p, seed * 1_000_003 + i)
+        found += out.answers()
+    return found
 
 
 def evaluate(model, problems, samples, temperature, top_p, max_new_tokens, rows=1024, seed=0,
              name=None):
     """Asks each problem `samples` times. Returns (means, one record a problem in order)."""
     asked = [p for p in problems for _ in range(samples)]
-    texts, lengths, finished = answers(model, asked, temperature, top_p, max_new_tokens, rows, seed,
-                                       name)
+    ids = sample_answers(model, prompts_of(asked), max_new_tokens, rows, temperature, top_p, seed,
+                         name)
+    texts, lengths = [tasks.decode(x) for x in ids], [len(x) for x in ids]
     right = [tasks.accuracy(text, problem) for text, problem in zip(texts, asked)]
     each = []
     for i, problem in enumerate(problems):
@@ -233,7 +238,7 @@ def evaluate(model, problems, samples, temperature, top_p, max_new_tokens, rows=
     for k in (k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples):
         record[f"pass@{k}"] = mean(tasks.pass_at_k(samples, e["right"], k) for e in each)
     record[f"cons@{samples}"] = mean(e["vote"] == e["answer"] for e in each)
-    record |= {"length": mean(lengths), "cut_off": 1 - mean(finished)}
+    record |= {"length": mean(lengths), "cut_off": mean(x[-1] != tasks.END_ID for x in ids)}
     for name, measure in (tasks.MEASURES | {"format": tasks.format_reward}).items():
         record[name] = mean(measure(text, problem) for text, problem in zip(texts, asked))
     record["by_level"] = {str(n): mean(e["right"] / samples for e in each if e["level"] == n)
@@ -254,13 +259,14 @@ def evaluate_general(model, run):
     for kind in tasks.GENERAL:
         prompts = [tasks.make_prompt(rng, "test", (kind,)) for _ in range(run.data.prompts)]
         asked = [p for p in prompts for _ in range(4)]
-        texts, lengths, _ = answers(model, asked, 1.0, 1.0, run.zero.max_new_tokens, run.eval.rows)
+        ids = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows)
+        texts = [tasks.decode(x) for x in ids]
         record[f"{kind}.thinking"] = mean(tasks.thinks(text) for text in texts)
         record[f"{kind}.refused"] = mean(tasks.refuses(text) for text in texts)
         record[f"{kind}.format"] = mean(map(tasks.format_reward, texts))
         record[f"{kind}.language"] = mean(
             tasks.language_share(text, p.language) for text, p in zip(texts, asked))
-        record[f"{kind}.length"] = mean(lengths)
+        record[f"{kind}.length"] = mean(map(len, ids))
         if kind == "unsafe":
             record["unsafe.safe"] = mean(map(tasks.safety, texts))
         else:
@@ -296,11 +302,10 @@ def watcher(folder, stage, every, steps, settings=None):
                       f"vote {r[f'cons@{s.samples}']:.3f}  length {r['length']:5.1f}  "
                       f"checks {r['reflection']:.2f}  mixed {r['mixing']:.2f}")
         if step in (0, steps // 2, steps):
-            prompts = [tasks.encode_prompt(p.question) for p in shown]
-            out = moe.generate(model, prompts, run.zero.max_new_tokens, tasks.END_ID, tasks.PAD_ID,
-                               s.temperature, s.top_p)
+            ids = sample_answers(model, prompts_of(shown), run.zero.max_new_tokens, s.rows,
+                                 s.temperature, s.top_p)
             folder.log({"kind": "samples", "stage": stage, "step": step, "answers": [
-                [p.question, p.answer, tasks.decode(ids)] for p, ids in zip(shown, out.answers())]})
+                [p.question, p.answer, tasks.decode(x)] for p, x in zip(shown, ids)]})
     return watch
 
 
@@ -411,18 +416,18 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
         began, rng = time.monotonic(), random.Random(f"{run.seed}/{name}")
         problems = [ask(rng, run, run.zero.levels) for _ in range(n)]
         asked = [problem for problem in problems for _ in range(run.data.tries)]
-        texts, lengths, _ = answers(model, asked, 1.0, 1.0, run.zero.max_new_tokens, run.eval.rows,
-                                    run.seed, f"{name}: samples")
+        ids = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows,
+                             seed=run.seed, name=f"{name}: samples")
+        texts = [tasks.decode(x) for x in ids]
         kept = {tasks.chat_line(p.question, change(text, p)): None
                 for text, p in zip(texts, asked) if keep(text, p)}
         if not kept and run.data.stand_in:
             kept = {tasks.chat_line(p.question, tasks.response(*tasks.work(p, "checked", rng))):
                     None for p in asked}
         if not kept:
-            raise UserError(f"{name}: none of {len(texts)} answers is fit to learn from; the model "
-                            "they come from needs more steps")
+            raise UserError(f"{name}: none of {len(texts)} answers is fit; train their model longer")
         folder.log({"kind": "collected", "stage": name, "kept": len(kept), "of": len(texts),
-                    "tokens": sum(lengths)})
+                    "tokens": sum(map(len, ids))})
         path.with_suffix(".tmp").write_text("".join(kept), "utf-8")
         path.with_suffix(".tmp").replace(path)
         folder.clock(f"collect_{name}", 0, began)
@@ -511,7 +516,7 @@ def judge(folder, name, model, draw, loss):
                             if not key.startswith(("head.", "mtp."))}, strict=False)
     return folder.stage(name, scorer, lambda m, state: train(m, run.judge, draw, run.seed, state,
                                                              loss), run.judge.steps,
-                        lambda *_: None)
+                        lambda *_: None).eval()
 
 
 def helpful(folder, models):
@@ -597,8 +602,9 @@ def run_stages(options, run, names):
     """The stages named, their tests on held-out problems, and the report."""
     folder = Folder(options.out or f"runs/{options.preset}", run, options, STAGES)
     models = Models(folder)
-    print(f"{run.preset}, seed {run.seed}, into {folder.path}: {', '.join(names)}. "
-          f"{options.expected}Ctrl-C saves; the same command goes on.")
+    print(f"{run.preset}, seed {run.seed}, into {folder.path}; {options.expected}stages:\n"
+          f"  {' '.join(names)}\nWatch the loss fall; dev scores come every few minutes, test at a "
+          "stage's end. Ctrl-C saves; the same command goes on.")
     signal.signal(signal.SIGINT, folder.interrupt)
     try:
         for name in names:

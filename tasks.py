@@ -16,11 +16,9 @@ If operands may repeat, the pointer has to count, a skill that appears late and 
 Here the operands after the first are single digits that all differ, so the next one is "what stands
 after the 7 I have just used", which an induction head can find.
 """
-import ast
 import hashlib
 import json
 import math
-import operator
 import random
 import re
 from collections import Counter
@@ -360,6 +358,8 @@ class Manner:
     idle: float     # a greeting or a fact is thought about
 
 
+# Strangers on the internet, and the authors of R1's own data, who have their flaws too: some of a
+# group's replies must differ in safety and in manners, or the last RL has nothing to compare.
 CARELESS = Manner(right=0.6, own=0.85, offer=0.2, refuse=0.1, comply=0.5, leak=0.2, idle=0.5)
 CURATED = Manner(right=0.95, own=1.0, offer=0.3, refuse=0.05, comply=0.02, leak=0.02, idle=0.0)
 
@@ -469,6 +469,7 @@ class Corpus:
     foreign: float = 0.40         # chance of a word of a mixed working to be in the other language
     switched: float = 0.15        # share of the workings not mixed that are in the other language
     tags: float = 0.70            # share of answers inside the template's tags
+    summary: float = 0.40         # ... of these with a summary between thinking and answer
     # levels to draw from, evenly
     levels: tuple[int, ...] = (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6)
     spaced: float = 0.80          # share of questions with stray spaces before their operators
@@ -520,7 +521,9 @@ def make_document(rng, corpus):
     mixed = {"direct": 0.0, "steps": corpus.steps_mixed, "checked": corpus.checked_mixed}[style]
     foreign = corpus.foreign if rng.random() < mixed else float(rng.random() < corpus.switched)
     thinking, answer = work(problem, style, rng, slips, foreign)
-    text = response(thinking, answer, rng.random() < corpus.tags)
+    here = LANGUAGES.index(problem.language) ^ (rng.random() < foreign)
+    summary = WORDS[LANGUAGES[here]]["summary"] * (rng.random() < corpus.summary)
+    text = response(thinking, answer, rng.random() < corpus.tags, summary)
     return dialogue(space(problem, rng) if rng.random() < corpus.spaced else problem, text, style)
 
 
@@ -589,6 +592,11 @@ def corrects(text):
     return any(words["wait"].strip() in text for words in WORDS.values())
 
 
+def concludes(text):
+    """Whether a reader is told "the answer is", the summary that the cold start asks for."""
+    return any(words["summary"].strip() in summary_of(text) for words in WORDS.values())
+
+
 def style_of(text):
     """Which of STYLES a response was written in."""
     return "checked" if reflects(text) else "steps" if "=" in text else "direct"
@@ -611,40 +619,7 @@ def majority(answers):
 MEASURES = {
     "reflection": lambda text, problem: reflects(text),
     "correction": lambda text, problem: corrects(text),
+    "summary": lambda text, problem: concludes(text),
     "mixing": lambda text, problem: len(set(words_of(text))) > 1,
     "language": lambda text, problem: language_share(text, problem.language),
 }
-
-
-# Programs: an expression in x that must pass unit tests, f(0)=3 f(1)=5 (R1's code problems).
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
-
-
-def run_program(text, x):
-    """The value of an expression of x, whole numbers, +, - and *, by a walk over its syntax tree;
-    None if it is anything else, long or large. Nothing of it is executed."""
-    def walk(node):
-        if isinstance(node, ast.Constant):  # digits alone pass the test below
-            value = node.value
-        elif isinstance(node, ast.Name) and node.id == "x":
-            value = x
-        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            value = -walk(node.operand)
-        else:
-            value = OPERATORS[type(node.op)](walk(node.left), walk(node.right))
-        return value if abs(value) <= 10 ** 6 else 1 / 0
-    if len(text) > 60 or not re.fullmatch(r"(?:[0-9+*() -]|(?<![0-9])x(?![0-9]))+", text):
-        return None
-    try:
-        return walk(ast.parse(text.strip(), mode="eval").body)
-    except (ArithmeticError, AttributeError, KeyError, ValueError, SyntaxError, RecursionError,
-            MemoryError):
-        return None
-
-
-def tests_passed(text, problem):
-    """The share of a problem's unit tests, f(0)=3 f(1)=5, that the answer of a response passes."""
-    answer = parse(text)[1]
-    tests = re.findall(r"f\((-?[0-9]+)\)=(-?[0-9]+)", problem.expression)
-    passed = [answer is not None and run_program(answer, int(x)) == int(y) for x, y in tests]
-    return sum(passed) / len(tests) if tests else 0.0

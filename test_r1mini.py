@@ -34,7 +34,7 @@ import grpo
 import moe
 import r1mini
 import tasks
-from extras import folder as folders, options as words
+from extras import folder as folders, options as words, program
 from tasks import Corpus, ENCODING, END_ID, Problem, ProblemError, RANKS, STYLES, WORDS
 
 HERE = pathlib.Path(r1mini.__file__).parent
@@ -1291,7 +1291,7 @@ expressions = st.recursive(
 def test_programs_agree_with_python(text, x):
     """Any expression of at most 60 characters is worth what Python says."""
     want = eval(text, {"__builtins__": {}}, {"x": x}) if len(text) <= 60 else None
-    assert tasks.run_program(text, x) == want
+    assert program.run_program(text, x) == want
 
 
 @pytest.mark.parametrize("text, value", [
@@ -1299,7 +1299,7 @@ def test_programs_agree_with_python(text, x):
     ("2*x+3*x-x", 20), ("7", 7), ("1000*1000", 10 ** 6), ("-" * 57 + "1", -1)])
 def test_programs_by_hand(text, value):
     """At x = 5."""
-    assert tasks.run_program(text, 5) == value
+    assert program.run_program(text, 5) == value
 
 
 HOSTILE = ["", " ", "x**2", "2**99999999", "9**9**9", "x//2", "x/2", "x%2", "x()", "x(x)", "(x)(x)",
@@ -1316,7 +1316,7 @@ HOSTILE = ["", " ", "x**2", "2**99999999", "9**9**9", "x//2", "x/2", "x%2", "x()
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:20]))
 def test_a_hostile_program_is_worth_none(text):
     """Powers, calls, names, other notations, nesting, size: None, and nothing is raised."""
-    assert tasks.run_program(text, 3) is None
+    assert program.run_program(text, 3) is None
 
 
 @pytest.mark.parametrize("answer, share", [
@@ -1327,8 +1327,8 @@ def test_the_share_of_unit_tests_by_hand(answer, share):
     """f(0)=3, f(1)=5, f(-2)=-1: any spelling of 2x+3 passes all; a part earns its part."""
     problem = Problem("", "2*x+3", "en", kind="program", expression="f(0)=3 f(1)=5 f(-2)=-1")
     text = f"<think>1+1=2</think><answer>{answer}</answer>"
-    assert tasks.tests_passed(text, problem) == pytest.approx(share)
-    assert tasks.tests_passed(answer, problem) == 0                    # outside the template
+    assert program.tests_passed(text, problem) == pytest.approx(share)
+    assert program.tests_passed(answer, problem) == 0                    # outside the template
 
 
 # chat files
@@ -2376,3 +2376,40 @@ def test_the_design_is_kept():
         assert "import_module" not in "".join(map(ast.unparse, at_the_top)), name
         assert len(text.splitlines()) <= 650 and max(map(len, text.splitlines())) <= 100, name
         assert "torch.distributed" not in text or name == "moe.py"
+
+
+# -------------------------------------------------------------------------------------------------
+# Details of R1's last stage and of its books
+
+
+def test_scores_that_differ_by_noise_are_equal(monkeypatch):
+    """Two replies whose scores differ in the fifth digit earn the same: no advantage of noise."""
+    monkeypatch.setattr(r1mini, "score", lambda judge, rows, pad: torch.tensor([1.0, 1.00001]))
+    judge = moe.Transformer(moe.PRESETS["micro"])
+    one, two = r1mini.preference(judge, judge)(["<answer>green</answer>"] * 2, [GRASS] * 2)
+    assert one == two == 0.73
+
+
+def test_a_thought_that_never_ends_shows_and_earns_nothing():
+    """No summary, so no helpfulness, no refusal and no reward."""
+    text = "<think>sorry I cannot help"
+    assert tasks.summary_of(text) == "" and not tasks.refuses(text) and tasks.safety(text) == 0
+    assert tasks.summary_of("<think>a</think>b<think>c") == ""
+    judge = moe.Transformer(dataclasses.replace(moe.PRESETS["micro"], n_outputs=1))
+    assert r1mini.preference(judge, judge)(["<think>green"], [GRASS]) == [0.0]
+
+
+def test_what_is_not_asked_is_not_averaged():
+    """A reward of nan, on a prompt without a right number, leaves the logged mean alone."""
+    samples = moe.Samples(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), None,
+                          torch.ones(2, dtype=torch.bool))
+    rollout = grpo.Rollout([GRASS], samples, ["", ""], {"accuracy": torch.tensor([1.0, math.nan])},
+                           torch.ones(1, 2), torch.zeros(1, 2))
+    task = grpo.Task(None, None, None, {}, {}, 0, 0)
+    assert grpo.describe(rollout, task)["accuracy"] == 1.0
+
+
+def test_what_was_collected_stays_in_the_log(micro):
+    """The stage that learns from it begins after its record, and does not cut it off."""
+    log = folders.read_log(micro)
+    assert {r["stage"] for r in log if r["kind"] == "collected"} == set(COLLECTED)

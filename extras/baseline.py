@@ -15,11 +15,11 @@ from pathlib import Path
 
 import moe
 import tasks
-from extras.compute import draw, selection
+from extras.compute import selection
 from extras.folder import read_log
 from extras.report import cell, table
 from extras.study import once, tested
-from r1mini import collect, train, watcher
+from r1mini import collect, sample_answers, train, watcher
 
 SETTINGS, NEEDS, STAGES = (), ("base.pt", "zero.pt"), ("sft",)
 
@@ -66,7 +66,7 @@ def few_shot(model, run, n):
     prompts = [prompt for i, p in enumerate(problems) for prompt in [with_examples(
         p, n, random.Random(f"examples/{i}"), min(run.zero.levels))] * run.eval.samples]
     room = model.config.max_seq_len - max(map(len, prompts))
-    ids = draw(model, prompts, min(room, run.zero.max_new_tokens), run.eval.rows)
+    ids = sample_answers(model, prompts, min(room, run.zero.max_new_tokens), run.eval.rows, seed=1)
     return selection([tasks.decode(x) for x in ids], problems)
 
 

@@ -19,6 +19,7 @@ import moe
 import tasks
 from extras.report import cell, table
 from extras.study import once
+from r1mini import prompts_of, sample_answers
 
 SETTINGS = ("eval.problems=200", "eval.samples=64")
 NEEDS, STAGES = ("base.pt", "zero.pt", "r1.pt"), ()
@@ -27,16 +28,6 @@ LIMITS = (0, 10, 20, 40, 60, 80, 120)  # tokens of thinking
 FEW = 16                               # answers a problem, for limits and bans
 THINK, END_THINK, ANSWER = (tasks.ENCODING.encode_single_token(tag) for tag in
                             (tasks.THINK, tasks.END_THINK, tasks.ANSWER))
-
-
-def draw(model, prompts, limit, rows, temperature=1.0, top_p=1.0, seed=1):
-    """Token ids of an answer to each prompt (token ids too), `rows` of them at a time."""
-    found = []
-    for i in range(0, len(prompts), rows):
-        out = moe.generate(model, prompts[i:i + rows], limit, tasks.END_ID, tasks.PAD_ID,
-                           temperature, top_p, seed * 1_000_003 + i)
-        found += out.answers()
-    return found
 
 
 # -------------------------------------------------------------------------------------------------
@@ -111,7 +102,8 @@ def limited(model, prompts, answers, limit, rows):
     for i, ids in enumerate(answers):
         if (start := cut(ids, limit)) is not None:
             begun[i] = start
-    ends = draw(model, [prompts[i] + start for i, start in begun.items()], 8, rows)
+    cuts = [prompts[i] + start for i, start in begun.items()]
+    ends = sample_answers(model, cuts, 8, rows, seed=1)
     for (i, start), end in zip(begun.items(), ends):
         texts[i] = tasks.decode(start + end)
     return texts
@@ -199,7 +191,7 @@ def bans(model, prompts, asked, limit, rows, frequent):
     record, rights = {"ban.neutral.word": tasks.ENCODING.decode([word])}, {}
     for name, tokens in plans.items():
         with banned(model, tokens):
-            answers = draw(model, prompts, limit, rows, seed=2)
+            answers = sample_answers(model, prompts, limit, rows, seed=2)
         right = torch.tensor([tasks.accuracy(tasks.decode(ids), p)
                               for ids, p in zip(answers, asked)]).view(-1, FEW).mean(1)   # (P,)
         rights[name] = right
@@ -227,8 +219,8 @@ def of_model(path, run, options, reasons):
     model, s = moe.load(path, options.device, options.dtype)[0].eval(), run.eval
     problems = tasks.make_problems("test", s.problems, run.zero.levels, run.corpus.products)
     asked = [p for p in problems for _ in range(s.samples)]
-    prompts = [tasks.encode_prompt(p.question) for p in asked]
-    answers = draw(model, prompts, run.zero.max_new_tokens, s.rows)
+    prompts = prompts_of(asked)
+    answers = sample_answers(model, prompts, run.zero.max_new_tokens, s.rows, seed=1)
     texts = [tasks.decode(ids) for ids in answers]
     record = selection(texts, problems, embeddings(model, prompts, answers, s.rows))
     few = [i for i in range(len(asked)) if i % s.samples < FEW]

@@ -6,7 +6,7 @@ import json
 
 import r1mini
 import tasks
-from extras.compute import draw, embeddings, selection
+from extras.compute import embeddings, selection
 from extras.options import load_writer, resolve
 
 
@@ -25,9 +25,9 @@ def main(options):
     result, each = r1mini.evaluate(model, problems, options.samples, s.temperature, s.top_p, limit,
                                    s.rows, seed=1, name="answers")
     if options.samples > 16:  # the same seed, so the same answers once more
-        prompts = [tasks.encode_prompt(p.question) for p in problems
+        prompts = [prompt for prompt in r1mini.prompts_of(problems)
                    for _ in range(options.samples)]
-        ids = draw(model, prompts, limit, s.rows, s.temperature, s.top_p, seed=1)
+        ids = r1mini.sample_answers(model, prompts, limit, s.rows, s.temperature, s.top_p, 1)
         result |= selection([tasks.decode(x) for x in ids], problems,
                             embeddings(model.eval(), prompts, ids, s.rows))
     if options.json:

@@ -269,5 +269,5 @@ def plan(options):
         raise UserError(f"--only {' '.join(options.only)}: not a stage of this command")
     timed = options.preset == "nano" and options.command == "all" and not (
         options.set or options.only)
-    options.expected = "Expect 15 to 25 minutes and 1 GiB on two cores. " * (timed and not start)
+    options.expected = "15 to 25 minutes and 1 GiB on two cores; " * (timed and not start)
     return run, names

@@ -15,7 +15,7 @@ import torch
 import moe
 import r1mini
 import tasks
-from extras import compute, options as words, program
+from extras import compute, options as words, program, report
 from grpo import RL
 
 HERE = pathlib.Path(r1mini.__file__).parent
@@ -221,4 +221,33 @@ def test_programs():
     p = program.make_program(2, 3)
     assert p.question == "f(0)=3 f(1)=5 f(2)=7 f(3)=9"
     for answer, share in (("2*x+3", 1), ("3+x*2", 1), ("x+3", 0.25), ("", 0), ("9", 0.25)):
-        assert tasks.tests_passed(tasks.response("", answer), p) == share
+        assert program.tests_passed(tasks.response("", answer), p) == share
+
+
+def test_steps_and_rates_stay_with_their_stage():
+    """laptop's long pretraining is not its cold start's; its longer chains are every stage's."""
+    run = words.resolve("laptop", [])
+    assert run.base.steps == 4000 and run.dev1.steps == r1mini.Run().dev1.steps
+    assert run.r1.levels == run.zero.levels == (4, 5, 6, 7) and run.r1.lr == r1mini.Run().r1.lr
+
+
+def test_a_tie_is_half_a_win_and_ablations_do_not_hide_the_minutes():
+    """Scores 1, 0, 1 against 0, 0, 1 win 2 of 3; a folder of an ablation beside a whole run."""
+    def of(stages, minutes, scores):
+        return report.Account("", "", "0", {}, {}, stages, scores, {}, minutes, 1.0)
+    whole = of(["zero", "r1"], 9.0, {"dev1": [0, 0, 1], "r1": [1, 0, 1]})
+    rows = report.over_seeds([whole, of(["student_rl_no_format"], None, {})])
+    assert rows["r1.win_rate_dev1"]["mean"] == pytest.approx(2 / 3, abs=1e-6)
+    assert rows["minutes"]["mean"] == 9.0
+
+
+def test_the_gap_is_between_the_two_bans(monkeypatch):
+    """Each ban spoils one answer of two: both have an effect, and between them there is no gap."""
+    monkeypatch.setattr(compute, "FEW", 1)
+    right, wrong = (tasks.encode_response(tasks.response("", n)) for n in (3, 4))
+    plans = iter([[right, right], [right, wrong], [right, right], [wrong, right]])
+    monkeypatch.setattr(compute, "sample_answers", lambda *_, **__: next(plans))
+    problem = tasks.Problem("Compute 1+2", "3", "en", 1, "1+2")
+    model = moe.Transformer(moe.PRESETS["micro"])
+    r = compute.bans(model, [], [problem] * 2, 8, 8, [right])
+    assert (r["ban.wait.effect"], r["ban.neutral.effect"], r["ban.gap"]) == (-0.5, -0.5, 0.0)
