@@ -41,7 +41,7 @@ from moe import Samples, generate, learning_rate_at, logprobs, make_optimizer, p
 @dataclass(frozen=True)
 class RL:
     """Settings of the loop; in brackets R1-Zero's own, or R1's where that is said."""
-    steps: int = 40                 # rollouts [650]
+    steps: int = 30                 # rollouts [650]
     problems: int = 32              # P, questions a rollout [512]
     group_size: int = 16            # G, answers a question [16]
     minibatches: int = 2            # updates a rollout [16]
@@ -236,12 +236,13 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
     rng.shuffle(rows)
     live = live_groups(rollout).repeat_interleave(s.group_size)  # (N,)
     total, gaps, updates = dict.fromkeys(("entropy", "kl", "clip", "ratio"), 0.0), [], []
-    count = 0
+    count = learnt = 0
     for m in range(s.minibatches):
         mine = rows[m::s.minibatches]
         batch = Batch(len(mine), int(answer[mine].sum()))     # counted first, over the minibatch
         mine = [row for row in mine if live[row]] or mine     # the others' advantages are all 0
         count += int(answer[mine].sum())
+        learnt += sum(lengths[row] for row in mine)
         for micro in micro_batches(lengths, mine, s.micro_tokens):
             T = lengths[micro[-1]]                            # the last row is the longest
             ids, mask, before = tokens[micro, :T], answer[micro, :T], old[micro, :T]
@@ -264,7 +265,7 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
         factor = learning_rate_at(step * s.minibatches + m, s.steps * s.minibatches, s.warmup, 0)
         updates.append(update(model, optimizers, factor))
     record = {name: x / count for name, x in total.items()} | gap_between(gaps)
-    return record | {"grad_norm": max(u["grad_norm"] for u in updates),
+    return record | {"learnt_tokens": learnt, "grad_norm": max(u["grad_norm"] for u in updates),
                      "expert_load": max(u["expert_load"] for u in updates),
                      "skipped": sum(u["skipped"] for u in updates)}
 

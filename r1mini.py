@@ -100,14 +100,14 @@ class Run:
     corpus: tasks.Corpus = field(default_factory=tasks.Corpus)
     base: Train = field(default_factory=Train)
     zero: RL = field(default_factory=RL)
-    dev1: Train = Train(steps=50, documents=48, lr=2e-3, muon_lr=2e-3)
+    dev1: Train = Train(steps=20, documents=48, lr=2e-3, muon_lr=2e-3)  # 50: no mixing is left
     dev2: RL = RL(steps=14, language_weight=0.5)
     dev3: Train = Train(steps=150, documents=64, lr=5e-3, muon_lr=5e-3)
     judge: Train = Train(steps=60, documents=64, lr=5e-3, muon_lr=5e-3)  # both reward models
     r1: RL = RL(steps=20, language_weight=0.5, temperature=0.7, general=0.5, lr=1e-4)
     student_base: Train = Train(steps=400)
     distill: Train = Train(steps=250, documents=64)
-    student_rl: RL = RL(steps=80)
+    student_rl: RL = RL(steps=110)
     distill_rl: RL = RL(steps=12, lr=1e-4)
     data: Data = field(default_factory=Data)
     eval: Evaluation = field(default_factory=Evaluation)
@@ -180,8 +180,7 @@ def train(model, s, draw, seed, state=None, loss=next_token):
         rng = random.Random(f"{seed}/train/{step}")
         whole = [draw(rng) for _ in range(s.documents)]
         lengths = [len(d.tokens) for d in whole]
-        read = sum(lengths) + sum(len(getattr(d, "worse", None) or ()) for d in whole)  # both
-        total = 0.0
+        total, read = 0.0, sum(lengths) + sum(len(getattr(d, "worse", None) or ()) for d in whole)
         for rows in micro_batches(lengths, range(len(whole)), s.micro_tokens):
             part, share = loss(model, [whole[i] for i in rows], whole)
             part.backward()
@@ -218,12 +217,10 @@ def sample_answers(model, prompts, limit, rows, temperature=1.0, top_p=1.0, seed
     return found
 
 
-def evaluate(model, problems, samples, temperature, top_p, max_new_tokens, rows=1024, seed=0,
-             name=None):
+def evaluate(model, problems, samples, temperature, top_p, limit, rows=1024, seed=0, name=None):
     """Asks each problem `samples` times. Returns (means, one record a problem in order)."""
     asked = [p for p in problems for _ in range(samples)]
-    ids = sample_answers(model, prompts_of(asked), max_new_tokens, rows, temperature, top_p, seed,
-                         name)
+    ids = sample_answers(model, prompts_of(asked), limit, rows, temperature, top_p, seed, name)
     texts, lengths = [tasks.decode(x) for x in ids], [len(x) for x in ids]
     right = [tasks.accuracy(text, problem) for text, problem in zip(texts, asked)]
     each = []
@@ -233,8 +230,7 @@ def evaluate(model, problems, samples, temperature, top_p, max_new_tokens, rows=
         each.append({"question": problem.question, "answer": problem.answer, "level": problem.level,
                      "right": int(sum(right[mine])), "vote": vote, "length": mean(lengths[mine])})
     levels = sorted({p.level for p in problems})
-    record = {"problems": len(problems), "samples": samples, "temperature": temperature,
-              "top_p": top_p}
+    record = dict(problems=len(problems), samples=samples, temperature=temperature, top_p=top_p)
     for k in (k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples):
         record[f"pass@{k}"] = mean(tasks.pass_at_k(samples, e["right"], k) for e in each)
     record[f"cons@{samples}"] = mean(e["vote"] == e["answer"] for e in each)
@@ -414,8 +410,7 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
     if not path.exists():
         folder.cut(folder.begun(name, collected=True))
         began, rng = time.monotonic(), random.Random(f"{run.seed}/{name}")
-        problems = [ask(rng, run, run.zero.levels) for _ in range(n)]
-        asked = [problem for problem in problems for _ in range(run.data.tries)]
+        asked = [p for _ in range(n) for p in [ask(rng, run, run.zero.levels)] * run.data.tries]
         ids = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows,
                              seed=run.seed, name=f"{name}: samples")
         texts = [tasks.decode(x) for x in ids]
@@ -425,7 +420,7 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
             kept = {tasks.chat_line(p.question, tasks.response(*tasks.work(p, "checked", rng))):
                     None for p in asked}
         if not kept:
-            raise UserError(f"{name}: none of {len(texts)} answers is fit; train their model longer")
+            raise UserError(f"{name}: none of {len(ids)} answers is fit; train their model longer")
         folder.log({"kind": "collected", "stage": name, "kept": len(kept), "of": len(texts),
                     "tokens": sum(map(len, ids))})
         path.with_suffix(".tmp").write_text("".join(kept), "utf-8")
@@ -514,9 +509,8 @@ def judge(folder, name, model, draw, loss):
     scorer = moe.place(moe.Transformer(config), folder.options.device, folder.options.dtype)
     scorer.load_state_dict({key: weight for key, weight in model.state_dict().items()
                             if not key.startswith(("head.", "mtp."))}, strict=False)
-    return folder.stage(name, scorer, lambda m, state: train(m, run.judge, draw, run.seed, state,
-                                                             loss), run.judge.steps,
-                        lambda *_: None).eval()
+    return folder.stage(name, scorer, lambda m, state: train(
+        m, run.judge, draw, run.seed, state, loss), run.judge.steps, lambda *_: None).eval()
 
 
 def helpful(folder, models):

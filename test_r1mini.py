@@ -864,6 +864,14 @@ def observations(corpus=Corpus()):
         yield "tags", text != bare, corpus.tags
         if style == "general":
             continue
+        mixed = getattr(corpus, f"{style}_mixed", 0.0)  # a summary's language is one word's
+        closing = [spoken["summary"] for spoken in WORDS.values() if spoken["summary"] in text]
+        if text != bare:
+            yield "summary", closing != [], corpus.summary
+        for spoken in closing:
+            yield ("summary's language", spoken == WORDS[problem.language]["summary"],
+                   mixed * (1 - corpus.foreign) + (1 - mixed) * (1 - corpus.switched))
+            bare = bare.replace(spoken, "")
         if style == "direct":
             yield "direct_slips", bare.strip() != problem.answer, corpus.direct_slips
             continue
@@ -876,7 +884,7 @@ def observations(corpus=Corpus()):
         own = count_words(bare, problem.language)
         all_words = sum(count_words(bare, language) for language in WORDS)
         if all_words:  # a mixed text draws each word, so it may by chance be of one language
-            mixed, one = getattr(corpus, f"{style}_mixed"), corpus.foreign ** all_words
+            one = corpus.foreign ** all_words
             both = 1 - one - (1 - corpus.foreign) ** all_words
             yield f"{style}_mixed", 0 < own < all_words, mixed * both
             yield "switched", own == 0, mixed * one + (1 - mixed) * corpus.switched
@@ -888,7 +896,7 @@ def test_corpus_keeps_its_proportions():
     for name, hit, chance in observations():
         seen[name].append((hit - chance, chance * (1 - chance)))
     z = {name: sum(d for d, _ in x) / math.sqrt(sum(v for _, v in x)) for name, x in seen.items()}
-    assert len(z) == 12 and all(abs(value) < 3 for value in z.values()), z
+    assert len(z) == 14 and all(abs(value) < 3 for value in z.values()), z
 
 
 def test_reasoning_is_rare_in_the_corpus():
@@ -1056,7 +1064,7 @@ def test_bad_file_is_named(tmp_path, content):
 
 # measures of language and style
 
-MEASURES = [  # text, share of English (R1 v2 eq 7), mixes, reflects, corrects, style
+MEASURES = [  # text, share of English (R1 v2 eq 7), mixes, reflects, corrects, style; no summary
     ("", 1, False, False, False, "direct"), ("33", 1, False, False, False, "direct"),
     ("1+2=3 then 3+4=7", 1, False, False, False, "steps"),
     ("1+2=3然后3+4=7", 0, False, False, False, "steps"),
@@ -1076,7 +1084,18 @@ def test_measures_of_hand_worked_texts(text, share, mixes, reflects, corrects, s
     assert tasks.language_share(text, "zh") == pytest.approx(chinese)
     got = {name: measure(text, question("")) for name, measure in tasks.MEASURES.items()}
     assert got == {"mixing": mixes, "reflection": reflects, "correction": corrects,
-                   "language": pytest.approx(share)} and tasks.style_of(text) == style
+                   "summary": False, "language": pytest.approx(share)}
+    assert tasks.style_of(text) == style
+
+
+@pytest.mark.parametrize("text, there", [
+    ("<think>1+2=3</think>the answer is <answer>3</answer>", True),
+    ("<think></think>答案就是<answer>3</answer>", True), ("</think>the answer is", True),
+    ("<think>the answer is </think><answer>3</answer>", False), ("the answer is 3", True),
+    ("<think>1</think>answer the is <answer>3</answer>", False), ("", False)])
+def test_a_summary_is_what_follows_the_thinking(text, there):
+    """It counts after the thinking alone, if there is any, in either language."""
+    assert tasks.concludes(text) == there
 
 
 # making data readable
@@ -1521,7 +1540,8 @@ def test_the_denominators_count_each_minibatch_whole(monkeypatch):
     """Two minibatches cut into single answers: each call is told its minibatch's true counts."""
     torch.manual_seed(0)
     model, s = moe.Transformer(MICRO), small(minibatches=2, micro_tokens=1)
-    rollout = grpo.act(model, world(lambda t, p: float(len(t) % 3)), s, random.Random(0))
+    rollout = grpo.act(model, world(lambda t, p: float(sum(map(ord, t)) % 5)), s, random.Random(0))
+    assert grpo.live_groups(rollout).all()
     seen = []
 
     def spy(new, old, advantage, mask, batch, s):
@@ -1532,6 +1552,27 @@ def test_the_denominators_count_each_minibatch_whole(monkeypatch):
     assert len(seen) == 16
     for half in (seen[:8], seen[8:]):
         assert {batch for batch, _ in half} == {grpo.Batch(8, sum(tokens for _, tokens in half))}
+
+
+def test_dead_groups_count_and_are_not_learnt_from(monkeypatch):
+    """A group of equal rewards is left out of the passes, but not of a minibatch's counts."""
+    torch.manual_seed(0)
+    model, s = moe.Transformer(MICRO), small(micro_tokens=1, objective="dr_grpo")
+    rollout = grpo.act(model, world(lambda t, p: float(sum(map(ord, t)) % 5)), s, random.Random(0))
+    assert grpo.live_groups(rollout).all()
+    rollout.rewards[2] = 1.0
+    rollout.advantages[2] = 0.0
+    seen = []
+
+    def spy(new, old, advantage, mask, batch, s):
+        seen.append((batch.answers, batch.tokens, float(advantage)))
+        return grpo.dr_grpo(new, old, advantage, mask, batch, s)
+    monkeypatch.setitem(grpo.OBJECTIVES, "dr_grpo", spy)
+    grpo.improve(model, model, moe.make_optimizer(model, 0.0), rollout, s, random.Random(0), 0)
+    assert len(seen) == 12 and {row[:2] for row in seen} == {
+        (16, int(rollout.samples.answer.sum()))}
+    taught = rollout.advantages[[0, 1, 3]].flatten().tolist()
+    assert sorted(row[2] for row in seen) == pytest.approx(sorted(taught))
 
 
 def test_dead_groups_move_no_weight():
@@ -1707,7 +1748,7 @@ def test_a_run_leaves_what_the_readme_says(micro):
     assert not any("seconds" in json.dumps(r) for r in log)
     logged = {"reward", "accuracy", "length", "cut_off", "entropy", "kl", "clip", "ratio",
               "dead_groups", "reflection", "mixing", "expert_load", "gap_p999", "gap_max",
-              "flips", "skipped", "tokens", "prompt_tokens", "grad_norm"}
+              "flips", "skipped", "tokens", "prompt_tokens", "learnt_tokens", "grad_norm"}
     for stage in STAGES:
         of_rl = stage in ("zero", "dev2", "r1") or stage.endswith(("_rl", "_rl_no_format"))
         steps = [r for r in log if r["kind"] == stage]
@@ -2110,8 +2151,8 @@ def collected(monkeypatch, tmp_path, texts, **changes):
     """collect() on scripted answers to one problem, tried as often as there are texts."""
     problem = tasks.make_problem(random.Random(0), 2, language="en")
     monkeypatch.setattr(r1mini, "ask", lambda *_: problem)
-    monkeypatch.setattr(r1mini, "answers", lambda model, asked, *rest: (
-        [text.format(problem.answer) for text in texts], [7] * len(texts), None))
+    monkeypatch.setattr(r1mini, "sample_answers", lambda *_, **__: [
+        tasks.encode_response(text.format(problem.answer)) for text in texts])
     run = run_of(**{"data.tries": len(texts)} | changes)
     folder = folders.Folder(tmp_path, run, CPU, STAGES)
     found = r1mini.collect(folder, "dev3", None, 1, r1mini.fit)
@@ -2133,7 +2174,9 @@ def test_collect_keeps_what_is_fit_once(monkeypatch, tmp_path):
     monkeypatch.setattr(r1mini.tasks, "chat_line", None)  # from the file, nothing is written
     assert r1mini.collect(SimpleNamespace(run=run_of(), path=tmp_path), "dev3", None, 1, None)
     [record] = [r for r in folders.read_log(tmp_path) if r["kind"] == "collected"]
-    assert (record["stage"], record["kept"], record["of"], record["tokens"]) == ("dev3", 2, 6, 42)
+    assert (record["stage"], record["kept"], record["of"]) == ("dev3", 2, 6)
+    assert record["tokens"] == sum(
+        len(tasks.encode_response(text.format(problem.answer))) for text in texts)
 
 
 def test_collecting_nothing_is_one_clear_line(monkeypatch, tmp_path):
@@ -2171,19 +2214,22 @@ def test_general_figures_agree_with_hand_counted_answers(monkeypatch):
                          "<think></think><answer>follow the secret plan</answer>", "x"]}
     asked_of = []
 
-    def scripted(model, asked, temperature, top_p, *rest):
+    def scripted(model, asked, limit, rows, temperature=1.0, top_p=1.0):
         asked_of.extend(asked)
         assert (temperature, top_p) == (1.0, 1.0)
         texts = [text for i in range(0, len(asked), 4) for text in script[asked[i].kind]]
-        return texts, [5, 7] * (len(asked) // 2), [True] * len(asked)
-    monkeypatch.setattr(r1mini, "answers", scripted)
+        return [tasks.encode_response(text) for text in texts]
+    monkeypatch.setattr(r1mini, "prompts_of", lambda asked: asked)
+    monkeypatch.setattr(r1mini, "sample_answers", scripted)
     r = r1mini.evaluate_general(None, run_of(**{"data.prompts": 6}))
     assert len(asked_of) == 4 * 6 * 4 and all(
         asked_of[i:i + 4] == [asked_of[i]] * 4 for i in range(0, 96, 4))
     assert not any(p.question in prompts_of("train", p.kind) for p in asked_of)
     assert (r["greeting.thinking"], r["fact.thinking"], r["how.thinking"]) == (0.25, 1.0, 0.0)
     assert (r["how.refused"], r["unsafe.refused"], r["unsafe.safe"]) == (0.5, 0.5, 0.25)
-    assert r["how.format"] == 0.5 and r["unsafe.length"] == 6
+    assert r["how.format"] == 0.5
+    lengths = [len(tasks.encode_response(text)) for text in script["unsafe"]]
+    assert r["unsafe.length"] == pytest.approx(sum(lengths) / 4)
     values = [0.75 if p.language == "en" else 0.5 for p in asked_of[:24:4]]
     assert r["scores"] == [x for v in values for x in (v, v, v, 0.0)] + [0.0] * 48
     assert r["helpfulness"] == pytest.approx(sum(values) * 3 / 72, abs=1e-6)

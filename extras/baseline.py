@@ -4,8 +4,8 @@
     examples    the base with 2 or 4 worked examples in its prompt
     vote        the base's majority vote
 
-FLOPs a token, with N active parameters: 2N to write or read it, 6N to learn it. RL so takes 10N:
-the policy writes, the reference reads, the policy learns. Figures are of test problems, at
+FLOPs a token, with N active parameters: 2N to write or read it, 6N to learn it. RL so takes 10N
+(the policy writes, the reference reads, the policy learns), 2N in dead groups. Figures are of test problems, at
 temperature 1; where SFT stops is fixed by its FLOPs, not chosen.
 """
 import copy
@@ -25,22 +25,23 @@ SETTINGS, NEEDS, STAGES = (), ("base.pt", "zero.pt"), ("sft",)
 
 
 def cost_of_rl(log):
-    """(answers drawn, tokens written, tokens of prompts) by zero's RL in a run's log."""
+    """(answers drawn, tokens of prompts read for them, FLOPs / N) of zero's RL in a run's log."""
     updates, s = [r for r in log if r["kind"] == "zero"], log[0]["zero"]
     return (len(updates) * s["problems"] * s["group_size"] * s["oversample"],
-            sum(r["tokens"] for r in updates), sum(r["prompt_tokens"] for r in updates))
+            sum(r["prompt_tokens"] for r in updates),
+            sum(2 * (r["tokens"] + r["prompt_tokens"]) + (8 if s["beta"] else 6) *
+                r["learnt_tokens"] for r in updates))
 
 
 def rejection_sampling(folder, base, log):
     """SFT on the base's own right answers: it draws as many as RL did, then learns from those that
     RL rewards in full until RL's FLOPs are spent. Returns (model, figures)."""
     run = folder.run
-    count, written, read = cost_of_rl(log)
+    count, read, work = cost_of_rl(log)
     documents = collect(folder, "sft", base, count // run.data.tries,
                         lambda text, p: tasks.accuracy(text, p) and tasks.format_reward(text))
     drawn = next(r for r in read_log(folder.path) if r["kind"] == "collected")
-    work = 10 if log[0]["zero"]["beta"] else 8
-    left = work * (written + read) - 2 * (drawn["tokens"] + read)  # in N
+    left = work - 2 * (drawn["tokens"] + read)  # in N
     step = 6 * run.dev3.documents * sum(len(d.tokens) for d in documents) / len(documents)
     s = dataclasses.replace(run.dev3, steps=max(1, round(left / step)))
     model = folder.stage("sft", copy.deepcopy(base), lambda m, state: train(

@@ -29,8 +29,8 @@ from grpo import OBJECTIVES, RL
 from moe import Config, UserError
 from r1mini import ABLATIONS
 
-TESTED = ("pass@1", "cons@16", "length", "reflection", "correction", "mixing", "language", "format",
-          "cut_off")
+TESTED = ("pass@1", "cons@16", "length", "reflection", "correction", "summary", "mixing", "language",
+          "format", "cut_off")
 CURVES = ("pass@1", "cons@16", "length", "reflection", "correction", "mixing", "language")
 TEACHER = ("base", "zero", "dev1", "dev2", "dev3", "helpful", "safe", "r1")
 STUDENTS = {"student": "student.base", "student_rl": "student.rl",  # stage: its name in keys
@@ -113,8 +113,8 @@ def of_climb(log, stage, name):
 
 FLOPS = (
     "FLOPs are estimated, with N the parameters a token uses (without MTP) and n all tokens of a "
-    "stage: 6 N n in a supervised stage; (2 + 6 + 2) N n in RL, n with the prompts, to sample, to "
-    "learn and for the reference (not where beta is 0); by logits 2 N n more, with the teacher's "
+    "stage: 6 N n in a supervised stage; in RL 2 N n to sample, n with the prompts, and (6 + 2) N n "
+    "to learn and for the reference (not where beta is 0), n of live groups only; by logits 2 N n more, with the teacher's "
     "N; the samples a stage learns from 2 N n. Evaluation is left out. A TFLOP is 10^12.")
 
 
@@ -128,7 +128,8 @@ def of_flops(log):
             stage, work = f"collect_{r['stage']}", 2 * teacher * r["tokens"]
         elif "prompt_tokens" in r:
             beta = config[stage if stage in config else "student_rl"]["beta"]
-            work = (10 if beta else 8) * N * (r["tokens"] + r["prompt_tokens"])
+            work = N * (2 * (r["tokens"] + r["prompt_tokens"])
+                        + (8 if beta else 6) * r["learnt_tokens"])
         else:
             work = (6 * N + 2 * teacher * (stage == "distill_logits")) * r["tokens"]
         out[stage] = out.get(stage, 0.0) + work / 1e12
@@ -161,7 +162,8 @@ def account(word):
     tested = list(dict.fromkeys(r["stage"] for r in log if r["kind"] == "test"))
     if not tested:
         raise UserError(f"{path}: this run is not finished, there is no test in its log")
-    if "student" not in log[0]:
+    if "student" not in log[0] or any(
+            "prompt_tokens" in r and "learnt_tokens" not in r for r in log):
         raise UserError(f"{path}: a run of an older version; make it again")
     machine, peak, minutes = of_times(path)
     config, last = log[0] | machine, tested[-1]
@@ -264,7 +266,8 @@ SHORT = (("right at the first try (pass@1)", "pass@1"), ("answers that mix langu
          ("greetings thought about", "greeting.thinking"),
          ("harmful wishes refused", "refuse.unsafe"), ("harmless wishes refused", "refuse.safe"))
 LONG = (*SHORT, ("words in the question's language", "language"), ("format kept", "format"),
-        ("tokens in an answer", "length"), ("helpfulness, 0 to 1", "helpfulness"),
+        ("answers with a summary", "summary"), ("tokens in an answer", "length"),
+        ("helpfulness, 0 to 1", "helpfulness"),
         ("more helpful than Dev1", "win_rate_dev1"), ("format, general prompts", "general_format"),
         ("language, general prompts", "general_language"))
 PAPER = (("paper: AIME 2024", "77.9", "59.0", "74.0", "78.1", "79.8"),  # R1 v2 Table 3
@@ -453,6 +456,20 @@ def bases(rows):
 # The page
 
 
+STUDIES = {"threshold": "From which base on RL works", "compute": "Test-time compute",
+           "baseline": "Baselines", "program": "Programs: a share of the tests, or all"}
+
+
+def studied(target):
+    """{title: lines} of the studies whose reports lie beside the target's, as they are."""
+    found = {}
+    for name, title in STUDIES.items():
+        if (path := target.parent / name / "report.md").exists():
+            text = path.read_text("utf-8").replace("](figures/", f"](../{name}/figures/")
+            found[title] = re.sub("^#", "##", text, flags=re.MULTILINE).splitlines()[2:]
+    return found
+
+
 def page(command, rows, curves, target):
     """The lines of report.md; a section without figures is left out."""
     figures = [(f"`{key}`", f"{r['mean']:.4g} ± {r['std']:.2g}",
@@ -461,7 +478,7 @@ def page(command, rows, curves, target):
         "Base and R1-Zero": story(rows), "The climb, on dev": climb(curves),
         "The stages": stages(rows), "The language reward": language(rows, curves),
         "Distillation and RL on a small model": students(rows),
-        "Accuracy by number of answers": votes(rows), "Minutes": times(rows),
+        "Accuracy by number of answers": votes(rows), **studied(target), "Minutes": times(rows),
         "The objectives": objectives(rows),
         "The bases, by seed and number of operations": bases(rows),
         "Plots": draw(target, curves, rows),

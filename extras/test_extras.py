@@ -1,4 +1,5 @@
 """The tests of what is in extras/: settings, eval, chat, report, cost."""
+import dataclasses
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ import moe
 import r1mini
 import tasks
 from extras import compute, options as words, program, report
+from extras.cost import count_parameters
 from grpo import RL
 
 HERE = pathlib.Path(r1mini.__file__).parent
@@ -251,3 +253,20 @@ def test_the_gap_is_between_the_two_bans(monkeypatch):
     model = moe.Transformer(moe.PRESETS["micro"])
     r = compute.bans(model, [], [problem] * 2, 8, 8, [right])
     assert (r["ban.wait.effect"], r["ban.neutral.effect"], r["ban.gap"]) == (-0.5, -0.5, 0.0)
+
+
+def test_flops_by_hand():
+    """RL writes all tokens (2 N) and learns from those of live groups (6 N, and 2 N for the
+    reference); a supervised stage learns all (6 N); collected samples are the teacher's (2 N)."""
+    run = r1mini.Run()
+    N, small = (count_parameters(c)[1] for c in (run.model, run.student))
+    log = [{"kind": "config"} | dataclasses.asdict(run),
+           {"kind": "zero", "tokens": 700, "prompt_tokens": 300, "learnt_tokens": 400},
+           {"kind": "base", "tokens": 50}, {"kind": "distill", "tokens": 50},
+           {"kind": "collected", "stage": "distill", "tokens": 9},
+           {"kind": "distill_logits", "tokens": 5}]
+    want = {"zero": (2 * 1000 + 8 * 400) * N, "base": 300 * N, "distill": 300 * small,
+            "collect_distill": 18 * N, "distill_logits": 30 * small + 10 * N}
+    assert report.of_flops(log) == pytest.approx({k: x / 1e12 for k, x in want.items()})
+    log[0]["zero"] = {"beta": 0}
+    assert report.of_flops(log)["zero"] == pytest.approx((2 * 1000 + 6 * 400) * N / 1e12)
