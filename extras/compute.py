@@ -21,7 +21,7 @@ from extras.report import cell, table
 from extras.study import once
 from r1mini import prompts_of, sample_answers
 
-SETTINGS = ("eval.problems=200", "eval.samples=64")
+SETTINGS = ("eval.problems=100", "eval.samples=64")
 NEEDS, STAGES = ("base.pt", "zero.pt", "r1.pt"), ()
 MODELS = ("base", "zero", "r1")
 LIMITS = (0, 10, 20, 40, 60, 80, 120)  # tokens of thinking

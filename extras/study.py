@@ -20,13 +20,13 @@ import r1mini
 from extras import options as command_line
 from extras.figures import scatter, sheet
 from extras.folder import Folder, read_log
-from extras.report import commit, of_times, report, table
+from extras.report import commit, of_flops, of_times, report, table
 from grpo import OBJECTIVES, RL
 from moe import UserError
 
 OTHERS = [name for name in OBJECTIVES if name != RL.objective]
 # Where RL stops working: students by width and steps of pretraining, beside the one of every run.
-POINTS = ((48, 250), (48, 600), (64, 700))
+POINTS = ((48, 250), (64, 500), (64, 800))
 # Each study is a list of runs: an output folder, before it perhaps NAME= as report takes it, and
 # the words of its command.
 RUNS = {
@@ -44,7 +44,7 @@ RUNS = {
     "threshold": [(f"threshold-{dim}-{steps}-{{seed}}",
                    "distill --from runs/r1-{seed}/r1.pt --only student student_rl distill "
                    f"--set student.dim={dim} student.inter_dim={3 * dim} "
-                   f"student_base.steps={steps}")
+                   f"student_base.steps={steps} student_rl.steps=60")  # enough, answers are longer
                   for dim, steps in POINTS],
 }
 MEASURED = ("compute", "program", "baseline")
@@ -156,27 +156,31 @@ FATES = {"base": "student", "RL": "student_rl", "distilled": "distill"}
 
 
 def threshold(seed):
-    """pass@1 of what became of each student of a seed, by key such as 48-600.RL."""
+    """pass@1 of what became of each student of a seed, and the TFLOP that took, by key such as
+    64-500.RL and 64-500.RL.tflop."""
     folders = {f"{dim}-{steps}": f"runs/threshold-{dim}-{steps}-{seed}" for dim, steps in POINTS}
     folders["default"] = f"runs/r1-{seed}"
-    return {f"{name}.{fate}": tested(folder, stage)["pass@1"]
-            for name, folder in folders.items() for fate, stage in FATES.items()}
+    return {key: x for name, folder in folders.items() for fate, stage in FATES.items()
+            for key, x in ((f"{name}.{fate}", tested(folder, stage)["pass@1"]),
+                           (f"{name}.{fate}.tflop", of_flops(read_log(folder))[stage]))}
 
 
 def threshold_page(rows, notes):
     """From what base on does RL work? Sorted by the base, each seed's students for themselves."""
     names = {f"{dim}-{steps}": f"width {dim}, {steps} steps" for dim, steps in POINTS}
     names["default"] = "every run's"
-    students = [([rows[f"{key}.{fate}"]["per_seed"][seed] for fate in FATES],
+    columns = [fate + cost for cost in ("", ".tflop") for fate in FATES]
+    students = [([rows[f"{key}.{column}"]["per_seed"][seed] for column in columns],
                  f"{name}, seed {seed}")
                 for key, name in names.items() for seed in rows[f"{key}.base"]["per_seed"]]
-    lower = [b for (b, rl, distilled), _ in students if rl < distilled]
-    stuck = [b for (b, rl, _), _ in students if rl < 0.5]
+    lower = [b for (b, rl, distilled, *_), _ in students if rl < distilled]
+    stuck = [b for (b, rl, *_), _ in students if rl < 0.5]
     reached = {fate: [(values[0], values[i]) for values, _ in students]
                for i, fate in enumerate(FATES) if i}
     plot = sheet("results/threshold", "threshold", "pass@1 reached", scatter,
                  "pass@1 of the base", reached)
-    return [*table(["student", *FATES], [[name, *(f"{x:.3f}" for x in values)]
+    heads = [column.replace(".tflop", ", TFLOP") for column in columns]
+    return [*table(["student", *heads], [[name, *(f"{x:.3f}" for x in values)]
                                          for values, name in sorted(students)]), "", *plot, "",
             f"Distilled beats RL on {len(lower)} of {len(students)} students"
             + (f", the best of them with a base at {max(lower):.3f}" if lower else "")

@@ -16,7 +16,7 @@ import torch
 import moe
 import r1mini
 import tasks
-from extras import compute, options as words, program, report
+from extras import compute, options as words, program, report, study
 from extras.cost import count_parameters
 from grpo import RL
 
@@ -270,3 +270,18 @@ def test_flops_by_hand():
     assert report.of_flops(log) == pytest.approx({k: x / 1e12 for k, x in want.items()})
     log[0]["zero"] = {"beta": 0}
     assert report.of_flops(log)["zero"] == pytest.approx((2 * 1000 + 6 * 400) * N / 1e12)
+
+
+def test_the_threshold_is_told_by_student(tmp_path, monkeypatch):
+    """Students in order of their bases; who wins, and where RL stays below one half, is counted."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "POINTS", ((48, 250), (64, 800)))
+    values = {"48-250": (0.02, 0.05, 0.6), "default": (0.04, 0.06, 0.9), "64-800": (0.15, 0.9, 0.8)}
+    rows = {f"{name}.{fate}{cost}": {"per_seed": {"0": x}} for name, found in values.items()
+            for fate, x in zip(study.FATES, found) for cost in ("", ".tflop")}
+    lines = study.threshold_page(rows, {})
+    assert [re.findall(r"0\.\d+", line)[:3] for line in lines if ", seed 0" in line] == [
+        ["0.020", "0.050", "0.600"], ["0.040", "0.060", "0.900"], ["0.150", "0.900", "0.800"]]
+    text = "\n".join(lines)
+    assert "Distilled beats RL on 2 of 3 students, the best of them with a base at 0.040" in text
+    assert "RL stays below one half on 2, with bases up to 0.040" in text
