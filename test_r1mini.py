@@ -1568,9 +1568,14 @@ def test_dead_groups_count_and_are_not_learnt_from(monkeypatch):
         seen.append((batch.answers, batch.tokens, float(advantage)))
         return grpo.dr_grpo(new, old, advantage, mask, batch, s)
     monkeypatch.setitem(grpo.OBJECTIVES, "dr_grpo", spy)
-    grpo.improve(model, model, moe.make_optimizer(model, 0.0), rollout, s, random.Random(0), 0)
+    record = grpo.improve(model, model, moe.make_optimizer(model, 0.0), rollout, s,
+                          random.Random(0), 0)
     assert len(seen) == 12 and {row[:2] for row in seen} == {
         (16, int(rollout.samples.answer.sum()))}
+    answer = rollout.samples.answer
+    assert record["learnt_tokens"] == sum(  # prompts are read as well
+        len(tasks.encode_prompt(rollout.problems[row // 4].question)) + int(answer[row].sum())
+        for row in range(16) if row // 4 != 2)
     taught = rollout.advantages[[0, 1, 3]].flatten().tolist()
     assert sorted(row[2] for row in seen) == pytest.approx(sorted(taught))
 
@@ -2257,6 +2262,20 @@ def test_evaluate_agrees_with_hand_counted_answers(monkeypatch):
     assert r["by_style"]["direct"]["share"] == 4 / 8 and r["by_style"]["direct"]["3"] == 1.0
     assert r["by_style"]["checked"] == {"share": 1 / 8, "3": 0.0, "4": None}
     assert r["reflection"] == 1 / 8 and r["length"] == sum(map(len, ids)) / 8
+    assert r["cut_off"] == 0.0
+    monkeypatch.setattr(moe, "generate", lambda *a, **k: dataclasses.replace(
+        samples, answer=F.pad(answer[:, 1:], (0, 1)) & (samples.tokens != tasks.END_ID)))
+    assert r1mini.evaluate(None, problems, 4, 1.0, 1.0, 10)[0]["cut_off"] == 1.0
+
+
+def test_answers_are_sampled_some_at_a_time():
+    """Every prompt has its answer, in order; no two lots are drawn with the same numbers."""
+    torch.manual_seed(0)
+    model, prompt = moe.Transformer(MICRO), tasks.encode_prompt("Compute 1+2")
+    found = r1mini.sample_answers(model, [prompt] * 6, 12, 2)
+    assert len(found) == 6 and len(set(map(tuple, found))) == 6
+    assert r1mini.sample_answers(model, [prompt] * 2, 12, 2) == found[:2]
+    assert r1mini.sample_answers(model, [prompt] * 6, 12, 2, seed=1)[:2] != found[:2]
 
 
 @pytest.mark.parametrize("n, c, k, expected", [(10, 3, 1, .3), (10, 3, 5, .916667), (5, 0, 3, 0),
@@ -2459,3 +2478,12 @@ def test_what_was_collected_stays_in_the_log(micro):
     """The stage that learns from it begins after its record, and does not cut it off."""
     log = folders.read_log(micro)
     assert {r["stage"] for r in log if r["kind"] == "collected"} == set(COLLECTED)
+
+
+def test_tokens_of_a_pair_are_those_of_both():
+    """The log of a reward model counts the better response and the worse, as its FLOPs are."""
+    pair = tasks.helpful_pair(random.Random(0))
+    torch.manual_seed(0)
+    s = r1mini.Train(steps=1, documents=3, warmup=0)
+    [(record, _)] = r1mini.train(moe.Transformer(JUDGE), s, lambda rng: pair, 0, loss=r1mini.pairwise)
+    assert record["tokens"] == 3 * (len(pair.tokens) + len(pair.worse))

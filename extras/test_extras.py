@@ -285,3 +285,12 @@ def test_the_threshold_is_told_by_student(tmp_path, monkeypatch):
     text = "\n".join(lines)
     assert "Distilled beats RL on 2 of 3 students, the best of them with a base at 0.040" in text
     assert "RL stays below one half on 2, with bases up to 0.040" in text
+
+
+def test_a_study_stands_in_the_report_beside_it(tmp_path):
+    """Its title and first line go, its headings move down, its figures are found from there."""
+    (tmp_path / "compute").mkdir()
+    (tmp_path / "compute" / "report.md").write_text(
+        "# compute\n\n`the command`\n\n## More\n\n![x](figures/x.png)\n", "utf-8")
+    assert report.studied(tmp_path / "r1") == {"Test-time compute": [
+        "`the command`", "", "### More", "", "![x](../compute/figures/x.png)"]}
