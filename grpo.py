@@ -23,6 +23,8 @@ Departures and choices, where the papers (DeepSeekMath, R1) differ or are silent
   acted on once, and at most P of the groups whose rewards differ are learnt from.
 - Groups whose rewards are all equal are not learnt from: their advantages are 0, and all that
   DeepSeekMath's eq 3 leaves of them is the pull of beta. They still count in the denominators.
+  So the load that moves the routing bias is that of live groups (V3: of the whole batch). A
+  minibatch in which no group lives is gone over whole, for the pull of beta and for the log.
 - One rollout serves `minibatches` updates (16 in R1), each answer once.
 """
 import copy
@@ -193,6 +195,7 @@ def describe(rollout, task):
     asked = [p for p in rollout.problems for _ in range(N // len(rollout.problems))]
     record = {"reward": float(rollout.rewards.mean())}
     record |= {name: float(part.nanmean()) for name, part in rollout.parts.items()}
+    record |= {name: None for name, x in record.items() if math.isnan(x)}  # asked of none
     for name, measure in task.measures.items():
         record[name] = sum(float(measure(t, p)) for t, p in zip(rollout.texts, asked)) / N
     record["length"] = float(samples.answer.sum(1).float().mean())
@@ -228,7 +231,8 @@ def micro_batches(lengths, rows, limit):
 
 
 def improve(model, reference, optimizers, rollout, s, rng, step):
-    """Step 5 of the box: `minibatches` updates on one rollout. Returns token means, for the log."""
+    """Step 5 of the box: `minibatches` updates on one rollout. Returns means over the tokens learnt
+    from, those of live groups, for the log."""
     tokens, answer, old = rollout.samples.tokens, rollout.samples.answer, rollout.samples.logprobs
     advantage = rollout.advantages.flatten().to(tokens.device)
     ends = answer.cumsum(1).argmax(1) + 1                     # (N,) columns up to the answer's end
@@ -236,13 +240,13 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
     rng.shuffle(rows)
     live = live_groups(rollout).repeat_interleave(s.group_size)  # (N,)
     total, gaps, updates = dict.fromkeys(("entropy", "kl", "clip", "ratio"), 0.0), [], []
-    count = learnt = 0
+    answered = passed = 0
     for m in range(s.minibatches):
-        mine = rows[m::s.minibatches]
-        batch = Batch(len(mine), int(answer[mine].sum()))     # counted first, over the minibatch
-        mine = [row for row in mine if live[row]] or mine     # the others' advantages are all 0
-        count += int(answer[mine].sum())
-        learnt += sum(lengths[row] for row in mine)
+        counted = rows[m::s.minibatches]
+        batch = Batch(len(counted), int(answer[counted].sum()))  # first, over the whole minibatch
+        mine = [row for row in counted if live[row]] or counted  # the others' advantages are all 0
+        answered += int(answer[mine].sum())                   # tokens, for the means
+        passed += sum(lengths[row] for row in mine)           # with prompts, for the FLOPs
         for micro in micro_batches(lengths, mine, s.micro_tokens):
             T = lengths[micro[-1]]                            # the last row is the longest
             ids, mask, before = tokens[micro, :T], answer[micro, :T], old[micro, :T]
@@ -264,8 +268,8 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
                 total[name] += float((x.detach() * mask).sum())
         factor = learning_rate_at(step * s.minibatches + m, s.steps * s.minibatches, s.warmup, 0)
         updates.append(update(model, optimizers, factor))
-    record = {name: x / count for name, x in total.items()} | gap_between(gaps)
-    return record | {"learnt_tokens": learnt, "grad_norm": max(u["grad_norm"] for u in updates),
+    record = {name: x / answered for name, x in total.items()} | gap_between(gaps)
+    return record | {"learnt_tokens": passed, "grad_norm": max(u["grad_norm"] for u in updates),
                      "expert_load": max(u["expert_load"] for u in updates),
                      "skipped": sum(u["skipped"] for u in updates)}
 
@@ -352,7 +356,7 @@ def advice(record, s, stage):
          f"problems too {'easy, raise' if easy else 'hard, lower'} {stage}.levels"),
         ("stuck", record["accuracy"] < 0.02 and record["step"] >= 10,
          "almost nothing is right: RL cannot amplify what the base never does; raise its steps"),
-        ("entropy", record["entropy"] < 0.01,
+        ("entropy", record["entropy"] < 0.01 and record["dead_groups"] < 0.5,
          "the entropy is almost 0: answers to a question are all alike and nothing can be learnt "
          f"from comparing them; lower {stage}.lr"),
         ("kl", record["kl"] > 1.0,

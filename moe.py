@@ -10,7 +10,8 @@ Axes: B batch, T time, C width (dim), H heads, E routed experts, K experts a tok
 
 Departures from V3: no YaRN, no FP8, no pipeline. The latents' norms, which its code has and its
 equations omit, are here. MTP reads the hidden state after the final norm and has a norm of its own
-before the shared head, as the released weights are read. Muon moves the matrices in pretraining.
+before the shared head, as the released weights are read. Muon moves the matrices in every
+supervised stage. No weight decay (V3: 0.1); rates fall linearly to 0 (V3: a cosine).
 """
 import dataclasses
 import math
@@ -142,7 +143,7 @@ class MLA(nn.Module):
         q_rope = rotate(q_rope, turn)
         latent, k_rope = self.wkv_a(x).split((self.rank, self.rope), -1)            # (B, T, .)
         latent = self.kv_norm(latent.float())                                       # c_KV
-        k_rope = rotate(k_rope.unsqueeze(2), turn)                              # k_R, shared
+        k_rope = rotate(k_rope.unsqueeze(2), turn)                                  # k_R, shared
         if cache is None:
             out = self.attend(q, q_rope, latent, k_rope)
         else:

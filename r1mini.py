@@ -100,7 +100,7 @@ class Run:
     corpus: tasks.Corpus = field(default_factory=tasks.Corpus)
     base: Train = field(default_factory=Train)
     zero: RL = field(default_factory=RL)
-    dev1: Train = Train(steps=20, documents=48, lr=2e-3, muon_lr=2e-3)  # 50: no mixing is left
+    dev1: Train = Train(steps=20, documents=48, lr=2e-3, muon_lr=2e-3)  # 50: no mixing left
     dev2: RL = RL(steps=14, language_weight=0.5)
     dev3: Train = Train(steps=150, documents=64, lr=5e-3, muon_lr=5e-3)
     judge: Train = Train(steps=60, documents=64, lr=5e-3, muon_lr=5e-3)  # both reward models
@@ -386,12 +386,12 @@ def each(rule):
 def preference(helpful, safe):
     """The reward of the two reward models on general prompts, 0..1: a harmful wish is judged for
     safety by the whole response, any other for helpfulness by its summary alone (R1 v2 3.1). In
-    hundredths, or GRPO, dividing by a group's deviation, would make advantages of noise."""
+    hundredths: GRPO divides by a group's deviation, and makes advantages of any noise."""
     @torch.no_grad()
     def reward(texts, problems):
-        rewards = [0.0] * len(texts)  # and 0 for problems with a right answer
-        for judge, view, kinds in ((helpful, tasks.summary_of, tasks.HELPFUL),
-                                   (safe, str, ("unsafe",))):
+        rewards = [0.0 if p.kind in tasks.GENERAL else math.nan for p in problems]
+        for judge, view, kinds in ((helpful.eval(), tasks.summary_of, tasks.HELPFUL),
+                                   (safe.eval(), str, ("unsafe",))):
             mine = [i for i, p in enumerate(problems) if p.kind in kinds and view(texts[i])]
             rows = [tasks.encode_prompt(problems[i].question) + tasks.encode_response(
                 view(texts[i])) for i in mine]
@@ -510,7 +510,7 @@ def judge(folder, name, model, draw, loss):
     scorer.load_state_dict({key: weight for key, weight in model.state_dict().items()
                             if not key.startswith(("head.", "mtp."))}, strict=False)
     return folder.stage(name, scorer, lambda m, state: train(
-        m, run.judge, draw, run.seed, state, loss), run.judge.steps, lambda *_: None).eval()
+        m, run.judge, draw, run.seed, state, loss), run.judge.steps, lambda *_: None)
 
 
 def helpful(folder, models):
@@ -548,7 +548,7 @@ def distill(folder, models):
 
 
 def distill_logits(folder, models):
-    """The same answers, and at each token R1's distribution instead of the one token it drew."""
+    """The same answers, at each token R1's whole distribution (forward KL at temperature 1)."""
     documents = lessons(folder, models)
     return sft(folder, "distill_logits", models["student"], folder.run.distill,
                lambda rng: rng.choice(documents), teacher_logits(models["r1"].eval()))
@@ -597,8 +597,8 @@ def run_stages(options, run, names):
     folder = Folder(options.out or f"runs/{options.preset}", run, options, STAGES)
     models = Models(folder)
     print(f"{run.preset}, seed {run.seed}, into {folder.path}; {options.expected}stages:\n"
-          f"  {' '.join(names)}\nWatch the loss fall; dev scores come every few minutes, test at a "
-          "stage's end. Ctrl-C saves; the same command goes on.")
+          f"  {' '.join(names)}\nWatch the loss fall, or in RL the accuracy rise; dev scores come "
+          "on the way, test at a stage's end.\nCtrl-C saves; the same command goes on.")
     signal.signal(signal.SIGINT, folder.interrupt)
     try:
         for name in names:

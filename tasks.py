@@ -298,8 +298,8 @@ def work(problem, style, rng, slips=0.0, foreign=0.0):
 
 
 def response(thinking, answer, tags=True, summary=""):
-    """A response in R1-Zero's template, or the bare working or number, which earns nothing. From
-    the cold start on, a summary leads from the thinking to the answer (R1 v1 section 2.3.1)."""
+    """A response in R1-Zero's template, or the bare working or number, which earns nothing. A
+    summary may lead from the thinking to the answer; the cold start's always does (R1 v1 2.3.1)."""
     bare = thinking or str(answer)
     return f"{THINK}{thinking}{END_THINK}{summary}{ANSWER}{answer}{END_ANSWER}" if tags else bare
 
@@ -315,8 +315,8 @@ def rewrite(text, problem):
 
 
 def readable(text):
-    """Whether a response is fit to be learnt from: in the template, of known words only, with no
-    step repeated (a mended one comes twice, with two results)."""
+    """Whether a response is fit to be learnt from: in the template, its thinking of known words
+    only, with no step repeated (a mended one comes twice, with two results)."""
     thinking = parse(text)[0] or "nothing"  # not a known word: thinking there must be
     known = {word.strip() for words in WORDS.values() for word in words.values()}
     steps = re.findall(r"[0-9]+[-+*][0-9]+=-?[0-9]+", thinking)
@@ -469,7 +469,7 @@ class Corpus:
     foreign: float = 0.40         # chance of a word of a mixed working to be in the other language
     switched: float = 0.15        # share of the workings not mixed that are in the other language
     tags: float = 0.70            # share of answers inside the template's tags
-    summary: float = 0.40         # ... of these with a summary between thinking and answer
+    summary: float = 0.40         # ... of these, on sums, with a summary before the answer
     # levels to draw from, evenly
     levels: tuple[int, ...] = (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6)
     spaced: float = 0.80          # share of questions with stray spaces before their operators

@@ -34,7 +34,7 @@ import grpo
 import moe
 import r1mini
 import tasks
-from extras import folder as folders, options as words, program
+from extras import folder as folders, options as words
 from tasks import Corpus, ENCODING, END_ID, Problem, ProblemError, RANKS, STYLES, WORDS
 
 HERE = pathlib.Path(r1mini.__file__).parent
@@ -1297,59 +1297,6 @@ def test_general_prompts_have_no_right_number(kind):
     assert tasks.accuracy(text, Problem("", "33", "en", kind="program")) == 0
 
 
-# programs
-
-expressions = st.recursive(
-    st.just("x") | st.integers(0, 9).map(str),
-    lambda inner: st.builds("{}{}{}".format, inner, st.sampled_from(["+", "-", "*", " + "]), inner)
-    | inner.map("-{}".format) | inner.map("({})".format), max_leaves=6)  # 9 ** 6: under a million
-
-
-@lightly
-@given(expressions, st.integers(-9, 9))
-def test_programs_agree_with_python(text, x):
-    """Any expression of at most 60 characters is worth what Python says."""
-    want = eval(text, {"__builtins__": {}}, {"x": x}) if len(text) <= 60 else None
-    assert program.run_program(text, x) == want
-
-
-@pytest.mark.parametrize("text, value", [
-    ("3+2*x", 13), ("x", 5), ("-x", -5), ("--x", 5), ("(x+1)*(x-1)", 24), (" x - 7 ", -2),
-    ("2*x+3*x-x", 20), ("7", 7), ("1000*1000", 10 ** 6), ("-" * 57 + "1", -1)])
-def test_programs_by_hand(text, value):
-    """At x = 5."""
-    assert program.run_program(text, 5) == value
-
-
-HOSTILE = ["", " ", "x**2", "2**99999999", "9**9**9", "x//2", "x/2", "x%2", "x()", "x(x)", "(x)(x)",
-           "(x,)", "()", "x.__class__", "().__class__", "lambda: 1", "lambda x: x", "__import__",
-           "print(1)", "eval('1')", "xx", "x x", "1 2", "3x", "x3", "0x10", "0b1", "1e5", "1_0",
-           "1.5", "True", "x if x else 1", "[x]", "{x}", "x:=1", "x=1", "x==1", "x<1", "not x",
-           "~x",
-           "+", "-", "*x", "(*x)", "x+", "(x", "x)", "(" * 50, ")" * 50, "(" * 31 + "x" + ")" * 31,
-           "9" * 60, "-" * 59 + "11", "9*" * 29 + "9", "1000*1001", "0*(1000*1001)", "007",
-           "３+x", "٣", "²", "x\n", "\nx", "x\t", "x\0", "x #", "x;x", "\ud800", "x" * 10 ** 6,
-           "-" * 10 ** 6 + "x", "<answer>x"]
-
-
-@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:20]))
-def test_a_hostile_program_is_worth_none(text):
-    """Powers, calls, names, other notations, nesting, size: None, and nothing is raised."""
-    assert program.run_program(text, 3) is None
-
-
-@pytest.mark.parametrize("answer, share", [
-    ("2*x+3", 1), ("3+2*x", 1), ("x+x+3", 1), ("(x+1)*2+1", 1), ("3", 1 / 3), ("2*x-3", 0),
-    ("x+3", 1 / 3), ("5", 1 / 3), ("x*x+3", 1 / 3), ("x*x*x+x+3", 2 / 3), ("2x+3", 0), ("", 0),
-    ("x**1+x+3", 0), ("x//0", 0)])
-def test_the_share_of_unit_tests_by_hand(answer, share):
-    """f(0)=3, f(1)=5, f(-2)=-1: any spelling of 2x+3 passes all; a part earns its part."""
-    problem = Problem("", "2*x+3", "en", kind="program", expression="f(0)=3 f(1)=5 f(-2)=-1")
-    text = f"<think>1+1=2</think><answer>{answer}</answer>"
-    assert program.tests_passed(text, problem) == pytest.approx(share)
-    assert program.tests_passed(answer, problem) == 0                    # outside the template
-
-
 # chat files
 
 CHATS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -1775,10 +1722,13 @@ def test_each_reward_is_where_it_belongs(micro):
         if r["kind"] in ("zero", "dev2", "r1"):
             assert ("language" in r) and ("preference" in r) == (r["kind"] == "r1")
             s = getattr(words.resolve("micro", []), r["kind"])
+            if r["kind"] == "r1" and r["step"] == 4:
+                assert r["preference"] > 0
+                continue
             total = sum(getattr(s, f"{name}_weight") * r.get(name, 0.0)
-                        for name in ("accuracy", "format", "language", "preference"))
+                        for name in ("accuracy", "format", "language"))
             assert r["reward"] == pytest.approx(total, abs=1e-5) and s.accuracy_weight == 1
-            assert (r.get("preference", 0.0) > 0) == (r["kind"] == "r1" and r["step"] == 4)
+            assert r.get("preference") is None  # asked of no sum
 
 
 @pytest.mark.parametrize("command, before, kills", [
@@ -2019,11 +1969,11 @@ def test_helpfulness_never_sees_the_thinking_and_safety_does():
 
 
 def test_each_general_prompt_has_one_judge_and_a_sum_none():
-    """Another helpfulness model changes three rewards, another safety model the fourth; sums: 0."""
+    """Another model of helpfulness changes three rewards, another of safety the fourth."""
     base = opinions("grass is safe")
     for judges, own in (((3, 2), [0, 1, 2]), ((1, 3), [3])):
         row = opinions("grass is safe", judges=judges)
-        assert [i for i in range(5) if row[i] != base[i]] == own and row[4] == 0
+        assert [i for i in range(5) if row[i] != base[i] and i < 4] == own and math.isnan(row[4])
 
 
 @torch.no_grad()
@@ -2042,9 +1992,11 @@ def test_the_preference_is_the_sigmoid_of_the_judges_last_output():
     assert r1mini.preference(helpful, safe)(["x" * 5000, ""], [GRASS, BOMBS])[0] > 0  # too long
 
 
-def test_preference_of_no_general_prompt_is_zero():
+def test_sums_have_no_preference():
     """Where all are sums no reward model is asked."""
-    assert r1mini.preference(None, None)(["<answer>3</answer>"] * 2, [PROMPTS_OF[4]] * 2) == [0, 0]
+    judge = SimpleNamespace(eval=lambda: None)
+    rewards = r1mini.preference(judge, judge)(["<answer>3</answer>"] * 2, [PROMPTS_OF[4]] * 2)
+    assert len(rewards) == 2 and all(map(math.isnan, rewards))
 
 
 # the losses of the supervised loop
@@ -2295,6 +2247,8 @@ def test_the_vote_breaks_ties_by_first_occurrence():
 BAD = {  # words of a command -> what the one line must name
     "zero --set zero.lrr=1": "zero.lr",
     "zero --set zero.lr=fast": "a number",
+    "zero --set corpus.summary=2": "shares",
+    "zero --set model.kv_lora_rank=17": "even",
     "zero --set zero.lr=nan": "a number",
     "zero --set zero.steps=1.5": "whole number",
     "zero --set zero.levels=3,x": "whole numbers",
@@ -2441,6 +2395,8 @@ def test_the_design_is_kept():
         assert "import_module" not in "".join(map(ast.unparse, at_the_top)), name
         assert len(text.splitlines()) <= 650 and max(map(len, text.splitlines())) <= 100, name
         assert "torch.distributed" not in text or name == "moe.py"
+    for path in (*HERE.glob("*.py"), *(HERE / "extras").glob("*.py")):
+        assert max(map(len, path.read_text("utf-8").splitlines())) <= 100, path.name
 
 
 # -------------------------------------------------------------------------------------------------
@@ -2485,5 +2441,6 @@ def test_tokens_of_a_pair_are_those_of_both():
     pair = tasks.helpful_pair(random.Random(0))
     torch.manual_seed(0)
     s = r1mini.Train(steps=1, documents=3, warmup=0)
-    [(record, _)] = r1mini.train(moe.Transformer(JUDGE), s, lambda rng: pair, 0, loss=r1mini.pairwise)
+    model = moe.Transformer(JUDGE)
+    [(record, _)] = r1mini.train(model, s, lambda rng: pair, 0, loss=r1mini.pairwise)
     assert record["tokens"] == 3 * (len(pair.tokens) + len(pair.worse))

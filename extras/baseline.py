@@ -5,8 +5,8 @@
     vote        the base's majority vote
 
 FLOPs a token, with N active parameters: 2N to write or read it, 6N to learn it. RL so takes 10N
-(the policy writes, the reference reads, the policy learns), 2N in dead groups. Figures are of test problems, at
-temperature 1; where SFT stops is fixed by its FLOPs, not chosen.
+(the policy writes, the reference reads, the policy learns), 2N in dead groups. Figures are of test
+problems, at temperature 1; where SFT stops is fixed by its FLOPs, not chosen.
 """
 import copy
 import dataclasses
@@ -16,8 +16,9 @@ from pathlib import Path
 import moe
 import tasks
 from extras.compute import selection
+from extras.cost import count_parameters
 from extras.folder import read_log
-from extras.report import cell, table
+from extras.report import cell, of_flops, table
 from extras.study import once, tested
 from r1mini import collect, sample_answers, train, watcher
 
@@ -25,12 +26,11 @@ SETTINGS, NEEDS, STAGES = (), ("base.pt", "zero.pt"), ("sft",)
 
 
 def cost_of_rl(log):
-    """(answers drawn, tokens of prompts read for them, FLOPs / N) of zero's RL in a run's log."""
+    """(answers drawn, tokens of their prompts, FLOPs a parameter) of zero's RL in a run's log."""
     updates, s = [r for r in log if r["kind"] == "zero"], log[0]["zero"]
     return (len(updates) * s["problems"] * s["group_size"] * s["oversample"],
             sum(r["prompt_tokens"] for r in updates),
-            sum(2 * (r["tokens"] + r["prompt_tokens"]) + (8 if s["beta"] else 6) *
-                r["learnt_tokens"] for r in updates))
+            of_flops(log)["zero"] * 1e12 / count_parameters(moe.Config(**log[0]["model"]))[1])
 
 
 def rejection_sampling(folder, base, log):

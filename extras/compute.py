@@ -149,6 +149,7 @@ def working(texts, asked):
             "mended": share(s["mended"] for s in wrong),
             "false_alarms": share(s["caught"] for s in every if not s["wrong"]),
             "slipped": len(slipped) / len(each),
+            "slipped_mended": share(mended for mended, _ in slipped),
             "slipped_right": share(right for _, right in slipped),
             "mended_right": share(right for mended, right in slipped if mended),
             "unmended_right": share(right for mended, right in slipped if not mended)}
@@ -160,13 +161,13 @@ def tokens_of(name, languages=tasks.LANGUAGES):
             for token in tasks.ENCODING.encode_ordinary(tasks.WORDS[language][name])]
 
 
-def neutral(answers):
-    """The token, of words that judge nothing, whose frequency in answers is nearest "wait"'s. In
-    one language only, so that the other's word can stand in for it; of "then", "ok", summaries."""
+def neutral(answers, name):
+    """The token, of words that judge nothing, whose frequency in answers is nearest that of a word
+    of tasks.WORDS. In one language only, so that the other's can stand in for it."""
     counts = Counter(token for ids in answers for token in ids)
-    wait = sum(counts[token] for token in tokens_of("wait"))
-    known = [token for name in ("then", "ok", "summary") for token in tokens_of(name)]
-    return min(known, key=lambda token: abs(math.log((counts[token] + 1) / (wait + 1))))
+    wanted = sum(counts[token] for token in tokens_of(name))
+    known = [token for name in ("then", "ok") for token in tokens_of(name)]
+    return min(known, key=lambda token: abs(math.log((counts[token] + 1) / (wanted + 1))))
 
 
 @contextlib.contextmanager
@@ -182,18 +183,19 @@ def banned(model, tokens):
         hook.remove()
 
 
-def bans(model, prompts, asked, limit, rows, frequent):
+def bans(model, prompts, asked, limit, rows, frequent, each=FEW):
     """Accuracy with words forbidden, on the same problems with the same random numbers. effect:
-    the difference that makes; error: its standard error over problems. FEW answers a problem."""
-    word = neutral(frequent)
-    plans = {"nothing": [], "wait": tokens_of("wait"), "check": tokens_of("check"),
-             "neutral": [word]}
-    record, rights = {"ban.neutral.word": tasks.ENCODING.decode([word])}, {}
+    the difference that makes; error: its standard error over problems. `each` answers a problem."""
+    plans, record, rights = {"nothing": []}, {}, {}
+    for name in ("wait", "check"):
+        word = neutral(frequent, name)
+        plans |= {name: tokens_of(name), f"{name}'s neutral": [word]}
+        record[f"ban.{name}'s neutral.word"] = tasks.ENCODING.decode([word])
     for name, tokens in plans.items():
         with banned(model, tokens):
             answers = sample_answers(model, prompts, limit, rows, seed=2)
-        right = torch.tensor([tasks.accuracy(tasks.decode(ids), p)
-                              for ids, p in zip(answers, asked)]).view(-1, FEW).mean(1)   # (P,)
+        right = torch.tensor([tasks.accuracy(tasks.decode(ids), p) for ids, p in zip(
+            answers, asked)]).view(-1, each).mean(1)  # (P,)
         rights[name] = right
         record |= {f"ban.{name}.pass@1": float(right.mean()),
                    f"ban.{name}.effect": float((right - rights["nothing"]).mean()),
@@ -201,8 +203,11 @@ def bans(model, prompts, asked, limit, rows, frequent):
                    f"ban.{name}.length": sum(map(len, answers)) / len(answers),
                    f"ban.{name}.frequency": sum(ids.count(token) for ids in frequent
                                                 for token in tokens) / len(frequent)}
-    gap = rights["wait"] - rights["neutral"]
-    return record | {"ban.gap": float(gap.mean()), "ban.gap.error": standard_error(gap)}
+    for name in ("wait", "check"):
+        gap = rights[name] - rights[f"{name}'s neutral"]
+        record |= {f"ban.{name}.gap": float(gap.mean()),
+                   f"ban.{name}.gap.error": standard_error(gap)}
+    return record
 
 
 def standard_error(x):
@@ -231,7 +236,8 @@ def of_model(path, run, options, reasons):
             model, prompts, some, limit, s.rows), asked))
     if reasons:
         record |= working(texts, [p for p in problems for _ in range(s.samples)])
-        record |= bans(model, prompts, asked, run.zero.max_new_tokens, s.rows, answers)
+        record |= bans(model, prompts, asked, run.zero.max_new_tokens, s.rows, answers,
+                       min(FEW, s.samples))
     return record
 
 
@@ -247,22 +253,23 @@ ROWS = {"wrong_steps": "steps that are wrong as first written",
         "mended": "of these, caught and mended",
         "false_alarms": "right steps that are called in question",
         "slipped": "answers with a wrong step",
-        "slipped_right": "of these, right in the end",
+        "slipped_mended": "of these, with all wrong steps mended",
+        "slipped_right": "right in the end",
         "mended_right": "with all wrong steps mended, right in the end",
         "unmended_right": "with one not mended, right in the end"}
-PLANS = ("nothing", "wait", "check", "neutral")
+PLANS = ("nothing", "wait", "wait's neutral", "check", "check's neutral")
 
 
-def verdict(rows, notes, stage):
-    """What forbidding "wait" did, beside forbidding a neutral word, in a sentence."""
+def verdict(rows, notes, stage, name):
+    """What forbidding a word did, beside forbidding a neutral one, in a sentence."""
     def of(plan):  # effect and standard error, both in points
         errors = rows[f"{stage}.ban.{plan}.error"]["per_seed"].values()
         return (100 * rows[f"{stage}.ban.{plan}.effect"]["mean"],
                 100 * math.hypot(*errors) / len(errors))
-    (wait, error), (other, other_error) = of("wait"), of("neutral")
-    words = sorted({f"'{w.strip()}'" for w in notes[f"{stage}.ban.neutral.word"].values()})
-    gap = 100 * rows[f"{stage}.ban.gap"]["mean"]
-    errors = rows[f"{stage}.ban.gap.error"]["per_seed"].values()
+    (own, error), (other, other_error) = of(name), of(f"{name}'s neutral")
+    words = sorted({f"'{w.strip()}'" for w in notes[f"{stage}.ban.{name}'s neutral.word"].values()})
+    gap = 100 * rows[f"{stage}.ban.{name}.gap"]["mean"]
+    errors = rows[f"{stage}.ban.{name}.gap.error"]["per_seed"].values()
     doubt = 200 * math.hypot(*errors) / len(errors)
     if abs(gap) <= doubt:
         meaning = "no effect of the word can be told from that of the neutral one"
@@ -270,9 +277,9 @@ def verdict(rows, notes, stage):
         meaning = f"the word does work: {-gap:.1f} points hang on it beyond the neutral one's"
     else:
         meaning = f"the word does harm: {gap:.1f} points are won beside the neutral one's"
-    often = [rows[f"{stage}.ban.{plan}.frequency"]["mean"] for plan in ("wait", "neutral")]
-    return (f"- {stage}: with 'wait' ({often[0]:.3f} an answer) forbidden accuracy changes by "
-            f"{wait:+.1f} ± {error:.1f} points, with the neutral {', '.join(words)} "
+    often = [rows[f"{stage}.ban.{plan}.frequency"]["mean"] for plan in (name, f"{name}'s neutral")]
+    return (f"- {stage}: with '{name}' ({often[0]:.3f} an answer) forbidden accuracy changes by "
+            f"{own:+.1f} ± {error:.1f} points, with the neutral {', '.join(words)} "
             f"({often[1]:.3f} an answer) by {other:+.1f} ± {other_error:.1f}; {meaning} "
             f"(twice the standard error of the difference: {doubt:.1f}).")
 
@@ -300,4 +307,4 @@ def page(rows, notes):
             "frequency: how often an answer has the word, where nothing is forbidden. The neutral "
             "word is forbidden in one language only; its twin may stand in, so it is the milder "
             "ban.", "",
-            *(verdict(rows, notes, m) for m in reason)]
+            *(verdict(rows, notes, m, name) for m in reason for name in ("wait", "check"))]

@@ -108,7 +108,7 @@ def check(run):
     c, e = run.corpus, run.eval
     tests = [(max(c.shares()) > 1 or min(c.shares()) < -1e-9,
               "the corpus' shares must not exceed 1, nor its styles' together"),
-             (max(c.products, c.spaced, c.tags, c.foreign, c.switched, c.steps_mixed,
+             (max(c.products, c.spaced, c.tags, c.summary, c.foreign, c.switched, c.steps_mixed,
                   c.checked_mixed, c.direct_slips, c.steps_slips, c.checked_slips,
                   run.data.general) > 1, "the corpus' shares must not exceed 1"),
              (not 1 <= min(c.levels) <= max(c.levels) <= 7, "corpus.levels must be within 1..7"),
@@ -118,7 +118,8 @@ def check(run):
         tests += [
             (m.vocab_size != tasks.VOCAB_SIZE, f"{part}.vocab_size must be {tasks.VOCAB_SIZE}"),
             (m.n_outputs, f"{part}.n_outputs is for reward models"),
-            (m.qk_rope_head_dim % 2, f"{part}.qk_rope_head_dim must be even: pairs are rotated"),
+            ((m.qk_rope_head_dim | m.qk_nope_head_dim | m.kv_lora_rank) % 2, f"{part}: "
+             "qk_rope_head_dim, qk_nope_head_dim, kv_lora_rank must be even: pairs are rotated"),
             (m.dim % 8 or m.moe_inter_dim % 8,
              f"{part}.dim and moe_inter_dim: multiples of 8 only"),
             (m.n_dense_layers > m.n_layers, f"{part}.n_dense_layers exceeds n_layers"),

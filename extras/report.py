@@ -29,8 +29,8 @@ from grpo import OBJECTIVES, RL
 from moe import Config, UserError
 from r1mini import ABLATIONS
 
-TESTED = ("pass@1", "cons@16", "length", "reflection", "correction", "summary", "mixing", "language",
-          "format", "cut_off")
+TESTED = ("pass@1", "cons@16", "length", "reflection", "correction", "summary", "mixing",
+          "language", "format", "cut_off")
 CURVES = ("pass@1", "cons@16", "length", "reflection", "correction", "mixing", "language")
 TEACHER = ("base", "zero", "dev1", "dev2", "dev3", "helpful", "safe", "r1")
 STUDENTS = {"student": "student.base", "student_rl": "student.rl",  # stage: its name in keys
@@ -113,9 +113,10 @@ def of_climb(log, stage, name):
 
 FLOPS = (
     "FLOPs are estimated, with N the parameters a token uses (without MTP) and n all tokens of a "
-    "stage: 6 N n in a supervised stage; in RL 2 N n to sample, n with the prompts, and (6 + 2) N n "
-    "to learn and for the reference (not where beta is 0), n of live groups only; by logits 2 N n more, with the teacher's "
-    "N; the samples a stage learns from 2 N n. Evaluation is left out. A TFLOP is 10^12.")
+    "stage: 6 N n in a supervised stage; in RL 2 N n to sample, n with the prompts, and "
+    "(6 + 2) N n to learn and for the reference (not where beta is 0), n of live groups only; by "
+    "logits 2 N n more, with the teacher's N; the samples a stage learns from 2 N n. Evaluation is "
+    "left out. A TFLOP is 10^12.")
 
 
 def of_flops(log):
@@ -216,6 +217,11 @@ def of_seed(accounts, stages):
     for stage in scores if "dev1" in scores else ():  # a tie counts half
         out[f"{stage}.win_rate_dev1"] = fmean((ours > theirs) + (ours == theirs) / 2 for
                                               ours, theirs in zip(scores[stage], scores["dev1"]))
+    if {"zero.pass@1", "r1.pass@1"} <= set(out):
+        out["r1.behind_zero"] = out["zero.pass@1"] - out["r1.pass@1"]
+    if {"dev2.mixing", "no_language_reward.mixing"} <= set(out):
+        out["no_language_reward.ratio"] = (
+            out["no_language_reward.mixing"] / max(out["dev2.mixing"], 1e-9))
     if {"zero.length", "base.length"} <= set(out):
         out["zero.test_length_ratio"] = out["zero.length"] / out["base.length"]
     for cost in ("flops", "minutes"):
@@ -279,7 +285,7 @@ TAUGHT = (  # stage, what was done, the paper's AIME 2024 pass@1 / cons@64 (R1 v
     ("student", "base", ""), ("student_rl", "RL", "47.0 / 60.0, Qwen-32B-Zero"),
     ("student_rl_no_format", "RL without format reward", ""),
     ("distill", "distilled", "72.6 / 83.3, R1-Distill-Qwen-32B"),
-    ("distill_logits", "distilled by logits", ""),
+    ("distill_logits", "distilled by logits, KL at temperature 1", ""),
     ("distill_rl", "distilled, then RL", "said to help, no numbers"))
 
 # What the paper found, by section: (lower figure, higher, what that means); a number: our limit.
@@ -293,6 +299,7 @@ CLAIMS = {
     "The stages": [
         ("dev1.pass@1", "zero.pass@1", "the cold start costs accuracy"),
         ("zero.pass@1", "r1.pass@1", "R1 ends above Zero in accuracy"),
+        ("r1.behind_zero", 0.03, "R1 ends at most 3 points behind Zero"),
         ("r1.mixing", "zero.mixing", "R1 mixes languages less than Zero"),
         ("dev3.helpfulness", "r1.helpfulness", "the last RL makes answers more helpful"),
         ("r1.mixing", 0.02, "R1 mixes languages in at most 2% of answers"),
@@ -301,10 +308,12 @@ CLAIMS = {
         ("greeting.thinking", 0.05, "R1 thinks about at most 5% of greetings")],
     "The language reward": [
         ("dev2.mixing", "no_language_reward.mixing",
-         "RL without the language reward mixes languages more (R1 v2 Fig 7)")],
+         "RL without the language reward mixes languages more (R1 v2 Fig 7)"),
+        (3, "no_language_reward.ratio", "at least 3 times as much")],
     "Distillation and RL on a small model": [
         ("student.rl.pass@1", "student.distill.pass@1", "distillation beats RL"),
         ("flops.distill", "flops.student_rl", "RL takes more compute than distillation"),
+        ("flops.distill_logits", "flops.student_rl", "and more than distillation by logits"),
         ("student.distill.pass@1", "student.distill_rl.pass@1",
          "RL after distillation helps further (said without numbers)")],
     "Accuracy by number of answers": [
@@ -461,12 +470,16 @@ STUDIES = {"threshold": "From which base on RL works", "compute": "Test-time com
 
 
 def studied(target):
-    """{title: lines} of the studies whose reports lie beside the target's, as they are."""
+    """{title: lines} of the studies whose reports lie beside the target's, as they are, and of
+    which seeds and commit they are."""
     found = {}
     for name, title in STUDIES.items():
         if (path := target.parent / name / "report.md").exists():
             text = path.read_text("utf-8").replace("](figures/", f"](../{name}/figures/")
             found[title] = re.sub("^#", "##", text, flags=re.MULTILINE).splitlines()[2:]
+            summary = json.loads((target.parent / name / "summary.json").read_text("utf-8"))
+            found[title][1:1] = ["", f"Seeds {', '.join(map(str, summary['seeds']))}, commit "
+                                 f"{summary['commit']}."]
     return found
 
 
@@ -478,7 +491,9 @@ def page(command, rows, curves, target):
         "Base and R1-Zero": story(rows), "The climb, on dev": climb(curves),
         "The stages": stages(rows), "The language reward": language(rows, curves),
         "Distillation and RL on a small model": students(rows),
-        "Accuracy by number of answers": votes(rows), **studied(target), "Minutes": times(rows),
+        "Accuracy by number of answers": votes(rows),
+        **(studied(target) if "r1.pass@1" in rows else {}),
+        "Minutes": times(rows),
         "The objectives": objectives(rows),
         "The bases, by seed and number of operations": bases(rows),
         "Plots": draw(target, curves, rows),

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 
 import moe
 import r1mini
@@ -216,8 +217,59 @@ def test_embeddings_are_means_over_the_thinking():
         torch.testing.assert_close(row, h)
 
 
-def test_programs():
-    """Ninety lines in three parts; hand-worked shares of tests passed."""
+expressions = st.recursive(
+    st.just("x") | st.integers(0, 9).map(str),
+    lambda inner: st.builds("{}{}{}".format, inner, st.sampled_from(["+", "-", "*", " + "]), inner)
+    | inner.map("-{}".format) | inner.map("({})".format), max_leaves=6)  # 9 ** 6: under a million
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(expressions, st.integers(-9, 9))
+def test_programs_agree_with_python(text, x):
+    """Any expression of at most 60 characters is worth what Python says."""
+    want = eval(text, {"__builtins__": {}}, {"x": x}) if len(text) <= 60 else None
+    assert program.run_program(text, x) == want
+
+
+@pytest.mark.parametrize("text, value", [
+    ("3+2*x", 13), ("x", 5), ("-x", -5), ("--x", 5), ("(x+1)*(x-1)", 24), (" x - 7 ", -2),
+    ("2*x+3*x-x", 20), ("7", 7), ("1000*1000", 10 ** 6), ("-" * 57 + "1", -1)])
+def test_programs_by_hand(text, value):
+    """At x = 5."""
+    assert program.run_program(text, 5) == value
+
+
+HOSTILE = ["", " ", "x**2", "2**99999999", "9**9**9", "x//2", "x/2", "x%2", "x()", "x(x)", "(x)(x)",
+           "(x,)", "()", "x.__class__", "().__class__", "lambda: 1", "lambda x: x", "__import__",
+           "print(1)", "eval('1')", "xx", "x x", "1 2", "3x", "x3", "0x10", "0b1", "1e5", "1_0",
+           "1.5", "True", "x if x else 1", "[x]", "{x}", "x:=1", "x=1", "x==1", "x<1", "not x",
+           "~x",
+           "+", "-", "*x", "(*x)", "x+", "(x", "x)", "(" * 50, ")" * 50, "(" * 31 + "x" + ")" * 31,
+           "9" * 60, "-" * 59 + "11", "9*" * 29 + "9", "1000*1001", "0*(1000*1001)", "007",
+           "３+x", "٣", "²", "x\n", "\nx", "x\t", "x\0", "x #", "x;x", "\ud800", "x" * 10 ** 6,
+           "-" * 10 ** 6 + "x", "<answer>x"]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:20]))
+def test_a_hostile_program_is_worth_none(text):
+    """Powers, calls, names, other notations, nesting, size: None, and nothing is raised."""
+    assert program.run_program(text, 3) is None
+
+
+@pytest.mark.parametrize("answer, share", [
+    ("2*x+3", 1), ("3+2*x", 1), ("x+x+3", 1), ("(x+1)*2+1", 1), ("3", 1 / 3), ("2*x-3", 0),
+    ("x+3", 1 / 3), ("5", 1 / 3), ("x*x+3", 1 / 3), ("x*x*x+x+3", 2 / 3), ("2x+3", 0), ("", 0),
+    ("x**1+x+3", 0), ("x//0", 0)])
+def test_the_share_of_unit_tests_by_hand(answer, share):
+    """f(0)=3, f(1)=5, f(-2)=-1: any spelling of 2x+3 passes all; a part earns its part."""
+    problem = tasks.Problem("", "2*x+3", "en", kind="program", expression="f(0)=3 f(1)=5 f(-2)=-1")
+    text = f"<think>1+1=2</think><answer>{answer}</answer>"
+    assert program.tests_passed(text, problem) == pytest.approx(share)
+    assert program.tests_passed(answer, problem) == 0                    # outside the template
+
+
+def test_lines_are_in_three_parts():
+    """Ninety lines, each in one part; a part of a line earns its part."""
     parts = [{p.answer for p in ps} for ps in program.PROGRAMS.values()]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 90
     p = program.make_program(2, 3)
@@ -245,14 +297,26 @@ def test_a_tie_is_half_a_win_and_ablations_do_not_hide_the_minutes():
 
 def test_the_gap_is_between_the_two_bans(monkeypatch):
     """Each ban spoils one answer of two: both have an effect, and between them there is no gap."""
-    monkeypatch.setattr(compute, "FEW", 1)
     right, wrong = (tasks.encode_response(tasks.response("", n)) for n in (3, 4))
-    plans = iter([[right, right], [right, wrong], [right, right], [wrong, right]])
+    plans = iter([[right, right], [right, wrong], [wrong, right], [wrong, wrong], [right, right]])
     monkeypatch.setattr(compute, "sample_answers", lambda *_, **__: next(plans))
     problem = tasks.Problem("Compute 1+2", "3", "en", 1, "1+2")
     model = moe.Transformer(moe.PRESETS["micro"])
-    r = compute.bans(model, [], [problem] * 2, 8, 8, [right])
-    assert (r["ban.wait.effect"], r["ban.neutral.effect"], r["ban.gap"]) == (-0.5, -0.5, 0.0)
+    r = compute.bans(model, [], [problem] * 2, 8, 8, [right], 1)
+    assert (r["ban.wait.effect"], r["ban.wait's neutral.effect"]) == (-0.5, -0.5)
+    assert r["ban.wait.gap"] == 0
+    assert (r["ban.check.effect"], r["ban.check.gap"]) == (-1.0, -1.0)
+    assert r["ban.wait.gap.error"] > 0 == r["ban.check.gap.error"]
+
+
+def test_a_neutral_word_is_as_frequent():
+    """Of 'then' and 'ok', in one language, the token nearest in number to both languages' word."""
+    def text(name, language="en"):
+        return tasks.ENCODING.encode_ordinary(tasks.WORDS[language][name])
+    answers = [text("wait") * 3 + text("wait", "zh") * 2 + text("check") * 50
+               + text("ok") * 40 + text("ok", "zh") * 9 + text("then", "zh") * 5]
+    assert [compute.neutral(answers, "wait")] == text("then", "zh")
+    assert [compute.neutral(answers, "check")] == text("ok")
 
 
 def test_flops_by_hand():
@@ -279,12 +343,23 @@ def test_the_threshold_is_told_by_student(tmp_path, monkeypatch):
     values = {"48-250": (0.02, 0.05, 0.6), "default": (0.04, 0.06, 0.9), "64-800": (0.15, 0.9, 0.8)}
     rows = {f"{name}.{fate}{cost}": {"per_seed": {"0": x}} for name, found in values.items()
             for fate, x in zip(study.FATES, found) for cost in ("", ".tflop")}
+    rows |= {f"{name}.base, on dev": {"per_seed": {"0": 0.01}} for name in values}
     lines = study.threshold_page(rows, {})
     assert [re.findall(r"0\.\d+", line)[:3] for line in lines if ", seed 0" in line] == [
         ["0.020", "0.050", "0.600"], ["0.040", "0.060", "0.900"], ["0.150", "0.900", "0.800"]]
     text = "\n".join(lines)
     assert "Distilled beats RL on 2 of 3 students, the best of them with a base at 0.040" in text
     assert "RL stays below one half on 2, with bases up to 0.040" in text
+    assert "fewer FLOPs than distillation on 2." in text
+
+
+@pytest.mark.parametrize("name", list(study.RUNS))
+def test_each_studys_commands_make_sense(name):
+    """A wrong word would be found minutes into a study."""
+    for folder, command in study.runs(name, 0):
+        options = words.parse(list(command))
+        words.resolve(options.preset, options.set)
+        assert options.seed == 0 and "{" not in folder
 
 
 def test_a_study_stands_in_the_report_beside_it(tmp_path):
@@ -292,5 +367,7 @@ def test_a_study_stands_in_the_report_beside_it(tmp_path):
     (tmp_path / "compute").mkdir()
     (tmp_path / "compute" / "report.md").write_text(
         "# compute\n\n`the command`\n\n## More\n\n![x](figures/x.png)\n", "utf-8")
+    (tmp_path / "compute" / "summary.json").write_text('{"seeds": [0, 2], "commit": "abc"}')
     assert report.studied(tmp_path / "r1") == {"Test-time compute": [
-        "`the command`", "", "### More", "", "![x](../compute/figures/x.png)"]}
+        "`the command`", "", "Seeds 0, 2, commit abc.", "", "### More", "",
+        "![x](../compute/figures/x.png)"]}
