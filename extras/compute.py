@@ -254,7 +254,7 @@ ROWS = {"wrong_steps": "steps that are wrong as first written",
         "false_alarms": "right steps that are called in question",
         "slipped": "answers with a wrong step",
         "slipped_mended": "of these, with all wrong steps mended",
-        "slipped_right": "right in the end",
+        "slipped_right": "of answers with a wrong step, right in the end",
         "mended_right": "with all wrong steps mended, right in the end",
         "unmended_right": "with one not mended, right in the end"}
 PLANS = ("nothing", "wait", "wait's neutral", "check", "check's neutral")
