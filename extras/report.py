@@ -219,6 +219,9 @@ def of_seed(accounts, stages):
                                               ours, theirs in zip(scores[stage], scores["dev1"]))
     if {"zero.pass@1", "r1.pass@1"} <= set(out):
         out["r1.behind_zero"] = out["zero.pass@1"] - out["r1.pass@1"]
+    for name, other in (("distill", "flops.distill"), ("logits", "flops.distill_logits")):
+        if {other, "flops.student_rl"} <= set(out):
+            out[f"flops.rl_to_{name}"] = out["flops.student_rl"] / out[other]
     if {"dev2.mixing", "no_language_reward.mixing"} <= set(out):
         out["no_language_reward.ratio"] = (
             out["no_language_reward.mixing"] / max(out["dev2.mixing"], 1e-9))
@@ -312,8 +315,8 @@ CLAIMS = {
         (3, "no_language_reward.ratio", "at least 3 times as much")],
     "Distillation and RL on a small model": [
         ("student.rl.pass@1", "student.distill.pass@1", "distillation beats RL"),
-        ("flops.distill", "flops.student_rl", "RL takes more compute than distillation"),
-        ("flops.distill_logits", "flops.student_rl", "and more than distillation by logits"),
+        (1, "flops.rl_to_distill", "RL on the student took at least the FLOPs of distillation"),
+        (1, "flops.rl_to_logits", "RL on the student took at least the FLOPs of that by logits"),
         ("student.distill.pass@1", "student.distill_rl.pass@1",
          "RL after distillation helps further (said without numbers)")],
     "Accuracy by number of answers": [
