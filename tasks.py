@@ -205,7 +205,7 @@ def read_lines(path, wanted, convert):
                 own = str(error) if isinstance(error, ProblemError) else f"wanted {wanted} in UTF-8"
                 raise ProblemError(f"{path}, line {number}: {own}, {got}") from None
     if not found:
-        raise ProblemError(f"{path}: no problems in this file")
+        raise ProblemError(f"{path}: this file has no lines, wanted {wanted}")
     return found
 
 

@@ -275,6 +275,9 @@ def verdict(rows, notes, stage, name):
         meaning = "no effect of the word can be told from that of the neutral one"
     elif gap < 0:
         meaning = f"the word does work: {-gap:.1f} points hang on it beyond the neutral one's"
+    elif own < 0:
+        meaning = (f"the neutral word's ban costs {gap:.1f} points more, so nothing can be told of "
+                   "this word's own work")
     else:
         meaning = f"the word does harm: {gap:.1f} points are won beside the neutral one's"
     often = [rows[f"{stage}.ban.{plan}.frequency"]["mean"] for plan in (name, f"{name}'s neutral")]

@@ -36,6 +36,6 @@ def main(options):
     for name, value in result.items():
         if not isinstance(value, dict):
             print(f"{name:12} {value:.3f}" if isinstance(value, float) else f"{name:12} {value}")
-    for level, value in result["by_level"].items():
+    for level, value in result["by_level"].items() if not options.problems else ():
         print(f"level {level:6} {value:.3f}")
     return 0

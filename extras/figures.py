@@ -106,4 +106,4 @@ def draw(folder, curves, rows):
         ("mixing", "answers that mix languages", bars, rows, STAGES, "mixing"),
         ("distillation", "pass@1 of the student", bars, rows, STUDENTS, "pass@1"))
     shown = [line for plan in plans for line in sheet(folder, *plan)]
-    return shown or ["Not drawn: `pip install matplotlib`, then the command above again."]
+    return shown or ["Not drawn: matplotlib was not installed where this report was made."]

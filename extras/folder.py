@@ -75,7 +75,10 @@ class Folder:
             except ValueError:
                 raise UserError(f"{known} is damaged; start over with --fresh") from None
             if other := sorted(key for key in old | new if old.get(key) != new.get(key)):
-                raise UserError(f"{self.path} holds a run with other settings ({', '.join(other)})"
+                named = ", ".join(other[:3]) + f" and {len(other) - 3} more" * (len(other) > 3)
+                if "preset" in other:
+                    named = f"its preset is {old.get('preset')}, here {new['preset']}"
+                raise UserError(f"{self.path} holds a run with other settings ({named})"
                                 ": choose another --out, or --fresh to start over")
             self.cut((self.path / "log.jsonl").read_bytes().rfind(b"\n") + 1)  # torn by a kill
         else:

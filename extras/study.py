@@ -60,46 +60,67 @@ def main(options):
     words = command_line.Parser(add_help=False, allow_abbrev=False)
     words.add_argument("--seeds", nargs="+", type=int, default=SEEDS.get(name, (0, 1, 2)))
     given, rest = words.parse_known_args(options.rest)
+    if "--out" in rest:
+        raise UserError("study: --out would be one folder for all its runs; they go into runs/")
     rest = ["--preset", options.preset, *rest]
     if name in MEASURED:
         module = importlib.import_module(f"extras.{name}")
+        for seed in given.seeds:  # all are there before hours are spent on one
+            check(name, module, seed, options.preset)
         found, folders = {}, []
         for seed in given.seeds:
-            folder = open_folder(name, module, seed, rest)
+            folder = open_folder(name, module, seed, options.preset, rest)
             found[seed] = module.measure(folder)
             folders.append(folder.path)
         publish(options, module.page, found, folders)
         return 0
-    for folder, command in (pair for seed in given.seeds for pair in runs(name, seed)):
+    for folder, command in (pair for seed in given.seeds
+                            for pair in runs(name, seed, options.preset)):
         out = ["--out", folder.rpartition("=")[2]]
         print("== python r1mini.py", *command, *out, *rest, flush=True)
         if code := r1mini.main([*command, *out, *rest]):
             return code
-    folders = [folder for seed in given.seeds for folder, _ in runs(name, seed)]
+    folders = [folder for seed in given.seeds for folder, _ in runs(name, seed, options.preset)]
     if name == "threshold":
-        publish(options, threshold_page, {seed: threshold(seed) for seed in given.seeds}, folders)
+        publish(options, threshold_page, {seed: threshold(seed, runs_at(options.preset))
+                                          for seed in given.seeds}, folders)
     else:
-        print(report(folders, f"results/{name}"))
+        print(report(folders, results_at(options)))
     return 0
 
 
-def runs(name, seed):
+def runs_at(preset):
+    """Where a preset's runs begin: what others do must not be taken for nano's."""
+    return "runs/" + f"{preset}-" * (preset != "nano")
+
+
+def results_at(options):
+    """Where a study's report goes."""
+    return f"results/{options.name}" + f"-{options.preset}" * (options.preset != "nano")
+
+
+def runs(name, seed, preset="nano"):
     """[(folder, perhaps NAME= before it; words of its command)] of one seed of a study."""
     def placed(folder):
         label, equals, own = folder.format(seed=seed).rpartition("=")
-        return f"{label}{equals}runs/{own}"
-    return [(placed(folder), [*command.format(seed=seed).split(), "--seed", str(seed)])
-            for folder, command in RUNS[name]]
+        return f"{label}{equals}{runs_at(preset)}{own}"
+    return [(placed(folder), [*command.format(seed=seed).replace(
+        "runs/", runs_at(preset)).split(), "--seed", str(seed)]) for folder, command in RUNS[name]]
 
 
-def open_folder(name, module, seed, rest):
-    """The Folder of one seed of a study in MEASURED, in which measurements go on."""
-    start = ["--from", f"runs/r1-{seed}/r1.pt"] if module.NEEDS else []
-    options = command_line.parse(["zero", "--seed", str(seed), "--out", f"runs/{name}-{seed}",
-                                  *start, *rest])
+def check(name, module, seed, preset):
+    """UserError if what a study of MEASURED needs is not there."""
     for needed in module.NEEDS:
-        if not (path := Path(options.start).parent / needed).exists():
-            raise UserError(f"study {name} wants {path}: first run python r1mini.py study r1")
+        if not (path := Path(f"{runs_at(preset)}r1-{seed}") / needed).exists():
+            raise UserError(f"study {name} wants {path}: first run python r1mini.py study "
+                            + f"--preset {preset} " * (preset != "nano") + f"r1 --seeds {seed}")
+
+
+def open_folder(name, module, seed, preset, rest):
+    """The Folder of one seed of a study in MEASURED, in which measurements go on."""
+    start = ["--from", f"{runs_at(preset)}r1-{seed}/r1.pt"] if module.NEEDS else []
+    options = command_line.parse(["zero", "--seed", str(seed), *start, *rest,
+                                  "--out", f"{runs_at(preset)}{name}-{seed}"])
     run = command_line.resolve(
         options.preset, [*module.SETTINGS, *options.set], seed=seed, start=options.start,
         device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
@@ -145,7 +166,7 @@ def publish(options, page, found, folders):
                 for m, _, _ in map(of_times, folders)}
     summary = {"command": command, "commit": commit(), "machine": "; ".join(sorted(machines)),
                "seeds": list(found), "metrics": rows, "notes": notes}
-    target = Path("results") / options.name
+    target = Path(results_at(options))
     target.mkdir(parents=True, exist_ok=True)
     (target / "report.md").write_text("\n".join(lines), "utf-8")
     (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
@@ -157,11 +178,11 @@ def publish(options, page, found, folders):
 FATES = {"base": "student", "RL": "student_rl", "distilled": "distill"}
 
 
-def threshold(seed):
+def threshold(seed, at="runs/"):
     """pass@1 of what became of each student of a seed, and the TFLOP that took, by key such as
     64-500.RL and 64-500.RL.tflop."""
-    folders = {f"{dim}-{steps}": f"runs/threshold-{dim}-{steps}-{seed}" for dim, steps in POINTS}
-    folders["default"] = f"runs/r1-{seed}"
+    folders = {f"{dim}-{steps}": f"{at}threshold-{dim}-{steps}-{seed}" for dim, steps in POINTS}
+    folders["default"] = f"{at}r1-{seed}"
     found = {}
     for name, folder in folders.items():
         log = read_log(folder)

@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -360,6 +361,26 @@ def test_each_studys_commands_make_sense(name):
         options = words.parse(list(command))
         words.resolve(options.preset, options.set)
         assert options.seed == 0 and "{" not in folder
+
+
+def test_other_presets_keep_apart():
+    """A trial on micro must not stand in nano's folders, nor its report in nano's place."""
+    for name in study.RUNS:
+        nano, micro = study.runs(name, 1), study.runs(name, 1, "micro")
+        assert [(f.replace("runs/", "runs/micro-"), [word.replace("runs/", "runs/micro-")
+                for word in words]) for f, words in nano] == micro
+    assert study.results_at(SimpleNamespace(name="r1", preset="micro")) == "results/r1-micro"
+
+
+@pytest.mark.parametrize("command, said", [
+    ("study --preset micro compute --seeds 0", "first run python r1mini.py study --preset micro r1"),
+    ("study compute --out foo", "--out"), ("study r1 --out foo", "--out")])
+def test_a_study_says_what_it_wants(command, said, tmp_path, monkeypatch, capsys):
+    """Before anything is measured; one line, exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    assert r1mini.main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_a_study_stands_in_the_report_beside_it(tmp_path):
