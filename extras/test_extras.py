@@ -373,7 +373,7 @@ def test_other_presets_keep_apart():
 
 
 @pytest.mark.parametrize("command, said", [
-    ("study --preset micro compute --seeds 0", "first run python r1mini.py study --preset micro r1"),
+    ("study --preset micro compute --seeds 0", "first run python r1mini.py study --preset micro"),
     ("study compute --out foo", "--out"), ("study r1 --out foo", "--out")])
 def test_a_study_says_what_it_wants(command, said, tmp_path, monkeypatch, capsys):
     """Before anything is measured; one line, exit code 2."""
