@@ -612,7 +612,7 @@ def run_stages(options, run, names):
 # -------------------------------------------------------------------------------------------------
 # The command line
 
-EXTRAS = ("eval", "chat", "report", "study", "cost")
+EXTRAS = ("eval", "chat", "report", "study", "bench", "cost")
 
 
 def main(argv=None):

@@ -209,6 +209,9 @@ def parser():
     one = commands.add_parser("study", parents=[sized], help="the runs behind a table")
     one.add_argument("name")
     one.add_argument("rest", nargs=argparse.REMAINDER, help="options for each of its runs")
+    one = commands.add_parser("bench", parents=[sized, common], help="tokens a second")
+    one.add_argument("--json", action="store_true", help="one object")
+    one.add_argument("--against", action="store_true", help="beside transformers and TRL")
     commands.add_parser("cost", parents=[sized], help="what a preset's sizes come to")
     return top
 

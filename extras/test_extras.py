@@ -18,7 +18,7 @@ from hypothesis import given, settings, strategies as st
 import moe
 import r1mini
 import tasks
-from extras import compute, options as words, program, report, study
+from extras import bench, compute, options as words, program, report, study
 from extras.cost import count_parameters
 from grpo import RL
 
@@ -392,3 +392,25 @@ def test_a_study_stands_in_the_report_beside_it(tmp_path):
     assert report.studied(tmp_path / "r1") == {"Test-time compute": [
         "`the command`", "", "Seeds 0, 2, commit abc.", "", "### More", "",
         "![x](../compute/figures/x.png)"]}
+
+
+def test_bench_prints_every_figure(capsys, monkeypatch):
+    """One round each on micro: rates above 0, a share of the peak below 1, a step of its parts."""
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+    assert r1mini.main(["bench", "--preset", "micro", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert min(x for x in found.values() if not isinstance(x, str)) >= 0
+    assert 0 < found["train.peak_share"] < 1
+    assert found["step.whole"] == pytest.approx(
+        found["step.sample"] + found["step.reward"] + found["step.learn"])
+    assert (found["cache.latent"], found["cache.heads"]) == (4 * 2 * 24, 4 * 2 * 2 * 32)
+    assert "times as fast" in bench.page({"step.vs_trl": 4.0, "train": 1e5})
+
+
+def test_bench_runs_in_turn(monkeypatch):
+    """A B A B; the first round is thrown away, of the others the median counts."""
+    order, clock = [], iter([9, 9, 1, 10, 5, 20, 2, 30])
+    monkeypatch.setattr(bench, "seconds", lambda work, device: work() or next(clock))
+    works = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    assert bench.in_turn(works, None, 3) == {"a": 2, "b": 20}
+    assert order == ["a", "b"] * 4
