@@ -341,7 +341,7 @@ def safety_loss(scores, safe):
 
 def advice(record, s, stage):
     """Sentences on a step's record: [(keyword, sentence)], each said once a run."""
-    easy = record["accuracy"] > 0.5
+    right = math.nan if record["accuracy"] is None else record["accuracy"]  # no sum was asked
     cases = [
         ("loss", record["step"] == 1 and s.objective in ("grpo", "gspo"),
          "no loss is shown: it is near 0 at each first update by construction (ratio 1, advantages "
@@ -353,8 +353,8 @@ def advice(record, s, stage):
          f"{record['cut_off']:.0%} of answers are cut off: raise {stage}.max_new_tokens"),
         ("dead", record["dead_groups"] > 0.8,
          f"{record['dead_groups']:.0%} of groups are dead (all answers score the same): "
-         f"problems too {'easy, raise' if easy else 'hard, lower'} {stage}.levels"),
-        ("stuck", record["accuracy"] < 0.02 and record["step"] >= 10,
+         f"problems too {'easy, raise' if right > 0.5 else 'hard, lower'} {stage}.levels"),
+        ("stuck", right < 0.02 and record["step"] >= 10,
          "almost nothing is right: RL cannot amplify what the base never does; raise its steps"),
         ("entropy", record["entropy"] < 0.01 and record["dead_groups"] < 0.5,
          "the entropy is almost 0: answers to a question are all alike and nothing can be learnt "

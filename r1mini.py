@@ -8,7 +8,7 @@
     python r1mini.py chat CKPT           talk to it; the thinking apart from the answer
     python r1mini.py report RUN RUN ...  means and spread over runs; --to results/NAME keeps them
     python r1mini.py study NAME          the runs behind a table of the README
-    python r1mini.py cost --preset v3    what a preset's sizes come to
+    python r1mini.py bench|cost          tokens a second here; what a preset's sizes come to
 
 The paper's path (R1, Nature Fig 2), each arrow one short function under "Stages":
 
@@ -100,7 +100,7 @@ class Run:
     corpus: tasks.Corpus = field(default_factory=tasks.Corpus)
     base: Train = field(default_factory=Train)
     zero: RL = field(default_factory=RL)
-    dev1: Train = Train(steps=20, documents=48, lr=2e-3, muon_lr=2e-3)  # 50: no mixing left
+    dev1: Train = Train(steps=20, documents=48, lr=2e-3, muon_lr=2e-3)  # 50 leave no mixing
     dev2: RL = RL(steps=14, language_weight=0.5)
     dev3: Train = Train(steps=150, documents=64, lr=5e-3, muon_lr=5e-3)
     judge: Train = Train(steps=60, documents=64, lr=5e-3, muon_lr=5e-3)  # both reward models

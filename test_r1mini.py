@@ -27,14 +27,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from trl import GRPOTrainer
 
 import grpo
 import moe
 import r1mini
 import tasks
-from extras import folder as folders, options as words
+from extras import bench, folder as folders, options as words
 from tasks import Corpus, ENCODING, END_ID, Problem, ProblemError, RANKS, STYLES, WORDS
 
 HERE = pathlib.Path(r1mini.__file__).parent
@@ -71,17 +70,7 @@ def make_batch(seed=1, lengths=(9, 4, 7, 9, 2, 5)):
 def to_transformers(model):
     """The same model as transformers' DeepseekV3ForCausalLM; MTP is left out."""
     c = model.config
-    hf = DeepseekV3ForCausalLM(DeepseekV3Config(
-        vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.inter_dim,
-        moe_intermediate_size=c.moe_inter_dim, num_hidden_layers=c.n_layers,
-        num_attention_heads=c.n_heads, num_key_value_heads=c.n_heads, num_mtp_layers=0,
-        first_k_dense_replace=c.n_dense_layers, n_routed_experts=c.n_routed_experts,
-        n_shared_experts=c.n_shared_experts, num_experts_per_tok=c.n_activated_experts,
-        n_group=c.n_expert_groups, topk_group=c.n_limited_groups, q_lora_rank=c.q_lora_rank or None,
-        routed_scaling_factor=c.route_scale, kv_lora_rank=c.kv_lora_rank, v_head_dim=c.v_head_dim,
-        qk_nope_head_dim=c.qk_nope_head_dim, qk_rope_head_dim=c.qk_rope_head_dim,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-        rms_norm_eps=c.norm_eps, attn_implementation="eager")).eval()
+    hf = bench.theirs(c, attn_implementation="eager").eval()
     renamed = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
                "q_norm": "q_a_layernorm", "wq_a": "q_a_proj", "wq_b": "q_b_proj", "wq.": "q_proj.",
                "kv_norm": "kv_a_layernorm", "wkv_a": "kv_a_proj_with_mqa", "wkv_b": "kv_b_proj",

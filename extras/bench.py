@@ -12,8 +12,9 @@ gemm        10^9 operations a second of a product of two matrices of 2048 x 2048
 
 Figures are medians of ROUNDS runs, after one that is thrown away. Where ours and theirs are
 compared they run in turn, so that a slow minute of the machine meets both. transformers'
-DeepseekV3 has no multi-token prediction in training: beside it, neither has ours. Each side runs
-with the number of threads and the dtype that suit it best, tried first.
+DeepseekV3 has no multi-token prediction in training: beside it, neither has ours. In training and
+sampling each side has the number of threads and the dtype that suit it best, tried first; a GRPO
+step is in float32, on the threads given.
 """
 import copy
 import dataclasses
@@ -142,8 +143,9 @@ def grpo_parts(model, run, device):
 # What others would use
 
 
-def theirs(config):
-    """transformers' DeepseekV3ForCausalLM of the same sizes, without MTP; UserError if missing."""
+def theirs(config, **more):
+    """transformers' DeepseekV3ForCausalLM of the same sizes, without MTP, with more of its own
+    settings; UserError if it is not installed."""
     try:
         from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
     except ImportError:
@@ -158,8 +160,8 @@ def theirs(config):
         n_group=c.n_expert_groups, topk_group=c.n_limited_groups, kv_lora_rank=c.kv_lora_rank,
         q_lora_rank=c.q_lora_rank or None, routed_scaling_factor=c.route_scale,
         v_head_dim=c.v_head_dim, qk_nope_head_dim=c.qk_nope_head_dim,
-        qk_rope_head_dim=c.qk_rope_head_dim, rms_norm_eps=c.norm_eps, pad_token_id=0,
-        bos_token_id=None, eos_token_id=None, max_position_embeddings=c.max_seq_len))
+        qk_rope_head_dim=c.qk_rope_head_dim, rms_norm_eps=c.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta}, **more))
 
 
 def their_train_step(model, rows=ROWS, length=LENGTH):
@@ -178,6 +180,7 @@ def their_train_step(model, rows=ROWS, length=LENGTH):
 def their_decode(model, n=PROMPTS, length=PROMPT, new=NEW):
     """generate(): answers of `new` tokens to n prompts."""
     tokens = torch.randint(1, model.config.vocab_size, (n, length), device=model.device)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
     return lambda: model.eval().generate(
         input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new,
         do_sample=True, top_k=0, top_p=1.0)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+import grpo
 import moe
 import r1mini
 import tasks
@@ -414,3 +415,57 @@ def test_bench_runs_in_turn(monkeypatch):
     works = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
     assert bench.in_turn(works, None, 3) == {"a": 2, "b": 20}
     assert order == ["a", "b"] * 4
+
+
+def test_what_takes_two_stages_by_hand():
+    """How far R1 is behind Zero, how much more mixes without a reward, what RL costs beside."""
+    a = report.Account("", "", "0", {}, {"zero.pass@1": 0.9, "r1.pass@1": 0.88, "dev2.mixing": 0.1,
+                       "no_language_reward.mixing": 0.4, "flops.student_rl": 3.0,
+                       "flops.distill": 2.0, "flops.distill_logits": 4.0}, [], {}, {}, None, 1.0)
+    out = report.of_seed([a], set())
+    assert {key: out[key] for key in ("r1.behind_zero", "no_language_reward.ratio",
+                                      "flops.rl_to_distill", "flops.rl_to_logits")} == {
+        "r1.behind_zero": pytest.approx(0.02), "no_language_reward.ratio": pytest.approx(4.0),
+        "flops.rl_to_distill": 1.5, "flops.rl_to_logits": 0.75}
+
+
+@pytest.mark.parametrize("own, neutral, said", [
+    (-0.2, -0.01, "does work: 19.0 points"), (-0.1, -0.3, "costs 20.0 points more"),
+    (0.1, 0.0, "does harm: 10.0 points"), (-0.02, -0.015, "no effect of the word can be told")])
+def test_a_verdict_on_a_ban(own, neutral, said):
+    """By the difference from the neutral ban, beside twice its standard error (here one point)."""
+    figures = {"check": own, "check's neutral": neutral}
+    rows = {f"r1.ban.{plan}.{part}": {"mean": x, "per_seed": {"0": x}} for plan, effect in
+            figures.items() for part, x in (("effect", effect), ("error", 0.01), ("frequency", 2))}
+    rows["r1.ban.check.gap"] = {"mean": own - neutral}
+    rows["r1.ban.check.gap.error"] = {"per_seed": {"0": 0.005}}
+    notes = {"r1.ban.check's neutral.word": {"0": " ok "}}
+    line = compute.verdict(rows, notes, "r1", "check")
+    assert said in line and f"{100 * own:+.1f} ± 1.0 points" in line and "'ok'" in line
+
+
+def test_a_rollout_without_a_sum_is_advised_on_too():
+    """Its accuracy is None: neither stuck nor easy, and nothing raised."""
+    record = {"step": 20, "accuracy": None, "skipped": 0, "cut_off": 0, "dead_groups": 0.9, "kl": 0,
+              "entropy": 1.0, "gap_p999": 0, "expert_load": 1}
+    said = dict(grpo.advice(record, RL(), "r1"))
+    assert "dead" in said and "stuck" not in said
+    assert "stuck" in dict(grpo.advice(record | {"accuracy": 0.0}, RL(), "r1"))
+
+
+def test_entropy_of_a_few_live_groups_is_no_alarm():
+    """Where most groups are dead, what is left says nothing of the policy."""
+    record = {"step": 20, "accuracy": 0.9, "skipped": 0, "cut_off": 0, "dead_groups": 0.6, "kl": 0,
+              "entropy": 0.001, "gap_p999": 0, "expert_load": 1}
+    assert "entropy" not in dict(grpo.advice(record, RL(), "r1"))
+    assert "entropy" in dict(grpo.advice(record | {"dead_groups": 0.1}, RL(), "r1"))
+
+
+@pytest.mark.parametrize("words_of, said", [
+    ("--preset nano", "its preset is micro, here nano"), ("--seed 1", "(seed)"),
+    ("--set zero.lr=1 base.lr=1 dev1.lr=1 eval.top_p=1", "and 1 more")])
+def test_other_settings_are_named_in_few_words(micro, words_of, said, capsys):
+    """The preset alone where it differs; else three settings at most, and how many more."""
+    preset = [] if "preset" in words_of else ["--preset", "micro"]
+    assert r1mini.main(["zero", *preset, *words_of.split(), "--out", str(micro)]) == 2
+    assert said in capsys.readouterr().err
