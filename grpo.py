@@ -37,7 +37,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe import Samples, generate, learning_rate_at, logprobs, make_optimizer, pad, update
+from moe import (gather, learning_rate_at, make_cache, make_optimizer, pad, share, total, update,
+                 world)
 
 
 @dataclass(frozen=True)
@@ -78,27 +79,97 @@ SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Task:
-    """The world as the loop sees it."""
-    sample: Callable    # (random.Random, n, step) -> n problems
-    encode: Callable    # problem -> token ids of its prompt
-    decode: Callable    # token ids of an answer -> text
-    rewards: dict       # name -> (weight, function(texts, problems) -> N numbers, nan: not asked)
-    measures: dict      # name -> function(text, problem) -> number: logged beside the rewards
-    end_id: int
-    pad_id: int
+# -------------------------------------------------------------------------------------------------
+# Sampling
 
 
 @dataclass
-class Rollout:
-    """What one round of acting brought."""
-    problems: list          # P
-    samples: Samples        # N = P * G answers, a group's beside each other
-    texts: list             # N
-    parts: dict             # name of a reward -> (N,) unweighted
-    rewards: Tensor         # (P, G) weighted sum
-    advantages: Tensor      # (P, G)
+class Samples:
+    """N sampled answers, right-padded behind their prompts."""
+    tokens: Tensor    # (N, T) prompt then answer, right-padded
+    answer: Tensor    # (N, T) True at the answer's tokens, its end token included
+    logprobs: Tensor  # (N, T) log-probability of each answer token as it was sampled, elsewhere 0
+    finished: Tensor  # (N,) whether the answer ended by itself
+
+    def answers(self):
+        """The answers' token ids, N lists."""
+        return [row[mask].tolist() for row, mask in zip(self.tokens, self.answer)]
+
+
+def sampling_logprobs(logits, temperature, top_p):
+    """Log-probabilities (N, V) of the sampling policy: logits over temperature, then the smallest
+    set of tokens whose mass reaches top_p, renormalised. Temperature 0: the likeliest token."""
+    if temperature == 0:
+        return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
+    logp = (logits.float() / temperature).log_softmax(-1)
+    if top_p < 1:
+        ordered, order = logp.sort(-1, descending=True)
+        before = ordered.exp().cumsum(-1) - ordered.exp()  # mass of the likelier tokens
+        drop = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, before >= top_p)
+        logp = logp.masked_fill(drop, -math.inf).log_softmax(-1)
+    return logp
+
+
+@torch.no_grad()
+def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0):
+    """Samples an answer to each of N prompts (token lists of any lengths). Returns Samples.
+
+    Answer n, token t is drawn with its own uniform number, so the other prompts' fate does not
+    touch it. Ended rows leave the batch when a quarter of it is idle. Each process writes its share
+    of the answers; all return all.
+    """
+    device, config, longest = model.head.weight.device, model.config, max(map(len, prompts))
+    if longest + max_new_tokens > config.max_seq_len:
+        raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
+                         f"model's max_seq_len of {config.max_seq_len}")
+    training = model.training
+    model.eval()
+    uniform = torch.rand(len(prompts), max_new_tokens,
+                         generator=torch.Generator().manual_seed(seed))
+    shared = len(prompts) >= world()[1]  # or all write all
+    if shared:
+        uniform, prompts = share(uniform), share(prompts)
+    uniform, N = uniform.to(device), len(prompts)
+    begin = torch.tensor([len(p) for p in prompts], device=device)      # (N,) column of the answer
+    cache = make_cache(config, longest - begin, longest + max_new_tokens)
+    tokens = torch.full((N, longest + max_new_tokens), pad_id, device=device)
+    tokens[:, :begin.max()] = pad(prompts, pad_id, device)
+    answer, logp = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens).float()
+    finished = torch.zeros(N, dtype=torch.bool, device=device)
+    rows, alive = torch.arange(N, device=device), ~finished             # rows still in the batch
+    fed = pad([[pad_id] * (longest - len(p)) + list(p) for p in prompts], pad_id, device)
+    for t in range(max_new_tokens):
+        policy = sampling_logprobs(model(fed, cache=cache).logits[:, -1], temperature, top_p)
+        mass = policy.exp().cumsum(-1)
+        fed = torch.searchsorted(mass, uniform[rows, t, None] * mass[:, -1:], right=True)  # (n, 1)
+        fed = fed.clamp(max=config.vocab_size - 1)
+        at = rows[alive], begin[rows[alive]] + t
+        tokens[at], answer[at] = fed[alive, 0], True
+        logp[at] = policy.gather(-1, fed)[alive, 0]
+        ended = alive & (fed[:, 0] == end_id)
+        finished[rows[ended]] = True
+        alive = alive & ~ended
+        if not alive.any():
+            break
+        if alive.sum() < 0.75 * len(rows):
+            cache, rows, fed, alive = cache.keep(alive), rows[alive], fed[alive], alive[alive]
+    model.train(training)
+    if shared:
+        tokens, answer, logp, finished = map(gather, (tokens, answer, logp, finished))
+    width = int(answer.any(0).nonzero().max()) + 1
+    return Samples(tokens[:, :width], answer[:, :width], logp[:, :width], finished)
+
+
+def logprobs(model, tokens, wanted, real=None, temperature=1.0):
+    """Log-probability of tokens (N, T) given what stands before them, and the entropy there: both
+    (N, T), zero where `wanted` (N, T) is False."""
+    logits = model(tokens, real, at=F.pad(wanted[:, 1:], (0, 1))).logits
+    logp = (logits.float() / temperature).log_softmax(-1)
+    chosen = logp.gather(-1, tokens[wanted].unsqueeze(-1)).squeeze(-1)
+    with torch.no_grad():
+        entropy = -(logp.exp() * logp).sum(-1)
+    blank = torch.zeros(tokens.shape, device=tokens.device)
+    return blank.masked_scatter(wanted, chosen), blank.masked_scatter(wanted, entropy)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -171,6 +242,29 @@ OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
 # The loop
 
 
+@dataclass(frozen=True)
+class Task:
+    """The world as the loop sees it."""
+    sample: Callable    # (random.Random, n, step) -> n problems
+    encode: Callable    # problem -> token ids of its prompt
+    decode: Callable    # token ids of an answer -> text
+    rewards: dict       # name -> (weight, function(texts, problems) -> N numbers, nan: not asked)
+    measures: dict      # name -> function(text, problem) -> number: logged beside the rewards
+    end_id: int
+    pad_id: int
+
+
+@dataclass
+class Rollout:
+    """What one round of acting brought."""
+    problems: list          # P
+    samples: Samples        # N = P * G answers, a group's beside each other
+    texts: list             # N
+    parts: dict             # name of a reward -> (N,) unweighted
+    rewards: Tensor         # (P, G) weighted sum
+    advantages: Tensor      # (P, G)
+
+
 def act(model, task, s, rng, step=0):
     """Steps 1 to 4 of the box: problems, G answers to each, rewards, advantages, in a Rollout."""
     problems = task.sample(rng, s.problems * s.oversample, step)
@@ -219,9 +313,10 @@ def chosen_rows(rollout, s):
 
 
 def micro_batches(lengths, rows, limit):
-    """Cuts rows into lists of like length, of `limit` tokens at most with padding (or one row)."""
+    """Cuts rows, of several processes this one's share, into lists of like length, of `limit`
+    tokens at most with padding (or one row)."""
     batch = []
-    for row in sorted(rows, key=lambda r: (lengths[r], r)):
+    for row in share(sorted(rows, key=lambda r: (lengths[r], r))):
         if batch and (len(batch) + 1) * lengths[row] > limit:
             yield batch
             batch = []
@@ -239,7 +334,8 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
     lengths, rows = ends.tolist(), chosen_rows(rollout, s)
     rng.shuffle(rows)
     live = live_groups(rollout).repeat_interleave(s.group_size)  # (N,)
-    total, gaps, updates = dict.fromkeys(("entropy", "kl", "clip", "ratio"), 0.0), [], []
+    sums, updates = dict.fromkeys(("entropy", "kl", "clip", "ratio"), 0.0), []
+    gap, compared = torch.zeros_like(old), torch.zeros_like(answer)  # sampler to trainer
     answered = passed = 0
     for m in range(s.minibatches):
         counted = rows[m::s.minibatches]
@@ -263,27 +359,29 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
             loss.backward()
             ratio = (new.detach() - before).exp()
             if m == 0:                                        # before any update, it should be 1
-                gaps.append((new.detach() - before).abs().masked_fill(~mask, -1.0))
+                gap[micro, :T], compared[mine] = (new.detach() - before).abs(), answer[mine]
             for name, x in (("entropy", entropy), ("kl", kl), ("clip", held), ("ratio", ratio)):
-                total[name] += float((x.detach() * mask).sum())
+                sums[name] += float((x.detach() * mask).sum())
         factor = learning_rate_at(step * s.minibatches + m, s.steps * s.minibatches, s.warmup, 0)
         updates.append(update(model, optimizers, factor))
-    record = {name: x / answered for name, x in total.items()} | gap_between(gaps)
+    means = total(torch.tensor(list(sums.values()), dtype=torch.float64)) / answered
+    record = dict(zip(sums, means.tolist())) | gap_between(total(gap), compared)
     return record | {"learnt_tokens": passed, "grad_norm": max(u["grad_norm"] for u in updates),
                      "expert_load": max(u["expert_load"] for u in updates),
                      "skipped": sum(u["skipped"] for u in updates)}
 
 
-def gap_between(gaps):
-    """How far sampler and trainer were apart, from [(n, T) |difference of log-probabilities|].
+def gap_between(gap, compared):
+    """How far sampler and trainer were apart: of gap (N, T), |differences of log-probabilities|,
+    where compared (N, T).
 
     In float32 a gap over 1e-3 betrays a routing flip: two experts all but tied, and the other
     batch shape rounded the other way. flips counts the answers in which that happened.
     """
-    all_gaps = torch.cat([gap[gap >= 0] for gap in gaps]).sort().values
-    return {"gap_p999": float(all_gaps[math.ceil(0.999 * (len(all_gaps) - 1))]),
-            "gap_max": float(all_gaps[-1]),
-            "flips": sum(int((gap > 1e-3).any(1).sum()) for gap in gaps)}
+    ordered = gap[compared].sort().values
+    return {"gap_p999": float(ordered[math.ceil(0.999 * (len(ordered) - 1))]),
+            "gap_max": float(ordered[-1]),
+            "flips": int(((gap > 1e-3) & compared).any(1).sum())}
 
 
 def train_rl(model, task, s, seed=0, state=None):

@@ -1,10 +1,11 @@
-"""The model: a DeepSeek-V3 transformer in miniature, how it samples, and how one update is made.
+"""The model: a DeepSeek-V3 transformer in miniature, how one update is made, and on what devices.
 
     MLA          multi-head latent attention: keys and values share a small latent (V3 eq 1-11)
     Router       sigmoid affinities, node-limited groups, a bias that balances the load (eq 13-16)
     Experts      stacked weights, tokens sorted by expert, none dropped; MoE adds the shared experts
     MTP          one more block that predicts the token after the next (eq 21-25)
-    Transformer  the whole; generate() samples with a latent cache; update() is one optimizer step
+    Transformer  the whole, with a cache of latents; update() is one optimizer step
+    processes    several hold the model, and each does its share of a step (data parallel)
 
 Axes: B batch, T time, C width (dim), H heads, E routed experts, K experts a token, N = B*T tokens.
 
@@ -13,12 +14,17 @@ equations omit, are here. MTP reads the hidden state after the final norm and ha
 before the shared head, as the released weights are read. Muon moves the matrices in every
 supervised stage. No weight decay (V3: 0.1); rates fall linearly to 0 (V3: a cosine).
 """
+import contextlib
 import dataclasses
+import datetime
 import math
 import os
+import socket
+import subprocess
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -381,7 +387,7 @@ class Transformer(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------------
-# Losses and log-probabilities
+# Losses
 
 
 def pad(sequences, value, device=None):
@@ -410,93 +416,6 @@ def supervised_loss(model, tokens, real, weight, targets, sequences):
         loss = loss + model.config.mtp_weight * nll(second.logits, 2)
         balance = balance + second.balance
     return loss + balance / sequences, {"loss": main.detach()}
-
-
-def logprobs(model, tokens, wanted, real=None, temperature=1.0):
-    """Log-probability of tokens (N, T) given what stands before them, and the entropy there: both
-    (N, T), zero where `wanted` (N, T) is False."""
-    logits = model(tokens, real, at=F.pad(wanted[:, 1:], (0, 1))).logits
-    logp = (logits.float() / temperature).log_softmax(-1)
-    chosen = logp.gather(-1, tokens[wanted].unsqueeze(-1)).squeeze(-1)
-    with torch.no_grad():
-        entropy = -(logp.exp() * logp).sum(-1)
-    blank = torch.zeros(tokens.shape, device=tokens.device)
-    return blank.masked_scatter(wanted, chosen), blank.masked_scatter(wanted, entropy)
-
-
-# --------------------------------------------------------------------------------------------------
-# Sampling
-
-
-@dataclass
-class Samples:
-    """N sampled answers, right-padded behind their prompts."""
-    tokens: Tensor    # (N, T) prompt then answer, right-padded
-    answer: Tensor    # (N, T) True at the answer's tokens, its end token included
-    logprobs: Tensor  # (N, T) log-probability of each answer token as it was sampled, elsewhere 0
-    finished: Tensor  # (N,) whether the answer ended by itself
-
-    def answers(self):
-        """The answers' token ids, N lists."""
-        return [row[mask].tolist() for row, mask in zip(self.tokens, self.answer)]
-
-
-def sampling_logprobs(logits, temperature, top_p):
-    """Log-probabilities (N, V) of the sampling policy: logits over temperature, then the smallest
-    set of tokens whose mass reaches top_p, renormalised. Temperature 0: the likeliest token."""
-    if temperature == 0:
-        return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
-    logp = (logits.float() / temperature).log_softmax(-1)
-    if top_p < 1:
-        ordered, order = logp.sort(-1, descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()  # mass of the likelier tokens
-        drop = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, before >= top_p)
-        logp = logp.masked_fill(drop, -math.inf).log_softmax(-1)
-    return logp
-
-
-@torch.no_grad()
-def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0):
-    """Samples an answer to each of N prompts (token lists of any lengths). Returns Samples.
-
-    Answer n, token t is drawn with its own uniform number, so the other prompts' fate does not
-    touch it. Ended rows leave the batch when a quarter of it is idle.
-    """
-    device, config, N = model.head.weight.device, model.config, len(prompts)
-    longest = max(map(len, prompts))
-    if longest + max_new_tokens > config.max_seq_len:
-        raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
-                         f"model's max_seq_len of {config.max_seq_len}")
-    training = model.training
-    model.eval()
-    uniform = torch.rand(N, max_new_tokens, generator=torch.Generator().manual_seed(seed))
-    uniform = uniform.to(device)
-    begin = torch.tensor([len(p) for p in prompts], device=device)      # (N,) column of the answer
-    cache = make_cache(config, longest - begin, longest + max_new_tokens)
-    tokens = torch.full((N, longest + max_new_tokens), pad_id, device=device)
-    tokens[:, :longest] = pad(prompts, pad_id, device)
-    answer, logp = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens).float()
-    finished = torch.zeros(N, dtype=torch.bool, device=device)
-    rows, alive = torch.arange(N, device=device), ~finished             # rows still in the batch
-    fed = pad([[pad_id] * (longest - len(p)) + list(p) for p in prompts], pad_id, device)
-    for t in range(max_new_tokens):
-        policy = sampling_logprobs(model(fed, cache=cache).logits[:, -1], temperature, top_p)
-        mass = policy.exp().cumsum(-1)
-        fed = torch.searchsorted(mass, uniform[rows, t, None] * mass[:, -1:], right=True)  # (n, 1)
-        fed = fed.clamp(max=config.vocab_size - 1)
-        at = rows[alive], begin[rows[alive]] + t
-        tokens[at], answer[at] = fed[alive, 0], True
-        logp[at] = policy.gather(-1, fed)[alive, 0]
-        ended = alive & (fed[:, 0] == end_id)
-        finished[rows[ended]] = True
-        alive = alive & ~ended
-        if not alive.any():
-            break
-        if alive.sum() < 0.75 * len(rows):
-            cache, rows, fed, alive = cache.keep(alive), rows[alive], fed[alive], alive[alive]
-    model.train(training)
-    width = int((begin + answer.sum(1)).max())
-    return Samples(tokens[:, :width], answer[:, :width], logp[:, :width], finished)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -546,9 +465,11 @@ def orthogonal(x, rounds=5):
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    plus = torch.addmm if x.dim() == 2 else torch.baddbmm              # beta x + alpha a b
     for _ in range(rounds):
         gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        gram = plus(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = plus(x, gram, x, beta=3.4445)
     return x.mT if tall else x
 
 
@@ -573,7 +494,9 @@ def learning_rate_at(step, steps, warmup, decay):
 def update(model, optimizers, factor=1.0, max_norm=1.0):
     """One optimizer step from the gradients at hand: clip, step, zero, balance. Returns its log.
 
-    A gradient that is not finite changes nothing and is counted as skipped."""
+    A gradient that is not finite changes nothing and is counted as skipped. With several processes
+    gradients and loads are sums over all, so that all take the same step."""
+    add_up(model)
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
     finite = math.isfinite(norm)
     for optimizer in optimizers if finite else ():
@@ -591,22 +514,101 @@ def update(model, optimizers, factor=1.0, max_norm=1.0):
 FORMAT = 1  # of checkpoints
 
 
+def world():
+    """(number of this process, of all). Each holds the whole model and does its share of a step."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def leads():
+    """Whether this process is the one that writes files and speaks."""
+    return world()[0] == 0
+
+
+def share(items):
+    """This process' part of what all hold: every so many-th of a list, or of a tensor's rows."""
+    number, count = world()
+    return items[number::count]
+
+
+def gather(part):
+    """The tensor of which each process holds its share(): its rows in their order, on all."""
+    count = world()[1]
+    if count == 1:
+        return part
+    parts = [None] * count
+    dist.all_gather_object(parts, part.cpu())
+    whole = part.new_empty(sum(map(len, parts)), *part.shape[1:])
+    for i, rows in enumerate(parts):
+        whole[i::count] = rows.to(whole.device)
+    return whole
+
+
+def total(x):
+    """The sum of a tensor over all processes; with one process, the tensor."""
+    if world()[1] > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def any_of(flag=False):
+    """Whether a flag is set in any process; all wait here for the last."""
+    return bool(total(torch.tensor(float(flag))))
+
+
+@torch.no_grad()
+def add_up(model):
+    """Sums gradients and experts' loads over all processes, in one message."""
+    if world()[1] == 1:
+        return
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    parts = [p.grad for p in model.parameters()]
+    parts += [m.load for m in model.modules() if isinstance(m, Router)]
+    whole = total(torch.cat([part.flatten() for part in parts]))
+    for part, sum_of in zip(parts, whole.split([part.numel() for part in parts])):
+        part.copy_(sum_of.view_as(part))
+
+
+@contextlib.contextmanager
+def processes(device, count, command):
+    """Joins the processes torchrun started, or starts `count` of a command (a list) here, of which
+    this one is the first. Yields this process' device."""
+    env, children = os.environ, []
+    where = {}
+    if "WORLD_SIZE" not in env:
+        if count == 1:
+            yield device
+            return
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address, port = free.getsockname()
+        where = {"init_method": f"tcp://{address}:{port}", "rank": 0, "world_size": count}
+        known = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+                 "MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        children = [subprocess.Popen(command, env=env | known | {
+            "RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(1, count)]
+    if device.type == "cuda":
+        device = torch.device("cuda", int(env.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                                timeout=datetime.timedelta(minutes=3), **where)
+        yield device
+    except RuntimeError as error:
+        if not any(word in str(error).lower() for word in ("connection", "timed out", "peer")):
+            raise
+        raise UserError("another process of this run is gone, killed or out of memory; the same "
+                        "command goes on from the last save") from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for child in children:
+            child.terminate()
+            child.wait()
+
+
 class UserError(ValueError):
     """Something the user can mend; the message is one line."""
-
-
-def choose_device(device="auto", dtype="auto"):
-    """(torch.device, torch.dtype) of a user's words; UserError if the device is not there."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        device = torch.zeros(1, device=device).device
-        torch.autocast(device.type, torch.bfloat16)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {device}: not to be had here ({reason})") from None
-    if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
-    return device, getattr(torch, dtype)
 
 
 def place(model, device, dtype=torch.float32):

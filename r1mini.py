@@ -40,7 +40,8 @@ from tqdm import tqdm
 import moe
 import tasks
 from extras.folder import Folder, read_log
-from grpo import RL, Task, advice, micro_batches, preference_loss, safety_loss, score, train_rl
+from grpo import (RL, Task, advice, generate, micro_batches, preference_loss, safety_loss, score,
+                  train_rl)
 from moe import UserError
 
 # -------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def train(model, s, draw, seed, state=None, loss=next_token):
             part.backward()
             total += float(share)
         factor = moe.learning_rate_at(step, s.steps, s.warmup, s.decay)
-        record = {"step": step + 1, "loss": total, "tokens": read}
+        record = {"step": step + 1, "loss": float(moe.total(torch.tensor(total).double())), "tokens": read}
         yield record | moe.update(model, optimizers, factor), lambda: {
             "step": step + 1, "optimizers": [o.state_dict() for o in optimizers]}
 
@@ -211,7 +212,7 @@ def sample_answers(model, prompts, limit, rows, temperature=1.0, top_p=1.0, seed
     them at a time."""
     found = []
     for i in tqdm(range(0, len(prompts), rows), name, disable=name is None):
-        out = moe.generate(model, prompts[i:i + rows], limit, tasks.END_ID, tasks.PAD_ID,
+        out = generate(model, prompts[i:i + rows], limit, tasks.END_ID, tasks.PAD_ID,
                            temperature, top_p, seed * 1_000_003 + i)
         found += out.answers()
     return found
@@ -324,8 +325,7 @@ def test_stage(folder, stage, model):
         plans.append(("general", None, 1.0, 1.0))
     for name, asked, temperature, top_p in tqdm(plans[done:], f"test {stage}",
                                                 disable=done == len(plans)):
-        if folder.stop:
-            raise KeyboardInterrupt
+        folder.check()
         began = time.monotonic()
         if name == "general":
             folder.log({"kind": "general", "stage": stage} | evaluate_general(model, run))
@@ -423,11 +423,9 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
             raise UserError(f"{name}: none of {len(ids)} answers is fit; train their model longer")
         folder.log({"kind": "collected", "stage": name, "kept": len(kept), "of": len(texts),
                     "tokens": sum(map(len, ids))})
-        path.with_suffix(".tmp").write_text("".join(kept), "utf-8")
-        path.with_suffix(".tmp").replace(path)
+        folder.write(path, "".join(kept))
         folder.clock(f"collect_{name}", 0, began)
-        if folder.stop:
-            raise KeyboardInterrupt
+        folder.check()
     return read_dialogues(path, run.model.max_seq_len)
 
 
@@ -594,19 +592,21 @@ class Models(dict):
 
 def run_stages(options, run, names):
     """The stages named, their tests on held-out problems, and the report."""
-    folder = Folder(options.out or f"runs/{options.preset}", run, options, STAGES)
-    models = Models(folder)
-    print(f"{run.preset}, seed {run.seed}, into {folder.path}; {options.expected}stages:\n"
-          f"  {' '.join(names)}\nWatch the loss fall, or in RL the accuracy rise; dev scores come "
-          "on the way, test at a stage's end.\nCtrl-C saves; the same command goes on.")
-    signal.signal(signal.SIGINT, folder.interrupt)
-    try:
-        for name in names:
-            models[name] = STAGES[name](folder, models)
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if any(r["kind"] == "test" for r in read_log(folder.path)):  # not of reward models alone
-        print("\n" + importlib.import_module("extras.report").report([folder.path]))
+    command = [sys.executable, __file__, *options.words]
+    with moe.processes(options.device, options.processes, command) as options.device:
+        folder = Folder(options.out or f"runs/{options.preset}", run, options, STAGES)
+        models = Models(folder)
+        print(f"{run.preset}, seed {run.seed}, into {folder.path}; {options.expected}stages:\n"
+              f"  {' '.join(names)}\nWatch the loss fall, or in RL the accuracy rise; dev scores "
+              "come on the way, test at a stage's end.\nCtrl-C saves; the same command goes on.")
+        signal.signal(signal.SIGINT, folder.interrupt)
+        try:
+            for name in names:
+                models[name] = STAGES[name](folder, models)
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if moe.leads() and any(r["kind"] == "test" for r in read_log(folder.path)):
+            print("\n" + importlib.import_module("extras.report").report([folder.path]))
 
 
 # -------------------------------------------------------------------------------------------------

@@ -139,12 +139,12 @@ def test_bfloat16_is_near_float32():
 
     def losses():
         loss = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
-        return torch.stack([loss, -moe.logprobs(model, tokens, weight > 0, real)[0].mean()])
+        return torch.stack([loss, -grpo.logprobs(model, tokens, weight > 0, real)[0].mean()])
     exact = losses()
     model = moe.place(model, "cpu", torch.bfloat16)
     torch.testing.assert_close(losses(), exact, rtol=0.05, atol=0.05)
     losses()[0].backward()
-    samples = moe.generate(model, PROMPTS, 5, -1, 0)
+    samples = grpo.generate(model, PROMPTS, 5, -1, 0)
     assert samples.logprobs[samples.answer].isfinite().all() and samples.tokens.max() < 24
 
 
@@ -340,7 +340,7 @@ def test_gradient_equals_finite_differences(monkeypatch):
 def test_logprobs_and_entropy_equal_a_loop(temperature):
     """log_softmax row by row, and torch's Categorical; zero where nothing is wanted."""
     model, (tokens, real, weight) = make(), make_batch()
-    got, entropy = moe.logprobs(model, tokens, weight > 0, real, temperature)
+    got, entropy = grpo.logprobs(model, tokens, weight > 0, real, temperature)
     for n, i in np.ndindex(*tokens.shape):
         want = (0.0, 0.0)
         if weight[n, i]:
@@ -354,7 +354,7 @@ def test_logprobs_and_entropy_equal_a_loop(temperature):
 def test_greedy_sampling_equals_a_slow_loop():
     """Temperature 0 is the argmax of uncached forwards, each prompt by itself."""
     model, end, endings = make(2, init_std=0.2), 23, []
-    got = moe.generate(model, PROMPTS, 20, end, 0, temperature=0).answers()
+    got = grpo.generate(model, PROMPTS, 20, end, 0, temperature=0).answers()
     for prompt, answer in zip(PROMPTS, got):
         want = []
         while len(want) < 20 and end not in want:
@@ -367,15 +367,15 @@ def test_greedy_sampling_equals_a_slow_loop():
 def test_sampled_logprobs_equal_the_trainers():
     """What the cached sampler says of its tokens is what logprobs() says of them."""
     model = make()
-    samples = moe.generate(model, PROMPTS * 4, 30, 8, 0)
-    want, _ = moe.logprobs(model, samples.tokens, samples.answer)
+    samples = grpo.generate(model, PROMPTS * 4, 30, 8, 0)
+    want, _ = grpo.logprobs(model, samples.tokens, samples.answer)
     assert samples.finished.any() and not samples.finished.all()
     assert torch.quantile((samples.logprobs - want).abs(), 0.999) < 1e-4
 
 
 def test_answers_end_with_the_end_token_and_then_pad():
     """Prompt, answer with its end token where it finished, padding; the mask is the answer."""
-    samples = moe.generate(make(), PROMPTS * 4, 30, end_id=8, pad_id=0)
+    samples = grpo.generate(make(), PROMPTS * 4, 30, end_id=8, pad_id=0)
     rows = zip(PROMPTS * 4, samples.answers(), samples.tokens.tolist(), samples.finished)
     for prompt, answer, row, finished in rows:
         assert row == prompt + answer + [0] * (len(row) - len(prompt) - len(answer))
@@ -387,7 +387,7 @@ def test_answers_do_not_depend_on_the_other_prompts():
     """Rows 6 and 7 stay when the prompts about them are others, end otherwise or are absent."""
     model, answers = make(init_std=0.3), []
     for before, after in ((PROMPTS, []), ([[8] * 20] * 6, PROMPTS), ([[1, 2]] * 6, [[7]])):
-        samples = moe.generate(model, before + PROMPTS[:2] + after, 30, 8, 0, seed=5)
+        samples = grpo.generate(model, before + PROMPTS[:2] + after, 30, 8, 0, seed=5)
         answers.append(samples.answers()[6:8])
     assert answers[0] == answers[1] == answers[2]
 
@@ -407,7 +407,7 @@ def policy_by_loop(logits, temperature, top_p):
 def test_sampling_policy_equals_a_loop(temperature, top_p):
     """Temperature first, then the smallest set of tokens whose probability reaches top_p."""
     logits = 2 * torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
-    got = moe.sampling_logprobs(logits, temperature, top_p).exp().numpy()
+    got = grpo.sampling_logprobs(logits, temperature, top_p).exp().numpy()
     want = np.stack([policy_by_loop(row, temperature, top_p) for row in logits.numpy()])
     np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -415,7 +415,7 @@ def test_sampling_policy_equals_a_loop(temperature, top_p):
 def test_sampling_frequencies_follow_the_policy():
     """Chi-square of 4000 first tokens against the policy (5 kept tokens: p = 0.001 at 18.5)."""
     model = make(vocab_size=8, init_std=0.3)
-    drawn = moe.generate(model, [[3, 1]] * 4000, 1, -1, 0, temperature=0.8, top_p=0.9).tokens[:, 2]
+    drawn = grpo.generate(model, [[3, 1]] * 4000, 1, -1, 0, temperature=0.8, top_p=0.9).tokens[:, 2]
     logits = model(torch.tensor([[3, 1]])).logits[0, -1].detach()
     want, got = 4000 * policy_by_loop(logits, 0.8, 0.9), np.bincount(drawn, minlength=8)
     assert (got > 0).tolist() == (want > 0).tolist() and (want > 0).sum() == 5
@@ -425,9 +425,9 @@ def test_sampling_frequencies_follow_the_policy():
 def test_a_prompt_too_long_is_refused():
     """Prompt and answer fill max_seq_len (64) at most."""
     model = make()
-    assert len(moe.generate(model, [[5] * 60], 4, -1, 0).answers()[0]) == 4
+    assert len(grpo.generate(model, [[5] * 60], 4, -1, 0).answers()[0]) == 4
     with pytest.raises(ValueError, match="max_seq_len of 64"):
-        moe.generate(model, [[5], [5] * 61], 4, -1, 0)
+        grpo.generate(model, [[5], [5] * 61], 4, -1, 0)
 
 
 def test_v3_has_the_published_size():
@@ -2194,8 +2194,8 @@ def test_evaluate_agrees_with_hand_counted_answers(monkeypatch):
                "<answer>5</answer>", "<answer>5</answer>", "<answer>4</answer>", "x"]
     ids = [tasks.encode_response(text) for text in scripts]
     answer = moe.pad([[1] * len(i) for i in ids], 0).bool()
-    samples = moe.Samples(moe.pad(ids, tasks.PAD_ID), answer, torch.zeros(1), torch.ones(8))
-    monkeypatch.setattr(moe, "generate", lambda *a, **k: samples)
+    samples = grpo.Samples(moe.pad(ids, tasks.PAD_ID), answer, torch.zeros(1), torch.ones(8))
+    monkeypatch.setattr(r1mini, "generate", lambda *a, **k: samples)
     r, each = r1mini.evaluate(None, problems, 4, 1.0, 1.0, 10)
     assert r["pass@1"] == pytest.approx(3 / 8) and r["pass@4"] == 1.0
     assert r["pass@2"] == pytest.approx((5 / 6 + 1 / 2) / 2, abs=1e-6)
@@ -2204,7 +2204,7 @@ def test_evaluate_agrees_with_hand_counted_answers(monkeypatch):
     assert r["by_style"]["checked"] == {"share": 1 / 8, "3": 0.0, "4": None}
     assert r["reflection"] == 1 / 8 and r["length"] == sum(map(len, ids)) / 8
     assert r["cut_off"] == 0.0
-    monkeypatch.setattr(moe, "generate", lambda *a, **k: dataclasses.replace(
+    monkeypatch.setattr(r1mini, "generate", lambda *a, **k: dataclasses.replace(
         samples, answer=F.pad(answer[:, 1:], (0, 1)) & (samples.tokens != tasks.END_ID)))
     assert r1mini.evaluate(None, problems, 4, 1.0, 1.0, 10)[0]["cut_off"] == 1.0
 
@@ -2411,7 +2411,7 @@ def test_a_thought_that_never_ends_shows_and_earns_nothing():
 
 def test_what_is_not_asked_is_not_averaged():
     """A reward of nan, on a prompt without a right number, leaves the logged mean alone."""
-    samples = moe.Samples(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), None,
+    samples = grpo.Samples(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), None,
                           torch.ones(2, dtype=torch.bool))
     rollout = grpo.Rollout([GRASS], samples, ["", ""], {"accuracy": torch.tensor([1.0, math.nan])},
                            torch.ones(1, 2), torch.zeros(1, 2))

@@ -27,6 +27,7 @@ from statistics import median
 
 import torch
 
+import grpo
 import moe
 import r1mini
 import tasks
@@ -106,7 +107,7 @@ def random_prompts(config, n, length):
 def decode(model, n=PROMPTS, length=PROMPT, new=NEW):
     """Answers of `new` tokens to n prompts; no token ends one."""
     prompts = random_prompts(model.config, n, length)
-    return lambda: moe.generate(model, prompts, new, -1, 0)
+    return lambda: grpo.generate(model, prompts, new, -1, 0)
 
 
 def grpo_parts(model, run, device):
@@ -119,7 +120,7 @@ def grpo_parts(model, run, device):
     found = {}
 
     def sample():
-        found["samples"] = moe.generate(model, prompts, ANSWER, -1, tasks.PAD_ID)
+        found["samples"] = grpo.generate(model, prompts, ANSWER, -1, tasks.PAD_ID)
 
     def reward():
         texts = [tasks.decode(ids) for ids in found["samples"].answers()]
@@ -242,7 +243,7 @@ def ours(run, device, dtype):
     taken = in_turn({
         "gemm": gemm(device, dtype), "train": train_step(make(run.model, device, dtype)),
         "documents": work, "decode": decode(model),
-        "prefill": lambda: moe.generate(model, reading, 1, -1, 0)}, device)
+        "prefill": lambda: grpo.generate(model, reading, 1, -1, 0)}, device)
     found = {"gemm": peak / taken["gemm"], "train": ROWS * LENGTH / taken["train"],
              "documents": sum(documents[1:]) / ROUNDS / taken["documents"],
              "prefill": 64 * 128 / taken["prefill"], "decode": PROMPTS * NEW / taken["decode"]}

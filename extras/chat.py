@@ -1,7 +1,7 @@
 """chat: a terminal conversation with a checkpoint; the thinking is shown apart from the answer."""
 import sys
 
-import moe
+import grpo
 import r1mini
 import tasks
 from extras.options import load_writer, resolve
@@ -15,7 +15,7 @@ def reply(model, question, settings):
         raise r1mini.UserError(f"the question has {len(ids)} tokens; there is room for "
                                f"{model.config.max_seq_len - limit} beside an answer")
     s = settings.eval
-    out = moe.generate(model, [ids], limit, tasks.END_ID, tasks.PAD_ID, s.temperature, s.top_p,
+    out = grpo.generate(model, [ids], limit, tasks.END_ID, tasks.PAD_ID, s.temperature, s.top_p,
                        seed=int.from_bytes(question.encode()[-7:], "big"))
     text = tasks.decode(out.answers()[0])
     thinking, answer = tasks.parse(text)

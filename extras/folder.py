@@ -60,6 +60,15 @@ class Folder:
 
     def __init__(self, path, run, options, stages):
         self.path, self.run, self.options, self.stop = Path(path), run, options, False
+        if moe.leads():
+            self.begin(stages)
+        moe.any_of()
+        self.log({"machine": machine(), "threads": torch.get_num_threads() * moe.world()[1],
+                  "processes": moe.world()[1]}, "timing.jsonl")
+
+    def begin(self, stages):
+        """Makes the folder, or finds that it holds this very run."""
+        run, options = self.run, self.options
         self.path.mkdir(parents=True, exist_ok=True)
         config, known = json.loads(json.dumps(dataclasses.asdict(run))), self.path / "config.json"
         if options.fresh:
@@ -84,15 +93,32 @@ class Folder:
         else:
             (self.path / "log.jsonl").write_text("", "utf-8")
             versions = {"python": platform.python_version(), "torch": torch.__version__}
-            self.log({"kind": "config", "versions": versions} | config)
+            self.append({"kind": "config", "versions": versions} | config, "log.jsonl")
             known.with_suffix(".tmp").write_text(json.dumps(config, indent=1), "utf-8")
             known.with_suffix(".tmp").replace(known)
-        self.log({"machine": machine(), "threads": torch.get_num_threads()}, "timing.jsonl")
 
-    def log(self, record, name="log.jsonl"):
-        """Appends a record to log.jsonl."""
+    def append(self, record, name):
+        """Adds a line to a file of records."""
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def log(self, record, name="log.jsonl"):
+        """Appends a record to log.jsonl. One process writes, all wait."""
+        if moe.leads():
+            self.append(record, name)
+        moe.any_of()
+
+    def write(self, path, text):
+        """Writes a text whole or not at all. One process writes, all wait."""
+        if moe.leads():
+            path.with_suffix(".tmp").write_text(text, "utf-8")
+            path.with_suffix(".tmp").replace(path)
+        moe.any_of()
+
+    def check(self):
+        """KeyboardInterrupt, in all processes, if any was asked to stop."""
+        if moe.any_of(self.stop):
+            raise KeyboardInterrupt
 
     def clock(self, stage, step, began, tokens=0, worked=None):
         """Appends to timing.jsonl, the one place where time is kept. seconds are all since
@@ -100,7 +126,8 @@ class Folder:
         record = {"stage": stage, "step": step, "seconds": round(time.monotonic() - began, 3)}
         if worked:
             record |= {"tokens": tokens, "tokens_per_second": round(tokens / worked)}
-        self.log(record | {"peak_gib": peak_gib()}, "timing.jsonl")
+        peak = float(moe.total(torch.tensor(peak_gib()).double()))  # of all processes
+        self.log(record | {"peak_gib": round(peak, 3)}, "timing.jsonl")
 
     def position(self):
         """Bytes of log.jsonl so far, safe on disk; a checkpoint remembers them."""
@@ -110,8 +137,9 @@ class Folder:
 
     def cut(self, position):
         """Shortens log.jsonl: what came after will be done, and logged, again."""
-        with open(self.path / "log.jsonl", "r+b") as file:
-            file.truncate(position)
+        if moe.leads():
+            with open(self.path / "log.jsonl", "r+b") as file:
+                file.truncate(position)
 
     def begun(self, name, collected=False):
         """Where in log.jsonl a stage's first record stands, or would; what was collected for it is
@@ -141,6 +169,7 @@ class Folder:
             model, state = moe.load(partial, options.device, options.dtype)
             print(f"{name}: goes on after step {state['step']} of {steps}")
         self.cut(state["log"] if state else self.begun(name))
+        moe.any_of()
         began = time.monotonic()
         with tqdm(total=steps, initial=state["step"] if state else 0, desc=name,
                   dynamic_ncols=True) as bar:
@@ -152,17 +181,18 @@ class Folder:
                 self.log({"kind": name} | record)
                 watch(model, record, bar)
                 kept = {"log": self.position(), "preset": self.run.preset}
-                if record["step"] == steps:
+                stop = moe.any_of(self.stop)
+                if record["step"] == steps and moe.leads():
                     moe.save(final, model, **kept)
                     partial.unlink(missing_ok=True)
-                elif self.stop or record["step"] % options.save_every == 0:
+                elif (stop or record["step"] % options.save_every == 0) and moe.leads():
                     moe.save(partial, model, **kept, **snapshot())
                 self.clock(name, record["step"], began, record["tokens"], worked)
                 shown = {k: record[k] for k in ("loss", "accuracy", "length") if k in record}
                 speed = {"tok/s": f"{record['tokens'] / worked:.0f}"}
                 bar.set_postfix(shown | speed, refresh=False)
                 bar.update()
-                if self.stop:
+                if stop:
                     raise KeyboardInterrupt
                 began = started = time.monotonic()
         return model

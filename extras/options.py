@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 import math
 import os
+import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -172,11 +174,13 @@ def parser():
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto: cuda where there is one")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"],
         help="of the forward pass; auto: bfloat16 on CUDA, float32 elsewhere")
-    add("--threads", type=int, default=0, help="CPU threads; 0: as torch decides")
+    add("--threads", type=int, default=0, help="CPU threads in all; 0: one a core")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend",
         help="any setting, such as zero.lr=1e-4 or model.dim=128")
     add = running.add_argument
     add("--out", help="the run's folder; default runs/PRESET")
+    add("--processes", type=int, default=0,
+        help="that share each step on this machine; 0: on a CPU one a thread, four at most")
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=20, help="steps between saves")
     add("--fresh", action="store_true", help="delete the folder's run and start over")
@@ -216,23 +220,47 @@ def parser():
     return top
 
 
+def choose_device(device="auto", dtype="auto"):
+    """(torch.device, torch.dtype) of a user's words; UserError if the device is not there."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        device = torch.zeros(1, device=device).device
+        torch.autocast(device.type, torch.bfloat16)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device}: not to be had here ({reason})") from None
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    return device, getattr(torch, dtype)
+
+
 def prepare(options):
     """Threads, device and dtype of a command, checked before anything long begins."""
     for name, least, most in (("threads", 0, 4 * os.cpu_count()), ("save_every", 1, 10**9),
+                              ("processes", 0, 4 * os.cpu_count()),
                               ("samples", 1, 10**5), ("seed", 0, 2**62)):
         if not least <= getattr(options, name, least) <= most:
             raise UserError(f"--{name.replace('_', '-')} must be within {least}..{most}")
-    if getattr(options, "threads", 0):
-        torch.set_num_threads(options.threads)
     if hasattr(options, "device"):
-        options.device, options.dtype = moe.choose_device(options.device, options.dtype)
+        options.device, options.dtype = choose_device(options.device, options.dtype)
+        threads = options.threads or torch.get_num_threads()
+        several = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or getattr(options, "processes", 1)
+        if not several:  # micro's steps are shorter than messages
+            busy = options.device.type == "cpu" and options.preset != "micro"
+            several = min(4, threads) if busy else 1
+        torch.set_num_threads(max(1, threads // several))
+        options.processes = several
 
 
 def parse(argv):
     """The options of a command line; no command is all."""
+    if int(os.environ.get("RANK", 0)):  # of several processes the first speaks for all
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        sys.excepthook = lambda *error: traceback.print_exception(*error, file=sys.__stderr__)
     if not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         argv.insert(0, "all")
     options = parser().parse_args(argv)
+    options.words = argv
     prepare(options)
     return options
 

@@ -120,7 +120,7 @@ def open_folder(name, module, seed, preset, rest):
     """The Folder of one seed of a study in MEASURED, in which measurements go on."""
     start = ["--from", f"{runs_at(preset)}r1-{seed}/r1.pt"] if module.NEEDS else []
     options = command_line.parse(["zero", "--seed", str(seed), *start, *rest,
-                                  "--out", f"{runs_at(preset)}{name}-{seed}"])
+                                  "--processes", "1", "--out", f"{runs_at(preset)}{name}-{seed}"])
     run = command_line.resolve(
         options.preset, [*module.SETTINGS, *options.set], seed=seed, start=options.start,
         device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
