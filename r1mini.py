@@ -72,7 +72,7 @@ class Evaluation:
     longer: int = 100              # test problems of each of the two levels above any in training
     dev_problems: int = 64
     dev_every: int = 5             # RL steps between evaluations on dev, at temperature 1
-    rows: int = 1024               # answers sampled at a time; their random numbers hang on it
+    rows: int = 2048               # answers sampled at a time; their random numbers hang on it
 
 
 @dataclass(frozen=True)
