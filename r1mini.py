@@ -181,13 +181,14 @@ def train(model, s, draw, seed, state=None, loss=next_token):
         rng = random.Random(f"{seed}/train/{step}")
         whole = [draw(rng) for _ in range(s.documents)]
         lengths = [len(d.tokens) for d in whole]
-        total, read = 0.0, sum(lengths) + sum(len(getattr(d, "worse", None) or ()) for d in whole)
+        total = torch.zeros((), dtype=torch.float64)
+        read = sum(lengths) + sum(len(getattr(d, "worse", None) or ()) for d in whole)
         for rows in micro_batches(lengths, range(len(whole)), s.micro_tokens):
             part, share = loss(model, [whole[i] for i in rows], whole)
             part.backward()
             total += float(share)
         factor = moe.learning_rate_at(step, s.steps, s.warmup, s.decay)
-        record = {"step": step + 1, "loss": float(moe.total(torch.tensor(total).double())), "tokens": read}
+        record = {"step": step + 1, "loss": float(moe.total(total)), "tokens": read}
         yield record | moe.update(model, optimizers, factor), lambda: {
             "step": step + 1, "optimizers": [o.state_dict() for o in optimizers]}
 

@@ -1765,6 +1765,47 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(micro, tmp_path):
     assert (tmp_path / "log.jsonl").read_bytes() == log_until(micro, "dev1")
 
 
+def furthest_apart(a, b):
+    """The largest difference of two checkpoints' weights, beside the largest weight of its kind."""
+    one, two = (moe.load(path)[0].state_dict() for path in (a, b))
+    return max(float((one[k] - two[k]).abs().max() / one[k].abs().max().clamp(min=1e-2))
+               for k in one)
+
+
+def test_two_processes_take_the_steps_of_one(micro, tmp_path, monkeypatch, capsys):
+    """Pretraining, its evaluation and GRPO with half of each step in another process: weights and
+    log of one process but for rounding. A process killed on the way stops the other with one line,
+    and the same command goes on to the bits of two processes left alone."""
+    started, clock = [], folders.Folder.clock
+
+    def start(*args, **more):
+        started.append(subprocess.Popen(*args, **more))
+        return started[-1]
+    monkeypatch.setattr(moe, "subprocess", SimpleNamespace(Popen=start))
+    two = ["zero", *FEW, "--processes", "2", "--threads", "2", "--save-every", "3", "--out"]
+    assert r1mini.main([*two, str(tmp_path / "whole")]) == 0 and len(started) == 1
+    for stage in ("base", "zero"):
+        assert furthest_apart(micro / f"{stage}.pt", tmp_path / f"whole/{stage}.pt") < 1e-4
+    for one, other in zip(folders.read_log(micro), folders.read_log(tmp_path / "whole")):
+        for key in {"loss", "pass@1", "accuracy", "length", "tokens", "kl"} & one.keys():
+            assert other[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), (one["kind"], key)
+
+    def kill(self, name, step, *rest):
+        if (name, step) in (("base", 7), ("zero", 2)) and len(started) == 2 + (name == "zero"):
+            started[-1].kill()
+        return clock(self, name, step, *rest)
+    monkeypatch.setattr(folders.Folder, "clock", kill)
+    for stage in ("base", "zero"):
+        assert r1mini.main([*two, str(tmp_path / "killed")]) == 2
+        assert "another process of this run is gone" in capsys.readouterr().err
+    assert r1mini.main([*two, str(tmp_path / "killed")]) == 0 and len(started) == 4
+    for stage in ("base", "zero"):
+        assert same_weights(tmp_path / f"whole/{stage}.pt", tmp_path / f"killed/{stage}.pt")
+    assert (tmp_path / "whole/log.jsonl").read_bytes() == (
+        tmp_path / "killed/log.jsonl").read_bytes()
+    assert all(child.poll() is not None for child in started)
+
+
 def test_a_finished_run_is_not_done_again(micro, capsys):
     """The same command skips what is finished, and says so; other settings are refused."""
     before = {f.name: f.read_bytes() for f in [*micro.glob("*.pt"), micro / "log.jsonl"]}

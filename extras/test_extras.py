@@ -115,7 +115,7 @@ def test_chat_shows_the_thinking_apart(micro, monkeypatch, capsys, summary):
     text = tasks.encode_response(f"<think>12+3=15</think>{summary}<answer>15</answer>")
     answer = torch.ones(1, len(text), dtype=torch.bool)
     samples = grpo.Samples(torch.tensor([text]), answer, None, None)
-    monkeypatch.setattr(r1mini, "generate", lambda *a, **k: samples)
+    monkeypatch.setattr(grpo, "generate", lambda *a, **k: samples)
     assert r1mini.main(["chat", str(micro / "zero.pt"), "--ask", "12+3?"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["thinking: 12+3=15", f"answer: 15   ({len(text)} tokens)"]
