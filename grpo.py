@@ -103,10 +103,11 @@ def sampling_logprobs(logits, temperature, top_p):
         return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
     logp = (logits.float() / temperature).log_softmax(-1)
     if top_p < 1:
-        ordered, order = logp.sort(-1, descending=True)
+        outside = math.log((1 - top_p) / logp.size(-1))    # all such together lack the mass
+        ordered, order = logp.topk(int((logp > outside).sum(-1).max()))
         before = ordered.exp().cumsum(-1) - ordered.exp()  # mass of the likelier tokens
-        drop = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, before >= top_p)
-        logp = logp.masked_fill(drop, -math.inf).log_softmax(-1)
+        kept = ordered.masked_fill(before >= top_p, -math.inf).log_softmax(-1)
+        logp = torch.full_like(logp, -math.inf).scatter(-1, order, kept)
     return logp
 
 

@@ -108,7 +108,7 @@ class Run:
     r1: RL = RL(steps=20, language_weight=0.5, temperature=0.7, general=0.5, lr=1e-4)
     student_base: Train = Train(steps=400)
     distill: Train = Train(steps=250, documents=64)
-    student_rl: RL = RL(steps=110)
+    student_rl: RL = RL(steps=130)
     distill_rl: RL = RL(steps=12, lr=1e-4)
     data: Data = field(default_factory=Data)
     eval: Evaluation = field(default_factory=Evaluation)

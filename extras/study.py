@@ -44,7 +44,7 @@ RUNS = {
     "threshold": [(f"threshold-{dim}-{steps}-{{seed}}",
                    "distill --from runs/r1-{seed}/r1.pt --only student student_rl distill "
                    f"--set student.dim={dim} student.inter_dim={3 * dim} "
-                   f"student_base.steps={steps} student_rl.steps={60 if dim > 48 else 110}")
+                   f"student_base.steps={steps} student_rl.steps={60 if dim > 48 else 130}")
                   # at least distillation's FLOPs: a narrow student's answers shrink to eight tokens
                   for dim, steps in POINTS],
 }
