@@ -111,6 +111,21 @@ def sampling_logprobs(logits, temperature, top_p):
     return logp
 
 
+def draw(logp, uniform):
+    """A token (N, 1) for each row of log-probabilities (N, V), by its own number (N,) in [0, 1)."""
+    mass = logp.exp().cumsum(-1)
+    found = torch.searchsorted(mass, uniform.unsqueeze(-1) * mass[:, -1:], right=True)
+    return found.clamp(max=logp.size(-1) - 1)
+
+
+def pad_left(prompts, pad_id, device):
+    """N token lists -> tokens (N, T) padded on the left, and where they are real."""
+    longest = max(map(len, prompts))
+    real = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+    tokens = pad([[pad_id] * (longest - len(p)) + list(p) for p in prompts], pad_id, device)
+    return tokens, torch.tensor(real, dtype=torch.bool, device=device)
+
+
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0):
     """Samples an answer to each of N prompts (token lists of any lengths). Returns Samples.
@@ -132,18 +147,17 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
         uniform, prompts = share(uniform), share(prompts)
     uniform, N = uniform.to(device), len(prompts)
     begin = torch.tensor([len(p) for p in prompts], device=device)      # (N,) column of the answer
-    cache = make_cache(config, longest - begin, longest + max_new_tokens)
+    cache = make_cache(config, N, longest + max_new_tokens, device)
     tokens = torch.full((N, longest + max_new_tokens), pad_id, device=device)
     tokens[:, :begin.max()] = pad(prompts, pad_id, device)
     answer, logp = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens).float()
     finished = torch.zeros(N, dtype=torch.bool, device=device)
     rows, alive = torch.arange(N, device=device), ~finished             # rows still in the batch
-    fed = pad([[pad_id] * (longest - len(p)) + list(p) for p in prompts], pad_id, device)
+    fed, real = pad_left(prompts, pad_id, device)
     for t in range(max_new_tokens):
-        policy = sampling_logprobs(model(fed, cache=cache).logits[:, -1], temperature, top_p)
-        mass = policy.exp().cumsum(-1)
-        fed = torch.searchsorted(mass, uniform[rows, t, None] * mass[:, -1:], right=True)  # (n, 1)
-        fed = fed.clamp(max=config.vocab_size - 1)
+        logits = model(fed, real if t == 0 else None, cache).logits[:, -1]
+        policy = sampling_logprobs(logits, temperature, top_p)
+        fed = draw(policy, uniform[rows, t])                            # (n, 1)
         at = rows[alive], begin[rows[alive]] + t
         tokens[at], answer[at] = fed[alive, 0], True
         logp[at] = policy.gather(-1, fed)[alive, 0]
@@ -159,6 +173,80 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
         tokens, answer, logp, finished = map(gather, (tokens, answer, logp, finished))
     width = int(answer.any(0).nonzero().max()) + 1
     return Samples(tokens[:, :width], answer[:, :width], logp[:, :width], finished)
+
+
+@torch.no_grad()
+def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0):
+    """generate() with drafts: MTP guesses the token after the next, and the model judges the guess
+    in the pass that reads the next (V3 section 5.4.3). Returns (Samples, share of drafts accepted).
+
+    A guess d drawn from q is accepted with probability min(1, p(d) / q(d)), else replaced by a
+    draw from max(p - q, 0): what comes out is distributed as p, whatever q (Leviathan et al. 2023).
+    """
+    device, N = model.head.weight.device, len(prompts)
+    begin = torch.tensor([len(p) for p in prompts], device=device)
+    room = int(begin.max()) + 2 * max_new_tokens                     # columns, were all rejected
+    if room > model.config.max_seq_len:
+        raise ValueError(f"the prompts and drafts need {room} columns, more than max_seq_len")
+    cache = make_cache(model.config, N, room, device, drafts=True)
+    all_rows = torch.arange(N, device=device)
+    uniform = torch.rand(3, N, max_new_tokens + 1, generator=torch.Generator().manual_seed(seed))
+    uniform = uniform.to(device)
+    tokens = torch.full((N, int(begin.max()) + max_new_tokens + 1), pad_id, device=device)
+    tokens[:, :begin.max()] = pad(prompts, pad_id, device)
+    answer, logp = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens).float()
+    finished, count = torch.zeros(N, dtype=torch.bool, device=device), torch.zeros_like(begin)
+    drafted = accepted = 0
+
+    def write(token, policy, writing):
+        """Appends a token to the answers of some rows, a mask; returns the rows that go on."""
+        row = all_rows[writing]
+        at = row, begin[row] + count[row]
+        tokens[at], answer[at] = token[writing, 0], True
+        logp[at] = policy.gather(-1, token)[writing, 0]
+        count[row] += 1
+        finished[row] = token[writing, 0] == end_id
+        return writing & ~finished & (count < max_new_tokens)
+
+    def guess_after(hidden, following):
+        """MTP's logits (N, T, V) for the token after `following` (N, T), at the last T columns."""
+        position, visible = cache.view(following.size(1))
+        with model.precision():
+            h, _ = model.mtp(hidden, model.embed(following), model.turns[position], None,
+                             cache.latent[-1, :, :cache.length], visible)
+        return model.head(h)
+    training = model.training
+    model.eval()
+    fed, real = pad_left(prompts, pad_id, device)
+    output = model(fed, real, cache)
+    policy = sampling_logprobs(output.logits[:, -1], temperature, top_p)
+    last = draw(policy, uniform[0, :, 0])
+    alive = write(last, policy, ~finished)
+    guessed = guess_after(output.hidden, torch.cat((fed[:, 1:], last), 1))[:, -1]
+    while alive.any():
+        guess = sampling_logprobs(guessed, temperature, top_p)            # q (N, V)
+        number = uniform[:, all_rows, count]                              # (3, N)
+        draft = draw(guess, number[0])
+        output = model(torch.cat((last, draft), 1), cache=cache)
+        policy = sampling_logprobs(output.logits[:, 0], temperature, top_p)  # p (N, V)
+        after = sampling_logprobs(output.logits[:, 1], temperature, top_p)
+        odds = (policy - guess).gather(-1, draft).exp()[:, 0]             # p(d) / q(d)
+        taken = number[1] < odds
+        rest = (policy.exp() - guess.exp()).clamp(min=1e-30).log()        # max(p - q, 0)
+        following = torch.where(taken.unsqueeze(1), draft, draw(rest, number[2]))
+        drafted, accepted = drafted + int(alive.sum()), accepted + int((taken & alive).sum())
+        alive = write(following, policy, alive)
+        second = draw(after, uniform[0, all_rows, count])
+        more = write(second, after, alive & taken)
+        alive = torch.where(taken, more, alive)
+        cache.real[:, cache.length - 1] = taken                           # a rejected guess: a hole
+        guessed = guess_after(output.hidden, torch.cat((following, second), 1))
+        guessed = guessed[all_rows, taken.long()]                         # after the last token
+        last = torch.where(taken.unsqueeze(1), second, following)
+    model.train(training)
+    width = int((begin + count).max())
+    samples = Samples(tokens[:, :width], answer[:, :width], logp[:, :width], finished)
+    return samples, accepted / max(1, drafted)
 
 
 def logprobs(model, tokens, wanted, real=None, temperature=1.0):

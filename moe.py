@@ -106,18 +106,26 @@ def rotate(x, turn):
 class Cache:
     """All that MLA remembers of a token: the normalised latent and the rotated shared key."""
     latent: Tensor   # (layers, B, S, kv_lora_rank + qk_rope_head_dim), S columns reserved
-    start: Tensor    # (B,) first column that is not left padding
+    real: Tensor     # (B, S) False at left padding and at drafts that were rejected
     length: int = 0  # columns filled
 
     def keep(self, rows):
         """The cache of some of the rows, a (B,) mask."""
-        return Cache(self.latent[:, rows], self.start[rows], self.length)
+        return Cache(self.latent[:, rows], self.real[rows], self.length)
+
+    def view(self, T):
+        """Positions (B, T) of the last T columns, and what each may see (B, 1, T, S)."""
+        column, real = torch.arange(self.length, device=self.real.device), self.real
+        query, real = column[-T:].unsqueeze(-1), real[:, :self.length]               # (T, 1)
+        visible = (column <= query) & real[:, None, None] | (column == query)
+        return (real.cumsum(1)[:, -T:] - 1).clamp(min=0), visible
 
 
-def make_cache(config, start, size):
-    """An empty cache of `size` columns for rows whose left padding ends at `start` (B,)."""
-    width = config.kv_lora_rank + config.qk_rope_head_dim
-    return Cache(torch.zeros(config.n_layers, len(start), size, width, device=start.device), start)
+def make_cache(config, rows, size, device, drafts=False):
+    """An empty cache of `size` columns for a number of rows; with drafts, a layer more for MTP."""
+    latent = torch.zeros(config.n_layers + drafts, rows, size,
+                         config.kv_lora_rank + config.qk_rope_head_dim, device=device)
+    return Cache(latent, torch.ones(rows, size, dtype=torch.bool, device=device))
 
 
 class MLA(nn.Module):
@@ -164,20 +172,19 @@ class MLA(nn.Module):
         q = torch.cat((q, q_rope), -1).transpose(1, 2)           # (B, H, T, nope + rope)
         k = torch.cat((k, k_rope.expand(-1, -1, self.heads, -1)), -1).transpose(1, 2)
         v = v.transpose(1, 2)                                    # (B, H, T, value)
-        z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
-        return z.transpose(1, 2)
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=self.scale).transpose(1, 2)
 
     def attend_absorbed(self, q, q_rope, cache, visible):
         """The form for decoding (V2 section 2.1.2): W_UK moves to the query and W_UV to the output,
         so attention runs over the cached latents. visible (B, 1, T, S): what each query may see."""
         w_ukv = self.wkv_b.weight.view(self.heads, -1, self.rank)  # (H, nope + value, rank)
         w_uk, w_uv = w_ukv.split((self.nope, self.value), 1)
-        latent = cache[..., :self.rank]                            # (B, S, rank)
         q = torch.einsum("bthd,hdr->bhtr", q, w_uk)                # the query's content as a latent
         q = torch.cat((q, q_rope.transpose(1, 2)), -1)             # (B, H, T, rank + rope)
         score = torch.einsum("bhtr,bsr->bhts", q, cache) * self.scale
         weight = score.masked_fill(~visible, -math.inf).softmax(-1)
-        z = torch.einsum("bhts,bsr->bhtr", weight, latent)         # attended latent
+        z = torch.einsum("bhts,bsr->bhtr", weight, cache[..., :self.rank])  # attended latent
         return torch.einsum("bhtr,hvr->bthv", z, w_uv)
 
 
@@ -313,10 +320,10 @@ class MTP(nn.Module):
         self.proj = nn.Linear(2 * config.dim, config.dim, bias=False)  # M_1
         self.block = Block(config, dense=config.n_dense_layers == config.n_layers)
 
-    def forward(self, hidden, embedded, turn, real):
+    def forward(self, hidden, embedded, turn, real, cache=None, visible=None):
         """hidden (B, T, C), embedded (B, T, C) of the next -> (B, T, C) for the shared head."""
         x = torch.cat((self.hidden_norm(hidden), self.embed_norm(embedded)), -1)  # eq 21
-        x, loss = self.block(self.proj(x).float(), turn, real)
+        x, loss = self.block(self.proj(x).float(), turn, real, cache, visible)
         return self.norm(x), loss
 
 
@@ -347,19 +354,17 @@ class Transformer(nn.Module):
 
     def forward(self, tokens, real=None, cache=None, at=None):
         """tokens (B, T) -> Output. real (B, T): False at padding, which must be on the right and is
-        kept out of the experts' load. With a cache, tokens continue it (left padding allowed); it
-        grows by T columns. at (B, T): True where logits are wanted, then (M, vocabulary)."""
+        kept out of the experts' load. With a cache, tokens continue it, padding may be anywhere,
+        and it grows by T columns. at (B, T): True where logits are wanted, (M, vocabulary)."""
         T, visible = tokens.size(1), None
         if cache is None:
             real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
             position = torch.arange(T, device=tokens.device)
         else:
-            column = torch.arange(cache.length + T, device=tokens.device)                # (S,)
-            query = column[cache.length:].unsqueeze(-1)                                  # (T, 1)
-            start = cache.start.view(-1, 1, 1, 1)
-            visible = (column <= query) & (column >= start) | (column == query)       # (B, 1, T, S)
-            position = (column[cache.length:] - cache.start.unsqueeze(-1)).clamp(min=0)  # (B, T)
             cache.length += T
+            if real is not None:
+                cache.real[:, cache.length - T:cache.length] = real
+            position, visible = cache.view(T)
         turn = self.turns[position]  # (T, R/2), with a cache (B, T, R/2)
         with self.precision():
             x, balance = self.embed(tokens), 0.0
@@ -494,8 +499,7 @@ def learning_rate_at(step, steps, warmup, decay):
 def update(model, optimizers, factor=1.0, max_norm=1.0):
     """One optimizer step from the gradients at hand: clip, step, zero, balance. Returns its log.
 
-    A gradient that is not finite changes nothing and is counted as skipped. With several processes
-    gradients and loads are sums over all, so that all take the same step."""
+    A gradient that is not finite changes nothing, and is counted. All processes step alike."""
     add_up(model)
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
     finite = math.isfinite(norm)
@@ -526,14 +530,12 @@ def leads():
 
 def share(items):
     """This process' part of what all hold: every so many-th of a list, or of a tensor's rows."""
-    number, count = world()
-    return items[number::count]
+    return items[slice(world()[0], None, world()[1])]
 
 
 def gather(part):
     """The tensor of which each process holds its share(): its rows in their order, on all."""
-    count = world()[1]
-    if count == 1:
+    if (count := world()[1]) == 1:
         return part
     parts = [None] * count
     dist.all_gather_object(parts, part.cpu())
@@ -573,9 +575,8 @@ def add_up(model):
 def processes(device, count, command):
     """Joins the processes torchrun started, or starts `count` of a command (a list) here, of which
     this one is the first. Yields this process' device."""
-    env, children = os.environ, []
-    where = {}
-    if "WORLD_SIZE" not in env:
+    env, where, children = os.environ, {}, []
+    if "WORLD_SIZE" not in env:  # else torchrun says where, in the environment
         if count == 1:
             yield device
             return
@@ -583,10 +584,10 @@ def processes(device, count, command):
             free.bind(("127.0.0.1", 0))
             address, port = free.getsockname()
         where = {"init_method": f"tcp://{address}:{port}", "rank": 0, "world_size": count}
-        known = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-                 "MASTER_ADDR": address, "MASTER_PORT": str(port)}
-        children = [subprocess.Popen(command, env=env | known | {
-            "RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(1, count)]
+        env = env | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+                     "MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        children = [subprocess.Popen(command, env=env | {"RANK": str(i), "LOCAL_RANK": str(i)})
+                    for i in range(1, count)]
     if device.type == "cuda":
         device = torch.device("cuda", int(env.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)

@@ -124,10 +124,11 @@ def test_cached_logits_equal_uncached(chunks):
     model = make()
     rows = [p + [7, 11, 13, 2] for p in PROMPTS]
     padding = torch.tensor([12 - len(row) for row in rows])
-    left = torch.tensor([[0] * (12 - len(row)) + row for row in rows])
-    cache = moe.make_cache(model.config, padding, 12)
+    left, real = grpo.pad_left(rows, 0, "cpu")
+    cache = moe.make_cache(model.config, 6, 12, "cpu")
     assert cache.latent.shape == (3, 6, 12, 12 + 4)  # layers, B, S, latent and rotary key: no more
-    logits = torch.cat([model(part, cache=cache).logits for part in left.split(chunks, 1)], 1)
+    logits = torch.cat([model(part, mask, cache).logits for part, mask in zip(
+        left.split(chunks, 1), real.split(chunks, 1))], 1)
     for row, begin, got in zip(rows, padding, logits):
         want = model(torch.tensor([row])).logits[0]
         torch.testing.assert_close(got[begin:], want, atol=1e-4, rtol=0)
@@ -362,6 +363,59 @@ def test_greedy_sampling_equals_a_slow_loop():
         assert answer == want
         endings.append(end in want)
     assert any(endings) and not all(endings)
+
+
+@torch.no_grad()
+def test_a_rejected_draft_leaves_no_trace():
+    """Columns marked as not real, in the middle of a cache, change no later logits."""
+    model = make()
+    cache = moe.make_cache(model.config, 2, 9, "cpu")
+    model(torch.tensor([[3, 4, 5, 1], [6, 7, 1, 1]]), cache=cache)
+    cache.real[:, :4] = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
+    got = model(torch.tensor([[8, 9], [8, 9]]), cache=cache).logits
+    for row, want in zip(got, ([3, 4, 5, 8, 9], [6, 7, 8, 9])):
+        torch.testing.assert_close(row, model(torch.tensor([want])).logits[0, -2:], atol=1e-4,
+                                   rtol=0)
+
+
+def test_drafts_change_no_greedy_answer():
+    """At temperature 0 speculative decoding writes what generate() writes."""
+    model = make()
+    with torch.no_grad():
+        model.head.weight *= 8.0  # and some drafts are right
+    want = grpo.generate(model, PROMPTS, 12, 5, 0, temperature=0)
+    got, accepted = grpo.speculate(model, PROMPTS, 12, 5, 0, temperature=0)
+    assert got.answers() == want.answers() and 0 < accepted < 1
+    assert torch.equal(got.finished, want.finished)
+    torch.testing.assert_close(got.logprobs[got.answer], want.logprobs[want.answer])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_drafts_leave_the_distribution_as_it_is(top_p):
+    """Three tokens, 6000 times: a chi-square test against their exact probabilities (Leviathan et
+    al. 2023). The share of accepted drafts is neither none nor all, so both branches are drawn."""
+    model, prompt, n = make(vocab_size=6), [4, 3, 1], 6000
+    model.head.weight *= 3.0
+    exact = {(): 1.0}
+    for _ in range(3):
+        longer = {}
+        for row in exact:
+            logits = model(torch.tensor([[*prompt, *row]])).logits[:, -1]
+            for token, p in enumerate(grpo.sampling_logprobs(logits, 1.0, top_p)[0].exp().tolist()):
+                longer[(*row, token)] = exact[row] * p
+        exact = longer
+    samples, accepted = grpo.speculate(model, [prompt] * n, 3, -1, 0, top_p=top_p, seed=3)
+    assert 0.1 < accepted < 0.9
+    counts = Counter(map(tuple, samples.answers()))
+    often = {row: n * p for row, p in exact.items() if n * p > 8}
+    others = n - sum(often.values())
+    chi = sum((counts[row] - want) ** 2 / want for row, want in often.items())
+    chi += (n - sum(counts[row] for row in often) - others) ** 2 / max(others, 1.0)
+    assert len(often) > 20 and chi < len(often) + 4 * (2 * len(often)) ** 0.5
+    for row, logp, answer in zip(samples.answers()[:20], samples.logprobs, samples.answer):
+        p = math.exp(float(logp[answer].sum()))
+        assert p == pytest.approx(exact[tuple(row)], rel=1e-3)
 
 
 def test_sampled_logprobs_equal_the_trainers():

@@ -10,17 +10,18 @@ decode      tokens/s of writing 64 tokens to each of 512 prompts of 12
 step        seconds of one GRPO step, 32 questions, 16 answers of 42 tokens, and its parts
 gemm        10^9 operations a second of a product of two matrices of 2048 x 2048, in this very run
 
-Figures are medians of ROUNDS runs, after one that is thrown away. Where ours and theirs are
-compared they run in turn, so that a slow minute of the machine meets both. transformers'
-DeepseekV3 has no multi-token prediction in training: beside it, neither has ours. In training and
-sampling each side has the number of threads and the dtype that suit it best, tried first; a GRPO
-step is in float32, on the threads given.
+Figures are medians of ROUNDS runs, after one that is thrown away. Ours are those of all processes
+(--processes). Where ours and theirs are compared they run in turn, so that a slow minute of the
+machine meets both. transformers' DeepseekV3 has no multi-token prediction in training: beside it,
+neither has ours. In training and sampling each side has the dtype that suits it best, tried first,
+and theirs the number of threads; a GRPO step is in float32, theirs on all threads.
 """
 import copy
 import dataclasses
 import json
 import logging
 import random
+import sys
 import tempfile
 import time
 from statistics import median
@@ -34,7 +35,7 @@ import tasks
 from extras.cost import count_parameters
 from extras.folder import machine
 from extras.options import resolve
-from grpo import Rollout, advantages, improve
+from grpo import Rollout, advantages, improve, micro_batches
 from moe import UserError
 
 ROUNDS = 5
@@ -44,12 +45,18 @@ QUESTIONS, GROUP, ANSWER = 32, 16, 42  # of a step
 
 
 def seconds(work, device):
-    """How long a call takes, its kernels included."""
+    """How long a call takes in the first process, its kernels included; told to all."""
+    moe.any_of()
     began = time.perf_counter()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return float(moe.total(torch.tensor((time.perf_counter() - began) * moe.leads())))
+
+
+def alone(work):
+    """A call that the first process makes while the others wait: theirs."""
+    return lambda: work() if moe.leads() else None
 
 
 def in_turn(works, device, rounds=0):
@@ -77,16 +84,18 @@ def make(config, device, dtype):
     return moe.place(moe.Transformer(config), device, dtype)
 
 
-def train_step(model, rows=ROWS, length=LENGTH):
-    """One update on random tokens."""
+def train_step(model, limit, rows=ROWS, length=LENGTH):
+    """One update on random tokens, cut into micro-batches of `limit` tokens as in training."""
     device = model.head.weight.device
     tokens = torch.randint(model.config.vocab_size, (rows, length), device=device)
     real, weight = torch.ones_like(tokens).bool(), torch.ones_like(tokens).float()
     optimizers = moe.make_optimizer(model.train(), 1e-3)
 
     def work():
-        loss, _ = moe.supervised_loss(model, tokens, real, weight, rows * (length - 1), rows)
-        loss.backward()
+        for some in micro_batches([length] * rows, range(rows), limit):
+            loss, _ = moe.supervised_loss(model, tokens[some], real[some], weight[some],
+                                          rows * (length - 1), rows)
+            loss.backward()
         moe.update(model, optimizers)
     return work
 
@@ -241,10 +250,10 @@ def ours(run, device, dtype):
     work, documents = document_step(make(run.model, device, dtype), run)
     reading = random_prompts(run.model, 64, 128)
     taken = in_turn({
-        "gemm": gemm(device, dtype), "train": train_step(make(run.model, device, dtype)),
-        "documents": work, "decode": decode(model),
+        "gemm": gemm(device, dtype), "documents": work, "decode": decode(model),
+        "train": train_step(make(run.model, device, dtype), run.base.micro_tokens),
         "prefill": lambda: grpo.generate(model, reading, 1, -1, 0)}, device)
-    found = {"gemm": peak / taken["gemm"], "train": ROWS * LENGTH / taken["train"],
+    found = {"gemm": moe.world()[1] * peak / taken["gemm"], "train": ROWS * LENGTH / taken["train"],
              "documents": sum(documents[1:]) / ROUNDS / taken["documents"],
              "prefill": 64 * 128 / taken["prefill"], "decode": PROMPTS * NEW / taken["decode"]}
     active = count_parameters(run.model)[1]
@@ -257,48 +266,56 @@ def ours(run, device, dtype):
     return found
 
 
-def best_of(make_work, device, dtypes):
-    """The (dtype, threads) in which one call of make_work(dtype)() is fastest, tried two times."""
-    threads, tried = torch.get_num_threads(), {}
-    for dtype in dtypes:
+def best_of(make_work, device, threads):
+    """The (dtype, threads), of the numbers given, in which a call of make_work(dtype)() is fastest,
+    tried three times."""
+    own, tried = torch.get_num_threads(), {}
+    for dtype in (torch.float32, torch.bfloat16):
         work = make_work(dtype)
-        for n in sorted({1, threads} if device.type == "cpu" else {threads}):
+        for n in threads:
             torch.set_num_threads(n)
             tried[dtype, n] = min(seconds(work, device) for _ in range(3))
-    torch.set_num_threads(threads)
+    torch.set_num_threads(own)
     return min(tried, key=tried.get)
 
 
 def against(run, device, rounds=ROUNDS):
-    """Ours and theirs in turn, each at its best dtype and number of threads; rates and ratios."""
-    plain = dataclasses.replace(run.model, n_mtp_layers=0)
-    dtypes, threads, found = (torch.float32, torch.bfloat16), torch.get_num_threads(), {}
+    """Ours and theirs in turn, each at its best; rates and ratios."""
+    plain, found = dataclasses.replace(run.model, n_mtp_layers=0), {}
+    own, count = torch.get_num_threads(), moe.world()[1]
+    all_threads = own * count
     rivals = {
-        "train": (lambda d: train_step(make(plain, device, d)),
-                  lambda d: their_train_step(theirs(plain).to(device, d)), ROWS * LENGTH),
+        "train": (lambda d: train_step(make(plain, device, d), run.base.micro_tokens),
+                  lambda d: alone(their_train_step(theirs(plain).to(device, d))), ROWS * LENGTH),
         "sample": (lambda d: decode(make(plain, device, d)),
-                   lambda d: their_decode(theirs(plain).to(device, d)), PROMPTS * NEW)}
+                   lambda d: alone(their_decode(theirs(plain).to(device, d))), PROMPTS * NEW)}
     for name, (mine, other, tokens) in rivals.items():
-        best = [best_of(work, device, dtypes) for work in (mine, other)]
+        best = {"ours": best_of(mine, device, [own]),
+                "transformers": best_of(other, device, sorted({1, all_threads}))}
 
         def at(work, n):
             def timed():
                 torch.set_num_threads(n)
                 work()
             return timed
-        taken = in_turn({who: at(make_work(dtype), n) for who, make_work, (dtype, n) in zip(
-            ("ours", "transformers"), (mine, other), best)}, device, rounds)
-        torch.set_num_threads(threads)
-        for (who, x), (dtype, n) in zip(taken.items(), best):
-            found[f"{name}.{who}"] = tokens / x
-            found[f"{name}.{who}.setting"] = f"{str(dtype).removeprefix('torch.')}, {n} threads"
+        works = {who: at(make_work(best[who][0]), best[who][1])
+                 for who, make_work in (("ours", mine), ("transformers", other))}
+        taken = in_turn(works, device, rounds)
+        torch.set_num_threads(own)
+        for who, (dtype, n) in best.items():
+            found[f"{name}.{who}"] = tokens / taken[who]
+            found[f"{name}.{who}.setting"] = f"{str(dtype).removeprefix('torch.')}, " + (
+                f"{count} processes of {n} threads" if who == "ours" else f"{n} threads")
         found[f"{name}.vs_transformers"] = taken["transformers"] / taken["ours"]
     taken = {"ours": [], "trl": []}
     for _ in range(2):  # a trainer of theirs runs its rounds in one go: A B A B by trainers
         taken["ours"].append(grpo_parts(make(plain, device, torch.float32), run, device)["whole"])
-        taken["trl"].append(their_grpo_step(theirs(plain).to(device), run, rounds))
-    found |= {f"step.{who}": median(x) for who, x in taken.items()}
-    return found | {"step.vs_trl": found["step.trl"] / found["step.ours"]}
+        if moe.leads():
+            torch.set_num_threads(all_threads)
+            taken["trl"].append(their_grpo_step(theirs(plain).to(device), run, rounds))
+            torch.set_num_threads(own)
+    found |= {f"step.{who}": median(x) for who, x in taken.items() if x}
+    return found | {"step.vs_trl": found.get("step.trl", 0.0) / found["step.ours"]}
 
 
 def page(found):
@@ -318,9 +335,11 @@ def main(options):
     run = resolve(options.preset, options.set)
     for name in ("transformers", "trl", "py.warnings"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    found = against(run, options.device) if options.against else ours(
-        run, options.device, options.dtype)
-    found = {"machine": f"{machine()}, {torch.get_num_threads()} threads, torch "
-                        f"{torch.__version__}, {str(options.dtype).removeprefix('torch.')}"} | found
+    command = [sys.executable, r1mini.__file__, *options.words]
+    with moe.processes(options.device, options.processes, command) as device:
+        found = against(run, device) if options.against else ours(run, device, options.dtype)
+        found = {"machine": f"{machine()}, {moe.world()[1]} processes of {torch.get_num_threads()} "
+                            f"threads, torch {torch.__version__}, "
+                            f"{str(options.dtype).removeprefix('torch.')}"} | found
     print(json.dumps(found) if options.json else page(found))
     return 0

@@ -18,6 +18,8 @@ from grpo import OBJECTIVES, RL, SETTINGS
 from moe import UserError
 from r1mini import Run, Train
 
+THREADS = torch.get_num_threads()  # one a core, before anyone changes it
+
 # What a preset changes beside the model's sizes; what it says of base holds for every supervised
 # stage, of zero for every stage of RL, but for steps and rates, unless it is micro. Larger models
 # learn longer chains, with products; beyond base and zero laptop and node are untuned.
@@ -167,7 +169,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser():
     """The command line."""
-    sized, common, running = (Parser(add_help=False) for _ in range(3))
+    sized, common, several, running = (Parser(add_help=False) for _ in range(4))
     sized.add_argument("--preset", default="nano", choices=list(moe.PRESETS),
                        help="sizes and settings")
     add = common.add_argument
@@ -177,10 +179,11 @@ def parser():
     add("--threads", type=int, default=0, help="CPU threads in all; 0: one a core")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend",
         help="any setting, such as zero.lr=1e-4 or model.dim=128")
+    several.add_argument(
+        "--processes", type=int, default=0,
+        help="that share each step on this machine; 0: on a CPU one a thread, four at most")
     add = running.add_argument
     add("--out", help="the run's folder; default runs/PRESET")
-    add("--processes", type=int, default=0,
-        help="that share each step on this machine; 0: on a CPU one a thread, four at most")
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=20, help="steps between saves")
     add("--fresh", action="store_true", help="delete the folder's run and start over")
@@ -190,7 +193,7 @@ def parser():
                  formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", parser_class=Parser, metavar="COMMAND")
     for name, text in COMMANDS.items():
-        one = commands.add_parser(name, parents=[sized, common, running], help=text)
+        one = commands.add_parser(name, parents=[sized, common, several, running], help=text)
         if name != "base":
             one.add_argument("--from", dest="start", metavar="CKPT", default="",
                              help="take this stage and those before it from CKPT's folder")
@@ -213,7 +216,7 @@ def parser():
     one = commands.add_parser("study", parents=[sized], help="the runs behind a table")
     one.add_argument("name")
     one.add_argument("rest", nargs=argparse.REMAINDER, help="options for each of its runs")
-    one = commands.add_parser("bench", parents=[sized, common], help="tokens a second")
+    one = commands.add_parser("bench", parents=[sized, common, several], help="tokens a second")
     one.add_argument("--json", action="store_true", help="one object")
     one.add_argument("--against", action="store_true", help="beside transformers and TRL")
     commands.add_parser("cost", parents=[sized], help="what a preset's sizes come to")
@@ -243,7 +246,7 @@ def prepare(options):
             raise UserError(f"--{name.replace('_', '-')} must be within {least}..{most}")
     if hasattr(options, "device"):
         options.device, options.dtype = choose_device(options.device, options.dtype)
-        threads = options.threads or torch.get_num_threads()
+        threads = options.threads or THREADS
         several = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or getattr(options, "processes", 1)
         if not several:  # micro's steps are shorter than messages
             busy = options.device.type == "cpu" and options.preset != "micro"
