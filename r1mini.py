@@ -181,7 +181,7 @@ def train(model, s, draw, seed, state=None, loss=next_token):
         rng = random.Random(f"{seed}/train/{step}")
         whole = [draw(rng) for _ in range(s.documents)]
         lengths = [len(d.tokens) for d in whole]
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64)  # in float64, as Python adds
         read = sum(lengths) + sum(len(getattr(d, "worse", None) or ()) for d in whole)
         for rows in micro_batches(lengths, range(len(whole)), s.micro_tokens):
             part, share = loss(model, [whole[i] for i in rows], whole)
@@ -593,8 +593,7 @@ class Models(dict):
 
 def run_stages(options, run, names):
     """The stages named, their tests on held-out problems, and the report."""
-    command = [sys.executable, __file__, *options.words]
-    with moe.processes(options.device, options.processes, command) as options.device:
+    with moe.processes(options.device, options.processes, options.itself) as options.device:
         folder = Folder(options.out or f"runs/{options.preset}", run, options, STAGES)
         models = Models(folder)
         print(f"{run.preset}, seed {run.seed}, into {folder.path}; {options.expected}stages:\n"

@@ -21,7 +21,6 @@ import dataclasses
 import json
 import logging
 import random
-import sys
 import tempfile
 import time
 from statistics import median
@@ -335,8 +334,7 @@ def main(options):
     run = resolve(options.preset, options.set)
     for name in ("transformers", "trl", "py.warnings"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    command = [sys.executable, r1mini.__file__, *options.words]
-    with moe.processes(options.device, options.processes, command) as device:
+    with moe.processes(options.device, options.processes, options.itself) as device:
         found = against(run, device) if options.against else ours(run, device, options.dtype)
         found = {"machine": f"{machine()}, {moe.world()[1]} processes of {torch.get_num_threads()} "
                             f"threads, torch {torch.__version__}, "

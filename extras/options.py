@@ -263,7 +263,7 @@ def parse(argv):
     if not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         argv.insert(0, "all")
     options = parser().parse_args(argv)
-    options.words = argv
+    options.itself = [sys.executable, r1mini.__file__, *argv]  # for more processes of it
     prepare(options)
     return options
 
