@@ -216,7 +216,12 @@ def parser():
     one = commands.add_parser("bench", parents=[sized, common], help="tokens a second")
     one.add_argument("--json", action="store_true", help="one object")
     one.add_argument("--against", action="store_true", help="beside transformers and TRL")
-    commands.add_parser("cost", parents=[sized], help="what a preset's sizes come to")
+    one = commands.add_parser("cost", parents=[sized], help="what a preset's sizes come to")
+    add = one.add_argument
+    add("--gpus", type=int, help="also what training on so many takes")
+    add("--tokens", type=float, help="to train on; default 14.8e12, V3's")
+    add("--mfu", type=float, help="share of the peak FLOPs; default: what V3's hours imply")
+    add("--dollars-per-hour", type=float, help="of a GPU; default 2")
     return top
 
 
@@ -238,8 +243,10 @@ def prepare(options):
     """Threads, device and dtype of a command, checked before anything long begins."""
     for name, least, most in (("threads", 0, 4 * os.cpu_count()), ("save_every", 1, 10**9),
                               ("processes", 0, 4 * os.cpu_count()),
-                              ("samples", 1, 10**5), ("seed", 0, 2**62)):
-        if not least <= getattr(options, name, least) <= most:
+                              ("samples", 1, 10**5), ("seed", 0, 2**62), ("gpus", 1, 10**6),
+                              ("tokens", 1, 1e18), ("mfu", 0.001, 1),
+                              ("dollars_per_hour", 0, 10**6)):
+        if (value := getattr(options, name, None)) is not None and not least <= value <= most:
             raise UserError(f"--{name.replace('_', '-')} must be within {least}..{most}")
     if hasattr(options, "device"):
         options.device, options.dtype = choose_device(options.device, options.dtype)
