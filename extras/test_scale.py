@@ -57,7 +57,7 @@ def test_a_lenient_reward_is_deceived(monkeypatch, name):
     """The texts find out each of many ways to be paid falsely, within some thousands."""
     module, reward, lenient = LENIENT[name]
     monkeypatch.setattr(module, reward, lenient)
-    assert scale.hostile(2000)["hostile.paid"] > 0
+    assert scale.hostile(3000)["hostile.paid"] > 0
 
 
 def test_what_raises_is_counted_and_shown(monkeypatch):
