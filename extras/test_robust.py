@@ -19,6 +19,7 @@ import moe
 import r1mini
 import tasks
 from extras import folder as folders, options as words
+from extras.scale import same
 
 FEW = ["zero", "--preset", "micro", "--set", "base.steps=8", "base.documents=4", "zero.steps=3",
        "zero.max_new_tokens=16", "eval.problems=2", "eval.dev_problems=2", "eval.longer=1",
@@ -306,14 +307,6 @@ def stop_after(monkeypatch, stage, step, what):
     monkeypatch.setattr(folders.Folder, "clock", clocked)
 
 
-def ends_as(folder, run):
-    """Whether a run's log and weights are those of the one left alone."""
-    models = [[moe.load(at / f"{stage}.pt")[0].state_dict() for stage in ("base", "zero")]
-              for at in (folder, run)]
-    return (folder / "log.jsonl").read_bytes() == (run / "log.jsonl").read_bytes() and all(
-        torch.equal(a[key], b[key]) for a, b in zip(*models) for key in a)
-
-
 def test_a_disk_that_fills_up_costs_nothing(run, tmp_path, monkeypatch, capsys):
     """Files may not grow over 100 KB from step 4 on, so torch's own write fails in the middle: the
     save of step 4 is whole, nothing half written stays, the same command ends in the same bits."""
@@ -330,7 +323,7 @@ def test_a_disk_that_fills_up_costs_nothing(run, tmp_path, monkeypatch, capsys):
     assert "free some space, and the same command goes on" in line and str(tmp_path) in line
     assert moe.load(tmp_path / "run" / "base.partial.pt")[1]["step"] == 4
     assert not list(tmp_path.rglob("*.tmp"))
-    assert r1mini.main(argv) == 0 and ends_as(tmp_path / "run", run)
+    assert r1mini.main(argv) == 0 and same(tmp_path / "run", run)
 
 
 def test_a_folder_that_vanishes_is_named(tmp_path, monkeypatch, capsys):
