@@ -37,8 +37,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe import (gather, learning_rate_at, make_cache, make_optimizer, pad, share, total, update,
-                 world)
+from moe import (UserError, gather, learning_rate_at, make_cache, make_optimizer, pad, share, total,
+                 update, world)
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     """
     device, config, longest = model.head.weight.device, model.config, max(map(len, prompts))
     if longest + max_new_tokens > config.max_seq_len:
-        raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
-                         f"model's max_seq_len of {config.max_seq_len}")
+        raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
+                        f"model's max_seq_len of {config.max_seq_len}")
     training = model.training
     model.eval()
     uniform = torch.rand(len(prompts), max_new_tokens,

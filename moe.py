@@ -646,5 +646,6 @@ def load(path, device="cpu", dtype=torch.float32):
         if isinstance(error, OSError) and error.filename:
             raise               # no such file, or not ours to read
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:60]
-        raise UserError(f"{path}: damaged, or not a checkpoint of r1mini ({reason})") from None
+        raise UserError(f"{path}: damaged, or not a checkpoint of r1mini: replace or delete it "
+                        f"[{reason}]") from None
     return model, record

@@ -23,7 +23,6 @@ How a command's words become settings is in extras/options.py.
 """
 import copy
 import dataclasses
-import errno
 import importlib
 import math
 import random
@@ -626,16 +625,10 @@ def main(argv=None):
         if options.command in EXTRAS:
             return importlib.import_module(f"extras.{options.command}").main(options)
         run_stages(options, *words.plan(options))
-    except (UserError, tasks.ProblemError) as error:
-        print(f"r1mini: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        hint = "; free some space, and the same command goes on" * (error.errno == errno.ENOSPC)
-        print(f"r1mini: {error.filename or 'a file'}: {error.strerror or error}{hint}",
-              file=sys.stderr)
-        return 2
-    except MemoryError:
-        print("r1mini: out of memory; ask for less", file=sys.stderr)
+    except Exception as error:
+        if not (line := words.excuse(error, options)):
+            raise  # a fault of ours
+        print(f"r1mini: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         kept = "; the same command goes on where it was" * (

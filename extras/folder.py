@@ -31,10 +31,13 @@ def read_log(path):
     """The records of a run's log.jsonl; UserError if the folder holds no run."""
     try:
         lines = (Path(path) / "log.jsonl").read_text("utf-8").split("\n")
-        return [json.loads(line) for line in lines if line]
+        records = [json.loads(line) for line in lines if line]
+        if any(r["kind"] != "config" for r in records[:1]):
+            raise ValueError
+        return records
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no run in this folder (no log.jsonl)") from None
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         raise UserError(f"{path}/log.jsonl is damaged; start over with --fresh") from None
 
 
@@ -53,6 +56,9 @@ def peak_gib():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on a Mac bytes
         return round(peak / 2 ** (30 if sys.platform == "darwin" else 20), 3)
     return 0.0
+
+
+PATIENCE = 10  # skipped updates in a row
 
 
 class Folder:
@@ -81,7 +87,7 @@ class Folder:
         if known.exists():
             try:
                 old, new = flat(json.loads(known.read_text("utf-8"))), flat(config)
-            except ValueError:
+            except (ValueError, AttributeError):
                 raise UserError(f"{known} is damaged; start over with --fresh") from None
             if other := sorted(key for key in old | new if old.get(key) != new.get(key)):
                 named = ", ".join(other[:3]) + f" and {len(other) - 3} more" * (len(other) > 3)
@@ -89,7 +95,10 @@ class Folder:
                     named = f"its preset is {old.get('preset')}, here {new['preset']}"
                 raise UserError(f"{self.path} holds a run with other settings ({named})"
                                 ": choose another --out, or --fresh to start over")
-            self.cut((self.path / "log.jsonl").read_bytes().rfind(b"\n") + 1)  # torn by a kill
+            for name in ("log.jsonl", "timing.jsonl"):  # a kill or a full disk tears a line
+                if (self.path / name).exists():
+                    self.cut((self.path / name).read_bytes().rfind(b"\n") + 1, name)
+            read_log(self.path)
         else:
             (self.path / "log.jsonl").write_text("", "utf-8")
             versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -135,10 +144,10 @@ class Folder:
             os.fsync(file.fileno())
             return file.tell()
 
-    def cut(self, position):
+    def cut(self, position, name="log.jsonl"):
         """Shortens log.jsonl: what came after will be done, and logged, again."""
         if moe.leads():
-            with open(self.path / "log.jsonl", "r+b") as file:
+            with open(self.path / name, "r+b") as file:
                 file.truncate(position)
 
     def begun(self, name, collected=False):
@@ -153,26 +162,39 @@ class Folder:
             position += len(line)
         return position
 
+    def load(self, path, model):
+        """moe.load of a checkpoint of this very run; UserError if it is of another."""
+        options = self.options
+        loaded, record = moe.load(path, options.device, options.dtype)
+        if loaded.config != model.config or "log" not in record or (
+                path.name.endswith(".partial.pt") and "optimizers" not in record):
+            raise UserError(f"{path} is not of this run: replace or delete it")
+        if record["log"] > (self.path / "log.jsonl").stat().st_size:
+            raise UserError(f"{self.path}/log.jsonl has lost what was logged before {path.name} "
+                            "was saved; start over with --fresh")
+        return loaded, record
+
     def stage(self, name, model, loop, steps, watch):
         """Runs loop(model, state), a generator of (record, snapshot), and returns the model.
 
         Each record is logged and shown to watch(model, record, bar); a checkpoint is saved every
         --save-every steps and at the end. A finished stage is loaded instead; one that was stopped
-        goes on from its last save, and what was logged since then is done again.
+        goes on from its last save, and what was logged since then is done again. After PATIENCE
+        updates in a row that were skipped nothing more is saved, and UserError.
         """
-        options, state = self.options, None
+        every, state = self.options.save_every, None
         final, partial = self.path / f"{name}.pt", self.path / f"{name}.partial.pt"
         if final.exists():
             print(f"{name}: finished before, {final}")
-            return moe.load(final, options.device, options.dtype)[0]
+            partial.unlink(missing_ok=True)  # a kill came in between
+            return self.load(final, model)[0]
         if partial.exists():
-            model, state = moe.load(partial, options.device, options.dtype)
+            model, state = self.load(partial, model)
             print(f"{name}: goes on after step {state['step']} of {steps}")
         self.cut(state["log"] if state else self.begun(name))
         moe.any_of()
-        began = time.monotonic()
-        with tqdm(total=steps, initial=state["step"] if state else 0, desc=name,
-                  dynamic_ncols=True) as bar:
+        began, saved, skipped = time.monotonic(), state["step"] if state else 0, 0
+        with tqdm(total=steps, initial=saved, desc=name, dynamic_ncols=True) as bar:
             if not state:
                 watch(model, {"step": 0}, bar)
             started = time.monotonic()
@@ -180,13 +202,22 @@ class Folder:
                 worked = time.monotonic() - started
                 self.log({"kind": name} | record)
                 watch(model, record, bar)
+                none = record["skipped"] and not record["grad_norm"]  # of this step's updates done
+                skipped = skipped + record["skipped"] if none else 0
+                if skipped >= PATIENCE:
+                    kept = f"{partial} is of step {saved}" if saved else "none of it was saved"
+                    raise UserError(f"{name}: {skipped} updates in a row were skipped, as their "
+                                    f"gradients were not finite; before them, {kept}. Lower its lr "
+                                    "and start it with another --out")
                 kept = {"log": self.position(), "preset": self.run.preset}
                 stop = moe.any_of(self.stop)
                 if record["step"] == steps and moe.leads():
                     moe.save(final, model, **kept)
                     partial.unlink(missing_ok=True)
-                elif (stop or record["step"] % options.save_every == 0) and moe.leads():
-                    moe.save(partial, model, **kept, **snapshot())
+                elif (stop or record["step"] % every == 0) and not skipped:
+                    saved = record["step"]
+                    if moe.leads():
+                        moe.save(partial, model, **kept, **snapshot())
                 self.clock(name, record["step"], began, record["tokens"], worked)
                 shown = {k: record[k] for k in ("loss", "accuracy", "length") if k in record}
                 speed = {"tok/s": f"{record['tokens'] / worked:.0f}"}

@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import difflib
+import errno
 import math
 import os
 import sys
@@ -99,6 +100,7 @@ def resolve(preset, assignments, **fields):
     return run
 
 
+PROMPT = 50  # tokens of the longest question, stray spaces included
 MAY_BE_ZERO = {"seed", "n_dense_layers", "n_mtp_layers", "q_lora_rank", "n_outputs", "warmup",
                "overlong"}
 
@@ -133,7 +135,7 @@ def check(run):
             (m.n_limited_groups > m.n_expert_groups, "n_limited_groups exceeds n_expert_groups"),
             (m.n_activated_experts > grouped, "n_activated_experts exceeds the experts to be had"),
             (m.max_seq_len < 300, f"{part}.max_seq_len must be at least 300, for the corpus"),
-            (run.zero.max_new_tokens + 30 > m.max_seq_len,
+            (run.zero.max_new_tokens + PROMPT > m.max_seq_len,
              f"zero.max_new_tokens exceeds {part}.max_seq_len")]
     for part in (p for p in vars(run) if isinstance(getattr(run, p), RL)):
         s = getattr(run, part)
@@ -146,7 +148,7 @@ def check(run):
             (s.minibatches > s.problems * s.group_size, f"{part}.minibatches exceeds the answers"),
             (s.temperature <= 0, f"{part}.temperature must be above 0: RL needs different answers"),
             (max(s.general, s.general_from) > 1, f"{part}.general and general_from: at most 1"),
-            (s.max_new_tokens + 30 > min(run.model.max_seq_len, run.student.max_seq_len),
+            (s.max_new_tokens + PROMPT > min(run.model.max_seq_len, run.student.max_seq_len),
              f"{part}.max_new_tokens exceeds max_seq_len")]
     for wrong, message in tests:
         if wrong:
@@ -164,7 +166,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Exits with code 2."""
-        self.exit(2, f"r1mini: {message} (try: python r1mini.py --help)\n")
+        self.exit(2, f"r1mini: {message} (try: python {self.prog} --help)\n")
 
 
 def parser():
@@ -195,10 +197,10 @@ def parser():
     for name, text in COMMANDS.items():
         one = commands.add_parser(name, parents=[sized, common, several, running], help=text)
         if name != "base":
-            one.add_argument("--from", dest="start", metavar="CKPT", default="",
+            one.add_argument("--from", dest="start", metavar="CKPT",
                              help="take this stage and those before it from CKPT's folder")
         if name == "distill":
-            one.add_argument("--data", metavar="FILE.jsonl", default="",
+            one.add_argument("--data", metavar="FILE.jsonl",
                              help="dialogues in chat format, instead of R1's answers")
     for name, text in (("eval", "pass@1, vote, pass@k"), ("chat", "talk to a checkpoint")):
         one = commands.add_parser(name, parents=[common], help=text)
@@ -214,12 +216,18 @@ def parser():
     one.add_argument("runs", nargs="+")
     one.add_argument("--to", metavar="DIR", help="keep summary.json and the table there")
     one = commands.add_parser("study", parents=[sized], help="the runs behind a table")
-    one.add_argument("name")
-    one.add_argument("rest", nargs=argparse.REMAINDER, help="options for each of its runs")
+    one.add_argument("name", metavar="NAME")
+    one.add_argument("rest", nargs=argparse.REMAINDER, help="options for each of its runs"
+                     ).required = False  # or a study without a name asks for these too
     one = commands.add_parser("bench", parents=[sized, common, several], help="tokens a second")
     one.add_argument("--json", action="store_true", help="one object")
     one.add_argument("--against", action="store_true", help="beside transformers and TRL")
-    commands.add_parser("cost", parents=[sized], help="what a preset's sizes come to")
+    one = commands.add_parser("cost", parents=[sized], help="what a preset's sizes come to")
+    add = one.add_argument
+    add("--gpus", type=int, help="also what training on so many takes")
+    add("--tokens", type=float, help="to train on; default 14.8e12, V3's")
+    add("--mfu", type=float, help="share of the peak FLOPs; default: what V3's hours imply")
+    add("--dollars-per-hour", type=float, help="of a GPU; default 2")
     return top
 
 
@@ -241,8 +249,10 @@ def prepare(options):
     """Threads, device and dtype of a command, checked before anything long begins."""
     for name, least, most in (("threads", 0, 4 * os.cpu_count()), ("save_every", 1, 10**9),
                               ("processes", 0, 4 * os.cpu_count()),
-                              ("samples", 1, 10**5), ("seed", 0, 2**62)):
-        if not least <= getattr(options, name, least) <= most:
+                              ("samples", 1, 10**5), ("seed", 0, 2**62), ("gpus", 1, 10**6),
+                              ("tokens", 1, 1e18), ("mfu", 0.001, 1),
+                              ("dollars_per_hour", 0, 10**6)):
+        if (value := getattr(options, name, None)) is not None and not least <= value <= most:
             raise UserError(f"--{name.replace('_', '-')} must be within {least}..{most}")
     if hasattr(options, "device"):
         options.device, options.dtype = choose_device(options.device, options.dtype)
@@ -255,17 +265,50 @@ def prepare(options):
         options.processes = several
 
 
+def excuse(error, options=None):
+    """The one line on an error that the user can mend; None if the fault is ours."""
+    if isinstance(error, (UserError, tasks.ProblemError)):
+        return " ".join(str(error).splitlines())
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+        return "out of memory; ask for less"
+    if isinstance(error, RuntimeError):  # torch wraps what happens while it writes
+        error = error.__context__
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        where = error.filename or getattr(options, "out", None) or "a file"
+        return f"{where}: {error.strerror or error}" + (
+            "; free some space, and the same command goes on" * full)
+    return None
+
+
 def parse(argv):
     """The options of a command line; no command is all."""
+    check_torchrun()
     if int(os.environ.get("RANK", 0)):  # of several processes the first speaks for all
         sys.stdout = sys.stderr = open(os.devnull, "w")
         sys.excepthook = lambda *error: traceback.print_exception(*error, file=sys.__stderr__)
     if not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         argv.insert(0, "all")
     options = parser().parse_args(argv)
+    for name, value in vars(options).items():
+        if any(isinstance(x, str) and not x.strip() for x in [value, *(
+                value if isinstance(value, list) else ())]):
+            raise UserError(f"{name}: got an empty text; leave it out, or say what is meant")
     options.itself = [sys.executable, r1mini.__file__, *argv]  # for more processes of it
     prepare(options)
     return options
+
+
+def check_torchrun():
+    """UserError if the environment names several processes, as torchrun's does, but not rightly."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    env = {name: os.environ[name] for name in (*names, "MASTER_ADDR") if name in os.environ}
+    wrong = [name for name in names if not env.get(name, "0").isdecimal()]
+    if "RANK" in env or "WORLD_SIZE" in env:
+        wrong += [name for name in (*names[:3], "MASTER_ADDR") if not env.get(name)]
+    if wrong:
+        raise UserError(f"the environment's {wrong[0]} is missing or wrong: start with torchrun, "
+                        "or unset RANK and WORLD_SIZE")
 
 
 def load_writer(options):
@@ -273,12 +316,51 @@ def load_writer(options):
     model, record = moe.load(options.checkpoint, options.device, options.dtype)
     if model.config.n_outputs:
         raise UserError(f"{options.checkpoint} is a reward model: it scores, and cannot write")
+    if model.config.vocab_size != tasks.VOCAB_SIZE:
+        raise UserError(f"{options.checkpoint} has a vocabulary of {model.config.vocab_size} "
+                        f"tokens, not the {tasks.VOCAB_SIZE} of tasks.py")
     return model, record
+
+
+# The models a stage begins with, or learns from, beside those of the same command.
+NEEDS = {"zero": ["base"], "dev1": ["zero", "base"], "dev2": ["dev1"], "dev3": ["dev2", "base"],
+         "helpful": ["dev3"], "safe": ["dev3"], "r1": ["dev3", "helpful", "safe"],
+         "distill": ["student", "r1"], "distill_logits": ["student", "r1"],
+         "student_rl": ["student"], "student_rl_no_format": ["student"], "distill_rl": ["distill"]}
+
+
+def wanted(options, start, data, names):
+    """{path: stage} of the checkpoints that a command needs and does not make; UserError if one is
+    not there, or --fresh would delete it."""
+    folder, found = Path(options.out or f"runs/{options.preset}"), {}
+    for name in names:
+        for needed in NEEDS.get(name, ()):
+            path = folder / f"{needed}.pt"
+            if needed in names or data and needed == "r1":
+                continue
+            if start and (options.fresh or not path.exists()):
+                path = Path(start).parent / path.name
+            elif options.fresh and path.exists():
+                raise UserError(f"--fresh would delete {path}, which {name} needs")
+            if not path.exists():
+                raise UserError(f"{name} needs {path}, which is not there: leave out --only, or "
+                                "give --from CKPT, another run's")
+            found[path] = needed
+    return found
+
+
+def load_stage(path, name, run):
+    """Finds a checkpoint of a stage whole and of this run's sizes, or UserError."""
+    config = run.student if name.startswith(("student", "distill")) else run.model
+    if name in ("helpful", "safe"):
+        config = dataclasses.replace(config, n_outputs=1, n_mtp_layers=0)
+    if moe.load(path)[0].config != config:
+        raise UserError(f"{path} has other model sizes than this run; give its --preset/--set")
 
 
 def plan(options):
     """(the Run, the names of its stages) of a command that trains."""
-    start, data = getattr(options, "start", ""), getattr(options, "data", "")
+    start, data = (getattr(options, name, None) or "" for name in ("start", "data"))
     run = resolve(options.preset, options.set, seed=options.seed, start=start, data_file=data,
                   device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
     stages = list(r1mini.STAGES)
@@ -294,14 +376,13 @@ def plan(options):
                             "before it are taken from its folder")
         if given not in names[:-1]:
             raise UserError(f"--from {start}: {options.command} has nothing to do after {given}")
-        model, _ = moe.load(start, options.device, options.dtype)
-        config = run.student if stages.index(given) >= stages.index("student") else run.model
-        if model.config != config and not model.config.n_outputs:
-            raise UserError(f"{start} has other model sizes than this run; give its --preset/--set")
+        load_stage(start, given, run)
         names = names[names.index(given) + 1:]
     names = [name for name in names if name in (options.only or set(names) - r1mini.ABLATIONS)]
     if not names:
         raise UserError(f"--only {' '.join(options.only)}: not a stage of this command")
+    for path, name in wanted(options, start, data, names).items():
+        load_stage(path, name, run)
     timed = options.preset == "nano" and options.command == "all" and not (
         options.set or options.only)
     options.expected = "15 to 25 minutes and 1 GiB on two cores; " * (timed and not start)

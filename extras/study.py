@@ -48,8 +48,8 @@ RUNS = {
                   # at least distillation's FLOPs: a narrow student's answers shrink to eight tokens
                   for dim, steps in POINTS],
 }
-MEASURED = ("compute", "program", "baseline")
-SEEDS = {"base": range(10)}  # others: 0, 1, 2
+MEASURED = ("compute", "program", "baseline", "scale")
+SEEDS = {"base": range(10), "scale": (0,)}  # others: 0, 1, 2
 
 
 def main(options):
@@ -122,7 +122,7 @@ def open_folder(name, module, seed, preset, rest):
     options = command_line.parse(["zero", "--seed", str(seed), *start, *rest,
                                   "--processes", "1", "--out", f"{runs_at(preset)}{name}-{seed}"])
     run = command_line.resolve(
-        options.preset, [*module.SETTINGS, *options.set], seed=seed, start=options.start,
+        options.preset, [*module.SETTINGS, *options.set], seed=seed, start=options.start or "",
         device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
     print(f"== {name}, seed {seed}, into {options.out}", flush=True)
     return Folder(options.out, run, options, module.STAGES)

@@ -92,9 +92,10 @@ def test_presets_make_sense(preset):
     (["r1"], "base zero dev1 dev2 dev3 helpful safe r1"),
     (["distill", "--data", "{}"], "student distill"),
     (["distill", "--only", "student_rl_no_format"], "student_rl_no_format")])
-def test_a_command_names_its_stages(argv, names, tmp_path):
+def test_a_command_names_its_stages(argv, names, tmp_path, monkeypatch):
     """Up to the stage asked for, in the paper's order; with dialogues of one's own, a student's;
     ablations only if named."""
+    monkeypatch.setattr(words, "wanted", lambda *_: {})  # an ablation's student is not there
     file = tmp_path / "mine.jsonl"
     file.write_text(tasks.chat_line("Compute 1+2", "<answer>3</answer>"), "utf-8")
     argv = [word.format(file) for word in argv]
