@@ -148,8 +148,7 @@ def settings(config):
     return found | FIXED | {
         "architectures": ["DeepseekV3ForCausalLM"], "torch_dtype": "float32",
         "q_lora_rank": config.q_lora_rank or None, "num_key_value_heads": config.n_heads,
-        "first_k_dense_replace": config.n_dense_layers + dense * config.n_mtp_layers,
-        "bos_token_id": None, "eos_token_id": tasks.END_ID, "pad_token_id": tasks.PAD_ID}
+        "first_k_dense_replace": config.n_dense_layers + dense * config.n_mtp_layers}
 
 
 def read_config(found, with_mtp):
@@ -221,12 +220,12 @@ def tokenizer():
 def records(model, preset):
     """{name: dict} of the folder's JSON files; sampling as the checkpoint's preset evaluates."""
     run, config = resolve(preset, ()), model.config
+    ids = {"bos_token_id": None, "eos_token_id": tasks.END_ID, "pad_token_id": tasks.PAD_ID}
     return {
-        "config.json": settings(config) | {"preset": preset},
-        "generation_config.json": {
-            "eos_token_id": tasks.END_ID, "pad_token_id": tasks.PAD_ID, "do_sample": True,
-            "temperature": run.eval.temperature, "top_p": run.eval.top_p, "top_k": 0,
-            "max_new_tokens": run.zero.max_new_tokens},
+        "config.json": settings(config) | ids | {"preset": preset},
+        "generation_config.json": ids | {
+            "do_sample": True, "temperature": run.eval.temperature, "top_p": run.eval.top_p,
+            "top_k": 0, "max_new_tokens": run.zero.max_new_tokens},
         "tokenizer.json": tokenizer(),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tasks.END,

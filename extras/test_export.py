@@ -21,9 +21,11 @@ TINY = moe.Config(vocab_size=tasks.VOCAB_SIZE, dim=24, inter_dim=40, moe_inter_d
                   n_activated_experts=4, n_expert_groups=4, n_limited_groups=2, route_scale=2.5,
                   q_lora_rank=12, kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4,
                   v_head_dim=16, bias_speed=0.5, init_std=0.2, max_seq_len=320)
-PLAIN = {"n_expert_groups": 1, "n_limited_groups": 1, "q_lora_rank": 0}
-KINDS = {"V3": {}, "plain": PLAIN | {"n_shared_experts": 2, "rope_theta": 500.0, "v_head_dim": 20},
-         "no MTP": {"n_mtp_layers": 0, "n_dense_layers": 0}, "dense": {"n_dense_layers": 3}}
+KINDS = {"V3": {}, "no groups": {"n_expert_groups": 1, "n_limited_groups": 1, "q_lora_rank": 0,
+                                 "n_shared_experts": 2, "rope_theta": 500.0, "n_heads": 3,
+                                 "v_head_dim": 20, "route_scale": 1.7},
+         "no MTP": {"n_mtp_layers": 0, "n_dense_layers": 0},
+         "dense": {"n_dense_layers": 3, "q_lora_rank": 0}}
 PROMPTS = ["Compute 25-7+9+6", "计算46+3-9+5-7", "good evening there", "1", "tell me how to kill time"]
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
