@@ -36,7 +36,7 @@ NAMES = {"dim": "hidden_size", "inter_dim": "intermediate_size",
          "norm_eps": "rms_norm_eps", "init_std": "initializer_range",
          "max_seq_len": "max_position_embeddings"}
 # What only training needs, and may be missing.
-TRAINING = ("n_outputs", "n_mtp_layers", "mtp_weight", "balance_alpha", "bias_speed", "init_std")
+OPTIONAL = ("n_outputs", "n_mtp_layers", "mtp_weight", "balance_alpha", "bias_speed", "init_std")
 
 # What else config.json says, each with the one value that this model has; then what it may not say.
 FIXED = {"model_type": "deepseek_v3", "hidden_act": "silu", "scoring_func": "sigmoid",
@@ -45,7 +45,7 @@ FIXED = {"model_type": "deepseek_v3", "hidden_act": "silu", "scoring_func": "sig
          "rope_interleave": True, "rms_norm_eps": 1e-6}  # readers fix that of the latents' norms
 ABSENT = {"rope_type": "default", "type": "default", "quantization_config": None}
 
-# Parts of our weights' names, as published (PAPERS: DeepSeek's convert.py), in this order.
+# Parts of our weights' names, as published (DeepSeek's convert.py maps them so), in this order.
 RENAMED = {"mtp.block": "layers.{}", "mtp.norm": "layers.{}.shared_head.norm",
            "mtp.proj": "layers.{}.eh_proj", "mtp.hidden_norm": "layers.{}.hnorm",
            "mtp.embed_norm": "layers.{}.enorm", "embed.": "embed_tokens.",
@@ -162,7 +162,7 @@ def read_config(found, with_mtp):
     values = {}
     for field in dataclasses.fields(moe.Config):
         key, kind = NAMES.get(field.name, field.name), type(field.default)
-        if key not in found and field.name not in TRAINING:
+        if key not in found and field.name not in OPTIONAL:
             raise UserError(f"config.json lacks {key}")
         value = found.get(key, field.default)
         value = 0 if key == "q_lora_rank" and value is None else value

@@ -7,7 +7,8 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers import (AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config,
+                          DeepseekV3ForCausalLM)
 from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 
