@@ -1,11 +1,11 @@
 """r1mini: DeepSeek-R1 in miniature. The pipeline, evaluation and the command line.
 
     python r1mini.py                     every stage on the nano preset, into runs/nano
-    python r1mini.py base|zero|r1|...    up to that stage; --from CKPT takes what came before from
-                                         another run's folder
+    python r1mini.py base|zero|r1|...    up to that stage; --from CKPT goes on from another run
     python r1mini.py distill --data FILE a student on dialogues in chat format
     python r1mini.py eval CKPT           pass@1, vote and pass@k, on held-out problems or your own
     python r1mini.py chat CKPT           talk to it; the thinking apart from the answer
+    python r1mini.py export CKPT DIR     a Hugging Face folder; import DIR CKPT is the way back
     python r1mini.py report RUN RUN ...  means and spread over runs; --to results/NAME keeps them
     python r1mini.py study NAME          the runs behind a table of the README
     python r1mini.py bench|cost          tokens a second here; what a preset's sizes come to
@@ -611,7 +611,7 @@ def run_stages(options, run, names):
 # -------------------------------------------------------------------------------------------------
 # The command line
 
-EXTRAS = ("eval", "chat", "report", "study", "bench", "cost")
+EXTRAS = ("eval", "chat", "export", "report", "study", "bench", "cost")
 
 
 def main(argv=None):

@@ -1,7 +1,8 @@
 """The tests of the four files, in the order in which they build on each other.
 
-Each holds one property against something that is not r1mini: transformers' DeepSeek-V3, TRL's loss,
-torch's own operators, a slow obvious loop, finite differences, or an example worked by hand.
+Each holds one property against something that is not r1mini: TRL's loss, torch's own operators, a
+slow obvious loop, finite differences, or an example worked by hand. That the model's logits are
+those of transformers' DeepSeek-V3 is tested by way of a folder, in extras/test_export.py.
 """
 import ast
 import copy
@@ -33,7 +34,7 @@ import grpo
 import moe
 import r1mini
 import tasks
-from extras import bench, folder as folders, options as words
+from extras import folder as folders, options as words
 from tasks import Corpus, ENCODING, END_ID, Problem, ProblemError, RANKS, STYLES, WORDS
 
 HERE = pathlib.Path(r1mini.__file__).parent
@@ -65,46 +66,6 @@ def make_batch(seed=1, lengths=(9, 4, 7, 9, 2, 5)):
     column = torch.arange(max(lengths))
     real = column < torch.tensor(lengths).unsqueeze(-1)
     return tokens * real, real, (real & (column > 1)).float()
-
-
-def to_transformers(model):
-    """The same model as transformers' DeepseekV3ForCausalLM; MTP is left out."""
-    c = model.config
-    hf = bench.theirs(c, attn_implementation="eager").eval()
-    renamed = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-               "q_norm": "q_a_layernorm", "wq_a": "q_a_proj", "wq_b": "q_b_proj", "wq.": "q_proj.",
-               "kv_norm": "kv_a_layernorm", "wkv_a": "kv_a_proj_with_mqa", "wkv_b": "kv_b_proj",
-               "wo.": "o_proj.", "attn.": "self_attn.", "experts.w13": "experts.gate_up_proj",
-               "router.bias": "gate.e_score_correction_bias", "router": "gate", "w2": "down_proj",
-               "shared": "shared_experts", "ffn.": "mlp.", "embed.": "embed_tokens.",
-               "model.head": "lm_head"}
-    state = {}
-    for name, tensor in model.state_dict(prefix="model.").items():
-        for old, new in renamed.items():
-            name = name.replace(old, new)
-        if "w13" in name:
-            for part, half in zip(("gate_proj", "up_proj"), tensor.chunk(2)):
-                state[name.replace("w13", part)] = half
-        elif ".mtp." not in name:
-            state[name] = tensor
-    hf.load_state_dict({name: state[name] for name in hf.state_dict()})
-    return hf
-
-
-@pytest.mark.parametrize("changes", [
-    {"n_dense_layers": 3, "q_lora_rank": 0},
-    {"n_dense_layers": 0, "n_expert_groups": 1, "n_limited_groups": 1, "n_shared_experts": 2},
-    {},
-    {"q_lora_rank": 0, "n_heads": 3, "v_head_dim": 20, "rope_theta": 500.0, "route_scale": 1.7},
-])
-def test_logits_equal_transformers(changes):
-    """Dense, MoE, grouped MoE, with and without the query latent: transformers' logits."""
-    model = make(len(changes), **changes)
-    tokens = torch.randint(TINY.vocab_size, (3, 33))
-    with torch.no_grad():
-        ours, theirs = model(tokens).logits, to_transformers(model)(tokens).logits
-    assert theirs.std() > 0.1
-    assert (ours - theirs).abs().max() < 1e-4
 
 
 def test_absorbed_attention_equals_naive():

@@ -31,6 +31,7 @@ import grpo
 import moe
 import r1mini
 import tasks
+from extras import export
 from extras.cost import count_parameters
 from extras.folder import machine
 from extras.options import resolve
@@ -159,18 +160,7 @@ def theirs(config, **more):
         from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
     except ImportError:
         raise UserError("--against wants transformers and trl: pip install '.[peers]'") from None
-    c = config
-    return DeepseekV3ForCausalLM(DeepseekV3Config(
-        vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.inter_dim,
-        moe_intermediate_size=c.moe_inter_dim, num_hidden_layers=c.n_layers,
-        num_attention_heads=c.n_heads, num_key_value_heads=c.n_heads, num_mtp_layers=0,
-        first_k_dense_replace=c.n_dense_layers, n_routed_experts=c.n_routed_experts,
-        n_shared_experts=c.n_shared_experts, num_experts_per_tok=c.n_activated_experts,
-        n_group=c.n_expert_groups, topk_group=c.n_limited_groups, kv_lora_rank=c.kv_lora_rank,
-        q_lora_rank=c.q_lora_rank or None, routed_scaling_factor=c.route_scale,
-        v_head_dim=c.v_head_dim, qk_nope_head_dim=c.qk_nope_head_dim,
-        qk_rope_head_dim=c.qk_rope_head_dim, rms_norm_eps=c.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta}, **more))
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**(export.settings(config) | more)))
 
 
 def their_train_step(model, rows=ROWS, length=LENGTH):

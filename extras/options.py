@@ -105,6 +105,24 @@ MAY_BE_ZERO = {"seed", "n_dense_layers", "n_mtp_layers", "q_lora_rank", "n_outpu
                "overlong"}
 
 
+def sizes(m, part):
+    """[(whether it is wrong, message)] of a model's sizes."""
+    grouped = m.n_limited_groups * (m.n_routed_experts // m.n_expert_groups)
+    return [
+        ((m.qk_rope_head_dim | m.qk_nope_head_dim | m.kv_lora_rank) % 2, f"{part}: "
+         "qk_rope_head_dim, qk_nope_head_dim, kv_lora_rank must be even: pairs are rotated"),
+        (m.dim % 8 or m.moe_inter_dim % 8, f"{part}: dim and moe_inter_dim: multiples of 8 only"),
+        (m.n_dense_layers > m.n_layers, f"{part}: n_dense_layers exceeds n_layers"),
+        (m.n_mtp_layers not in (0, 1), f"{part}: n_mtp_layers must be 0 or 1"),
+        (m.n_routed_experts % m.n_expert_groups,
+         f"{part}: n_expert_groups must divide the experts"),
+        (m.n_routed_experts < 2 * m.n_expert_groups, f"{part}: a group needs at least 2 experts"),
+        (m.n_limited_groups > m.n_expert_groups,
+         f"{part}: n_limited_groups exceeds n_expert_groups"),
+        (m.n_activated_experts > grouped,
+         f"{part}: n_activated_experts exceeds the experts to be had")]
+
+
 def check(run):
     """UserError if settings make no sense, or contradict each other."""
     for key, value in flat(dataclasses.asdict(run)).items():
@@ -120,20 +138,9 @@ def check(run):
              (not 1 <= min(c.levels) <= max(c.levels) <= 7, "corpus.levels must be within 1..7"),
              (not 0 < e.top_p <= 1, "eval.top_p must be above 0 and at most 1")]
     for part, m in (("model", run.model), ("student", run.student)):
-        grouped = m.n_limited_groups * (m.n_routed_experts // m.n_expert_groups)
-        tests += [
+        tests += sizes(m, part) + [
             (m.vocab_size != tasks.VOCAB_SIZE, f"{part}.vocab_size must be {tasks.VOCAB_SIZE}"),
             (m.n_outputs, f"{part}.n_outputs is for reward models"),
-            ((m.qk_rope_head_dim | m.qk_nope_head_dim | m.kv_lora_rank) % 2, f"{part}: "
-             "qk_rope_head_dim, qk_nope_head_dim, kv_lora_rank must be even: pairs are rotated"),
-            (m.dim % 8 or m.moe_inter_dim % 8,
-             f"{part}.dim and moe_inter_dim: multiples of 8 only"),
-            (m.n_dense_layers > m.n_layers, f"{part}.n_dense_layers exceeds n_layers"),
-            (m.n_mtp_layers not in (0, 1), f"{part}.n_mtp_layers must be 0 or 1"),
-            (m.n_routed_experts % m.n_expert_groups, "n_expert_groups must divide the experts"),
-            (m.n_routed_experts < 2 * m.n_expert_groups, "a group needs at least 2 experts"),
-            (m.n_limited_groups > m.n_expert_groups, "n_limited_groups exceeds n_expert_groups"),
-            (m.n_activated_experts > grouped, "n_activated_experts exceeds the experts to be had"),
             (m.max_seq_len < 300, f"{part}.max_seq_len must be at least 300, for the corpus"),
             (run.zero.max_new_tokens + PROMPT > m.max_seq_len,
              f"zero.max_new_tokens exceeds {part}.max_seq_len")]
@@ -212,6 +219,14 @@ def parser():
                              help='{"question": ..., "answer": ...} a line')
             one.add_argument("--samples", type=int, default=16, help="answers a problem")
             one.add_argument("--json", action="store_true", help="one object, all problems in it")
+    for name, text, words in (("export", "a checkpoint as a Hugging Face folder",
+                               ("checkpoint", "folder")),
+                              ("import", "the way back", ("folder", "checkpoint"))):
+        one = commands.add_parser(name, help=text)
+        for word in words:
+            one.add_argument(word)
+        one.set_defaults(command="export", back=name == "import", device="cpu", dtype="float32",
+                         threads=0)  # both are in extras/export.py: no module is named import
     one = commands.add_parser("report", help="means and spread over runs")
     one.add_argument("runs", nargs="+")
     one.add_argument("--to", metavar="DIR", help="keep summary.json and the table there")
@@ -316,9 +331,9 @@ def load_writer(options):
     model, record = moe.load(options.checkpoint, options.device, options.dtype)
     if model.config.n_outputs:
         raise UserError(f"{options.checkpoint} is a reward model: it scores, and cannot write")
-    if model.config.vocab_size != tasks.VOCAB_SIZE:
-        raise UserError(f"{options.checkpoint} has a vocabulary of {model.config.vocab_size} "
-                        f"tokens, not the {tasks.VOCAB_SIZE} of tasks.py")
+    if model.config.vocab_size != tasks.VOCAB_SIZE:  # imported
+        raise UserError(f"{options.checkpoint}: no text for a vocabulary of "
+                        f"{model.config.vocab_size}; r1mini's has {tasks.VOCAB_SIZE}")
     return model, record
 
 
