@@ -112,12 +112,13 @@ def sampling_logprobs(logits, temperature, top_p):
 
 
 @torch.no_grad()
-def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0):
+def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0,
+             watch=None):
     """Samples an answer to each of N prompts (token lists of any lengths). Returns Samples.
 
     Answer n, token t is drawn with its own uniform number, so the other prompts' fate does not
     touch it. Ended rows leave the batch when a quarter of it is idle. Each process writes its share
-    of the answers; all return all.
+    of the answers; all return all. watch sees each round's tokens (n, 1) as they are drawn.
     """
     device, config, longest = model.head.weight.device, model.config, max(map(len, prompts))
     if longest + max_new_tokens > config.max_seq_len:
@@ -144,6 +145,8 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
         mass = policy.exp().cumsum(-1)
         fed = torch.searchsorted(mass, uniform[rows, t, None] * mass[:, -1:], right=True)  # (n, 1)
         fed = fed.clamp(max=config.vocab_size - 1)
+        if watch:
+            watch(fed)
         at = rows[alive], begin[rows[alive]] + t
         tokens[at], answer[at] = fed[alive, 0], True
         logp[at] = policy.gather(-1, fed)[alive, 0]
