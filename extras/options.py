@@ -13,7 +13,7 @@ import torch
 import moe
 import r1mini
 import tasks
-from extras.folder import flat
+from extras.folder import flat, tensorboard
 from grpo import OBJECTIVES, RL, SETTINGS
 from moe import UserError
 from r1mini import Run, Train
@@ -184,6 +184,7 @@ def parser():
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=20, help="steps between saves")
     add("--fresh", action="store_true", help="delete the folder's run and start over")
+    add("--tensorboard", action="store_true", help="the log's curves for TensorBoard too")
     add("--only", nargs="+", choices=list(r1mini.STAGES), metavar="STAGE",
         help="leave out the other stages")
     top = Parser(prog="r1mini.py", description=r1mini.__doc__,
@@ -241,6 +242,8 @@ def prepare(options):
                               ("samples", 1, 10**5), ("seed", 0, 2**62)):
         if not least <= getattr(options, name, least) <= most:
             raise UserError(f"--{name.replace('_', '-')} must be within {least}..{most}")
+    if getattr(options, "tensorboard", False):
+        tensorboard()  # or it is found missing after the folder is made
     if hasattr(options, "device"):
         options.device, options.dtype = choose_device(options.device, options.dtype)
         threads = options.threads or torch.get_num_threads()
