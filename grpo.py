@@ -127,12 +127,13 @@ def pad_left(prompts, pad_id, device):
 
 
 @torch.no_grad()
-def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0):
+def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0,
+             watch=None):
     """Samples an answer to each of N prompts (token lists of any lengths). Returns Samples.
 
     Answer n, token t is drawn with its own uniform number, so the other prompts' fate does not
     touch it. Ended rows leave the batch when a quarter of it is idle. Each process writes its share
-    of the answers; all return all.
+    of the answers; all return all. watch sees each round's tokens (n, 1) as they are drawn.
     """
     device, config, longest = model.head.weight.device, model.config, max(map(len, prompts))
     if longest + max_new_tokens > config.max_seq_len:
@@ -158,6 +159,8 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
         logits = model(fed, real if t == 0 else None, cache).logits[:, -1]
         policy = sampling_logprobs(logits, temperature, top_p)
         fed = draw(policy, uniform[rows, t])                            # (n, 1)
+        if watch:
+            watch(fed)
         at = rows[alive], begin[rows[alive]] + t
         tokens[at], answer[at] = fed[alive, 0], True
         logp[at] = policy.gather(-1, fed)[alive, 0]

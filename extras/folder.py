@@ -1,14 +1,17 @@
 """The folder of a run: what is kept of it, and where a stopped one goes on.
 
 config.json, log.jsonl (without a clock: two runs compare to the bit), timing.jsonl, a checkpoint
-for each finished stage and a partial one for the stage at hand.
+for each finished stage and a partial one for the stage at hand; with --tensorboard the log's curves
+once more, for TensorBoard.
 """
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -41,6 +44,24 @@ def read_log(path):
         raise UserError(f"{path}/log.jsonl is damaged; start over with --fresh") from None
 
 
+def scalars(record):
+    """(step, {tag: number}) of a log record: zero/kl of a step, zero/dev/pass@1 of an evaluation;
+    no numbers of one that is no point on a curve."""
+    kind, step = record["kind"], record.get("step")
+    stem = f"{record['stage']}/{kind}" if "stage" in record else kind
+    return step, {f"{stem}/{name}": value for name, value in flat(record).items()
+                  if step is not None and name != "step" and type(value) in (int, float)}
+
+
+def tensorboard():
+    """TensorBoard's writer; UserError where it is not installed."""
+    try:
+        return importlib.import_module("torch.utils.tensorboard").SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard: not installed (pip install tensorboard); without it, the "
+                        "same numbers are in log.jsonl") from None
+
+
 def machine():
     """The processor's name and how many of its cores this process sees."""
     name = platform.processor() or platform.machine()
@@ -66,8 +87,10 @@ class Folder:
 
     def __init__(self, path, run, options, stages):
         self.path, self.run, self.options, self.stop = Path(path), run, options, False
+        self.board = None
         if moe.leads():
             self.begin(stages)
+            self.draw()
         moe.any_of()
         self.log({"machine": machine(), "threads": torch.get_num_threads() * moe.world()[1],
                   "processes": moe.world()[1]}, "timing.jsonl")
@@ -81,9 +104,10 @@ class Folder:
             if run.start and Path(run.start).resolve().parent == self.path.resolve():
                 raise UserError(f"--fresh would delete {run.start}: choose another --out")
             for name in ("config.json", "log.jsonl", "timing.jsonl", "samples.md", "report.md",
-                         *(stage + end for stage in stages
-                           for end in (".pt", ".partial.pt", ".jsonl"))):
+                         "report.html", *(stage + end for stage in stages
+                                          for end in (".pt", ".partial.pt", ".jsonl"))):
                 (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         if known.exists():
             try:
                 old, new = flat(json.loads(known.read_text("utf-8"))), flat(config)
@@ -115,7 +139,26 @@ class Folder:
         """Appends a record to log.jsonl. One process writes, all wait."""
         if moe.leads():
             self.append(record, name)
+            if name == "log.jsonl":
+                self.draw([record])
         moe.any_of()
+
+    def draw(self, records=None):
+        """Shows records to TensorBoard; or all of log.jsonl afresh, in place of what was shown."""
+        if not getattr(self.options, "tensorboard", False):
+            return
+        if records is None:
+            if self.board:
+                self.board.close()
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+            # 0: a TensorBoard that is looking on forgets what it has seen
+            self.board = tensorboard()(str(self.path / "tensorboard"), purge_step=0)
+            records = read_log(self.path)
+        for record in records:
+            step, values = scalars(record)
+            for tag, value in values.items():
+                self.board.add_scalar(tag, value, step)
+        self.board.flush()
 
     def write(self, path, text):
         """Writes a text whole or not at all. One process writes, all wait."""
@@ -148,7 +191,10 @@ class Folder:
         """Shortens log.jsonl: what came after will be done, and logged, again."""
         if moe.leads():
             with open(self.path / name, "r+b") as file:
+                shorter = position < file.seek(0, os.SEEK_END)
                 file.truncate(position)
+            if shorter:
+                self.draw()
 
     def begun(self, name, collected=False):
         """Where in log.jsonl a stage's first record stands, or would; what was collected for it is

@@ -14,7 +14,7 @@ import torch
 import moe
 import r1mini
 import tasks
-from extras.folder import flat
+from extras.folder import flat, tensorboard
 from grpo import OBJECTIVES, RL, SETTINGS
 from moe import UserError
 from r1mini import Run, Train
@@ -196,6 +196,7 @@ def parser():
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=20, help="steps between saves")
     add("--fresh", action="store_true", help="delete the folder's run and start over")
+    add("--tensorboard", action="store_true", help="the log's curves for TensorBoard too")
     add("--only", nargs="+", choices=list(r1mini.STAGES), metavar="STAGE",
         help="leave out the other stages")
     top = Parser(prog="r1mini.py", description=r1mini.__doc__,
@@ -269,6 +270,8 @@ def prepare(options):
                               ("dollars_per_hour", 0, 10**6)):
         if (value := getattr(options, name, None)) is not None and not least <= value <= most:
             raise UserError(f"--{name.replace('_', '-')} must be within {least}..{most}")
+    if getattr(options, "tensorboard", False):
+        tensorboard()  # or it is found missing after the folder is made
     if hasattr(options, "device"):
         options.device, options.dtype = choose_device(options.device, options.dtype)
         threads = options.threads or THREADS

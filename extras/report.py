@@ -3,7 +3,7 @@
     for each folder        its own figures, from log.jsonl and timing.jsonl: an Account
     for each seed          the folders together, and what takes two of them (win rates, ratios)
     over seeds             mean and deviation of each figure: summary.json
-    for each paper table   the same in miniature, and whether it agrees: report.md
+    for each paper table   the same in miniature, and whether it agrees: report.md, report.html
 
 summary.json is written here and by extras/study.py, always from the logs of runs:
 {"command", "commit", "machine", "seeds", "metrics": {KEY: {"mean", "std", "per_seed"}}}. Keys are
@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import tasks
+from extras import webpage
 from extras.cost import count_parameters
 from extras.figures import by_step, draw, runs_named
 from extras.folder import read_log
@@ -32,6 +33,7 @@ from r1mini import ABLATIONS
 TESTED = ("pass@1", "cons@16", "length", "reflection", "correction", "summary", "mixing",
           "language", "format", "cut_off")
 CURVES = ("pass@1", "cons@16", "length", "reflection", "correction", "mixing", "language")
+UPDATES = ("entropy", "dead_groups", "expert_load")  # of RL's steps, not of evaluations on dev
 TEACHER = ("base", "zero", "dev1", "dev2", "dev3", "helpful", "safe", "r1")
 STUDENTS = {"student": "student.base", "student_rl": "student.rl",  # stage: its name in keys
             "student_rl_no_format": "student.rl_no_format", "distill": "student.distill",
@@ -51,7 +53,7 @@ class Account:
     figures: dict   # by key
     stages: list    # those it speaks for, under their own names
     scores: dict    # by stage: the helpfulness of each answer to the held-out general prompts
-    curves: dict    # by name: [[stage, step, value on dev]]
+    curves: dict    # by name: [[stage, step, value]], on dev; UPDATES of Zero's steps
     minutes: float | None  # in all; None if something else may have run beside it
     peak_gib: float
 
@@ -183,7 +185,9 @@ def account(word):
         scores={names[r["stage"]]: r["scores"] for r in log
                 if r["kind"] == "general" and r["stage"] in names},
         curves={part: [[r["stage"], r["step"], r[part]] for r in log
-                       if r["kind"] == "dev" and part in r] for part in CURVES},
+                       if r["kind"] == "dev" and part in r] for part in CURVES}
+        | {part: [["zero", r["step"], round(r[part], 6)] for r in log
+                  if r["kind"] == "zero" and part in r] for part in UPDATES},
         minutes=sum(minutes.values()) or None, peak_gib=peak)
 
 
@@ -371,7 +375,8 @@ def climb(curves):
     """Zero on dev at temperature 1, against its steps; means over runs."""
     return table(("RL step", *CURVES), [(str(step), *(
         f"{row[name]:.{1 if name == 'length' else 3}f}" if name in row else "" for name in CURVES))
-        for step, row in by_step(runs_named(curves, RL.objective), "zero").items()])
+        for step, row in by_step(
+            runs_named(curves, RL.objective), "zero", CURVES).items()])
 
 
 def stages(rows, lines=LONG, levels=True):
@@ -391,9 +396,9 @@ def language(rows, curves):
     """RL for reasoning with and without the language reward, at its end and by step."""
     if not {"dev2.mixing", "no_language_reward.mixing"} <= set(rows):
         return []
-    sides = [by_step(runs_named(curves, name), "dev2")
-             for name in (RL.objective, "no_language_reward")]
     names = ("mixing", "language", "pass@1")
+    sides = [by_step(runs_named(curves, name), "dev2", names)
+             for name in (RL.objective, "no_language_reward")]
     head = [f"{name}, {side}" for name in names for side in ("with", "without")]
     body = [(str(step), *(f"{side[step][name]:.3f}" for name in names for side in sides))
             for step in sides[0] if step in sides[1]]
@@ -523,17 +528,19 @@ def brief(rows):
 
 
 def report(paths, to=None):
-    """Writes report.md (and with `to`, summary.json and curves.json there) of runs, each a PATH or
-    NAME=PATH; returns what a run prints at its end."""
+    """Writes report.md and report.html (and with `to`, summary.json and curves.json there) of runs,
+    each a PATH or NAME=PATH; returns what a run prints at its end."""
     accounts = [account(path) for path in paths]
     rows, curves = over_seeds(accounts), curves_of(accounts)
     command = f"python r1mini.py report {' '.join(map(str, paths))}" + (f" --to {to}" if to else "")
+    said = brief(rows)
     for a in accounts:
         write_samples(a.path)
     if to or len(paths) == 1:
         target = Path(to or accounts[0].path)
         target.mkdir(parents=True, exist_ok=True)
-        (target / "report.md").write_text(page(command, rows, curves, target), "utf-8")
+        webpage.publish(page(command, rows, curves, target), target)
+        said += f"\n\nmore: {target / 'report.html'}, and as text {target / 'report.md'}"
     if to:
         machines = {f"{a.config['machine']}, {a.config['threads']} threads, torch "
                     f"{a.config['versions']['torch']}" for a in accounts}
@@ -541,7 +548,7 @@ def report(paths, to=None):
                    "seeds": sorted({int(a.seed) for a in accounts}), "metrics": rows}
         (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
         (target / "curves.json").write_text(json.dumps(curves), "utf-8")
-    return brief(rows)
+    return said
 
 
 def write_samples(path):

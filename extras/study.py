@@ -17,7 +17,7 @@ from statistics import fmean, stdev
 import torch
 
 import r1mini
-from extras import options as command_line
+from extras import options as command_line, webpage
 from extras.figures import scatter, sheet
 from extras.folder import Folder, read_log
 from extras.report import commit, of_flops, of_times, report, table
@@ -168,7 +168,7 @@ def publish(options, page, found, folders):
                "seeds": list(found), "metrics": rows, "notes": notes}
     target = Path(results_at(options))
     target.mkdir(parents=True, exist_ok=True)
-    (target / "report.md").write_text("\n".join(lines), "utf-8")
+    webpage.publish("\n".join(lines), target)
     (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
     print("\n".join(lines) + f"\nwritten: {target / 'report.md'}, {target / 'summary.json'}; "
           "study r1 again puts this page into its report")
@@ -207,8 +207,8 @@ def threshold_page(rows, notes):
     cheap = [name for values, name in students if values[-2] < values[-1]]
     reached = {fate: [(values[0], values[i]) for values, _ in students]
                for i, fate in enumerate(FATES) if i}
-    plot = sheet("results/threshold", "threshold", "pass@1 reached", scatter,
-                 "pass@1 of the base", reached)
+    plot = sheet("results/threshold", "threshold", (
+        "pass@1 reached", scatter, "pass@1 of the base", reached))
     heads = [column.replace(".tflop", ", TFLOP") for column in columns]
     return [*table(["student", *heads], [[name, *(f"{x:.3f}" for x in values)]
                                          for values, name in sorted(students)]), "", *plot, "",

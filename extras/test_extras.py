@@ -110,18 +110,6 @@ def test_a_narrow_console_prints_on(micro):
     assert run.returncode == 0 and b"answer" in run.stdout
 
 
-@pytest.mark.parametrize("summary", ["", "the answer is "])
-def test_chat_shows_the_thinking_apart(micro, monkeypatch, capsys, summary):
-    """--ask prints thinking and answer on lines of their own."""
-    text = tasks.encode_response(f"<think>12+3=15</think>{summary}<answer>15</answer>")
-    answer = torch.ones(1, len(text), dtype=torch.bool)
-    samples = grpo.Samples(torch.tensor([text]), answer, None, None)
-    monkeypatch.setattr(grpo, "generate", lambda *a, **k: samples)
-    assert r1mini.main(["chat", str(micro / "zero.pt"), "--ask", "12+3?"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == ["thinking: 12+3=15", f"answer: 15   ({len(text)} tokens)"]
-
-
 def test_report_gives_mean_spread_and_seeds(micro, tmp_path, capsys):
     """summary.json: the command, and each figure's mean, deviation and value by seed."""
     other = tmp_path / "seed1"
