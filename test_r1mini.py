@@ -34,7 +34,7 @@ import grpo
 import moe
 import r1mini
 import tasks
-from extras import folder as folders, options as words
+from extras import drafts, folder as folders, options as words
 from tasks import Corpus, ENCODING, END_ID, Problem, ProblemError, RANKS, STYLES, WORDS
 
 HERE = pathlib.Path(r1mini.__file__).parent
@@ -345,7 +345,7 @@ def test_drafts_change_no_greedy_answer():
     with torch.no_grad():
         model.head.weight *= 8.0  # and some drafts are right
     want = grpo.generate(model, PROMPTS, 12, 5, 0, temperature=0)
-    got, accepted = grpo.speculate(model, PROMPTS, 12, 5, 0, temperature=0)
+    got, accepted = drafts.speculate(model, PROMPTS, 12, 5, 0, temperature=0)
     assert got.answers() == want.answers() and 0 < accepted < 1
     assert torch.equal(got.finished, want.finished)
     torch.testing.assert_close(got.logprobs[got.answer], want.logprobs[want.answer])
@@ -366,7 +366,7 @@ def test_drafts_leave_the_distribution_as_it_is(top_p):
             for token, p in enumerate(grpo.sampling_logprobs(logits, 1.0, top_p)[0].exp().tolist()):
                 longer[(*row, token)] = exact[row] * p
         exact = longer
-    samples, accepted = grpo.speculate(model, [prompt] * n, 3, -1, 0, top_p=top_p, seed=3)
+    samples, accepted = drafts.speculate(model, [prompt] * n, 3, -1, 0, top_p=top_p, seed=3)
     assert 0.1 < accepted < 0.9
     counts = Counter(map(tuple, samples.answers()))
     often = {row: n * p for row, p in exact.items() if n * p > 8}

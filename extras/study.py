@@ -48,7 +48,7 @@ RUNS = {
                   # at least distillation's FLOPs: a narrow student's answers shrink to eight tokens
                   for dim, steps in POINTS],
 }
-MEASURED = ("compute", "program", "baseline", "scale")
+MEASURED = ("compute", "program", "baseline", "scale", "speed")
 SEEDS = {"base": range(10), "scale": (0,)}  # others: 0, 1, 2
 
 

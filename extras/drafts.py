@@ -1,0 +1,87 @@
+"""Speculative decoding with MTP's drafts: what generate() would write, in fewer passes."""
+import torch
+
+from grpo import Samples, draw, pad_left, sampling_logprobs
+from moe import UserError, make_cache, pad
+
+
+def guess_after(model, hidden, following, cache):
+    """MTP's logits (N, T, V) for the token after `following` (N, T), at a cache's last T columns
+    with hidden states (N, T, C)."""
+    position, visible = cache.view(following.size(1))
+    with model.precision():
+        h, _ = model.mtp(hidden, model.embed(following), model.turns[position], None,
+                         cache.latent[-1, :, :cache.length], visible)
+    return model.head(h)
+
+
+def judge(policy, guess, draft, number):
+    """Whether each draft (N, 1), drawn from guess (N, V), is taken, and the token that follows in
+    any case (N, 1), which is distributed as policy (N, V). number (2, N): uniform, in [0, 1)."""
+    odds = (policy - guess).gather(-1, draft).exp()[:, 0]       # p(d) / q(d)
+    taken = number[0] < odds
+    rest = (policy.exp() - guess.exp()).clamp(min=1e-30).log()  # max(p - q, 0)
+    return taken, torch.where(taken.unsqueeze(1), draft, draw(rest, number[1]))
+
+
+@torch.no_grad()
+def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0):
+    """generate() with drafts: MTP guesses the token after the next, and the model judges the guess
+    in the pass that reads the next (V3 section 5.4.3). Returns (Samples, share of drafts accepted).
+
+    A guess d drawn from q is accepted with probability min(1, p(d) / q(d)), else replaced by a
+    draw from max(p - q, 0): what comes out is distributed as p, whatever q (Leviathan et al. 2023).
+    """
+    device, N = model.head.weight.device, len(prompts)
+    begin = torch.tensor([len(p) for p in prompts], device=device)
+    room = int(begin.max()) + 2 * max_new_tokens                     # columns, were all rejected
+    if room > model.config.max_seq_len:
+        raise UserError(f"prompts and drafts need {room} columns, more than max_seq_len")
+    cache = make_cache(model.config, N, room, device, drafts=True)
+    all_rows = torch.arange(N, device=device)
+    uniform = torch.rand(3, N, max_new_tokens + 1, generator=torch.Generator().manual_seed(seed))
+    uniform = uniform.to(device)
+    tokens = torch.full((N, int(begin.max()) + max_new_tokens + 1), pad_id, device=device)
+    tokens[:, :begin.max()] = pad(prompts, pad_id, device)
+    answer, logp = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens).float()
+    finished, count = torch.zeros(N, dtype=torch.bool, device=device), torch.zeros_like(begin)
+    drafted = accepted = 0
+
+    def write(token, policy, writing):
+        """Appends a token to the answers of some rows, a mask; returns the rows that go on."""
+        row = all_rows[writing]
+        at = row, begin[row] + count[row]
+        tokens[at], answer[at] = token[writing, 0], True
+        logp[at] = policy.gather(-1, token)[writing, 0]
+        count[row] += 1
+        finished[row] = token[writing, 0] == end_id
+        return writing & ~finished & (count < max_new_tokens)
+    training = model.training
+    model.eval()
+    fed, real = pad_left(prompts, pad_id, device)
+    output = model(fed, real, cache)
+    policy = sampling_logprobs(output.logits[:, -1], temperature, top_p)
+    last = draw(policy, uniform[0, :, 0])
+    alive = write(last, policy, ~finished)
+    guessed = guess_after(model, output.hidden, torch.cat((fed[:, 1:], last), 1), cache)[:, -1]
+    while alive.any():
+        guess = sampling_logprobs(guessed, temperature, top_p)            # q (N, V)
+        number = uniform[:, all_rows, count]                              # (3, N)
+        draft = draw(guess, number[0])
+        output = model(torch.cat((last, draft), 1), cache=cache)
+        policy = sampling_logprobs(output.logits[:, 0], temperature, top_p)  # p (N, V)
+        after = sampling_logprobs(output.logits[:, 1], temperature, top_p)
+        taken, following = judge(policy, guess, draft, number[1:])
+        drafted, accepted = drafted + int(alive.sum()), accepted + int((taken & alive).sum())
+        alive = write(following, policy, alive)
+        second = draw(after, uniform[0, all_rows, count])
+        more = write(second, after, alive & taken)
+        alive = torch.where(taken, more, alive)
+        cache.real[:, cache.length - 1] = taken                           # a rejected guess: a hole
+        guessed = guess_after(model, output.hidden, torch.cat((following, second), 1), cache)
+        guessed = guessed[all_rows, taken.long()]                         # after the last token
+        last = torch.where(taken.unsqueeze(1), second, following)
+    model.train(training)
+    width = int((begin + count).max())
+    samples = Samples(tokens[:, :width], answer[:, :width], logp[:, :width], finished)
+    return samples, accepted / max(1, drafted)

@@ -1,0 +1,120 @@
+"""study speed: what the whole command takes, and its parts beside others and beside the machine.
+
+    python r1mini.py study speed --seeds 0
+
+Minutes are those of runs/r1-SEED, if it had the machine to itself; the rest is measured now, by
+`bench` and `bench --against` in processes of their own, and here: how training and decoding grow
+with size, and what MTP's drafts are worth in speculative decoding.
+"""
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import grpo
+import moe
+import r1mini
+import tasks
+from extras import bench, drafts
+from extras.folder import read_log
+from extras.report import of_times, table
+from extras.study import once
+from moe import UserError
+
+SETTINGS, NEEDS, STAGES = (), ("distill_rl.pt",), ()
+PROMPTS = 64                                  # of drafts, and of decoding in long contexts
+
+
+def minutes(run):
+    """What a run took in all, and until Zero was right on 85% of dev, from random weights."""
+    times = of_times(run)[2]
+    if not times:
+        raise UserError(f"{run} shared its machine: no minutes to be had; run it again, alone")
+    log = read_log(run)
+    reached = [r["step"] for r in log if r["kind"] == "dev" and r["stage"] == "zero"
+               and r["pass@1"] >= 0.85]
+    found = {"minutes.total": sum(times.values())}
+    found |= {f"minutes.{stage}": x for stage, x in times.items()}
+    if reached:
+        timing = map(json.loads, (run / "timing.jsonl").read_text("utf-8").splitlines())
+        found["minutes.to_85"] = times["base"] + sum(
+            t["seconds"] / 60 for t in timing if t.get("stage") == "zero"
+            and t["step"] <= reached[0])
+    return found
+
+
+def benched(folder, *words):
+    """The figures of the command bench, in a process of its own."""
+    command = [sys.executable, r1mini.__file__, "bench", "--preset", folder.run.preset, "--json"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def growth(folder):
+    """Tokens a second of training by the size of the batch, of decoding by the context."""
+    device, config, found = folder.options.device, folder.run.model, {}
+    for rows, name in ((56, "2k"), (448, "16k"), (1792, "64k")):
+        work = bench.train_step(bench.make(config, device, folder.options.dtype),
+                                folder.run.base.micro_tokens, rows)
+        found[f"train.{name}"] = rows * bench.LENGTH / bench.in_turn({"": work}, device, 3)[""]
+    rates = [found[f"train.{name}"] for name in ("2k", "16k", "64k")]
+    found["train.spread"] = max(rates) / min(rates)
+    long = bench.make(dataclasses.replace(config, max_seq_len=2048), device, folder.options.dtype)
+    for context in (128, 1024):
+        taken = bench.in_turn({new: bench.decode(long, PROMPTS, context, new)
+                               for new in (1, 33)}, device, 3)
+        found[f"decode.{context}"] = 32 * PROMPTS / (taken[33] - taken[1])
+    found["decode.1024_to_128"] = found["decode.128"] / found["decode.1024"]
+    return found
+
+
+def drafting(folder):
+    """Share of MTP's drafts accepted on dev problems, at temperature 1, and tokens a second with
+    them and without, for one prompt and for many."""
+    device, found = folder.options.device, {}
+    problems = tasks.make_problems("dev", PROMPTS, folder.run.zero.levels)
+    prompts, ends = r1mini.prompts_of(problems), (tasks.END_ID, tasks.PAD_ID)
+    for stage in ("base", "zero"):
+        model, _ = moe.load(Path(folder.run.start).parent / f"{stage}.pt", device)
+        kept = {}
+        for n in (1, PROMPTS):
+            def plain():
+                kept["plain"] = grpo.generate(model, prompts[:n], 120, *ends)
+
+            def drafted():
+                kept["drafted"], kept["share"] = drafts.speculate(model, prompts[:n], 120, *ends)
+            taken = bench.in_turn({"plain": plain, "drafted": drafted}, device, 3)
+            for name, x in taken.items():
+                found[f"{stage}.{name}.{n}"] = int(kept[name].answer.sum()) / x
+        found[f"{stage}.accepted"] = kept["share"]
+    return found
+
+
+def measure(folder):
+    """The figures of a seed."""
+    found = minutes(Path(folder.run.start).parent)
+    for kind, work in (("bench", lambda: benched(folder)), ("growth", lambda: growth(folder)),
+                       ("drafts", lambda: drafting(folder)),
+                       ("against", lambda: benched(folder, "--against"))):
+        found |= {f"{key}": x for key, x in once(folder, kind, work).items() if key != "machine"}
+    return found
+
+
+def page(rows, notes):
+    """One table of all figures, and what was asked of them."""
+    asked = {"minutes.total": ("at most", 10.0), "minutes.to_85": ("at most", 4.0),
+             "train.vs_transformers": ("at least", 2.0), "step.vs_trl": ("at least", 4.0),
+             "sample.vs_transformers": ("at least", 5.0), "train.spread": ("at most", 1.15),
+             "decode.1024_to_128": ("at most", 1.5)}
+    lines = []
+    for key, (how, limit) in asked.items():
+        x = rows[key]["mean"] if key in rows else float("nan")
+        met = x <= limit if how == "at most" else x >= limit
+        lines.append(f"- {'Yes' if met else 'No'}: `{key}` {how} {limit:g} ({x:.3g}).")
+    lines += ["", *table(["figure", "value"], [[key, f"{row['mean']:.4g}"]
+                                               for key, row in rows.items()])]
+    settings = {key: next(iter(seeds.values())) for key, seeds in notes.items()}
+    return [*lines, "", *(f"`{key}`: {text}." for key, text in settings.items())]
