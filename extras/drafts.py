@@ -32,6 +32,8 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
     A guess d drawn from q is accepted with probability min(1, p(d) / q(d)), else replaced by a
     draw from max(p - q, 0): what comes out is distributed as p, whatever q (Leviathan et al. 2023).
     """
+    if model.mtp is None:
+        raise UserError("no drafts: this model has no MTP layer")
     device, N = model.head.weight.device, len(prompts)
     begin = torch.tensor([len(p) for p in prompts], device=device)
     room = int(begin.max()) + 2 * max_new_tokens                     # columns, were all rejected
