@@ -474,7 +474,8 @@ def bases(rows):
 
 
 STUDIES = {"threshold": "From which base on RL works", "compute": "Test-time compute",
-           "baseline": "Baselines", "program": "Programs: a share of the tests, or all"}
+           "baseline": "Baselines", "program": "Programs: a share of the tests, or all",
+           "scale": "Under load"}
 
 
 def studied(target):
