@@ -123,6 +123,18 @@ def test_greedy_generation_gives_the_same_answers(folder):
     assert texts == [tasks.decode(answer) for answer in ours]
 
 
+def test_transformers_samples_as_the_preset_evaluates(folder):
+    """R1's temperature and top-p with no top-k (theirs is 50), micro's length of an answer; a text
+    begins with no token of its own."""
+    model = AutoModelForCausalLM.from_pretrained(folder[0])
+    s = model.generation_config
+    assert (s.do_sample, s.temperature, s.top_p, s.top_k, s.max_new_tokens) == (True, 0.6, 0.95, 0,
+                                                                                48)
+    assert (s.pad_token_id, s.eos_token_id, s.bos_token_id) == (tasks.PAD_ID, tasks.END_ID, None)
+    assert model.config.bos_token_id is None
+    assert model.config.architectures == ["DeepseekV3ForCausalLM"]
+
+
 def text_of(rng):
     """A random text: words of the corpus, English, Chinese, digits, emoji, any characters at all,
     stray bytes, and what is nearly a tag."""
