@@ -27,7 +27,7 @@ KINDS = {"V3": {}, "no groups": {"n_expert_groups": 1, "n_limited_groups": 1, "q
                                  "v_head_dim": 20, "route_scale": 1.7},
          "no MTP": {"n_mtp_layers": 0, "n_dense_layers": 0},
          "dense": {"n_dense_layers": 3, "q_lora_rank": 0}}
-PROMPTS = ["Compute 25-7+9+6", "计算46+3-9+5-7", "good evening there", "1", "tell me how to kill time"]
+PROMPTS = ["Compute 25-7+9+6", "计算46+3-9+5-7", "good evening there", "1", "show me"]
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -123,6 +123,18 @@ def test_greedy_generation_gives_the_same_answers(folder):
     assert texts == [tasks.decode(answer) for answer in ours]
 
 
+def test_transformers_samples_as_the_preset_evaluates(folder):
+    """R1's temperature and top-p with no top-k (theirs is 50), micro's length of an answer; a text
+    begins with no token of its own."""
+    model = AutoModelForCausalLM.from_pretrained(folder[0])
+    s = model.generation_config
+    assert (s.do_sample, s.temperature, s.top_p, s.top_k, s.max_new_tokens) == (True, 0.6, 0.95, 0,
+                                                                                48)
+    assert (s.pad_token_id, s.eos_token_id, s.bos_token_id) == (tasks.PAD_ID, tasks.END_ID, None)
+    assert model.config.bos_token_id is None
+    assert model.config.architectures == ["DeepseekV3ForCausalLM"]
+
+
 def text_of(rng):
     """A random text: words of the corpus, English, Chinese, digits, emoji, any characters at all,
     stray bytes, and what is nearly a tag."""
@@ -211,6 +223,16 @@ def test_a_folder_that_transformers_wrote_is_imported(changes, tmp_path, capsys)
     assert "a vocabulary of 300" in capsys.readouterr().err
 
 
+def refused(found, folder, tmp_path, capsys):
+    """The one line that refuses a changed config.json; nothing is made."""
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    assert run("import", tmp_path, tmp_path / "ours.pt") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and not (tmp_path / "ours.pt").exists()
+    return error
+
+
 REFUSED = {
     "rope_type": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 40}},
     "type": {"rope_scaling": {"type": "yarn", "factor": 40}}, "attention_bias": True,
@@ -225,14 +247,18 @@ REFUSED = {
 
 @pytest.mark.parametrize("key", REFUSED)
 def test_what_the_model_lacks_is_named(key, folder, tmp_path, capsys):
-    """A config.json with another value for a field: one line names the field, nothing is made."""
+    """A config.json with another value for a field: one line names the field."""
     change = REFUSED[key] if key in ("rope_type", "type") else {key: REFUSED[key]}
     found = json.loads((folder[0] / "config.json").read_text("utf-8")) | change
-    (tmp_path / "config.json").write_text(json.dumps(found))
-    (tmp_path / "model.safetensors").symlink_to(folder[0] / "model.safetensors")
-    assert run("import", tmp_path, tmp_path / "ours.pt") == 2
-    error = capsys.readouterr().err
-    assert key in error and error.count("\n") == 1 and not (tmp_path / "ours.pt").exists()
+    assert f"{key} " in refused(found, folder[0], tmp_path, capsys)
+
+
+@pytest.mark.parametrize("key", ["n_group", "rope_theta", "hidden_size"])
+def test_a_size_that_is_missing_is_named(key, folder, tmp_path, capsys):
+    """No value of ours takes its place: transformers' default is another."""
+    found = json.loads((folder[0] / "config.json").read_text("utf-8"))
+    found.pop(key)
+    assert f"lacks {key}" in refused(found, folder[0], tmp_path, capsys)
 
 
 LAYER = "model.layers.3."
