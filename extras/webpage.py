@@ -89,16 +89,14 @@ def kind_of(line):
                 "paragraph" if line.strip() else "blank")
 
 
-def block(kind, lines, folder):
-    """The HTML of neighbouring lines of one kind."""
-    if kind == "heading":
-        return "\n".join(map(heading, lines))
-    if kind == "list":
-        return "<ul>\n" + "".join(f"<li>{inline(x[2:])}</li>\n" for x in lines) + "</ul>"
-    if kind == "picture":
-        return "\n".join(picture(line, folder) for line in lines)
-    return {"table": table, "paragraph": lambda x: f"<p>{inline(' '.join(x))}</p>",
-            "blank": lambda x: ""}[kind](lines)
+BLOCKS = {  # kind: neighbouring lines of it, and the folder pictures lie in, as HTML
+    "heading": lambda lines, folder: "\n".join(map(heading, lines)),
+    "table": lambda lines, folder: table(lines),
+    "list": lambda lines, folder: "<ul>\n" + "".join(
+        f"<li>{inline(line[2:])}</li>\n" for line in lines) + "</ul>",
+    "picture": lambda lines, folder: "\n".join(picture(line, folder) for line in lines),
+    "paragraph": lambda lines, folder: f"<p>{inline(' '.join(lines))}</p>",
+    "blank": lambda lines, folder: ""}
 
 
 def page(text, folder):
@@ -107,9 +105,10 @@ def page(text, folder):
     title = next((line[2:] for line in lines if line.startswith("# ")), "Report")
     links = "\n".join(f"<a href=\"#{anchor(line[3:])}\">{inline(line[3:])}</a>"
                       for line in lines if line.startswith("## "))
-    blocks = [block(kind, list(group), folder) for kind, group in itertools.groupby(lines, kind_of)]
+    blocks = [BLOCKS[kind](list(group), folder)
+              for kind, group in itertools.groupby(lines, kind_of)]
     blocks.insert(1, f"<nav>\n{links}\n</nav>")
-    return (f"<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+    return ("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
             "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
             f"<title>r1mini: {html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
             "<body>\n" + "\n".join(filter(None, blocks)) + "\n</body>\n</html>\n")
