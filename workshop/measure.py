@@ -4,11 +4,11 @@
     python workshop/measure.py no_std clip_10      these
     python workshop/measure.py try zero zero.lr=1e-3   the code as you have edited it, and settings,
     python workshop/measure.py try base                beside the plain run
-    python workshop/measure.py pages               the figures in the pages again, from what was kept
+    python workshop/measure.py pages               the pages' figures again, from what was kept
 
-An experiment that edits code edits a copy. Runs go into runs/workshop/NAME; of each that is measured
-curves/NAME.json is kept. In a page, a figure stands before the comment that says where it comes
-from, SOURCE:KEY, and a table between two comments; `pages` writes both anew.
+An experiment that edits code edits a copy. Runs go into runs/workshop/NAME; of each one measured
+curves/NAME.json is kept. In a page a figure stands before a comment that says where it comes from,
+SOURCE:KEY, and a table between two comments; `pages` writes both anew.
 """
 import contextlib
 import json
@@ -30,6 +30,7 @@ from moe import UserError
 
 ON_DEV = ("pass@1", "length", "reflection", "mixing", "language", "format", "cut_off")
 EACH_STEP = ("accuracy", "loss", "kl", "clip", "entropy", "dead_groups", "expert_load")
+RUNS = "runs/workshop"
 PAGES = ("README.md", "experiments.md", "answers.md", "questions.md")
 
 
@@ -65,16 +66,17 @@ def edited(edits):
 
 def run(name, experiment, extra=()):
     """Runs an experiment into runs/workshop/NAME. Returns its curves; UserError if it fails."""
-    words, out = [*command(experiment), *extra], f"runs/workshop/{name}"
+    words, out = [*command(experiment), *extra], f"{RUNS}/{name}"
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     with edited(experiment.edits) as code:
         print(f"== {name}: python r1mini.py", *words, "--out", out, flush=True)
-        began = time.monotonic()
+        began, used = time.monotonic(), sum(os.times()[2:4])
         if subprocess.run([sys.executable, str(code / "r1mini.py"), *words, "--out", out,
                            "--fresh"], cwd=ROOT).returncode:
             raise UserError(f"{name}: the run failed, as it says above")
     record = {"command": " ".join(["python r1mini.py", *words]), "edits": experiment.edits,
-              "seconds": round(time.monotonic() - began), "load_before": round(load, 2)}
+              "seconds": round(time.monotonic() - began), "load_before": round(load, 2),
+              "core_seconds": round(sum(os.times()[2:4]) - used)}  # of the processes it started
     return record | curves(ROOT / out)
 
 
@@ -113,12 +115,12 @@ def row(record, key):
 
 
 def compare(name, record, plain, shows):
-    """A table of an experiment beside its plain run, at the steps at which dev was asked."""
+    """A table of an experiment beside its plain run, or None, at the steps when dev was asked."""
     at = [step for step, _ in record["dev"]["pass@1"]]
     lines = ["| after step | " + " | ".join(map(str, at)) + " |", "|---" * (len(at) + 1) + "|"]
     for key in shows:
         for label, values in ((f"{key}, plain", plain), (f"{key}, {name}", record)):
-            if values and (values is not plain or name not in PLAIN.values()):
+            if values and not (values is plain and name in PLAIN.values()):
                 cells = row(values, key)
                 lines.append(f"| {label} | " + " | ".join(
                     figure(cells[step]) if step in cells else "" for step in at) + " |")
@@ -127,11 +129,12 @@ def compare(name, record, plain, shows):
 
 def times():
     """The table of what each experiment costs."""
-    lines = ["| experiment | tokens | seconds | on | load before |", "|---|---|---|---|---|"]
+    lines = ["| experiment | tokens | seconds | of one core | on | load before |",
+             "|---|---|---|---|---|---|"]
     for name in EXPERIMENTS:
         if record := kept(name):
-            lines.append(f"| {name} | {record['tokens']:,} | {record['seconds']} | "
-                         f"{record['machine']} | {record['load_before']} |")
+            cells = (record[key] for key in ("seconds", "core_seconds", "machine", "load_before"))
+            lines.append(f"| {name} | {record['tokens']:,} | " + " | ".join(map(str, cells)) + " |")
     return lines
 
 
@@ -141,14 +144,19 @@ def figure(x):
 
 
 def look_up(source, key):
-    """The figure SOURCE:KEY, of an experiment its last value, of a study its mean; a text."""
+    """The text of a figure SOURCE:KEY: of an experiment its minutes or a curve's last value, of a
+    study a mean ("_" in the key may stand for a space). With % behind, in hundredths."""
     percent, key = key.endswith("%"), key.removesuffix("%")
-    if record := kept(source):
-        x = record[key] if key in record else list(row(record, key).values())[-1]
+    if source in EXPERIMENTS:
+        record = kept(source)
+        if record is None:
+            return "?"
+        x = record["seconds"] / 60 if key == "minutes" else list(row(record, key).values())[-1]
     else:
         path = ROOT / "results" / source / "summary.json"
-        x = json.loads(path.read_text("utf-8"))["metrics"][key]["mean"]
-    return f"{100 * x:.0f}%" if percent else str(x) if isinstance(x, int) else figure(x)
+        rows = json.loads(path.read_text("utf-8"))["metrics"]
+        x = (rows.get(key) or rows[key.replace("_", " ")])["mean"]
+    return f"{100 * x:.0f}%" if percent else f"{x:.1f}" if key == "minutes" else figure(x)
 
 
 def block(word, name):
@@ -176,7 +184,7 @@ def fill(text):
     """A page with all its figures and tables written anew."""
     text = re.sub(r"(<!-- (\w+) (\S+) -->\n).*?(<!-- end -->)", lambda m: m[1] + "\n" + "\n".join(
         block(m[2], m[3])).strip() + "\n\n" + m[4], text, flags=re.DOTALL)
-    return re.sub(r"[^\s(|]*(<!--(\w+):(\S+?)-->)", lambda m: look_up(m[2], m[3]) + m[1], text)
+    return re.sub(r"[\d.+%?-]*(<!--(\w+):(\S+?)-->)", lambda m: look_up(m[2], m[3]) + m[1], text)
 
 
 def write_pages():
