@@ -4,9 +4,9 @@
 
 What follows the name are options for each of its runs, and --seeds. A study in RUNS is a list of
 ordinary runs, reported on together (those in PAGES: on a page of their own). One in MEASURED is a
-module that measures, or trains itself: it has SETTINGS, NEEDS (checkpoints of runs/r1-SEED, from `study
-r1`), STAGES, measure(folder) -> {figure: number, or text for a note}, and page(rows, notes) -> the
-lines of its report. Each seed has a run folder of its own all the same.
+module that measures, or trains itself: it has SETTINGS, NEEDS (checkpoints of runs/r1-SEED, from
+`study r1`), STAGES, measure(folder) -> {figure: number, or text for a note}, and page(rows, notes)
+-> the lines of its report. Each seed has a run folder of its own all the same.
 """
 import importlib
 import json

@@ -283,8 +283,8 @@ def judge(exercise, function):
             return sentence
     if exercise.hints:
         return f"{exercise.hints[i]}: {exercise.cases[i][0]!r}"
-    return f"is wrong, by no usual mistake: of {exercise.cases[i]}\nit makes\n{got[i]}\nwanted\n" + \
-        str(wanted[i])
+    return (f"is wrong, by no usual mistake: of {exercise.cases[i]}\nit makes\n{got[i]}\nwanted\n"
+            f"{wanted[i]}")
 
 
 def load(name, folder):

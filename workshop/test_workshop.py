@@ -82,7 +82,7 @@ def test_a_try_is_run_and_shown_beside_the_plain_run(tmp_path, monkeypatch, capf
     out = capfd.readouterr().out
     assert "--set base.steps=2 base.dev_every=1 eval.samples=2 --out" in out
     assert "| after step | 1 | 2 |" in out and "| loss, yours | 6.2" in out
-    edit = ("r1mini.py", 'def main(argv=None):\n', 'def main(argv=None):\n    return 3\n')
+    edit = "r1mini.py", '"""r1mini: DeepSeek', 'raise SystemExit(3)\n"""r1mini: DeepSeek'
     with pytest.raises(moe.UserError, match="odd: the run failed"):
         measure.run("odd", experiments.Experiment("base", edits=(edit,)))
 
@@ -211,8 +211,8 @@ def test_another_right_way_is_right(name, function):
     ("advantage", lambda r: r.nothing, "raises AttributeError in line"),
     ("advantage", lambda r: None, "returns NoneType, wanted numbers"),
     ("kl", lambda a, b: a * b, "by no usual mistake"),
-    ("reward", lambda text, answer: float(answer in text), "pays without an answer block|thinking"),
-    ("reward", lambda text, answer: float(text[0] == answer), "does not pay for a plain right")])
+    ("reward", lambda text, answer: float(answer in text), "pays for a wrong number"),
+    ("reward", lambda text, answer: float(text[0] == answer), "raises IndexError in .*, of ''")])
 def test_what_is_wrong_is_said(name, function, said):
     """Other troubles than the listed mistakes."""
     assert re.search(said, check.judge(check.EXERCISES[name], function))
@@ -240,12 +240,12 @@ def test_check_reads_the_students_files(tmp_path, capsys):
 # The notebook, and a task of one's own
 
 
-def run_notebook(**changes):
-    """Runs the notebook's code cells in order, some texts in them changed."""
+def run_notebook(*changes):
+    """Runs the notebook's code cells in order, some texts (before, after) in them changed."""
     names = {}
     for cell in CODE:
-        for before, after in changes.items():
-            cell = cell.replace(before.replace("_", " "), after)
+        for before, after in changes:
+            cell = cell.replace(before, after)
         exec(compile(cell, "r1mini.ipynb", "exec"), names)
     return names
 
@@ -255,7 +255,7 @@ def test_the_notebook_runs(monkeypatch, capsys):
     monkeypatch.chdir(HERE)
     assert CODE[0].count("STEPS = 12") == 1 and not any("def " in cell for cell in CODE)
     assert not any(cell.get("outputs") for cell in NOTEBOOK["cells"])
-    names = run_notebook(**{"STEPS_=_12": "STEPS = 1"})
+    names = run_notebook(("STEPS = 12", "STEPS = 1"), ("problems=16", "problems=2"))
     assert abs(float(names["loss"].detach())) < 1e-4 < float(names["norm"])
     assert len(names["records"]) == 1 and "rollout  1: right" in capsys.readouterr().out
 
