@@ -3,10 +3,10 @@
     python r1mini.py study r1 --seeds 0 1 --threads 2
 
 What follows the name are options for each of its runs, and --seeds. A study in RUNS is a list of
-ordinary runs, reported on together (threshold: on a page of its own). One in MEASURED is a module
-that measures, or trains itself: it has SETTINGS, NEEDS (checkpoints of runs/r1-SEED, from `study
-r1`), STAGES, measure(folder) -> {figure: number, or text for a note}, and page(rows, notes) -> the
-lines of its report. Each seed has a run folder of its own all the same.
+ordinary runs, reported on together (those in PAGES: on a page of their own). One in MEASURED is a
+module that measures, or trains itself: it has SETTINGS, NEEDS (checkpoints of runs/r1-SEED, from
+`study r1`), STAGES, measure(folder) -> {figure: number, or text for a note}, and page(rows, notes)
+-> the lines of its report. Each seed has a run folder of its own all the same.
 """
 import importlib
 import json
@@ -16,17 +16,23 @@ from statistics import fmean, stdev
 
 import torch
 
+import moe
 import r1mini
 from extras import options as command_line, webpage
 from extras.figures import scatter, sheet
 from extras.folder import Folder, read_log
-from extras.report import commit, of_flops, of_times, report, table
+from extras.report import cell, commit, of_flops, of_times, report, table
 from grpo import OBJECTIVES, RL
 from moe import UserError
 
 OTHERS = [name for name in OBJECTIVES if name != RL.objective]
 # Where RL stops working: students by width and steps of pretraining, beside the one of every run.
 POINTS = ((48, 250), (64, 500), (64, 800))
+# What the mixture and MTP buy: bases that take the same products, 6 a parameter in use and token,
+# MTP's included. A dense layer is as wide as the experts a token uses; without MTP more is read.
+PARTS = {"mixture and MTP": ("both", "model.n_mtp_layers=1"),
+         "mixture alone": ("mixture", "model.n_mtp_layers=0 base.steps=1766"),
+         "dense, and MTP": ("dense", "model.n_dense_layers=3")}
 # Each study is a list of runs: an output folder, before it perhaps NAME= as report takes it, and
 # the words of its command.
 RUNS = {
@@ -47,6 +53,7 @@ RUNS = {
                    f"student_base.steps={steps} student_rl.steps={60 if dim > 48 else 130}")
                   # at least distillation's FLOPs: a narrow student's answers shrink to eight tokens
                   for dim, steps in POINTS],
+    "parts": [(f"parts-{name}-{{seed}}", f"base --set {words}") for name, words in PARTS.values()],
 }
 MEASURED = ("compute", "program", "baseline", "scale", "speed")
 SEEDS = {"base": range(10), "scale": (0,)}  # others: 0, 1, 2
@@ -81,9 +88,10 @@ def main(options):
         if code := r1mini.main([*command, *out, *rest]):
             return code
     folders = [folder for seed in given.seeds for folder, _ in runs(name, seed, options.preset)]
-    if name == "threshold":
-        publish(options, threshold_page, {seed: threshold(seed, runs_at(options.preset))
-                                          for seed in given.seeds}, folders)
+    if name in PAGES:
+        measure, page = PAGES[name]
+        publish(options, page, {seed: measure(seed, runs_at(options.preset))
+                                for seed in given.seeds}, folders)
     else:
         print(report(folders, results_at(options)))
     return 0
@@ -221,3 +229,52 @@ def threshold_page(rows, notes):
             "The paper: DeepSeek's own dense base of 7B and mixture of 16B gained nothing by RL on "
             "AIME, larger ones did (R1 v2 G.1); Qwen2-Math-7B came to 22.3 (Table 17); Qwen-32B "
             "reached 47.0 by RL, 72.6 distilled (R1 v1 Table 6)."]
+
+
+def in_products(config):
+    """The parameters that a token in training meets in matrix products, MTP's and its head's use
+    included, the embedding not."""
+    with torch.device("meta"):
+        model = moe.Transformer(config)
+    used = {name: p.numel() for name, p in model.named_parameters() if not name.startswith("embed")}
+    used |= {name: n * config.n_activated_experts // config.n_routed_experts
+             for name, n in used.items() if ".experts." in name}
+    return sum(used.values()) + model.head.weight.numel() * config.n_mtp_layers
+
+
+def parts(seed, at="runs/"):
+    """What became of each base of a seed, by key such as dense.pass@1; loss is the mean of the
+    last hundred steps, all of documents never read before."""
+    found = {}
+    for name, _ in PARTS.values():
+        folder = f"{at}parts-{name}-{seed}"
+        log, test = read_log(folder), tested(folder, "base")
+        steps = [r for r in log if r["kind"] == "base"]
+        clock = map(json.loads, (Path(folder) / "timing.jsonl").read_text("utf-8").splitlines())
+        tokens = sum(r["tokens"] for r in steps)
+        work = 6 * in_products(moe.Config(**log[0]["model"])) * tokens / 1e12
+        values = {"loss": fmean(r["loss"] for r in steps[-100:]), "pass@1": test["pass@1"],
+                  "cons": test[f"cons@{test['samples']}"], "steps": len(steps),
+                  "reflection": test["reflection"], "tokens": tokens, "tflop": work,
+                  "seconds": sum(r["seconds"] for r in clock if r.get("stage") == "base")}
+        found |= {f"{name}.{key}": x for key, x in values.items()}
+    return found
+
+
+def parts_page(rows, notes):
+    """Do the mixture and MTP pay at this size? Each is taken away at equal work."""
+    columns = ("loss", "pass@1", "cons", "reflection", "tflop", "tokens", "steps", "seconds")
+    lines = table(["base", *columns], [[text, *(cell(rows, f"{name}.{key}") for key in columns)]
+                                       for text, (name, _) in PARTS.items()])
+    for text, other in (("MTP", "mixture"), ("the mixture", "dense")):
+        for key, better in (("loss", -1), ("pass@1", 1)):
+            both, without = (rows[f"{name}.{key}"]["per_seed"] for name in ("both", other))
+            gains = [better * (both[seed] - without[seed]) for seed in both]
+            wins = sum(gain > 0 for gain in gains)
+            lines += ["", f"- By {key}, {text} pays on {wins} of {len(gains)} seeds; gain "
+                      f"{fmean(gains):+.3f} ({', '.join(f'{gain:+.3f}' for gain in gains)})."]
+    return [*lines, "", "TFLOP: 6 times the parameters in products, MTP's included, the "
+            "embedding's not, and tokens read. Seconds: of training with its evaluations on dev."]
+
+
+PAGES = {"threshold": (threshold, threshold_page), "parts": (parts, parts_page)}

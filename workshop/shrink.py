@@ -1,0 +1,37 @@
+"""A checkpoint small enough to be kept with the code: half of every number's bits are left out.
+
+    python workshop/shrink.py runs/nano/base.pt workshop/base.pt
+
+The weights are rounded to bfloat16, which keeps float32's range and 8 bits of the fraction. Loading
+makes float32 of them again (moe.load copies them into a fresh model), so training goes on in full
+precision. workshop/base.pt was made so from the base of `python r1mini.py base`, seed 0.
+"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import moe
+
+
+def shrink(source, target):
+    """Writes the checkpoint `source` to `target` in bfloat16. Returns the bytes it takes."""
+    model, record = moe.load(source)
+    moe.save(target, model.bfloat16(), preset=record.get("preset", "nano"))
+    return Path(target).stat().st_size
+
+
+def main(words):
+    """Shrinks one checkpoint. Returns 0, or 2 for what the user can mend."""
+    try:
+        if len(words) != 2:
+            raise moe.UserError("wanted two files: python workshop/shrink.py FROM.pt TO.pt")
+        size = shrink(*words)
+    except (moe.UserError, OSError) as error:
+        print(f"shrink: {error}", file=sys.stderr)
+        return 2
+    print(f"{words[1]}: {size:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
