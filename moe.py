@@ -1,11 +1,11 @@
-"""The model: a DeepSeek-V3 transformer in miniature, how one update is made, and on what devices.
+"""The model: a DeepSeek-V3 transformer in miniature, and on what devices.
 
     MLA          multi-head latent attention: keys and values share a small latent (V3 eq 1-11)
     Router       sigmoid affinities, node-limited groups, a bias that balances the load (eq 13-16)
     Experts      stacked weights, tokens sorted by expert, none dropped; MoE adds the shared experts
     MTP          one more block that predicts the token after the next (eq 21-25)
-    Transformer  the whole, with a cache of latents; update() is one optimizer step
-    processes    several hold the model, and each does its share of a step (data parallel)
+    Transformer  the whole, with a cache of latents
+    shard        several processes share a step: data parallel, FSDP, expert parallel
 
 Axes: B batch, T time, C width (dim), H heads, E routed experts, K experts a token, N = B*T tokens.
 
@@ -15,8 +15,10 @@ before the shared head, as the released weights are read. Muon moves the matrice
 supervised stage. No weight decay (V3: 0.1); rates fall linearly to 0 (V3: a cosine).
 """
 import contextlib
+import copy
 import dataclasses
 import datetime
+import functools
 import math
 import os
 import socket
@@ -27,6 +29,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_to_all_single_autograd as all_to_all
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 
 @dataclass(frozen=True)
@@ -237,18 +243,22 @@ class Experts(nn.Module):
         self.w2 = nn.Parameter(torch.empty(E, C, I))
 
     def forward(self, x_NC, gates_NK, chosen_NK):
-        """The gated sum of each token's experts (N, C). Sorted by expert: one product each."""
+        """The gated sum of each token's experts (N, C)."""
         order = chosen_NK.flatten().argsort(stable=True)               # (N*K,) pairs, by expert
         token = order // chosen_NK.size(1)
         counts = chosen_NK.flatten().bincount(minlength=len(self.w2))  # where 0, a zero gradient
-        ends = counts.cumsum(0).int()
         kind = x_NC.device.type                                        # no autocast of grouped_mm
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NC.dtype
-        x, w13, w2 = x_NC[token].to(dtype), self.w13.to(dtype), self.w2.to(dtype)
-        gate, up = F.grouped_mm(x, w13.transpose(1, 2), offs=ends).chunk(2, -1)
-        y = F.grouped_mm(F.silu(gate) * up, w2.transpose(1, 2), offs=ends)
+        y = where_they_lie(self, x_NC[token].to(dtype), counts)
         y = y * gates_NK.flatten()[order].unsqueeze(-1)
         return torch.zeros_like(x_NC, dtype=y.dtype).index_add(0, token, y)
+
+    def products(self, x_MC, counts_E):
+        """What experts make of rows sorted by expert, counts_E each: (M, C). One product each."""
+        w13, w2 = (own(w).to(x_MC.dtype).transpose(1, 2) for w in (self.w13, self.w2))
+        ends = counts_E.cumsum(0).int()
+        gate, up = F.grouped_mm(x_MC, w13, offs=ends).chunk(2, -1)
+        return F.grouped_mm(F.silu(gate) * up, w2, offs=ends)
 
 
 class MoE(nn.Module):
@@ -333,7 +343,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config, self.compute_dtype = config, torch.float32
+        self.config, self.compute_dtype, self.layout = config, torch.float32, None
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, dense=i < config.n_dense_layers)
                                     for i in range(config.n_layers))
@@ -391,8 +401,9 @@ class Transformer(nn.Module):
 
 
 def pad(sequences, value, device=None):
-    """A list of N token lists -> (N, T) tensor, padded on the right."""
-    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
+    """A list of N token lists -> (N, T) tensor, padded on the right. Of none one row of padding, so
+    that a process without work can take part in a pass."""
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences or [[value] * 2]]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value).to(device)
 
 
@@ -416,96 +427,6 @@ def supervised_loss(model, tokens, real, weight, targets, sequences):
         loss = loss + model.config.mtp_weight * nll(second.logits, 2)
         balance = balance + second.balance
     return loss + balance / sequences, {"loss": main.detach()}
-
-
-# --------------------------------------------------------------------------------------------------
-# One update
-
-
-@torch.no_grad()
-def balance(model, moving=True):
-    """Moves every routing bias by gamma * sign(mean load - load) (V3 section 2.1.2) and forgets the
-    load. Returns the largest max/mean load of any layer, the figure to watch; 0.0 if no load."""
-    worst = 0.0
-    for router in (m for m in model.modules() if isinstance(m, Router)):
-        mean = router.load.mean()
-        if mean > 0:
-            worst = max(worst, float(router.load.max() / mean))
-            router.bias += moving * router.config.bias_speed * torch.sign(mean - router.load)
-        router.load.zero_()
-    return worst
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, each matrix replaced by the nearest orthogonal one (Jordan et al. 2024; Kimi K2).
-
-    torch.optim.Muon takes single matrices; this one also takes stacks of them, as experts have.
-    """
-
-    def __init__(self, parameters, lr, momentum=0.95):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self):
-        """One update; with sqrt(rows / columns), outputs change by a like amount for all shapes."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                average.lerp_(p.grad, 1 - group["momentum"])
-                nesterov = p.grad.lerp(average, group["momentum"])
-                factor = max(1.0, p.size(-2) / p.size(-1)) ** 0.5
-                p.add_(orthogonal(nesterov), alpha=-group["lr"] * factor)
-
-
-def orthogonal(x, rounds=5):
-    """Roughly U V^T of x = U S V^T (.., rows, columns): a quintic Newton-Schulz iteration that
-    drives every singular value to about 1 (between 0.7 and 1.2: fast, not exact)."""
-    tall = x.size(-2) > x.size(-1)
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    plus = torch.addmm if x.dim() == 2 else torch.baddbmm              # beta x + alpha a b
-    for _ in range(rounds):
-        gram = x @ x.mT
-        gram = plus(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        x = plus(x, gram, x, beta=3.4445)
-    return x.mT if tall else x
-
-
-def make_optimizer(model, lr, muon_lr=0.0):
-    """AdamW with V3's betas (section 4.2) on all parameters; with muon_lr, Muon on the matrices
-    between embedding and head (not the router's centroids, which are vectors). Returns a list."""
-    matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and muon_lr
-                and not name.startswith(("embed.", "head.")) and "router" not in name]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    return [adamw, Muon(matrices, muon_lr)] if matrices else [adamw]
-
-
-def learning_rate_at(step, steps, warmup, decay):
-    """The factor on the learning rate: linear from 0 over `warmup` steps, constant, linear to 0
-    over the last share `decay` of `steps`."""
-    left = (steps - step) / (decay * steps) if decay else 1.0
-    return min(1.0, (step + 1) / (warmup + 1), left)
-
-
-def update(model, optimizers, factor=1.0, max_norm=1.0):
-    """One optimizer step from the gradients at hand: clip, step, zero, balance. Returns its log.
-
-    A gradient that is not finite changes nothing and is counted as skipped. With several processes
-    gradients and loads are sums over all, so that all take the same step."""
-    add_up(model)
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
-    finite = math.isfinite(norm)
-    for optimizer in optimizers if finite else ():
-        for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-        optimizer.step()
-    model.zero_grad()
-    return {"grad_norm": norm if finite else 0.0, "skipped": int(not finite),
-            "expert_load": balance(model, finite)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -557,16 +478,139 @@ def any_of(flag=False):
 
 @torch.no_grad()
 def add_up(model):
-    """Sums gradients and experts' loads over all processes, in one message."""
+    """Sums gradients and experts' loads over the processes that hold the same, in one message each
+    kind. (DistributedDataParallel averages, at every backward pass, what all passes use: here the
+    denominators are global, a step is several passes, and RL leaves MTP without a gradient.)"""
     if world()[1] == 1:
         return
+    kinds = {dist.group.WORLD: [m.load for m in model.modules() if isinstance(m, Router)]}
     for p in model.parameters():
+        if isinstance(p, DTensor) and "experts" not in p.device_mesh.mesh_dim_names:
+            continue  # FSDP has summed it
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    parts = [p.grad for p in model.parameters()]
-    parts += [m.load for m in model.modules() if isinstance(m, Router)]
-    whole = total(torch.cat([part.flatten() for part in parts]))
-    for part, sum_of in zip(parts, whole.split([part.numel() for part in parts])):
-        part.copy_(sum_of.view_as(part))
+        group = p.device_mesh["replicas"].get_group() if isinstance(p, DTensor) else None
+        kinds.setdefault(group or dist.group.WORLD, []).append(own(p.grad))
+    for group, parts in kinds.items():
+        message = torch.cat([part.flatten() for part in parts])
+        dist.all_reduce(message, group=group)
+        for part, sum_of in zip(parts, message.split([part.numel() for part in parts])):
+            part.copy_(sum_of.view_as(part))
+
+
+def clip(model, max_norm):
+    """Scales all gradients down to a common norm of max_norm. Returns the norm they had. Torch
+    takes those together that are spread alike."""
+    alike = {}
+    for p in model.parameters():
+        if p.grad is not None:
+            alike.setdefault(getattr(p, "device_mesh", None), []).append(p)
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in some])) for some in alike.values()]
+    norm = math.hypot(*map(float, norms))
+    for some in alike.values():
+        nn.utils.clip_grads_with_norm_(some, max_norm, torch.tensor(norm))
+    return norm
+
+
+# --------------------------------------------------------------------------------------------------
+# Weights in parts
+
+
+@functools.cache
+def table(kind, experts):
+    """The processes as a DeviceMesh (world / experts, experts): a row holds all experts between
+    its processes, a column the same ones."""
+    return dist.init_device_mesh(kind, (world()[1] // experts, experts),
+                                 mesh_dim_names=("replicas", "experts"))
+
+
+def shard(model, device, mode="ddp", experts=1, recompute=False):
+    """Spreads a model over the processes, in place and from outside; every layout takes the same
+    steps. ddp: each holds all weights; fsdp: a part of each, gathered for a block's passes (FSDP2).
+    experts N > 1: of every MoE each holds N_r / N experts, and tokens travel to them; what FSDP
+    would do to these it leaves. recompute: blocks keep no activations for the backward pass."""
+    model.layout, kept = (mode, experts, recompute), set()
+    if recompute:  # loads are counted twice then, which moves no bias otherwise
+        for blocks in (model.layers, *([] if model.mtp is None else [model.mtp])):
+            for name, block in list(blocks.named_children()):
+                if isinstance(block, Block):
+                    blocks.register_module(name, checkpoint_wrapper(block))
+    for module in (m for m in model.modules() if isinstance(m, Experts) and experts > 1):
+        for name, p in list(module.named_parameters()):
+            p = distribute_tensor(p.detach().to(device), table(device.type, experts),
+                                  (Replicate(), Shard(0)), src_data_rank=None)
+            module.register_parameter(name, nn.Parameter(p))
+            kept.add(getattr(module, name))
+    if mode == "fsdp":
+        low = None if model.compute_dtype == torch.float32 else model.compute_dtype
+        routers = [m for m in model.modules() if isinstance(m, Router)]  # float32: near-ties decide
+        blocks = [*model.layers, *([] if model.mtp is None else [model.mtp])]
+        for module in (*routers, *blocks, model):
+            policy = MixedPrecisionPolicy(low if module in blocks else None, torch.float32,
+                                          cast_forward_inputs=False)
+            fully_shard(module, mesh=table(device.type, 1)["replicas"], mp_policy=policy,
+                        ignored_params=kept)
+            module.set_gradient_divide_factor(1.0)  # sums: the denominators are global
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def own(x):
+    """What this process holds of a tensor."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def whole(x):
+    """A tensor on every process, of which each may hold a part."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def spread(x, like):
+    """A whole tensor spread over the processes as another is, if they are of one shape."""
+    if not isinstance(like, DTensor) or x.shape != like.shape:
+        return x
+    return distribute_tensor(x.to(like.device), like.device_mesh, like.placements,
+                             src_data_rank=None)
+
+
+def where_they_lie(experts, x_MC, counts_E):
+    """experts.products of rows sorted by expert. If the experts lie on several processes, each row
+    goes to where its expert is, and comes back; so do gradients."""
+    if not isinstance(experts.w2, DTensor):
+        return experts.products(x_MC, counts_E)
+    group = experts.w2.device_mesh["experts"].get_group()
+    arriving = torch.empty_like(counts_E)     # (processes * own experts,), by process
+    dist.all_to_all_single(arriving, counts_E, group=group)
+    sent, got = (n.view(group.size(), -1).sum(1).tolist() for n in (counts_E, arriving))
+    x = all_to_all(x_MC, got, sent, group)
+    counts = arriving.view(group.size(), -1)  # from whom, to which of our experts
+    expert = torch.arange(counts.size(1), device=x.device).repeat(group.size())
+    order = expert.repeat_interleave(arriving).argsort(stable=True)
+    y = experts.products(x[order], counts.sum(0))
+    return all_to_all(y[order.argsort()], sent, got, group)
+
+
+@contextlib.contextmanager
+def sampling(model):
+    """Within it FSDP's weights are whole everywhere, gathered once and not once a token. Yields
+    what tells whether to write another token: with experts elsewhere, while any process does."""
+    modules = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    for m in modules:
+        m.set_reshard_after_forward(False, recurse=False)
+        m.unshard()
+    try:
+        yield any_of if model.layout and model.layout[1] > 1 else bool
+    finally:
+        for m in modules:
+            m.set_reshard_after_forward(m is not model, recurse=False)
+            m.reshard()
+
+
+def twin(model):
+    """A copy of a model, spread as it is."""
+    if model.layout is None:
+        return copy.deepcopy(model)
+    other = place(Transformer(model.config), model.turns.device, model.compute_dtype, *model.layout)
+    other.load_state_dict(model.state_dict())
+    return other.train(model.training)
 
 
 @contextlib.contextmanager
@@ -600,6 +644,7 @@ def processes(device, count, command):
         raise UserError("another process of this run is gone, killed or out of memory; the same "
                         "command goes on from the last save") from None
     finally:
+        table.cache_clear()
         if dist.is_initialized():
             dist.destroy_process_group()
         for child in children:
@@ -611,16 +656,22 @@ class UserError(ValueError):
     """Something the user can mend; the message is one line."""
 
 
-def place(model, device, dtype=torch.float32):
-    """The model on a device; its weights stay float32, its forward pass computes in dtype."""
+def place(model, device, dtype=torch.float32, *layout):
+    """The model on a device, spread as shard() says; its weights stay float32, its forward pass
+    computes in dtype."""
     model.compute_dtype = dtype
+    if layout:
+        shard(model, torch.device(device), *layout)
     return model.to(device)
 
 
 def save(path, model, **extra):
-    """Writes a checkpoint whole or not at all: a temporary file, synced, is renamed to `path`."""
-    record = extra | {"format": FORMAT, "config": dataclasses.asdict(model.config),
-                      "model": model.state_dict()}
+    """Writes a checkpoint whole or not at all: a temporary file, synced, is renamed to `path`. All
+    processes call it, one writes; no trace of how they share the weights is left."""
+    record = collect(extra | {"format": FORMAT, "config": dataclasses.asdict(model.config),
+                              "model": model.state_dict()})
+    if not leads():
+        return
     temporary = f"{path}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -633,17 +684,40 @@ def save(path, model, **extra):
             os.remove(temporary)
 
 
-def load(path, device="cpu", dtype=torch.float32):
+def collect(tree):
+    """A nest of dicts and lists whose tensors may lie in parts, whole on the first process."""
+    if isinstance(tree, dict):
+        return {key: collect(x) for key, x in tree.items()}
+    if isinstance(tree, list):
+        return [collect(x) for x in tree]
+    if isinstance(tree, DTensor):
+        tree = whole(tree).cpu()
+    return tree if leads() else None
+
+
+def restore(target, saved):
+    """Loads a saved state into a model or an optimizer, however spread."""
+    if isinstance(target, nn.Module):
+        like = target.state_dict()
+        target.load_state_dict({name: spread(x, like[name]) for name, x in saved.items()})
+        return
+    like = [p for group in target.param_groups for p in group["params"]]
+    target.load_state_dict(saved | {"state": {
+        i: {name: spread(x, like[i]) for name, x in of.items()}
+        for i, of in saved["state"].items()}})
+
+
+def load(path, device="cpu", dtype=torch.float32, *layout):
     """(model, all else that was saved) of a checkpoint, or UserError. Executes nothing in it."""
     try:
-        record = torch.load(path, map_location=device, weights_only=True)
+        record = torch.load(path, map_location="cpu", weights_only=True)
         if (found := record.pop("format")) != FORMAT:
             raise ValueError(f"format {found}, wanted {FORMAT}")
-        model = place(Transformer(Config(**record.pop("config"))), device, dtype)
+        model = Transformer(Config(**record.pop("config")))
         model.load_state_dict(record.pop("model"))
     except Exception as error:  # torch.load meets damage with errors of a dozen types
         if isinstance(error, OSError) and error.filename:
             raise               # no such file, or not ours to read
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:60]
         raise UserError(f"{path}: damaged, or not a checkpoint of r1mini ({reason})") from None
-    return model, record
+    return place(model, device, dtype, *layout), record

@@ -153,6 +153,16 @@ class Folder:
             position += len(line)
         return position
 
+    def place(self, model):
+        """A new model on the run's device, in its dtype, spread over its processes."""
+        options = self.options
+        return moe.place(model, options.device, options.dtype, *options.layout)
+
+    def load(self, path):
+        """(model, all else that was saved) of a checkpoint, placed likewise."""
+        options = self.options
+        return moe.load(path, options.device, options.dtype, *options.layout)
+
     def stage(self, name, model, loop, steps, watch):
         """Runs loop(model, state), a generator of (record, snapshot), and returns the model.
 
@@ -164,9 +174,9 @@ class Folder:
         final, partial = self.path / f"{name}.pt", self.path / f"{name}.partial.pt"
         if final.exists():
             print(f"{name}: finished before, {final}")
-            return moe.load(final, options.device, options.dtype)[0]
+            return self.load(final)[0]
         if partial.exists():
-            model, state = moe.load(partial, options.device, options.dtype)
+            model, state = self.load(partial)
             print(f"{name}: goes on after step {state['step']} of {steps}")
         self.cut(state["log"] if state else self.begun(name))
         moe.any_of()
@@ -182,10 +192,11 @@ class Folder:
                 watch(model, record, bar)
                 kept = {"log": self.position(), "preset": self.run.preset}
                 stop = moe.any_of(self.stop)
-                if record["step"] == steps and moe.leads():
+                if record["step"] == steps:
                     moe.save(final, model, **kept)
-                    partial.unlink(missing_ok=True)
-                elif (stop or record["step"] % options.save_every == 0) and moe.leads():
+                    if moe.leads():
+                        partial.unlink(missing_ok=True)
+                elif stop or record["step"] % options.save_every == 0:
                     moe.save(partial, model, **kept, **snapshot())
                 self.clock(name, record["step"], began, record["tokens"], worked)
                 shown = {k: record[k] for k in ("loss", "accuracy", "length") if k in record}
