@@ -36,8 +36,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe import (Router, add_up, clip, gather, make_cache, own, pad, restore, sampling, share,
-                 spread, total, twin, whole, world)
+from moe import (Router, add_up, gather, make_cache, own, pad, sampling, share, spread, total, twin,
+                 whole, world)
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,30 @@ OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
 
 
 # -------------------------------------------------------------------------------------------------
-# One update
+# One update, of RL and of the supervised stages. No weight decay (V3: 0.1); rates fall linearly to
+# 0 (V3: a cosine); Muon moves the matrices in every supervised stage.
+
+
+def supervised_loss(model, tokens, real, weight, targets, sequences):
+    """V3's training loss: next token, MTP (eq 24-25) and balance (eq 17). Returns (loss, info).
+
+    tokens (B, T), real (B, T) False at padding, weight (B, T) of predicting each token. targets and
+    sequences count the global batch, so cutting it into micro-batches never changes the gradient.
+    """
+    def nll(logits, shift):
+        wanted = weight[:, shift:] > 0
+        losses = F.cross_entropy(logits.float(), tokens[:, shift:][wanted], reduction="none")
+        return (losses * weight[:, shift:][wanted]).sum() / targets
+    at = F.pad(weight[:, 1:] > 0, (0, 1))      # i predicts token i+1
+    output = model(tokens, real, at=at)
+    loss = main = nll(output.logits, 1)
+    balance = output.balance
+    if model.mtp is not None and model.config.mtp_weight:
+        at = F.pad(weight[:, 2:] > 0, (0, 1))  # and i+2; 1/T, not 1/(T-1)
+        second = model.predict_second(tokens, real, output.hidden, at)
+        loss = loss + model.config.mtp_weight * nll(second.logits, 2)
+        balance = balance + second.balance
+    return loss + balance / sequences, {"loss": main.detach()}
 
 
 @torch.no_grad()
@@ -316,6 +339,32 @@ def learning_rate_at(step, steps, warmup, decay):
     over the last share `decay` of `steps`."""
     left = (steps - step) / (decay * steps) if decay else 1.0
     return min(1.0, (step + 1) / (warmup + 1), left)
+
+
+def clip(model, max_norm):
+    """Scales all gradients down to a common norm of max_norm. Returns the norm they had. Torch
+    takes those together that are spread alike."""
+    alike = {}
+    for p in model.parameters():
+        if p.grad is not None:
+            alike.setdefault(getattr(p, "device_mesh", None), []).append(p)
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in some])) for some in alike.values()]
+    norm = math.hypot(*map(float, norms))
+    for some in alike.values():
+        nn.utils.clip_grads_with_norm_(some, max_norm, torch.tensor(norm))
+    return norm
+
+
+def restore(target, saved):
+    """Loads a saved state into a model or an optimizer, however spread."""
+    if isinstance(target, nn.Module):
+        like = target.state_dict()
+        target.load_state_dict({name: spread(x, like[name]) for name, x in saved.items()})
+        return
+    like = [p for group in target.param_groups for p in group["params"]]
+    target.load_state_dict(saved | {"state": {
+        i: {name: spread(x, like[i]) for name, x in of.items()}
+        for i, of in saved["state"].items()}})
 
 
 def update(model, optimizers, factor=1.0, max_norm=1.0):

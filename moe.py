@@ -11,8 +11,7 @@ Axes: B batch, T time, C width (dim), H heads, E routed experts, K experts a tok
 
 Departures from V3: no YaRN, no FP8, no pipeline. The latents' norms, which its code has and its
 equations omit, are here. MTP reads the hidden state after the final norm and has a norm of its own
-before the shared head, as the released weights are read. Muon moves the matrices in every
-supervised stage. No weight decay (V3: 0.1); rates fall linearly to 0 (V3: a cosine).
+before the shared head, as the released weights are read.
 """
 import contextlib
 import copy
@@ -31,8 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_to_all_single_autograd as all_to_all
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.utils._pytree import tree_map
 
 
 @dataclass(frozen=True)
@@ -396,10 +396,6 @@ class Transformer(nn.Module):
         return Output(self.head(h[at]), h, loss)
 
 
-# --------------------------------------------------------------------------------------------------
-# Losses
-
-
 def pad(sequences, value, device=None):
     """A list of N token lists -> (N, T) tensor, padded on the right. Of none one row of padding, so
     that a process without work can take part in a pass."""
@@ -407,36 +403,12 @@ def pad(sequences, value, device=None):
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value).to(device)
 
 
-def supervised_loss(model, tokens, real, weight, targets, sequences):
-    """V3's training loss: next token, MTP (eq 24-25) and balance (eq 17). Returns (loss, info).
-
-    tokens (B, T), real (B, T) False at padding, weight (B, T) of predicting each token. targets and
-    sequences count the global batch, so cutting it into micro-batches never changes the gradient.
-    """
-    def nll(logits, shift):
-        wanted = weight[:, shift:] > 0
-        losses = F.cross_entropy(logits.float(), tokens[:, shift:][wanted], reduction="none")
-        return (losses * weight[:, shift:][wanted]).sum() / targets
-    at = F.pad(weight[:, 1:] > 0, (0, 1))      # i predicts token i+1
-    output = model(tokens, real, at=at)
-    loss = main = nll(output.logits, 1)
-    balance = output.balance
-    if model.mtp is not None and model.config.mtp_weight:
-        at = F.pad(weight[:, 2:] > 0, (0, 1))  # and i+2; 1/T, not 1/(T-1)
-        second = model.predict_second(tokens, real, output.hidden, at)
-        loss = loss + model.config.mtp_weight * nll(second.logits, 2)
-        balance = balance + second.balance
-    return loss + balance / sequences, {"loss": main.detach()}
-
-
 # --------------------------------------------------------------------------------------------------
-# Devices and checkpoints
-
-FORMAT = 1  # of checkpoints
+# Devices: several processes share each step, and perhaps the weights
 
 
 def world():
-    """(number of this process, of all). Each holds the whole model and does its share of a step."""
+    """(number of this process, of all that share a step)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
@@ -497,60 +469,40 @@ def add_up(model):
             part.copy_(sum_of.view_as(part))
 
 
-def clip(model, max_norm):
-    """Scales all gradients down to a common norm of max_norm. Returns the norm they had. Torch
-    takes those together that are spread alike."""
-    alike = {}
-    for p in model.parameters():
-        if p.grad is not None:
-            alike.setdefault(getattr(p, "device_mesh", None), []).append(p)
-    norms = [whole(nn.utils.get_total_norm([p.grad for p in some])) for some in alike.values()]
-    norm = math.hypot(*map(float, norms))
-    for some in alike.values():
-        nn.utils.clip_grads_with_norm_(some, max_norm, torch.tensor(norm))
-    return norm
-
-
-# --------------------------------------------------------------------------------------------------
-# Weights in parts
-
-
 @functools.cache
 def table(kind, experts):
-    """The processes as a DeviceMesh (world / experts, experts): a row holds all experts between
-    its processes, a column the same ones."""
+    """A DeviceMesh (world / experts, experts): a row holds all experts, a column the same ones."""
     return dist.init_device_mesh(kind, (world()[1] // experts, experts),
                                  mesh_dim_names=("replicas", "experts"))
 
 
 def shard(model, device, mode="ddp", experts=1, recompute=False):
-    """Spreads a model over the processes, in place and from outside; every layout takes the same
-    steps. ddp: each holds all weights; fsdp: a part of each, gathered for a block's passes (FSDP2).
-    experts N > 1: of every MoE each holds N_r / N experts, and tokens travel to them; what FSDP
-    would do to these it leaves. recompute: blocks keep no activations for the backward pass."""
+    """Spreads a model over the processes, in place and from outside; steps come out the same. ddp:
+    each holds all weights. fsdp: a part of each, gathered whenever a block needs them (FSDP2), in
+    float32: precision() is the mixed one. experts N > 1: of every MoE N_r / N experts, to which
+    tokens travel, and which FSDP leaves alone. recompute: blocks keep no activations."""
     model.layout, kept = (mode, experts, recompute), set()
-    if recompute:  # loads are counted twice then, which moves no bias otherwise
-        for blocks in (model.layers, *([] if model.mtp is None else [model.mtp])):
-            for name, block in list(blocks.named_children()):
-                if isinstance(block, Block):
-                    blocks.register_module(name, checkpoint_wrapper(block))
+    if recompute:  # loads are then counted twice, which moves a bias as once
+        model.layers = nn.ModuleList(map(checkpoint_wrapper, model.layers))
     for module in (m for m in model.modules() if isinstance(m, Experts) and experts > 1):
         for name, p in list(module.named_parameters()):
-            p = distribute_tensor(p.detach().to(device), table(device.type, experts),
-                                  (Replicate(), Shard(0)), src_data_rank=None)
-            module.register_parameter(name, nn.Parameter(p))
-            kept.add(getattr(module, name))
-    if mode == "fsdp":
-        low = None if model.compute_dtype == torch.float32 else model.compute_dtype
-        routers = [m for m in model.modules() if isinstance(m, Router)]  # float32: near-ties decide
-        blocks = [*model.layers, *([] if model.mtp is None else [model.mtp])]
-        for module in (*routers, *blocks, model):
-            policy = MixedPrecisionPolicy(low if module in blocks else None, torch.float32,
-                                          cast_forward_inputs=False)
-            fully_shard(module, mesh=table(device.type, 1)["replicas"], mp_policy=policy,
-                        ignored_params=kept)
-            module.set_gradient_divide_factor(1.0)  # sums: the denominators are global
-            module.set_force_sum_reduction_for_comms(True)
+            p = nn.Parameter(distribute_tensor(p.detach().to(device), table(
+                device.type, experts), (Replicate(), Shard(0)), src_data_rank=None))
+            module.register_parameter(name, p)
+            kept.add(p)
+    modules = [*model.layers, *([model.mtp] if model.mtp else []), model]
+    for module in modules if mode == "fsdp" else ():
+        fully_shard(module, mesh=table(device.type, 1)["replicas"], ignored_params=kept)
+        module.set_gradient_divide_factor(1.0)  # sums: the denominators are global
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def place(model, device, dtype=torch.float32, *layout):
+    """The model on a device, spread by shard(); its weights stay float32, it computes in dtype."""
+    model.compute_dtype = dtype
+    if layout:
+        shard(model, torch.device(device), *layout)
+    return model.to(device)
 
 
 def own(x):
@@ -559,7 +511,7 @@ def own(x):
 
 
 def whole(x):
-    """A tensor on every process, of which each may hold a part."""
+    """All of a tensor, on every process."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
@@ -580,11 +532,10 @@ def where_they_lie(experts, x_MC, counts_E):
     arriving = torch.empty_like(counts_E)     # (processes * own experts,), by process
     dist.all_to_all_single(arriving, counts_E, group=group)
     sent, got = (n.view(group.size(), -1).sum(1).tolist() for n in (counts_E, arriving))
-    x = all_to_all(x_MC, got, sent, group)
     counts = arriving.view(group.size(), -1)  # from whom, to which of our experts
-    expert = torch.arange(counts.size(1), device=x.device).repeat(group.size())
+    expert = torch.arange(counts.size(1), device=x_MC.device).repeat(group.size())
     order = expert.repeat_interleave(arriving).argsort(stable=True)
-    y = experts.products(x[order], counts.sum(0))
+    y = experts.products(all_to_all(x_MC, got, sent, group)[order], counts.sum(0))
     return all_to_all(y[order.argsort()], sent, got, group)
 
 
@@ -652,24 +603,22 @@ def processes(device, count, command):
             child.wait()
 
 
+# --------------------------------------------------------------------------------------------------
+# Checkpoints
+
+FORMAT = 1
+
+
 class UserError(ValueError):
     """Something the user can mend; the message is one line."""
-
-
-def place(model, device, dtype=torch.float32, *layout):
-    """The model on a device, spread as shard() says; its weights stay float32, its forward pass
-    computes in dtype."""
-    model.compute_dtype = dtype
-    if layout:
-        shard(model, torch.device(device), *layout)
-    return model.to(device)
 
 
 def save(path, model, **extra):
     """Writes a checkpoint whole or not at all: a temporary file, synced, is renamed to `path`. All
     processes call it, one writes; no trace of how they share the weights is left."""
-    record = collect(extra | {"format": FORMAT, "config": dataclasses.asdict(model.config),
-                              "model": model.state_dict()})
+    record = extra | {"format": FORMAT, "config": dataclasses.asdict(model.config),
+                      "model": dict(model.state_dict())}
+    record = tree_map(lambda x: whole(x).cpu() if isinstance(x, DTensor) else x, record)
     if not leads():
         return
     temporary = f"{path}.tmp"
@@ -682,29 +631,6 @@ def save(path, model, **extra):
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
-
-
-def collect(tree):
-    """A nest of dicts and lists whose tensors may lie in parts, whole on the first process."""
-    if isinstance(tree, dict):
-        return {key: collect(x) for key, x in tree.items()}
-    if isinstance(tree, list):
-        return [collect(x) for x in tree]
-    if isinstance(tree, DTensor):
-        tree = whole(tree).cpu()
-    return tree if leads() else None
-
-
-def restore(target, saved):
-    """Loads a saved state into a model or an optimizer, however spread."""
-    if isinstance(target, nn.Module):
-        like = target.state_dict()
-        target.load_state_dict({name: spread(x, like[name]) for name, x in saved.items()})
-        return
-    like = [p for group in target.param_groups for p in group["params"]]
-    target.load_state_dict(saved | {"state": {
-        i: {name: spread(x, like[i]) for name, x in of.items()}
-        for i, of in saved["state"].items()}})
 
 
 def load(path, device="cpu", dtype=torch.float32, *layout):

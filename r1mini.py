@@ -40,7 +40,7 @@ import moe
 import tasks
 from extras.folder import Folder, read_log
 from grpo import (RL, Task, advice, generate, learning_rate_at, make_optimizer, micro_batches,
-                  preference_loss, safety_loss, score, train_rl, update)
+                  preference_loss, restore, safety_loss, score, supervised_loss, train_rl, update)
 from moe import UserError
 
 # -------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def next_token(model, some, whole):
     """V3's loss on documents: next token, MTP, balance."""
     tokens, real, weight = batch_of(model, some)
     targets = sum(sum(d.weight) for d in whole)
-    loss, info = moe.supervised_loss(model, tokens, real, weight, targets, len(whole))
+    loss, info = supervised_loss(model, tokens, real, weight, targets, len(whole))
     return loss, info["loss"]
 
 
@@ -174,7 +174,7 @@ def train(model, s, draw, seed, state=None, loss=next_token):
     """
     optimizers = make_optimizer(model, s.lr, s.muon_lr)
     for optimizer, saved in zip(optimizers, state["optimizers"] if state else ()):
-        moe.restore(optimizer, saved)
+        restore(optimizer, saved)
     model.train()
     for step in range(state["step"] if state else 0, s.steps):
         rng = random.Random(f"{seed}/train/{step}")

@@ -138,7 +138,7 @@ def test_bfloat16_is_near_float32():
     model, (tokens, real, weight) = make(n_expert_groups=1, n_limited_groups=1), make_batch()
 
     def losses():
-        loss = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
+        loss = grpo.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
         return torch.stack([loss, -grpo.logprobs(model, tokens, weight > 0, real)[0].mean()])
     exact = losses()
     model = moe.place(model, "cpu", torch.bfloat16)
@@ -276,7 +276,7 @@ def test_supervised_loss_equals_a_loop():
     """Cross entropy of tokens i+1, mtp_weight times that of i+2, over targets, and balance."""
     model, (tokens, real, weight) = make().train(), make_batch()
     weight = weight * (1 + torch.arange(9) % 3)
-    got, info = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)
+    got, info = grpo.supervised_loss(model, tokens, real, weight, 31.0, 6)
     nll = mtp = balance = 0.0
     for row, w, length in zip(tokens, weight, real.sum(1).tolist()):
         row = row[None, :length]
@@ -301,7 +301,7 @@ def test_gradient_does_not_depend_on_the_micro_batches(alpha):
         model.zero_grad()
         for rows, more in parts:
             batch = [F.pad(x[rows], (0, more)) for x in (tokens, real, weight)]
-            loss, _ = moe.supervised_loss(model, *batch, weight.sum(), 6)
+            loss, _ = grpo.supervised_loss(model, *batch, weight.sum(), 6)
             loss.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -322,7 +322,7 @@ def test_gradient_equals_finite_differences(monkeypatch):
     parameters = list(model.parameters())
 
     def loss():
-        return moe.supervised_loss(model, tokens, real, weight, weight.sum(), 6)[0]
+        return grpo.supervised_loss(model, tokens, real, weight, weight.sum(), 6)[0]
 
     gradient = torch.autograd.grad(loss(), parameters)
     for p, g in zip(parameters, gradient):
@@ -562,10 +562,10 @@ def test_a_failing_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_a_row_of_one_token_costs_nothing():
     """A row with nothing to predict adds nothing to the loss, and no NaN."""
     model, (tokens, real, weight) = make(balance_alpha=0.0).train(), make_batch()
-    want = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
+    want = grpo.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
     tokens, real, weight = (F.pad(x, (0, 0, 0, 2)) for x in (tokens, real, weight))
     real[-1, 0] = True  # two rows more: one is all padding, one has a single token
-    got = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
+    got = grpo.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
     torch.testing.assert_close(got, want)
 
 

@@ -85,7 +85,7 @@ def train_step(model, rows=ROWS, length=LENGTH):
     optimizers = grpo.make_optimizer(model.train(), 1e-3)
 
     def work():
-        loss, _ = moe.supervised_loss(model, tokens, real, weight, rows * (length - 1), rows)
+        loss, _ = grpo.supervised_loss(model, tokens, real, weight, rows * (length - 1), rows)
         loss.backward()
         grpo.update(model, optimizers)
     return work

@@ -3,8 +3,7 @@
     python r1mini.py study layouts
 
 Each layout takes four steps of pretraining and two of GRPO (two updates each) on fixed rollouts, on
-the micro preset in float32, and goes on from the others' checkpoints. With several processes this
-one is the first, and the others run this file.
+the micro preset in float32, and goes on from the checkpoint that one process wrote half-way.
 """
 import dataclasses
 import random
@@ -17,6 +16,7 @@ import grpo
 import moe
 import r1mini
 import tasks
+from extras.report import table
 
 SETTINGS, NEEDS, STAGES = (), (), ()  # of a study
 ONE = (1, "none", 1, False)
@@ -39,7 +39,7 @@ def new(layout):
 def pretrain(model, state=None, path=None):
     """Four steps, or those left after a state; path: where what is to be gone on from is saved,
     half-way. Returns the losses."""
-    s, losses = r1mini.Train(steps=4, documents=7, micro_tokens=300, warmup=0), []
+    s, losses = r1mini.Train(steps=4, documents=7, micro_tokens=300), []
     for record, snapshot in r1mini.train(
             model, s, lambda rng: tasks.make_document(rng, tasks.Corpus()), 0, state):
         losses.append(record["loss"])
@@ -68,7 +68,7 @@ def rollout(s):
 
 def reinforce(model):
     """Two steps of GRPO on a rollout. Returns what they log."""
-    s = grpo.RL(problems=3, group_size=3, minibatches=2, micro_tokens=300, warmup=0, lr=1e-3)
+    s = grpo.RL(problems=3, group_size=3, minibatches=2, micro_tokens=300, lr=1e-4)
     optimizers, reference = grpo.make_optimizer(model, s.lr), moe.twin(model).eval()
     model.train()
     return [grpo.improve(model, reference, optimizers, rollout(s), s, random.Random(step), step)
@@ -115,6 +115,45 @@ def launch(count, folder):
 
 
 def apart(a, b):
-    """The largest difference of two states' weights, beside the largest weight of its kind."""
-    return max(float((x - b[name]).abs().max() / x.abs().max().clamp(min=1e-2))
-               for name, x in a.items())
+    """How far the weights of two checkpoints are apart, beside the largest weight of their kind."""
+    one, two = (moe.load(path)[0].state_dict() for path in (a, b))
+    return max(float((x - two[name]).abs().max() / x.abs().max().clamp(min=1e-2))
+               for name, x in one.items())
+
+
+def compare(layout, folder):
+    """A layout's relative differences to one process, all of which should be rounding: weights
+    after pretraining and GRPO, logged figures, sampled answers (0: the same), and weights when one
+    went on from the other's checkpoint."""
+    one, name = name_of(ONE), name_of(layout)
+    go_on(ONE, layout, folder)
+    found = {stage: apart(folder / f"{one}.{stage}.pt", folder / f"{name}.{stage}.pt")
+             for stage in ("base", "zero")}
+    found |= {text: apart(folder / f"{one}.base.pt", folder / f"{path}.pt") for text, path in (
+        ("went on from one", f"{name}.after.{one}"), ("one went on", f"{one}.after.{name}"))}
+    a, b = (moe.load(folder / f"{n}.zero.pt")[1] for n in (one, name))
+    pairs = [(x, y) for key in a["figures"] for x, y in zip(a["figures"][key], b["figures"][key])]
+    found["log"] = max(abs(x - y) / max(abs(x), 1e-3) for x, y in pairs)
+    found["answers"] = float(not torch.equal(a["tokens"], b["tokens"]))
+    return found
+
+
+def measure(folder):
+    """The differences of every layout, by key such as 4-fsdp-2.base, and the largest of all."""
+    folder = folder.path
+    for count in LAYOUTS:
+        launch(count, folder)
+    found = {f"{name_of(layout)}.{key}": x for layouts in LAYOUTS.values() for layout in layouts
+             if layout != ONE for key, x in compare(layout, folder).items()}
+    return found | {"layouts.max_relative_difference": max(found.values())}
+
+
+def page(rows, notes):
+    """The table of the report."""
+    names = [name_of(layout) for layouts in LAYOUTS.values() for layout in layouts][1:]
+    keys = [key.partition(".")[2] for key in rows if key.startswith(f"{names[0]}.")]
+    return ["Relative differences to one process, in float32. A layout is named by its processes, "
+            "how they hold the model, and how many share the experts.", "", *table(
+                ["layout", *keys], [[name, *(f"{rows[f'{name}.{key}']['mean']:.1e}"
+                                             for key in keys)] for name in names]), "",
+            f"The largest: {rows['layouts.max_relative_difference']['mean']:.1e}."]

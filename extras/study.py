@@ -48,8 +48,8 @@ RUNS = {
                   # at least distillation's FLOPs: a narrow student's answers shrink to eight tokens
                   for dim, steps in POINTS],
 }
-MEASURED = ("compute", "program", "baseline")
-SEEDS = {"base": range(10)}  # others: 0, 1, 2
+MEASURED = ("compute", "program", "baseline", "layouts")
+SEEDS = {"base": range(10), "layouts": (0,)}  # others: 0, 1, 2
 
 
 def main(options):
