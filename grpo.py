@@ -116,7 +116,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
 
     Answer n, token t is drawn with its own uniform number, so the other prompts' fate does not
     touch it. Ended rows leave the batch when a quarter of it is idle. Each process writes its share
-    of the answers; all return all.
+    of the answers and all return all, so a group, whoever wrote it, is compared whole.
     """
     device, config, longest = model.head.weight.device, model.config, max(map(len, prompts))
     if longest + max_new_tokens > config.max_seq_len:

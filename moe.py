@@ -557,7 +557,7 @@ def sampling(model):
 
 def twin(model):
     """A copy of a model, spread as it is."""
-    if model.layout is None:
+    if not any(isinstance(p, DTensor) for p in model.parameters()):
         return copy.deepcopy(model)
     other = place(Transformer(model.config), model.turns.device, model.compute_dtype, *model.layout)
     other.load_state_dict(model.state_dict())
