@@ -27,7 +27,6 @@ Departures and choices, where the papers (DeepSeekMath, R1) differ or are silent
   minibatch in which no group lives is gone over whole, for the pull of beta and for the log.
 - One rollout serves `minibatches` updates (16 in R1), each answer once.
 """
-import copy
 import math
 import random
 from collections.abc import Callable
@@ -35,10 +34,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from moe import (UserError, gather, learning_rate_at, make_cache, make_optimizer, pad, share, total,
-                 update, world)
+from moe import (Router, UserError, add_up, gather, make_cache, own, pad, sampling, share, spread,
+                 total, twin, whole, world)
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,8 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
 
     Answer n, token t is drawn with its own uniform number, so the other prompts' fate does not
     touch it. Ended rows leave the batch when a quarter of it is idle. Each process writes its share
-    of the answers; all return all. watch sees each round's tokens (n, 1) as they are drawn.
+    of the answers and all return all, so a group, whoever wrote it, is compared whole. watch sees
+    each round's tokens (n, 1) as they are drawn.
     """
     device, config, longest = model.head.weight.device, model.config, max(map(len, prompts))
     if longest + max_new_tokens > config.max_seq_len:
@@ -155,22 +155,23 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     finished = torch.zeros(N, dtype=torch.bool, device=device)
     rows, alive = torch.arange(N, device=device), ~finished             # rows still in the batch
     fed, real = pad_left(prompts, pad_id, device)
-    for t in range(max_new_tokens):
-        logits = model(fed, real if t == 0 else None, cache).logits[:, -1]
-        policy = sampling_logprobs(logits, temperature, top_p)
-        fed = draw(policy, uniform[rows, t])                            # (n, 1)
-        if watch:
-            watch(fed)
-        at = rows[alive], begin[rows[alive]] + t
-        tokens[at], answer[at] = fed[alive, 0], True
-        logp[at] = policy.gather(-1, fed)[alive, 0]
-        ended = alive & (fed[:, 0] == end_id)
-        finished[rows[ended]] = True
-        alive = alive & ~ended
-        if not alive.any():
-            break
-        if alive.sum() < 0.75 * len(rows):
-            cache, rows, fed, alive = cache.keep(alive), rows[alive], fed[alive], alive[alive]
+    with sampling(model) as unfinished:
+        for t in range(max_new_tokens):
+            logits = model(fed, real if t == 0 else None, cache).logits[:, -1]
+            policy = sampling_logprobs(logits, temperature, top_p)
+            fed = draw(policy, uniform[rows, t])                        # (n, 1)
+            if watch:
+                watch(fed)
+            at = rows[alive], begin[rows[alive]] + t
+            tokens[at], answer[at] = fed[alive, 0], True
+            logp[at] = policy.gather(-1, fed)[alive, 0]
+            ended = alive & (fed[:, 0] == end_id)
+            finished[rows[ended]] = True
+            alive = alive & ~ended
+            if not unfinished(alive.any()):
+                break
+            if 0 < alive.sum() < 0.75 * len(rows):
+                cache, rows, fed, alive = cache.keep(alive), rows[alive], fed[alive], alive[alive]
     model.train(training)
     if shared:
         tokens, answer, logp, finished = map(gather, (tokens, answer, logp, finished))
@@ -231,7 +232,7 @@ def grpo(new, old, advantage, mask, batch, s):
     """DeepSeekMath eq 3: clipped token ratios, mean over an answer's tokens, then over answers."""
     ratio, A = (new - old).exp(), advantage.unsqueeze(1)     # r_it (n, T), A_i (n, 1)
     free, clipped = ratio * A, ratio.clamp(1 - s.clip_low, 1 + s.clip_high) * A
-    weight = mask / mask.sum(1, keepdim=True) / batch.answers  # 1 / (N |o_i|)
+    weight = mask / mask.sum(1, keepdim=True).clamp(min=1) / batch.answers  # 1 / (N |o_i|)
     return torch.minimum(free, clipped), weight, clipped < free
 
 
@@ -249,11 +250,156 @@ def dapo(new, old, advantage, mask, batch, s):
 
 def gspo(new, old, advantage, mask, batch, s):
     """GSPO: one ratio an answer, the geometric mean of its tokens' ratios."""
-    mean = ((new - old) * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)  # log s_i (n, 1)
+    length = mask.sum(1, keepdim=True).clamp(min=1)            # |o_i| (n, 1)
+    mean = ((new - old) * mask).sum(1, keepdim=True) / length  # log s_i (n, 1)
     return grpo(mean.expand_as(new), torch.zeros_like(old), advantage, mask, batch, s)
 
 
 OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
+
+
+# -------------------------------------------------------------------------------------------------
+# One update, of RL and of the supervised stages. No weight decay (V3: 0.1); rates fall linearly to
+# 0 (V3: a cosine); Muon moves the matrices in every supervised stage.
+
+
+def supervised_loss(model, tokens, real, weight, targets, sequences):
+    """V3's training loss: next token, MTP (eq 24-25) and balance (eq 17). Returns (loss, info).
+
+    tokens (B, T), real (B, T) False at padding, weight (B, T) of predicting each token. targets and
+    sequences count the global batch, so cutting it into micro-batches never changes the gradient.
+    """
+    def nll(logits, shift):
+        wanted = weight[:, shift:] > 0
+        losses = F.cross_entropy(logits.float(), tokens[:, shift:][wanted], reduction="none")
+        return (losses * weight[:, shift:][wanted]).sum() / targets
+    at = F.pad(weight[:, 1:] > 0, (0, 1))      # i predicts token i+1
+    output = model(tokens, real, at=at)
+    loss = main = nll(output.logits, 1)
+    balance = output.balance
+    if model.mtp is not None and model.config.mtp_weight:
+        at = F.pad(weight[:, 2:] > 0, (0, 1))  # and i+2; 1/T, not 1/(T-1)
+        second = model.predict_second(tokens, real, output.hidden, at)
+        loss = loss + model.config.mtp_weight * nll(second.logits, 2)
+        balance = balance + second.balance
+    return loss + balance / sequences, {"loss": main.detach()}
+
+
+@torch.no_grad()
+def balance(model, moving=True):
+    """Moves every routing bias by gamma * sign(mean load - load) (V3 section 2.1.2) and forgets the
+    load. Returns the largest max/mean load of any layer, the figure to watch; 0.0 if no load."""
+    worst = 0.0
+    for router in (m for m in model.modules() if isinstance(m, Router)):
+        mean = router.load.mean()
+        if mean > 0:
+            worst = max(worst, float(router.load.max() / mean))
+            router.bias += moving * router.config.bias_speed * torch.sign(mean - router.load)
+        router.load.zero_()
+    return worst
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, each matrix replaced by the nearest orthogonal one (Jordan et al. 2024; Kimi K2).
+
+    torch.optim.Muon takes single matrices; this one also takes stacks of them, as experts have.
+    """
+
+    def __init__(self, parameters, lr, momentum=0.95):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        """One update; with sqrt(rows / columns), outputs change by a like amount for all shapes."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                average.lerp_(p.grad, 1 - group["momentum"])
+                nesterov = p.grad.lerp(average, group["momentum"])
+                # A stack is spread by whole matrices; a matrix spread over processes is gathered.
+                nearest = orthogonal(own(nesterov)) if p.dim() > 2 else own(
+                    spread(orthogonal(whole(nesterov)), p))
+                factor = max(1.0, p.size(-2) / p.size(-1)) ** 0.5
+                own(p).add_(nearest, alpha=-group["lr"] * factor)
+
+
+def orthogonal(x, rounds=5):
+    """Roughly U V^T of x = U S V^T (.., rows, columns): a quintic Newton-Schulz iteration that
+    drives every singular value to about 1 (between 0.7 and 1.2: fast, not exact)."""
+    tall = x.size(-2) > x.size(-1)
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    plus = torch.addmm if x.dim() == 2 else torch.baddbmm              # beta x + alpha a b
+    for _ in range(rounds):
+        gram = x @ x.mT
+        gram = plus(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = plus(x, gram, x, beta=3.4445)
+    return x.mT if tall else x
+
+
+def make_optimizer(model, lr, muon_lr=0.0):
+    """AdamW with V3's betas (section 4.2) on all parameters; with muon_lr, Muon on the matrices
+    between embedding and head (not the router's centroids, which are vectors). Returns a list."""
+    matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and muon_lr
+                and not name.startswith(("embed.", "head.")) and "router" not in name]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    alike = len({type(p.data) for p in others}) == 1  # with ddp, experts elsewhere are another type
+    adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=0.0, fused=alike,
+                              foreach=False)
+    return [adamw, Muon(matrices, muon_lr)] if matrices else [adamw]
+
+
+def learning_rate_at(step, steps, warmup, decay):
+    """The factor on the learning rate: linear from 0 over `warmup` steps, constant, linear to 0
+    over the last share `decay` of `steps`."""
+    left = (steps - step) / (decay * steps) if decay else 1.0
+    return min(1.0, (step + 1) / (warmup + 1), left)
+
+
+def clip(model, max_norm):
+    """Scales all gradients down to a common norm of max_norm. Returns the norm they had. Torch
+    takes those together that are spread alike."""
+    alike = {}
+    for p in model.parameters():
+        if p.grad is not None:
+            alike.setdefault(getattr(p, "device_mesh", None), []).append(p)
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in some])) for some in alike.values()]
+    norm = math.hypot(*map(float, norms))
+    for some in alike.values():
+        nn.utils.clip_grads_with_norm_(some, max_norm, torch.tensor(norm))
+    return norm
+
+
+def restore(target, saved):
+    """Loads a saved state into a model or an optimizer, however spread."""
+    if isinstance(target, nn.Module):
+        like = target.state_dict()
+        target.load_state_dict({name: spread(x, like[name]) for name, x in saved.items()})
+        return
+    like = [p for group in target.param_groups for p in group["params"]]
+    target.load_state_dict(saved | {"state": {
+        i: {name: spread(x, like[i]) for name, x in of.items()}
+        for i, of in saved["state"].items()}})
+
+
+def update(model, optimizers, factor=1.0, max_norm=1.0):
+    """One optimizer step from the gradients at hand: clip, step, zero, balance. Returns its log.
+
+    A gradient that is not finite changes nothing and is counted as skipped. With several processes
+    gradients and loads are sums over all, so that all take the same step."""
+    add_up(model)
+    norm = clip(model, max_norm)
+    finite = math.isfinite(norm)
+    for optimizer in optimizers if finite else ():
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        optimizer.step()
+    model.zero_grad()
+    return {"grad_norm": norm if finite else 0.0, "skipped": int(not finite),
+            "expert_load": balance(model, finite)}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -331,16 +477,18 @@ def chosen_rows(rollout, s):
 
 
 def micro_batches(lengths, rows, limit):
-    """Cuts rows, of several processes this one's share, into lists of like length, of `limit`
-    tokens at most with padding (or one row)."""
-    batch = []
-    for row in share(sorted(rows, key=lambda r: (lengths[r], r))):
-        if batch and (len(batch) + 1) * lengths[row] > limit:
-            yield batch
+    """Cuts rows into lists of like length, of `limit` tokens at most with padding (or one row). Of
+    several processes each takes its share of every list, in as many passes as the others: under
+    FSDP each pass needs them all. Of the last list a share may be empty."""
+    rows, count, batch = sorted(rows, key=lambda r: (lengths[r], r)), world()[1], []
+    for i in range(0, len(rows), count):
+        some = rows[i:i + count]  # one a process
+        if batch and (len(batch) // count + 1) * lengths[some[-1]] > limit:
+            yield share(batch)
             batch = []
-        batch.append(row)
+        batch += some
     if batch:
-        yield batch
+        yield share(batch)
 
 
 def improve(model, reference, optimizers, rollout, s, rng, step):
@@ -362,12 +510,13 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
         answered += int(answer[mine].sum())                   # tokens, for the means
         passed += sum(lengths[row] for row in mine)           # with prompts, for the FLOPs
         for micro in micro_batches(lengths, mine, s.micro_tokens):
-            T = lengths[micro[-1]]                            # the last row is the longest
-            ids, mask, before = tokens[micro, :T], answer[micro, :T], old[micro, :T]
-            real = torch.arange(T, device=ids.device) < ends[micro].unsqueeze(1)
+            some, work = micro or mine[:1], bool(micro)       # none: one in which nothing counts
+            T = lengths[some[-1]]                             # the last row is the longest
+            ids, mask, before = tokens[some, :T], answer[some, :T] & work, old[some, :T]
+            real = (torch.arange(T, device=ids.device) < ends[some].unsqueeze(1)) & work
             new, entropy = logprobs(model, ids, mask, real, s.temperature)
             value, weight, held = OBJECTIVES[s.objective](
-                new, before, advantage[micro], mask.float(), batch, s)
+                new, before, advantage[some], mask.float(), batch, s)
             kl = torch.zeros_like(new)
             if s.beta:
                 with torch.no_grad():
@@ -408,12 +557,12 @@ def train_rl(model, task, s, seed=0, state=None):
     snapshot() is the state to continue from, to the same bits: all randomness is drawn afresh
     from the seed and the step.
     """
-    optimizers, reference = make_optimizer(model, s.lr), copy.deepcopy(model).eval()
+    optimizers, reference = make_optimizer(model, s.lr), twin(model).eval()
     first = state["step"] if state else 0
     if state:
-        reference.load_state_dict(state["reference"])
+        restore(reference, state["reference"])
         for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
+            restore(optimizer, saved)
     for step in range(first, s.steps):
         rng = random.Random(f"{seed}/rl/{step}")  # each stage meets the same problems
         rollout = act(model, task, s, rng, step)
@@ -435,7 +584,7 @@ def train_rl(model, task, s, seed=0, state=None):
 def score(judge, rows, pad_id):
     """(N,) scores of N token lists: the head's output at the last token of each."""
     tokens = pad(rows, pad_id, judge.head.weight.device)
-    ends = torch.tensor([len(row) for row in rows], device=tokens.device)
+    ends = torch.tensor([len(row) for row in rows] or [0], device=tokens.device)
     column = torch.arange(tokens.size(1), device=tokens.device)
     real, last = column < ends.unsqueeze(1), column == ends.unsqueeze(1) - 1
     return judge(tokens, real, at=last).logits.squeeze(-1).float()

@@ -1,22 +1,23 @@
-"""The model: a DeepSeek-V3 transformer in miniature, how one update is made, and on what devices.
+"""The model: a DeepSeek-V3 transformer in miniature, and on what devices.
 
     MLA          multi-head latent attention: keys and values share a small latent (V3 eq 1-11)
     Router       sigmoid affinities, node-limited groups, a bias that balances the load (eq 13-16)
     Experts      stacked weights, tokens sorted by expert, none dropped; MoE adds the shared experts
     MTP          one more block that predicts the token after the next (eq 21-25)
-    Transformer  the whole, with a cache of latents; update() is one optimizer step
-    processes    several hold the model, and each does its share of a step (data parallel)
+    Transformer  the whole, with a cache of latents
+    shard        several processes share a step: data parallel, FSDP, expert parallel
 
 Axes: B batch, T time, C width (dim), H heads, E routed experts, K experts a token, N = B*T tokens.
 
 Departures from V3: no YaRN, no FP8, no pipeline. The latents' norms, which its code has and its
 equations omit, are here. MTP reads the hidden state after the final norm and has a norm of its own
-before the shared head, as the released weights are read. Muon moves the matrices in every
-supervised stage. No weight decay (V3: 0.1); rates fall linearly to 0 (V3: a cosine).
+before the shared head, as the released weights are read.
 """
 import contextlib
+import copy
 import dataclasses
 import datetime
+import functools
 import math
 import os
 import socket
@@ -27,6 +28,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_to_all_single_autograd as all_to_all
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.utils._pytree import tree_map
 
 
 @dataclass(frozen=True)
@@ -110,13 +116,13 @@ class Cache:
     length: int = 0  # columns filled
 
     def keep(self, rows):
-        """The cache of some of the rows, a (B,) mask."""
+        """The cache of some rows, a (B,) mask."""
         return Cache(self.latent[:, rows], self.real[rows], self.length)
 
     def view(self, T):
         """Positions (B, T) of the last T columns, and what each may see (B, 1, T, S)."""
-        column, real = torch.arange(self.length, device=self.real.device), self.real
-        query, real = column[-T:].unsqueeze(-1), real[:, :self.length]               # (T, 1)
+        real, column = self.real[:, :self.length], torch.arange(self.length).to(self.real.device)
+        query = column[-T:].unsqueeze(-1)                                            # (T, 1)
         visible = (column <= query) & real[:, None, None] | (column == query)
         return (real.cumsum(1)[:, -T:] - 1).clamp(min=0), visible
 
@@ -244,18 +250,22 @@ class Experts(nn.Module):
         self.w2 = nn.Parameter(torch.empty(E, C, I))
 
     def forward(self, x_NC, gates_NK, chosen_NK):
-        """The gated sum of each token's experts (N, C). Sorted by expert: one product each."""
+        """The gated sum of each token's experts (N, C)."""
         order = chosen_NK.flatten().argsort(stable=True)               # (N*K,) pairs, by expert
         token = order // chosen_NK.size(1)
         counts = chosen_NK.flatten().bincount(minlength=len(self.w2))  # where 0, a zero gradient
-        ends = counts.cumsum(0).int()
         kind = x_NC.device.type                                        # no autocast of grouped_mm
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NC.dtype
-        x, w13, w2 = x_NC[token].to(dtype), self.w13.to(dtype), self.w2.to(dtype)
-        gate, up = F.grouped_mm(x, w13.transpose(1, 2), offs=ends).chunk(2, -1)
-        y = F.grouped_mm(F.silu(gate) * up, w2.transpose(1, 2), offs=ends)
+        y = where_they_lie(self, x_NC[token].to(dtype), counts)
         y = y * gates_NK.flatten()[order].unsqueeze(-1)
         return torch.zeros_like(x_NC, dtype=y.dtype).index_add(0, token, y)
+
+    def products(self, x_MC, counts_E):
+        """What experts make of rows sorted by expert, counts_E each: (M, C). One product each."""
+        w13, w2 = (own(w).to(x_MC.dtype).transpose(1, 2) for w in (self.w13, self.w2))
+        ends = counts_E.cumsum(0).int()
+        gate, up = F.grouped_mm(x_MC, w13, offs=ends).chunk(2, -1)
+        return F.grouped_mm(F.silu(gate) * up, w2, offs=ends)
 
 
 class MoE(nn.Module):
@@ -340,7 +350,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config, self.compute_dtype = config, torch.float32
+        self.config, self.compute_dtype, self.layout = config, torch.float32, None
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, dense=i < config.n_dense_layers)
                                     for i in range(config.n_layers))
@@ -358,12 +368,11 @@ class Transformer(nn.Module):
         and it grows by T columns. at (B, T): True where logits are wanted, (M, vocabulary)."""
         T, visible = tokens.size(1), None
         if cache is None:
-            real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
+            real = torch.ones_like(tokens).bool() if real is None else real
             position = torch.arange(T, device=tokens.device)
         else:
             cache.length += T
-            if real is not None:
-                cache.real[:, cache.length - T:cache.length] = real
+            cache.real[:, cache.length - T:cache.length] = True if real is None else real
             position, visible = cache.view(T)
         turn = self.turns[position]  # (T, R/2), with a cache (B, T, R/2)
         with self.precision():
@@ -391,135 +400,18 @@ class Transformer(nn.Module):
         return Output(self.head(h[at]), h, loss)
 
 
-# --------------------------------------------------------------------------------------------------
-# Losses
-
-
 def pad(sequences, value, device=None):
-    """A list of N token lists -> (N, T) tensor, padded on the right."""
-    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
+    """N token lists -> (N, T), padded on the right; of none a row, for a process without work."""
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences or [[value] * 2]]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value).to(device)
 
 
-def supervised_loss(model, tokens, real, weight, targets, sequences):
-    """V3's training loss: next token, MTP (eq 24-25) and balance (eq 17). Returns (loss, info).
-
-    tokens (B, T), real (B, T) False at padding, weight (B, T) of predicting each token. targets and
-    sequences count the global batch, so cutting it into micro-batches never changes the gradient.
-    """
-    def nll(logits, shift):
-        wanted = weight[:, shift:] > 0
-        losses = F.cross_entropy(logits.float(), tokens[:, shift:][wanted], reduction="none")
-        return (losses * weight[:, shift:][wanted]).sum() / targets
-    at = F.pad(weight[:, 1:] > 0, (0, 1))      # i predicts token i+1
-    output = model(tokens, real, at=at)
-    loss = main = nll(output.logits, 1)
-    balance = output.balance
-    if model.mtp is not None and model.config.mtp_weight:
-        at = F.pad(weight[:, 2:] > 0, (0, 1))  # and i+2; 1/T, not 1/(T-1)
-        second = model.predict_second(tokens, real, output.hidden, at)
-        loss = loss + model.config.mtp_weight * nll(second.logits, 2)
-        balance = balance + second.balance
-    return loss + balance / sequences, {"loss": main.detach()}
-
-
 # --------------------------------------------------------------------------------------------------
-# One update
-
-
-@torch.no_grad()
-def balance(model, moving=True):
-    """Moves every routing bias by gamma * sign(mean load - load) (V3 section 2.1.2) and forgets the
-    load. Returns the largest max/mean load of any layer, the figure to watch; 0.0 if no load."""
-    worst = 0.0
-    for router in (m for m in model.modules() if isinstance(m, Router)):
-        mean = router.load.mean()
-        if mean > 0:
-            worst = max(worst, float(router.load.max() / mean))
-            router.bias += moving * router.config.bias_speed * torch.sign(mean - router.load)
-        router.load.zero_()
-    return worst
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, each matrix replaced by the nearest orthogonal one (Jordan et al. 2024; Kimi K2).
-
-    torch.optim.Muon takes single matrices; this one also takes stacks of them, as experts have.
-    """
-
-    def __init__(self, parameters, lr, momentum=0.95):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self):
-        """One update; with sqrt(rows / columns), outputs change by a like amount for all shapes."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                average.lerp_(p.grad, 1 - group["momentum"])
-                nesterov = p.grad.lerp(average, group["momentum"])
-                factor = max(1.0, p.size(-2) / p.size(-1)) ** 0.5
-                p.add_(orthogonal(nesterov), alpha=-group["lr"] * factor)
-
-
-def orthogonal(x, rounds=5):
-    """Roughly U V^T of x = U S V^T (.., rows, columns): a quintic Newton-Schulz iteration that
-    drives every singular value to about 1 (between 0.7 and 1.2: fast, not exact)."""
-    tall = x.size(-2) > x.size(-1)
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    plus = torch.addmm if x.dim() == 2 else torch.baddbmm              # beta x + alpha a b
-    for _ in range(rounds):
-        gram = x @ x.mT
-        gram = plus(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        x = plus(x, gram, x, beta=3.4445)
-    return x.mT if tall else x
-
-
-def make_optimizer(model, lr, muon_lr=0.0):
-    """AdamW with V3's betas (section 4.2) on all parameters; with muon_lr, Muon on the matrices
-    between embedding and head (not the router's centroids, which are vectors). Returns a list."""
-    matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and muon_lr
-                and not name.startswith(("embed.", "head.")) and "router" not in name]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    return [adamw, Muon(matrices, muon_lr)] if matrices else [adamw]
-
-
-def learning_rate_at(step, steps, warmup, decay):
-    """The factor on the learning rate: linear from 0 over `warmup` steps, constant, linear to 0
-    over the last share `decay` of `steps`."""
-    left = (steps - step) / (decay * steps) if decay else 1.0
-    return min(1.0, (step + 1) / (warmup + 1), left)
-
-
-def update(model, optimizers, factor=1.0, max_norm=1.0):
-    """One optimizer step from the gradients at hand: clip, step, zero, balance. Returns its log.
-
-    A gradient that is not finite changes nothing, and is counted. All processes step alike."""
-    add_up(model)
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
-    finite = math.isfinite(norm)
-    for optimizer in optimizers if finite else ():
-        for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-        optimizer.step()
-    model.zero_grad()
-    return {"grad_norm": norm if finite else 0.0, "skipped": int(not finite),
-            "expert_load": balance(model, finite)}
-
-
-# --------------------------------------------------------------------------------------------------
-# Devices and checkpoints
-
-FORMAT = 1  # of checkpoints
+# Devices: several processes share each step, and perhaps the weights
 
 
 def world():
-    """(number of this process, of all). Each holds the whole model and does its share of a step."""
+    """(number of this process, of all that share a step)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
@@ -539,10 +431,10 @@ def gather(part):
         return part
     parts = [None] * count
     dist.all_gather_object(parts, part.cpu())
-    whole = part.new_empty(sum(map(len, parts)), *part.shape[1:])
-    for i, rows in enumerate(parts):
-        whole[i::count] = rows.to(whole.device)
-    return whole
+    rows = part.new_empty(sum(map(len, parts)), *part.shape[1:])
+    for i, some in enumerate(parts):
+        rows[i::count] = some.to(rows.device)
+    return rows
 
 
 def total(x):
@@ -559,16 +451,118 @@ def any_of(flag=False):
 
 @torch.no_grad()
 def add_up(model):
-    """Sums gradients and experts' loads over all processes, in one message."""
+    """Sums gradients and experts' loads over the processes that hold the same, in one message each
+    kind. (DistributedDataParallel averages, at every backward pass, what all passes use: here the
+    denominators are global, a step is several passes, and RL leaves MTP without a gradient.)"""
     if world()[1] == 1:
         return
+    kinds = {dist.group.WORLD: [m.load for m in model.modules() if isinstance(m, Router)]}
     for p in model.parameters():
+        if isinstance(p, DTensor) and "experts" not in p.device_mesh.mesh_dim_names:
+            continue  # FSDP has summed it
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    parts = [p.grad for p in model.parameters()]
-    parts += [m.load for m in model.modules() if isinstance(m, Router)]
-    whole = total(torch.cat([part.flatten() for part in parts]))
-    for part, sum_of in zip(parts, whole.split([part.numel() for part in parts])):
-        part.copy_(sum_of.view_as(part))
+        group = p.device_mesh["replicas"].get_group() if isinstance(p, DTensor) else None
+        kinds.setdefault(group or dist.group.WORLD, []).append(own(p.grad))
+    for group, parts in kinds.items():
+        message = torch.cat([part.flatten() for part in parts])
+        dist.all_reduce(message, group=group)
+        for part, sum_of in zip(parts, message.split([part.numel() for part in parts])):
+            part.copy_(sum_of.view_as(part))
+
+
+@functools.cache
+def table(kind, experts):
+    """A DeviceMesh (world / experts, experts): a row holds all experts, a column the same ones."""
+    return dist.init_device_mesh(kind, (world()[1] // experts, experts),
+                                 mesh_dim_names=("replicas", "experts"))
+
+
+def shard(model, device, mode="ddp", experts=1, recompute=False):
+    """Spreads a model over the processes, in place and from outside; steps come out the same. ddp:
+    each holds all weights. fsdp: a part of each, gathered whenever a block needs them (FSDP2), in
+    float32: precision() is the mixed one. experts N > 1: of every MoE N_r / N experts, to which
+    tokens travel, and which FSDP leaves alone. recompute: blocks keep no activations."""
+    model.layout, kept = (mode, experts, recompute), set()
+    if recompute:  # loads are then counted twice, which moves a bias as once
+        model.layers = nn.ModuleList(map(checkpoint_wrapper, model.layers))
+    for module in (m for m in model.modules() if isinstance(m, Experts) and experts > 1):
+        for name, p in list(module.named_parameters()):
+            p = nn.Parameter(distribute_tensor(p.detach().to(device), table(
+                device.type, experts), (Replicate(), Shard(0)), src_data_rank=None))
+            module.register_parameter(name, p)
+            kept.add(p)
+    modules = [*model.layers, *([model.mtp] if model.mtp else []), model]
+    for module in modules if mode == "fsdp" else ():
+        fully_shard(module, mesh=table(device.type, 1)["replicas"], ignored_params=kept)
+        module.set_gradient_divide_factor(1.0)  # sums: the denominators are global
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def place(model, device, dtype=torch.float32, *layout):
+    """The model on a device, spread by shard(); its weights stay float32, it computes in dtype."""
+    model.compute_dtype = dtype
+    if layout:
+        shard(model, torch.device(device), *layout)
+    return model.to(device)
+
+
+def own(x):
+    """What this process holds of a tensor."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def whole(x):
+    """All of a tensor, on every process."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def spread(x, like):
+    """A whole tensor spread over the processes as another is, if they are of one shape."""
+    if not isinstance(like, DTensor) or x.shape != like.shape:
+        return x
+    x = x.to(like.device)
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def where_they_lie(experts, x_MC, counts_E):
+    """experts.products of rows sorted by expert. If the experts lie on several processes, each row
+    goes to where its expert is, and comes back; so do gradients."""
+    if not isinstance(experts.w2, DTensor):
+        return experts.products(x_MC, counts_E)
+    group = experts.w2.device_mesh["experts"].get_group()
+    arriving = torch.empty_like(counts_E)     # (processes * own experts,), by process
+    dist.all_to_all_single(arriving, counts_E, group=group)
+    sent, got = (n.view(group.size(), -1).sum(1).tolist() for n in (counts_E, arriving))
+    counts = arriving.view(group.size(), -1)  # from whom, to which of our experts
+    expert = torch.arange(counts.size(1), device=x_MC.device).repeat(group.size())
+    order = expert.repeat_interleave(arriving).argsort(stable=True)
+    y = experts.products(all_to_all(x_MC, got, sent, group)[order], counts.sum(0))
+    return all_to_all(y[order.argsort()], sent, got, group)
+
+
+@contextlib.contextmanager
+def sampling(model):
+    """Within it FSDP's weights are whole everywhere, gathered once and not once a token. Yields
+    what tells whether to write another token: with experts elsewhere, while any process does."""
+    modules = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    for m in modules:
+        m.set_reshard_after_forward(False, recurse=False)
+        m.unshard()
+    try:
+        yield any_of if model.layout and model.layout[1] > 1 else bool
+    finally:
+        for m in modules:
+            m.set_reshard_after_forward(m is not model, recurse=False)
+            m.reshard()
+
+
+def twin(model):
+    """A copy of a model, spread as it is."""
+    if not any(isinstance(p, DTensor) for p in model.parameters()):
+        return copy.deepcopy(model)
+    other = place(Transformer(model.config), model.turns.device, model.compute_dtype, *model.layout)
+    other.load_state_dict(model.state_dict())
+    return other.train(model.training)
 
 
 @contextlib.contextmanager
@@ -601,6 +595,7 @@ def processes(device, count, command):
         raise UserError("another process of this run is gone, killed or out of memory; the same "
                         "command goes on from the last save") from None
     finally:
+        table.cache_clear()
         if dist.is_initialized():
             dist.destroy_process_group()
         for child in children:
@@ -608,20 +603,24 @@ def processes(device, count, command):
             child.wait()
 
 
+# --------------------------------------------------------------------------------------------------
+# Checkpoints
+
+FORMAT = 1
+
+
 class UserError(ValueError):
     """Something the user can mend; the message is one line."""
 
 
-def place(model, device, dtype=torch.float32):
-    """The model on a device; its weights stay float32, its forward pass computes in dtype."""
-    model.compute_dtype = dtype
-    return model.to(device)
-
-
 def save(path, model, **extra):
-    """Writes a checkpoint whole or not at all: a temporary file, synced, is renamed to `path`."""
+    """Writes a checkpoint whole or not at all: a temporary file, synced, is renamed to `path`. All
+    processes call it, one writes; no trace of how they share the weights is left."""
     record = extra | {"format": FORMAT, "config": dataclasses.asdict(model.config),
-                      "model": model.state_dict()}
+                      "model": dict(model.state_dict())}
+    record = tree_map(lambda x: whole(x).cpu() if isinstance(x, DTensor) else x, record)
+    if not leads():
+        return
     temporary = f"{path}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -634,13 +633,13 @@ def save(path, model, **extra):
             os.remove(temporary)
 
 
-def load(path, device="cpu", dtype=torch.float32):
+def load(path, device="cpu", dtype=torch.float32, *layout):
     """(model, all else that was saved) of a checkpoint, or UserError. Executes nothing in it."""
     try:
-        record = torch.load(path, map_location=device, weights_only=True)
+        record = torch.load(path, map_location="cpu", weights_only=True)
         if (found := record.pop("format")) != FORMAT:
             raise ValueError(f"format {found}, wanted {FORMAT}")
-        model = place(Transformer(Config(**record.pop("config"))), device, dtype)
+        model = Transformer(Config(**record.pop("config")))
         model.load_state_dict(record.pop("model"))
     except Exception as error:  # torch.load meets damage with errors of a dozen types
         if isinstance(error, OSError) and error.filename:
@@ -648,4 +647,4 @@ def load(path, device="cpu", dtype=torch.float32):
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:60]
         raise UserError(f"{path}: damaged, or not a checkpoint of r1mini: replace or delete it "
                         f"[{reason}]") from None
-    return model, record
+    return place(model, device, dtype, *layout), record

@@ -21,7 +21,6 @@ A run folder holds config.json, log.jsonl (without a clock: two runs compare to 
 timing.jsonl, checkpoints, samples.md and report.md. The same command goes on where a run stopped.
 How a command's words become settings is in extras/options.py.
 """
-import copy
 import dataclasses
 import importlib
 import math
@@ -39,8 +38,8 @@ from tqdm import tqdm
 import moe
 import tasks
 from extras.folder import Folder, read_log
-from grpo import (RL, Task, advice, generate, micro_batches, preference_loss, safety_loss, score,
-                  train_rl)
+from grpo import (RL, Task, advice, generate, learning_rate_at, make_optimizer, micro_batches,
+                  preference_loss, restore, safety_loss, score, supervised_loss, train_rl, update)
 from moe import UserError
 
 # -------------------------------------------------------------------------------------------------
@@ -124,7 +123,7 @@ def next_token(model, some, whole):
     """V3's loss on documents: next token, MTP, balance."""
     tokens, real, weight = batch_of(model, some)
     targets = sum(sum(d.weight) for d in whole)
-    loss, info = moe.supervised_loss(model, tokens, real, weight, targets, len(whole))
+    loss, info = supervised_loss(model, tokens, real, weight, targets, len(whole))
     return loss, info["loss"]
 
 
@@ -172,9 +171,9 @@ def train(model, s, draw, seed, state=None, loss=next_token):
     is the state to continue from, to the same bits: each step draws its examples afresh from the
     seed and its own number.
     """
-    optimizers = moe.make_optimizer(model, s.lr, s.muon_lr)
+    optimizers = make_optimizer(model, s.lr, s.muon_lr)
     for optimizer, saved in zip(optimizers, state["optimizers"] if state else ()):
-        optimizer.load_state_dict(saved)
+        restore(optimizer, saved)
     model.train()
     for step in range(state["step"] if state else 0, s.steps):
         rng = random.Random(f"{seed}/train/{step}")
@@ -186,9 +185,9 @@ def train(model, s, draw, seed, state=None, loss=next_token):
             part, share = loss(model, [whole[i] for i in rows], whole)
             part.backward()
             total += float(share)
-        factor = moe.learning_rate_at(step, s.steps, s.warmup, s.decay)
+        factor = learning_rate_at(step, s.steps, s.warmup, s.decay)
         record = {"step": step + 1, "loss": float(moe.total(total)), "tokens": read}
-        yield record | moe.update(model, optimizers, factor), lambda: {
+        yield record | update(model, optimizers, factor), lambda: {
             "step": step + 1, "optimizers": [o.state_dict() for o in optimizers]}
 
 
@@ -339,7 +338,7 @@ def test_stage(folder, stage, model):
 def sft(folder, name, model, s, draw, loss=next_token):
     """A supervised stage: a copy of the model lowers the loss, and is tested."""
     watch = watcher(folder, name, s.dev_every, s.steps)
-    model = folder.stage(name, copy.deepcopy(model), lambda m, state: train(
+    model = folder.stage(name, moe.twin(model), lambda m, state: train(
         m, s, draw, folder.run.seed, state, loss), s.steps, watch)
     test_stage(folder, name, model)
     return model
@@ -366,7 +365,7 @@ def rl(folder, name, model, s, judges=None):
                 encode=lambda problem: tasks.encode_prompt(problem.question), rewards=rewards,
                 measures=tasks.MEASURES, end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
     watch = watcher(folder, name, run.eval.dev_every, s.steps, s)
-    model = folder.stage(name, copy.deepcopy(model), lambda m, state: train_rl(
+    model = folder.stage(name, moe.twin(model), lambda m, state: train_rl(
         m, task, s, run.seed, state), s.steps, watch)
     test_stage(folder, name, model)
     return model
@@ -452,7 +451,7 @@ def base(folder, models):
 def pretrain(folder, name, config, s):
     """A model from random weights, on the base corpus."""
     torch.manual_seed(folder.run.seed)
-    model = moe.place(moe.Transformer(config), folder.options.device, folder.options.dtype)
+    model = folder.place(moe.Transformer(config))
     model = sft(folder, name, model, s, lambda rng: tasks.make_document(rng, folder.run.corpus))
     dev = [r for r in read_log(folder.path) if r["kind"] == "dev" and r["stage"] == name][-1]
     print(f"\n  What {name} does on dev, at temperature 1, by number of operations\n"
@@ -504,7 +503,7 @@ def judge(folder, name, model, draw, loss):
     run = folder.run
     torch.manual_seed(run.seed)
     config = dataclasses.replace(model.config, n_outputs=1, n_mtp_layers=0)
-    scorer = moe.place(moe.Transformer(config), folder.options.device, folder.options.dtype)
+    scorer = folder.place(moe.Transformer(config))
     scorer.load_state_dict({key: weight for key, weight in model.state_dict().items()
                             if not key.startswith(("head.", "mtp."))}, strict=False)
     return folder.stage(name, scorer, lambda m, state: train(
@@ -583,10 +582,10 @@ class Models(dict):
         self.folder = folder
 
     def __missing__(self, name):
-        path, options = self.folder.path / f"{name}.pt", self.folder.options
+        path = self.folder.path / f"{name}.pt"
         if self.folder.run.start and not path.exists():
             path = Path(self.folder.run.start).parent / path.name
-        self[name] = moe.load(path, options.device, options.dtype)[0]
+        self[name] = self.folder.load(path)[0]
         return self[name]
 
 

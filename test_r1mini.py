@@ -100,7 +100,7 @@ def test_bfloat16_is_near_float32():
     model, (tokens, real, weight) = make(n_expert_groups=1, n_limited_groups=1), make_batch()
 
     def losses():
-        loss = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
+        loss = grpo.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
         return torch.stack([loss, -grpo.logprobs(model, tokens, weight > 0, real)[0].mean()])
     exact = losses()
     model = moe.place(model, "cpu", torch.bfloat16)
@@ -164,8 +164,8 @@ def test_balance_moves_each_bias_by_gamma_once():
     router = model.layers[1].ffn.router
     before = router.bias.clone()
     router.load.copy_(torch.tensor([9.0, 0, 3, 3, 1, 4, 1, 3]))
-    assert moe.balance(model) == 3.0
-    assert moe.balance(model) == 0.0
+    assert grpo.balance(model) == 3.0
+    assert grpo.balance(model) == 0.0
     want = before + 1e-3 * torch.tensor([-1.0, 1, 0, 0, 1, -1, 1, 0])
     torch.testing.assert_close(router.bias, want, atol=1e-7, rtol=0)
 
@@ -189,7 +189,7 @@ def test_balance_evens_out_a_skewed_load():
     skew, real, worst = 2 * torch.randn(TINY.dim), torch.ones(8, 256, dtype=torch.bool), []
     for _ in range(80):
         layer(skew + torch.randn(8, 256, TINY.dim), real)
-        worst.append(moe.balance(layer))
+        worst.append(grpo.balance(layer))
     assert worst[0] > 2 and max(worst[-5:]) < 1.3
 
 
@@ -238,7 +238,7 @@ def test_supervised_loss_equals_a_loop():
     """Cross entropy of tokens i+1, mtp_weight times that of i+2, over targets, and balance."""
     model, (tokens, real, weight) = make().train(), make_batch()
     weight = weight * (1 + torch.arange(9) % 3)
-    got, info = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)
+    got, info = grpo.supervised_loss(model, tokens, real, weight, 31.0, 6)
     nll = mtp = balance = 0.0
     for row, w, length in zip(tokens, weight, real.sum(1).tolist()):
         row = row[None, :length]
@@ -263,7 +263,7 @@ def test_gradient_does_not_depend_on_the_micro_batches(alpha):
         model.zero_grad()
         for rows, more in parts:
             batch = [F.pad(x[rows], (0, more)) for x in (tokens, real, weight)]
-            loss, _ = moe.supervised_loss(model, *batch, weight.sum(), 6)
+            loss, _ = grpo.supervised_loss(model, *batch, weight.sum(), 6)
             loss.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -284,7 +284,7 @@ def test_gradient_equals_finite_differences(monkeypatch):
     parameters = list(model.parameters())
 
     def loss():
-        return moe.supervised_loss(model, tokens, real, weight, weight.sum(), 6)[0]
+        return grpo.supervised_loss(model, tokens, real, weight, weight.sum(), 6)[0]
 
     gradient = torch.autograd.grad(loss(), parameters)
     for p, g in zip(parameters, gradient):
@@ -458,12 +458,12 @@ def test_v3_has_the_published_size():
 def test_a_gradient_not_finite_changes_no_weight():
     """One NaN among the gradients, and all weights stay; it is reported and forgotten."""
     model = make()
-    optimizers = moe.make_optimizer(model, 0.1, muon_lr=0.1)
+    optimizers = grpo.make_optimizer(model, 0.1, muon_lr=0.1)
     before = [p.detach().clone() for p in model.parameters()]
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     model.norm.weight.grad[3] = math.nan
-    assert moe.update(model, optimizers)["skipped"] == 1
+    assert grpo.update(model, optimizers)["skipped"] == 1
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
     assert all(p.grad is None for p in model.parameters())
 
@@ -476,7 +476,7 @@ def test_update_clips_to_max_norm():
     flat = torch.cat([p.grad.flatten() for p in model.parameters()])
     before = torch.nn.utils.parameters_to_vector(model.parameters())
     optimizer = torch.optim.SGD([{"params": model.parameters(), "initial_lr": 0.5}], lr=0.5)
-    info = moe.update(model, [optimizer], factor=0.5, max_norm=2.0)
+    info = grpo.update(model, [optimizer], factor=0.5, max_norm=2.0)
     after = torch.nn.utils.parameters_to_vector(model.parameters())
     assert info["grad_norm"] == pytest.approx(float(torch.linalg.norm(flat)), rel=1e-5)
     assert (after - before).norm().item() == pytest.approx(0.5 * 0.5 * 2.0, rel=1e-4)
@@ -488,7 +488,7 @@ def test_orthogonal_is_nearly_the_polar_factor(shape):
     torch.manual_seed(0)
     x = torch.randn(shape) * 100 ** torch.randn(*shape[:-2], 1, 1)  # slices of any scale
     u, _, vh = torch.linalg.svd(x, full_matrices=False)
-    core = u.mT @ moe.orthogonal(x) @ vh.mT
+    core = u.mT @ grpo.orthogonal(x) @ vh.mT
     values = core.diagonal(dim1=-2, dim2=-1)
     assert (core - values.diag_embed()).abs().max() < 1e-3
     assert values.min() > 0.6 and values.max() < 1.3
@@ -498,7 +498,7 @@ def test_muon_equals_torchs():
     """Three steps on each slice of a stack are torch.optim.Muon's on that matrix alone."""
     stack = torch.nn.Parameter(torch.zeros(3, 32, 8))
     alone = [torch.nn.Parameter(torch.zeros(32, 8)) for _ in range(3)]
-    ours, theirs = moe.Muon([stack], 0.1), torch.optim.Muon(alone, 0.1, weight_decay=0.0)
+    ours, theirs = grpo.Muon([stack], 0.1), torch.optim.Muon(alone, 0.1, weight_decay=0.0)
     for step in range(3):
         stack.grad = torch.randn(stack.shape, generator=torch.Generator().manual_seed(step))
         for p, grad in zip(alone, stack.grad):
@@ -510,9 +510,9 @@ def test_muon_equals_torchs():
 def test_learning_rate_by_hand():
     """Warm-up over 9 steps, constant, down to 0 over the last fifth of 100."""
     points = {0: 0.1, 4: 0.5, 9: 1.0, 50: 1.0, 80: 1.0, 90: 0.5, 99: 0.05}
-    got = {step: moe.learning_rate_at(step, 100, 9, 0.2) for step in points}
+    got = {step: grpo.learning_rate_at(step, 100, 9, 0.2) for step in points}
     assert got == pytest.approx(points)
-    assert [moe.learning_rate_at(step, 100, 0, 0.0) for step in (0, 99)] == [1.0, 1.0]
+    assert [grpo.learning_rate_at(step, 100, 0, 0.0) for step in (0, 99)] == [1.0, 1.0]
 
 
 def test_checkpoint_round_trip(tmp_path):
@@ -577,10 +577,10 @@ def test_a_failing_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_a_row_of_one_token_costs_nothing():
     """A row with nothing to predict adds nothing to the loss, and no NaN."""
     model, (tokens, real, weight) = make(balance_alpha=0.0).train(), make_batch()
-    want = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
+    want = grpo.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
     tokens, real, weight = (F.pad(x, (0, 0, 0, 2)) for x in (tokens, real, weight))
     real[-1, 0] = True  # two rows more: one is all padding, one has a single token
-    got = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
+    got = grpo.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
     torch.testing.assert_close(got, want)
 
 
@@ -591,7 +591,7 @@ def test_a_gradient_not_finite_moves_no_bias():
     before = {name: x.clone() for name, x in model.state_dict().items()}
     for p in model.parameters():
         p.grad = torch.full_like(p, math.nan)
-    moe.update(model, moe.make_optimizer(model, 0.1))
+    grpo.update(model, grpo.make_optimizer(model, 0.1))
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert model.layers[1].ffn.router.load.sum() == 0
 
@@ -1499,7 +1499,7 @@ def test_the_denominators_count_each_minibatch_whole(monkeypatch):
         seen.append((batch, int(mask.sum())))
         return grpo.grpo(new, old, advantage, mask, batch, s)
     monkeypatch.setitem(grpo.OBJECTIVES, "grpo", spy)
-    grpo.improve(model, model, moe.make_optimizer(model, 0.0), rollout, s, random.Random(0), 0)
+    grpo.improve(model, model, grpo.make_optimizer(model, 0.0), rollout, s, random.Random(0), 0)
     assert len(seen) == 16
     for half in (seen[:8], seen[8:]):
         assert {batch for batch, _ in half} == {grpo.Batch(8, sum(tokens for _, tokens in half))}
@@ -1519,7 +1519,7 @@ def test_dead_groups_count_and_are_not_learnt_from(monkeypatch):
         seen.append((batch.answers, batch.tokens, float(advantage)))
         return grpo.dr_grpo(new, old, advantage, mask, batch, s)
     monkeypatch.setitem(grpo.OBJECTIVES, "dr_grpo", spy)
-    record = grpo.improve(model, model, moe.make_optimizer(model, 0.0), rollout, s,
+    record = grpo.improve(model, model, grpo.make_optimizer(model, 0.0), rollout, s,
                           random.Random(0), 0)
     assert len(seen) == 12 and {row[:2] for row in seen} == {
         (16, int(rollout.samples.answer.sum()))}
@@ -1938,7 +1938,8 @@ def test_each_stage_learns_from_the_papers_model(graph):
     assert equal(judges[0], finished["helpful"]) and equal(judges[1], finished["safe"])
 
 
-CPU = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, fresh=False, save_every=20)
+CPU = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, fresh=False, save_every=20,
+                      layout=())
 
 
 def run_of(**changes):
@@ -2110,7 +2111,7 @@ def test_a_supervised_step_is_the_same_however_it_is_cut(monkeypatch, name):
     loss, config, draw = LOSSES[name]
     torch.manual_seed(0)
     model, gradients, logged = moe.Transformer(config), [], []
-    monkeypatch.setattr(moe, "update", lambda m, *_: gradients.append(
+    monkeypatch.setattr(r1mini, "update", lambda m, *_: gradients.append(
         [torch.zeros_like(p) if p.grad is None else p.grad for p in m.parameters()]) or {})
     for limit in (1, 400, 10 ** 6):
         twin, s = copy.deepcopy(model), r1mini.Train(steps=1, documents=7, micro_tokens=limit)

@@ -89,14 +89,14 @@ def train_step(model, limit, rows=ROWS, length=LENGTH):
     device = model.head.weight.device
     tokens = torch.randint(model.config.vocab_size, (rows, length), device=device)
     real, weight = torch.ones_like(tokens).bool(), torch.ones_like(tokens).float()
-    optimizers = moe.make_optimizer(model.train(), 1e-3)
+    optimizers = grpo.make_optimizer(model.train(), 1e-3)
 
     def work():
         for some in micro_batches([length] * rows, range(rows), limit):
-            loss, _ = moe.supervised_loss(model, tokens[some], real[some], weight[some],
-                                          rows * (length - 1), rows)
+            loss, _ = grpo.supervised_loss(model, tokens[some], real[some], weight[some],
+                                           rows * (length - 1), rows)
             loss.backward()
-        moe.update(model, optimizers)
+        grpo.update(model, optimizers)
     return work
 
 
@@ -125,7 +125,7 @@ def grpo_parts(model, run, device):
     reference, rng = copy.deepcopy(model).eval(), random.Random(0)
     problems = [r1mini.ask(rng, run, s.levels) for _ in range(QUESTIONS)]
     asked = [p for p in problems for _ in range(GROUP)]
-    prompts, optimizers = r1mini.prompts_of(asked), moe.make_optimizer(model, 1e-6)
+    prompts, optimizers = r1mini.prompts_of(asked), grpo.make_optimizer(model, 1e-6)
     found = {}
 
     def sample():

@@ -208,10 +208,19 @@ class Folder:
             position += len(line)
         return position
 
-    def load(self, path, model):
-        """moe.load of a checkpoint of this very run; UserError if it is of another."""
+    def place(self, model):
+        """A new model on the run's device, in its dtype, spread over its processes."""
         options = self.options
-        loaded, record = moe.load(path, options.device, options.dtype)
+        return moe.place(model, options.device, options.dtype, *options.layout)
+
+    def load(self, path):
+        """(model, all else that was saved) of a checkpoint, placed likewise."""
+        options = self.options
+        return moe.load(path, options.device, options.dtype, *options.layout)
+
+    def resume(self, path, model):
+        """load() of a checkpoint of this very run; UserError if it is of another."""
+        loaded, record = self.load(path)
         if loaded.config != model.config or "log" not in record or (
                 path.name.endswith(".partial.pt") and "optimizers" not in record):
             raise UserError(f"{path} is not of this run: replace or delete it")
@@ -233,9 +242,9 @@ class Folder:
         if final.exists():
             print(f"{name}: finished before, {final}")
             partial.unlink(missing_ok=True)  # a kill came in between
-            return self.load(final, model)[0]
+            return self.resume(final, model)[0]
         if partial.exists():
-            model, state = self.load(partial, model)
+            model, state = self.resume(partial, model)
             print(f"{name}: goes on after step {state['step']} of {steps}")
         self.cut(state["log"] if state else self.begun(name))
         moe.any_of()
@@ -257,13 +266,13 @@ class Folder:
                                     "and start it with another --out")
                 kept = {"log": self.position(), "preset": self.run.preset}
                 stop = moe.any_of(self.stop)
-                if record["step"] == steps and moe.leads():
+                if record["step"] == steps:
                     moe.save(final, model, **kept)
-                    partial.unlink(missing_ok=True)
+                    if moe.leads():
+                        partial.unlink(missing_ok=True)
                 elif (stop or record["step"] % every == 0) and not skipped:
                     saved = record["step"]
-                    if moe.leads():
-                        moe.save(partial, model, **kept, **snapshot())
+                    moe.save(partial, model, **kept, **snapshot())
                 self.clock(name, record["step"], began, record["tokens"], worked)
                 shown = {k: record[k] for k in ("loss", "accuracy", "length") if k in record}
                 speed = {"tok/s": f"{record['tokens'] / worked:.0f}"}

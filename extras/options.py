@@ -193,6 +193,12 @@ def parser():
         help="that share each step on this machine; 0: on a CPU one a thread, four at most")
     add = running.add_argument
     add("--out", help="the run's folder; default runs/PRESET")
+    add("--parallel", choices=["none", "ddp", "fsdp"], default="ddp",
+        help="how processes hold the model: each the whole (ddp), or each a part of every weight")
+    add("--expert-parallel", type=int, default=1, metavar="N",
+        help="N processes share the routed experts; tokens travel to them")
+    add("--recompute", action="store_true",
+        help="keep no activations within a block: less memory, a third more time")
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=20, help="steps between saves")
     add("--fresh", action="store_true", help="delete the folder's run and start over")
@@ -277,10 +283,28 @@ def prepare(options):
         threads = options.threads or THREADS
         several = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or getattr(options, "processes", 1)
         if not several:  # micro's steps are shorter than messages
-            busy = options.device.type == "cpu" and options.preset != "micro"
+            busy = options.device.type == "cpu" and options.preset != "micro" and \
+                getattr(options, "parallel", "") != "none"
             several = min(4, threads) if busy else 1
         torch.set_num_threads(max(1, threads // several))
         options.processes = several
+        if hasattr(options, "parallel"):
+            options.layout = layout_of(options, int(os.environ.get("WORLD_SIZE", 0)) or several)
+
+
+def layout_of(options, count):
+    """What moe.place() is told of how `count` processes hold a model; nothing if each holds all.
+    UserError if they cannot."""
+    mode, experts = options.parallel, options.expert_parallel
+    if mode == "none" and count > 1:
+        raise UserError(f"--parallel none is for one process, here are {count}")
+    if mode == "fsdp" and count == 1:
+        raise UserError("--parallel fsdp spreads the weights over several processes: give "
+                        "--processes, or start by torchrun")
+    if experts < 1 or count % experts:
+        raise UserError(f"--expert-parallel {experts} must divide the number of processes, {count}")
+    plain = mode != "fsdp" and experts == 1 and not options.recompute
+    return () if plain else (mode, experts, options.recompute)
 
 
 def excuse(error, options=None):
@@ -381,6 +405,10 @@ def plan(options):
     start, data = (getattr(options, name, None) or "" for name in ("start", "data"))
     run = resolve(options.preset, options.set, seed=options.seed, start=start, data_file=data,
                   device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
+    for part, m in (("model", run.model), ("student", run.student)):
+        if m.n_dense_layers < m.n_layers and m.n_routed_experts % options.expert_parallel:
+            raise UserError(f"--expert-parallel {options.expert_parallel} must divide "
+                            f"{part}.n_routed_experts, {m.n_routed_experts}")
     stages = list(r1mini.STAGES)
     last = stages[-1] if options.command in ("all", "distill") else options.command
     names = stages[:stages.index(last) + 1]

@@ -55,8 +55,8 @@ RUNS = {
                   for dim, steps in POINTS],
     "parts": [(f"parts-{name}-{{seed}}", f"base --set {words}") for name, words in PARTS.values()],
 }
-MEASURED = ("compute", "program", "baseline", "scale", "speed")
-SEEDS = {"base": range(10), "scale": (0,)}  # others: 0, 1, 2
+MEASURED = ("compute", "program", "baseline", "scale", "layouts", "speed")
+SEEDS = {"base": range(10), "scale": (0,), "layouts": (0,), "speed": (0,)}  # others: 0, 1, 2
 
 
 def main(options):

@@ -1,0 +1,135 @@
+"""Tests of models spread over processes: real ones, with gloo, against one process."""
+import dataclasses
+import random
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+import grpo
+import moe
+import r1mini
+import tasks
+from extras import layouts
+
+TWO, FOUR = ([layouts.name_of(layout) for layout in layouts.LAYOUTS[n]] for n in (2, 4))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A folder with what one process made."""
+    folder = tmp_path_factory.mktemp("layouts")
+    layouts.launch(1, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(one):
+    """The folder, with what two processes made."""
+    layouts.launch(2, one)
+    return one
+
+
+@pytest.fixture(scope="module")
+def four(one):
+    """The folder, with what four processes made."""
+    layouts.launch(4, one)
+    return one
+
+
+def layout_named(name):
+    """The layout of a name."""
+    return next(x for some in layouts.LAYOUTS.values() for x in some if layouts.name_of(x) == name)
+
+
+def test_recomputing_changes_no_bit(one):
+    """Activations thrown away and computed again are the same, and loads counted twice move the
+    routing bias as once."""
+    assert set(layouts.compare(layouts.LAYOUTS[1][1], one).values()) == {0.0}
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_two_processes_take_the_steps_of_one_in_every_layout(two, name):
+    """Weights after pretraining and GRPO, figures, answers, checkpoints there and back: 1e-5."""
+    found = layouts.compare(layout_named(name), two)
+    assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOUR)
+def test_four_processes_take_the_steps_of_one_in_every_layout(four, name):
+    """The same of four."""
+    found = layouts.compare(layout_named(name), four)
+    assert max(found.values()) < 1e-5, found
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 5), st.integers(1, 120))
+def test_all_processes_make_as_many_passes(lengths, count, limit):
+    """Of rows dealt to 1..5 processes each goes once, every process has as many lists, none but the
+    last is without a row, and each is within the limit or of one row."""
+    dealt = []
+    for number in range(count):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(moe, "world", lambda: (number, count))
+            patch.setattr(grpo, "world", lambda: (number, count))
+            dealt.append(list(grpo.micro_batches(lengths, range(len(lengths)), limit)))
+    assert len({len(lists) for lists in dealt}) == 1
+    assert Counter(row for lists in dealt for rows in lists for row in rows) == Counter(
+        range(len(lengths)))
+    for lists in dealt:
+        assert all(lists[:-1])
+        assert all(len(rows) <= 1 or len(rows) * max(lengths[r] for r in rows) <= limit
+                   for rows in lists)
+
+
+@pytest.mark.parametrize("name", ["next_token", "pairwise", "pointwise"])
+def test_a_process_without_work_adds_nothing(name):
+    """No examples: a whole pass, a loss and gradients of 0, no load, so no bias moves."""
+    config = dataclasses.replace(moe.PRESETS["micro"], vocab_size=tasks.VOCAB_SIZE)
+    if name != "next_token":
+        config = dataclasses.replace(config, n_outputs=1, n_mtp_layers=0)
+    model = moe.Transformer(config)
+    draw = {"next_token": lambda rng: tasks.make_document(rng, tasks.Corpus()),
+            "pairwise": tasks.helpful_pair, "pointwise": tasks.labelled_response}[name]
+    loss, logged = getattr(r1mini, name)(model, [], [draw(random.Random(0))])
+    loss.backward()
+    assert loss.item() == float(logged) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    assert not any(m.load.any() for m in model.modules() if isinstance(m, moe.Router))
+
+
+@pytest.mark.slow
+def test_a_run_begun_in_one_layout_ends_in_another(tmp_path):
+    """Pretraining and GRPO by FSDP with shared experts, stopped on the way and ended by one
+    process: weights of one process alone."""
+    common = ["--preset", "micro", "--set", "base.steps=4", "zero.steps=2", "eval.dev_problems=2",
+              "--save-every", "1"]
+    spread = ["--processes", "2", "--parallel", "fsdp", "--expert-parallel", "2"]
+    assert r1mini.main(["zero", *common, "--out", str(tmp_path / "one")]) == 0
+    clock = r1mini.Folder.clock
+
+    def stop(self, stage, step, *rest):
+        clock(self, stage, step, *rest)
+        self.stop = (stage, step) == ("zero", 1) or self.stop
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(r1mini.Folder, "clock", stop)
+        assert r1mini.main(["zero", *common, *spread, "--out", str(tmp_path / "two")]) == 130
+    assert (tmp_path / "two/zero.partial.pt").exists()
+    assert r1mini.main(["zero", *common, "--out", str(tmp_path / "two")]) == 0
+    for stage in ("base", "zero"):
+        assert layouts.apart(*(tmp_path / run / f"{stage}.pt" for run in ("one", "two"))) < 1e-5
+
+
+@pytest.mark.parametrize("words, said", [
+    ("--parallel fsdp --processes 1", "--parallel fsdp spreads the weights"),
+    ("--parallel none --processes 2", "--parallel none is for one process, here are 2"),
+    ("--expert-parallel 2 --processes 3", "must divide the number of processes, 3"),
+    ("--expert-parallel 0", "must divide the number of processes, 1"),
+    ("--expert-parallel 3 --processes 3", "must divide model.n_routed_experts, 4")])
+def test_layouts_that_make_no_sense_are_one_clear_line(tmp_path, capsys, words, said):
+    """Exit code 2, one line that says what is wrong, and no folder."""
+    out = tmp_path / "run"
+    assert r1mini.main(["base", "--preset", "micro", *words.split(), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not out.exists()
