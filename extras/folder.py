@@ -136,12 +136,12 @@ class Folder:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def log(self, record, name="log.jsonl"):
-        """Appends a record to log.jsonl. One process writes, all wait."""
+        """Appends a record to log.jsonl. One process writes; none reads it before all have met
+        again, to make the next step or to evaluate."""
         if moe.leads():
             self.append(record, name)
             if name == "log.jsonl":
                 self.draw([record])
-        moe.any_of()
 
     def draw(self, records=None):
         """Shows records to TensorBoard; or all of log.jsonl afresh, in place of what was shown."""
@@ -181,11 +181,11 @@ class Folder:
         peak = float(moe.total(torch.tensor(peak_gib()).double()))  # of all processes
         self.log(record | {"peak_gib": round(peak, 3)}, "timing.jsonl")
 
-    def position(self):
-        """Bytes of log.jsonl so far, safe on disk; a checkpoint remembers them."""
+    def kept(self):
+        """What a checkpoint remembers of the run: the bytes of log.jsonl so far, safe on disk."""
         with open(self.path / "log.jsonl", "ab") as file:
             os.fsync(file.fileno())
-            return file.tell()
+            return {"log": file.tell(), "preset": self.run.preset}
 
     def cut(self, position, name="log.jsonl"):
         """Shortens log.jsonl: what came after will be done, and logged, again."""
@@ -257,22 +257,21 @@ class Folder:
                 worked = time.monotonic() - started
                 self.log({"kind": name} | record)
                 watch(model, record, bar)
-                none = record["skipped"] and not record["grad_norm"]  # of this step's updates done
+                none = record.get("skipped") and not record["grad_norm"]  # of this step's updates done
                 skipped = skipped + record["skipped"] if none else 0
                 if skipped >= PATIENCE:
                     kept = f"{partial} is of step {saved}" if saved else "none of it was saved"
                     raise UserError(f"{name}: {skipped} updates in a row were skipped, as their "
                                     f"gradients were not finite; before them, {kept}. Lower its lr "
                                     "and start it with another --out")
-                kept = {"log": self.position(), "preset": self.run.preset}
                 stop = moe.any_of(self.stop)
                 if record["step"] == steps:
-                    moe.save(final, model, **kept)
+                    moe.save(final, model, **self.kept())
                     if moe.leads():
                         partial.unlink(missing_ok=True)
                 elif (stop or record["step"] % every == 0) and not skipped:
                     saved = record["step"]
-                    moe.save(partial, model, **kept, **snapshot())
+                    moe.save(partial, model, **self.kept(), **snapshot())
                 self.clock(name, record["step"], began, record["tokens"], worked)
                 shown = {k: record[k] for k in ("loss", "accuracy", "length") if k in record}
                 speed = {"tok/s": f"{record['tokens'] / worked:.0f}"}

@@ -4,7 +4,6 @@ import random
 from collections import Counter
 
 import pytest
-import torch
 from hypothesis import given, strategies as st
 
 import grpo

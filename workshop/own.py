@@ -4,7 +4,6 @@
 
 The base reads documents that are right three times in ten; RL is told what is right, by rule.
 """
-import random
 import sys
 from pathlib import Path
 
