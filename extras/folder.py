@@ -257,7 +257,7 @@ class Folder:
                 worked = time.monotonic() - started
                 self.log({"kind": name} | record)
                 watch(model, record, bar)
-                none = record.get("skipped") and not record["grad_norm"]  # of this step's updates done
+                none = record.get("skipped") and not record["grad_norm"]  # of this step's updates
                 skipped = skipped + record["skipped"] if none else 0
                 if skipped >= PATIENCE:
                     kept = f"{partial} is of step {saved}" if saved else "none of it was saved"

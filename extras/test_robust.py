@@ -363,13 +363,13 @@ def test_a_folder_not_to_be_written_is_named(run, capsys, where):
 
 def poison(monkeypatch, bad):
     """Gives some of a run's updates, counted from 1, a nan, and all others a gradient."""
-    count, update = iter(range(1, 999)), moe.update
+    count, update = iter(range(1, 999)), grpo.update
 
     def poisoned(model, *rest):
         value = math.nan if next(count) in bad else 1.0
         model.norm.weight.grad = torch.full_like(model.norm.weight, value)
         return update(model, *rest)
-    monkeypatch.setattr(moe, "update", poisoned)
+    monkeypatch.setattr(r1mini, "update", poisoned)
     monkeypatch.setattr(grpo, "update", poisoned)
 
 
