@@ -67,7 +67,7 @@ def run(path, *more, killed=None, stages=("base", "zero")):
     def loop(model, state):
         for step in range(state["step"] if state else 0, 7):
             yield ({"step": step + 1, "loss": 1 / (step + 1), "tokens": 5, "none": None},
-                   lambda: {"step": step + 1})
+                   lambda: {"step": step + 1, "optimizers": []})
 
     for stage in stages:
         def watch(model, record, bar):
