@@ -431,5 +431,5 @@ def plan(options):
         load_stage(path, name, run)
     timed = options.preset == "nano" and options.command == "all" and not (
         options.set or options.only)
-    options.expected = "15 to 25 minutes and 1 GiB on two cores; " * (timed and not start)
+    options.expected = "15 to 25 minutes and 2 GiB on two cores; " * (timed and not start)
     return run, names
