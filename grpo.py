@@ -29,6 +29,7 @@ Departures and choices, where the papers (DeepSeekMath, R1) differ or are silent
 """
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ from moe import (Router, UserError, add_up, gather, make_cache, own, pad, sampli
 class RL:
     """Settings of the loop; in brackets R1-Zero's own, or R1's where that is said."""
     steps: int = 30                 # rollouts [650]
-    problems: int = 32              # P, questions a rollout [512]
+    problems: int = 24              # P, questions a rollout [512]
     group_size: int = 16            # G, answers a question [16]
     minibatches: int = 2            # updates a rollout [16]
     max_new_tokens: int = 200       # an answer longer than this is cut off [32768]
@@ -67,6 +68,7 @@ class RL:
     general_from: float = 0.75      # share of the steps before they join [R1: 1300 of 1700]
     levels: tuple[int, ...] = (3, 4, 5, 6)  # levels of the problems, drawn evenly
     micro_tokens: int = 2048        # tokens in one forward pass; memory only, never the result
+    dev_every: int = 5              # rollouts between evaluations on dev
 
 
 # What a method changes beside its objective (Dr. GRPO, section 3; DAPO, section 3; GSPO).
@@ -477,18 +479,22 @@ def chosen_rows(rollout, s):
 
 
 def micro_batches(lengths, rows, limit):
-    """Cuts rows into lists of like length, of `limit` tokens at most with padding (or one row). Of
-    several processes each takes its share of every list, in as many passes as the others: under
-    FSDP each pass needs them all. Of the last list a share may be empty."""
-    rows, count, batch = sorted(rows, key=lambda r: (lengths[r], r)), world()[1], []
-    for i in range(0, len(rows), count):
-        some = rows[i:i + count]  # one a process
-        if batch and (len(batch) // count + 1) * lengths[some[-1]] > limit:
-            yield share(batch)
-            batch = []
-        batch += some
-    if batch:
-        yield share(batch)
+    """Cuts rows into lists of like length, of `limit` tokens at most with padding (or one row), and
+    returns this process' share of them. All make as many passes, since under FSDP each pass needs
+    them all: a last list may be empty."""
+    rows, count = sorted(rows, key=lambda r: (lengths[r], r)), world()[1]
+
+    def cut(limit):
+        lists = [[]]
+        for row in rows:
+            if lists[-1] and (len(lists[-1]) + 1) * lengths[row] > limit:
+                lists.append([])
+            lists[-1].append(row)
+        return lists
+    passes = math.ceil(len(cut(limit)) / count) * count
+    evenest = 1 + bisect_left(range(1, limit), -passes, key=lambda fewer: -len(cut(fewer)))
+    lists = cut(evenest)  # no process waits long for another
+    return share(lists + [[]] * (passes - len(lists)))
 
 
 def improve(model, reference, optimizers, rollout, s, rng, step):

@@ -49,7 +49,7 @@ from moe import UserError
 @dataclass(frozen=True)
 class Train:
     """Settings of the supervised loop."""
-    steps: int = 1200
+    steps: int = 900
     documents: int = 80            # a step
     lr: float = 1e-2               # AdamW: embedding, head, norms, router
     muon_lr: float = 1e-2          # Muon: the matrices between; 0: AdamW for all
@@ -63,13 +63,12 @@ class Train:
 class Evaluation:
     """How a model is asked. Choices are made on dev; test is for what is reported."""
     problems: int = 500            # test problems, evenly over the levels
-    samples: int = 16              # answers to each, of base, zero and r1
-    samples_between: int = 4       # ... of the stages between, and of the students
+    samples: int = 16              # answers to each: of base and zero, and as R1 is evaluated
+    samples_between: int = 4       # ... of later stages and students, and to longer problems
     temperature: float = 0.6       # as R1 is evaluated (R1 v1 section 3)
     top_p: float = 0.95
     longer: int = 100              # test problems of each of the two levels above any in training
-    dev_problems: int = 64
-    dev_every: int = 5             # RL steps between evaluations on dev, at temperature 1
+    dev_problems: int = 64         # between steps, at temperature 1
     rows: int = 2048               # answers sampled at a time; their random numbers hang on it
 
 
@@ -101,13 +100,14 @@ class Run:
     zero: RL = field(default_factory=RL)
     dev1: Train = Train(steps=20, documents=48, lr=2e-3, muon_lr=2e-3)  # 50 leave no mixing
     dev2: RL = RL(steps=14, language_weight=0.5)
-    dev3: Train = Train(steps=150, documents=64, lr=5e-3, muon_lr=5e-3)
+    dev3: Train = Train(steps=120, documents=64, lr=5e-3, muon_lr=5e-3)
     judge: Train = Train(steps=60, documents=64, lr=5e-3, muon_lr=5e-3)  # both reward models
-    r1: RL = RL(steps=20, language_weight=0.5, temperature=0.7, general=0.5, lr=1e-4)
+    r1: RL = RL(steps=20, language_weight=0.5, temperature=0.7, general=0.5, lr=1e-4,
+               dev_every=10)
     student_base: Train = Train(steps=400)
-    distill: Train = Train(steps=250, documents=64)
-    student_rl: RL = RL(steps=130)
-    distill_rl: RL = RL(steps=12, lr=1e-4)
+    distill: Train = Train(steps=200, documents=64)
+    student_rl: RL = RL(steps=140, dev_every=28)
+    distill_rl: RL = RL(steps=12, lr=1e-4, dev_every=6)
     data: Data = field(default_factory=Data)
     eval: Evaluation = field(default_factory=Evaluation)
 
@@ -307,7 +307,8 @@ def watcher(folder, stage, every, steps, settings=None):
 
 def test_stage(folder, stage, model):
     """A stage's figures on held-out problems: at temperature 1; for base, zero and r1 also as R1
-    was evaluated, and on problems longer than any in training; from zero to r1, general prompts."""
+    was evaluated, and so on problems longer than any in training; from zero to r1, general prompts.
+    """
     run, s, levels = folder.run, folder.run.eval, folder.run.zero.levels
     done = sum(r["kind"] in ("test", "general") and r["stage"] == stage
                for r in read_log(folder.path))
@@ -315,14 +316,14 @@ def test_stage(folder, stage, model):
     problems = tasks.make_problems("test", s.problems, levels, run.corpus.products)
     longer = tasks.make_problems("test", 2 * s.longer, (longest + 1, longest + 2),
                                  run.corpus.products)
-    samples, plans = s.samples_between, [("test", problems, 1.0, 1.0)]
+    first = s.samples if stage in ("base", "zero") else s.samples_between
+    plans = [("test", problems, first, 1.0, 1.0)]
     if stage in ("base", "zero", "r1"):
-        samples = s.samples
-        plans += [("test", problems, s.temperature, s.top_p),
-                  ("longer", longer, s.temperature, s.top_p)]
+        plans += [("test", problems, s.samples, s.temperature, s.top_p),
+                  ("longer", longer, s.samples_between, s.temperature, s.top_p)]
     if stage in ("zero", "dev1", "dev2", "dev3", "r1"):
-        plans.append(("general", None, 1.0, 1.0))
-    for name, asked, temperature, top_p in tqdm(plans[done:], f"test {stage}",
+        plans.append(("general", None, 0, 1.0, 1.0))
+    for name, asked, samples, temperature, top_p in tqdm(plans[done:], f"test {stage}",
                                                 disable=done == len(plans)):
         folder.check()
         began = time.monotonic()
@@ -364,7 +365,7 @@ def rl(folder, name, model, s, judges=None):
     task = Task(sample=sample, decode=tasks.decode,
                 encode=lambda problem: tasks.encode_prompt(problem.question), rewards=rewards,
                 measures=tasks.MEASURES, end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
-    watch = watcher(folder, name, run.eval.dev_every, s.steps, s)
+    watch = watcher(folder, name, s.dev_every, s.steps, s)
     model = folder.stage(name, moe.twin(model), lambda m, state: train_rl(
         m, task, s, run.seed, state), s.steps, watch)
     test_stage(folder, name, model)
@@ -570,7 +571,7 @@ def distill_rl(folder, models):
 STAGES = {stage.__name__: stage for stage in (
     base, zero, dev1, dev2, dev3, helpful, safe, r1, student, distill, distill_logits, student_rl,
     student_rl_no_format, distill_rl)}
-ABLATIONS = {"student_rl_no_format"}  # run by --only, and in the study r1
+ABLATIONS = {"distill_logits", "student_rl_no_format"}  # run by --only, and in the study r1
 
 
 class Models(dict):

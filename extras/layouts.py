@@ -17,6 +17,7 @@ import moe
 import r1mini
 import tasks
 from extras.report import table
+from extras.study import once
 
 SETTINGS, NEEDS, STAGES = (), (), ()  # of a study
 ONE = (1, "none", 1, False)
@@ -140,11 +141,12 @@ def compare(layout, folder):
 
 def measure(folder):
     """The differences of every layout, by key such as 4-fsdp-2.base, and the largest of all."""
-    folder = folder.path
-    for count in LAYOUTS:
-        launch(count, folder)
-    found = {f"{name_of(layout)}.{key}": x for layouts in LAYOUTS.values() for layout in layouts
-             if layout != ONE for key, x in compare(layout, folder).items()}
+    def work():
+        for count in LAYOUTS:
+            launch(count, folder.path)
+        return {f"{name_of(layout)}.{key}": x for layouts in LAYOUTS.values() for layout in layouts
+                if layout != ONE for key, x in compare(layout, folder.path).items()}
+    found = once(folder, "layouts", work)
     return found | {"layouts.max_relative_difference": max(found.values())}
 
 

@@ -30,7 +30,7 @@ TRAINING = {
     "micro": {"base.steps": 20, "base.documents": 16, "base.dev_every": 10, "zero.steps": 4,
               "zero.problems": 4, "zero.group_size": 4, "zero.max_new_tokens": 48,
               "zero.reference_every": 2, "eval.problems": 8, "eval.samples": 4, "eval.longer": 2,
-              "eval.dev_problems": 4, "eval.dev_every": 2, "data.cold_start": 8,
+              "eval.dev_problems": 4, "zero.dev_every": 2, "data.cold_start": 8,
               "data.rejection": 8, "data.distill": 8, "data.prompts": 2, "data.stand_in": True,
               "student.dim": 16},
     "nano": {},

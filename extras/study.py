@@ -18,7 +18,7 @@ import torch
 
 import moe
 import r1mini
-from extras import options as command_line, webpage
+from extras import choices, options as command_line, webpage
 from extras.figures import scatter, sheet
 from extras.folder import Folder, read_log
 from extras.report import cell, commit, of_flops, of_times, report, table
@@ -31,7 +31,7 @@ POINTS = ((48, 250), (64, 500), (64, 800))
 # What the mixture and MTP buy: bases that take the same products, 6 a parameter in use and token,
 # MTP's included. A dense layer is as wide as the experts a token uses; without MTP more is read.
 PARTS = {"mixture and MTP": ("both", "model.n_mtp_layers=1"),
-         "mixture alone": ("mixture", "model.n_mtp_layers=0 base.steps=1766"),
+         "mixture alone": ("mixture", "model.n_mtp_layers=0 base.steps=1325"),
          "dense, and MTP": ("dense", "model.n_dense_layers=3")}
 # Each study is a list of runs: an output folder, before it perhaps NAME= as report takes it, and
 # the words of its command.
@@ -41,8 +41,9 @@ RUNS = {
         (name + "-{seed}", "zero --from runs/zero-{seed}/base.pt "
          f"--set zero.objective={name} eval.longer=1") for name in OTHERS],
     "r1": [("r1-{seed}", "all"),
-           ("noformat-{seed}",
-            "distill --from runs/r1-{seed}/student.pt --only student_rl_no_format"),
+           ("ablations-{seed}",
+            "distill --from runs/r1-{seed}/r1.pt --data runs/r1-{seed}/distill.jsonl "
+            "--only student_rl_no_format distill_logits"),
            ("no_language_reward=nolang-{seed}",
             "dev2 --from runs/r1-{seed}/dev1.pt --set dev2.language_weight=0")],
     # Styles mix languages equally often, but a longer one shows it more: compare within one.
@@ -50,10 +51,11 @@ RUNS = {
     "threshold": [(f"threshold-{dim}-{steps}-{{seed}}",
                    "distill --from runs/r1-{seed}/r1.pt --only student student_rl distill "
                    f"--set student.dim={dim} student.inter_dim={3 * dim} "
-                   f"student_base.steps={steps} student_rl.steps={60 if dim > 48 else 130}")
+                   f"student_base.steps={steps} student_rl.steps={80 if dim > 48 else 140}")
                   # at least distillation's FLOPs: a narrow student's answers shrink to eight tokens
                   for dim, steps in POINTS],
     "parts": [(f"parts-{name}-{{seed}}", f"base --set {words}") for name, words in PARTS.values()],
+    "choices": choices.RUNS,  # beside study r1
 }
 MEASURED = ("compute", "program", "baseline", "scale", "layouts", "speed")
 SEEDS = {"base": range(10), "scale": (0,), "layouts": (0,), "speed": (0,)}  # others: 0, 1, 2
@@ -277,4 +279,5 @@ def parts_page(rows, notes):
             "embedding's not, and tokens read. Seconds: of training with its evaluations on dev."]
 
 
-PAGES = {"threshold": (threshold, threshold_page), "parts": (parts, parts_page)}
+PAGES = {"threshold": (threshold, threshold_page), "parts": (parts, parts_page),
+         "choices": (choices.measure, choices.page)}

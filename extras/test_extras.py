@@ -86,7 +86,7 @@ def test_presets_make_sense(preset):
 
 
 @pytest.mark.parametrize("argv, names", [
-    ([], "base zero dev1 dev2 dev3 helpful safe r1 student distill distill_logits student_rl "
+    ([], "base zero dev1 dev2 dev3 helpful safe r1 student distill student_rl "
          "distill_rl"),
     (["base"], "base"), (["zero"], "base zero"), (["dev3"], "base zero dev1 dev2 dev3"),
     (["r1"], "base zero dev1 dev2 dev3 helpful safe r1"),

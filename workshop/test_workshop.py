@@ -142,10 +142,14 @@ def test_each_experiment_runs(name, tmp_path, monkeypatch):
     record = measure.run(name, EXPERIMENTS[name])
     end = {key: list(measure.row(record, key).values())[-1]
            for key in (*record["dev"], *record["steps"])}
-    assert {"plain": end["pass@1"] > 0.6, "pad_is_eos": end["cut_off"] > 0.9,
-            "format_only": end["format"] > 0.95 and end["pass@1"] < 0.4,
-            "softmax_router": end["expert_load"] > 2.5,
-            "language": end["language"] > 0.9}.get(name, end["pass@1"] > 0)
+    assert {"plain": lambda: end["pass@1"] > 0.6 and end["length"] > 60,
+            "short_pays": lambda: end["length"] < 20 and end["pass@1"] < 0.3,
+            "format_only": lambda: end["format"] > 0.95 and end["pass@1"] < 0.3,
+            "language": lambda: end["language"] > 0.9,
+            "pretraining": lambda: end["cut_off"] < 0.1,
+            "pad_is_eos": lambda: end["cut_off"] > 0.7 and end["pass@1"] == 0,
+            "softmax_router": lambda: end["expert_load"] > 2.5,
+            }.get(name, lambda: end["pass@1"] > 0.4)()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,0 +1,75 @@
+"""study choices: how soon Zero is right on 85% of dev, from random weights, by recipe.
+
+    python r1mini.py study choices
+
+Each recipe is the default's with one change. What it costs to come there is counted in operations
+(report.FLOPS), which a busy machine does not change; RL stops at the step where it is there.
+"""
+from extras.folder import read_log
+from extras.report import cell, of_flops, table
+
+LIMIT = 0.85  # pass@1 on dev, at temperature 1, evaluated after every fifth RL step
+# What a recipe is called: its folder, and what it changes. Some change the base, some RL alone.
+BASES = {
+    "AdamW, no Muon": ("adamw", "base.muon_lr=0 base.lr=3e-3"),
+    "rates fall from the first fifth on": ("early", "base.decay=0.8"),
+    "twice the steps, of half the documents": ("small", "base.steps=1800 base.documents=40"),
+}
+REINFORCED = {
+    "Dr. GRPO": ("dr_grpo", "zero.objective=dr_grpo"),
+    "32 questions, not 24": ("more", "zero.problems=32"),
+    "48 questions of 8 answers": ("wide", "zero.problems=48 zero.group_size=8"),
+    "12 questions learnt from of 24, those whose answers differ": (
+        "dynamic", "zero.problems=12 zero.oversample=2"),
+    "the short problems alone": ("short", "zero.levels=3,4"),
+}
+DEFAULT = "as it is"
+RUNS = [(f"choices-{name}-{{seed}}", f"zero --set {words} zero.steps=20 eval.longer=1")
+        for name, words in BASES.values()] + [
+       (f"choices-{name}-{{seed}}", "zero --from runs/r1-{seed}/base.pt "
+        f"--set {words} zero.steps=20 eval.longer=1") for name, words in REINFORCED.values()]
+
+
+def folders(seed, at):
+    """{recipe: (folder of its base, folder of its RL)} of a seed."""
+    default = f"{at}r1-{seed}"
+    found = {DEFAULT: (default, default)}
+    for recipes in (BASES, REINFORCED):
+        for text, (name, _) in recipes.items():
+            own = f"{at}choices-{name}-{seed}"
+            found[text] = (own if recipes is BASES else default, own)
+    return found
+
+
+def measure(seed, at="runs/"):
+    """What became of each recipe of a seed, by key such as dr_grpo.tflop_to_85; a recipe that did
+    not come to LIMIT has no figure of what it took."""
+    found = {}
+    for text, (start, own) in folders(seed, at).items():
+        base, log = read_log(start), read_log(own)
+        climb = [r for r in log if r["kind"] == "dev" and r["stage"] == "zero"]
+        reached = [r["step"] for r in climb if r["pass@1"] >= LIMIT]
+        steps = [r for r in log if r["kind"] == "zero" and reached and r["step"] <= reached[0]]
+        found[f"{text}.base"] = climb[0]["pass@1"]
+        found |= {f"{text}.at {r['step']}": r["pass@1"] for r in climb if r["step"] in (10, 20)}
+        if reached:
+            pretraining = of_flops(base)["base"]
+            found |= {f"{text}.steps": reached[0], f"{text}.base_tflop": pretraining,
+                      f"{text}.tflop": pretraining + of_flops([log[0], *steps])["zero"]}
+    return found
+
+
+def page(rows, notes):
+    """What each recipe takes to 85%; over the seeds that came there."""
+    columns = {"base": "base, on dev", "at 10": "after 10 RL steps", "at 20": "after 20",
+               "steps": "RL steps to 85%", "base_tflop": "TFLOP, base",
+               "tflop": "TFLOP to 85%"}
+    names = list(folders(0, ""))
+    count = len(rows[f"{DEFAULT}.base"]["per_seed"])
+    body = []
+    for name in names:
+        there = len(rows.get(f"{name}.tflop", {"per_seed": ()})["per_seed"])
+        body.append([name, *(cell(rows, f"{name}.{key}") for key in columns), f"{there} of {count}"])
+    return [*table(["recipe", *columns.values(), "seeds at 85%"], body), "",
+            "pass@1 on 64 dev problems at temperature 1, 16 answers to each, every fifth RL step. "
+            "Problems of 3 to 6 operations are asked, whatever is trained on."]
