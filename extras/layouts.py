@@ -1,6 +1,5 @@
-"""layouts: the same steps however processes share them, and how far apart they end.
-
-    python r1mini.py study layouts
+"""layouts: the same steps however processes share them, and how far apart they end; a part of
+`python r1mini.py study scale`.
 
 Each layout takes four steps of pretraining and two of GRPO (two updates each) on fixed rollouts, on
 the micro preset in float32, and goes on from the checkpoint that one process wrote half-way.
@@ -17,9 +16,7 @@ import moe
 import r1mini
 import tasks
 from extras.report import table
-from extras.study import once
 
-SETTINGS, NEEDS, STAGES = (), (), ()  # of a study
 ONE = (1, "none", 1, False)
 # processes, mode, how many share the experts, recompute: those of one count are launched together
 LAYOUTS = {1: [ONE, (1, "none", 1, True)],
@@ -141,17 +138,15 @@ def compare(layout, folder):
 
 def measure(folder):
     """The differences of every layout, by key such as 4-fsdp-2.base, and the largest of all."""
-    def work():
-        for count in LAYOUTS:
-            launch(count, folder.path)
-        return {f"{name_of(layout)}.{key}": x for layouts in LAYOUTS.values() for layout in layouts
-                if layout != ONE for key, x in compare(layout, folder.path).items()}
-    found = once(folder, "layouts", work)
+    for count in LAYOUTS:
+        launch(count, folder)
+    found = {f"{name_of(layout)}.{key}": x for layouts in LAYOUTS.values() for layout in layouts
+             if layout != ONE for key, x in compare(layout, folder).items()}
     return found | {"layouts.max_relative_difference": max(found.values())}
 
 
-def page(rows, notes):
-    """The table of the report."""
+def page(rows):
+    """The table of a report."""
     names = [name_of(layout) for layouts in LAYOUTS.values() for layout in layouts][1:]
     keys = [key.partition(".")[2] for key in rows if key.startswith(f"{names[0]}.")]
     return ["Relative differences to one process, in float32. A layout is named by its processes, "

@@ -4,6 +4,8 @@
               takes long. What may be paid is told by rules of their own, written apart from tasks
     kills     a run on micro, killed at random moments (SIGKILL) and started again each time, ends
               in the weights and the log of a run left alone, to the bit
+    layouts   the same steps however processes share them: how far apart they end (layouts.py)
+    rates     tokens a second of one process of all threads, and of two that share them
 """
 import itertools
 import multiprocessing
@@ -22,7 +24,8 @@ from tqdm import tqdm
 import moe
 import r1mini
 import tasks
-from extras import program
+from extras import bench, layouts, program, speed
+from extras.report import table
 from extras.study import once
 from moe import UserError
 
@@ -270,11 +273,24 @@ def kills(path, n, seed=0):
 # -------------------------------------------------------------------------------------------------
 
 
+def rates(folder):
+    """Tokens a second of pretraining and of a GRPO step, by processes."""
+    found = {}
+    for count in (1, 2):
+        figures = speed.benched(folder, "--processes", str(count))
+        found[f"rates.{count}.pretraining"] = figures["documents"]
+        found[f"rates.{count}.step"] = (
+            bench.QUESTIONS * bench.GROUP * bench.ANSWER / figures["step.whole"])
+    return found
+
+
 def measure(folder):
     """The figures of one seed."""
     seed = folder.run.seed
     return (once(folder, "hostile", lambda: hostile(HOSTILE, seed))
-            | once(folder, "kills", lambda: kills(Path(folder.path) / "kills", KILLS, seed)))
+            | once(folder, "kills", lambda: kills(Path(folder.path) / "kills", KILLS, seed))
+            | once(folder, "layouts", lambda: layouts.measure(Path(folder.path)))
+            | once(folder, "rates", lambda: rates(folder)))
 
 
 def page(rows, notes):
@@ -288,4 +304,8 @@ def page(rows, notes):
         *(f"- `{text}`" for text in notes.get("hostile.offender", {}).values()), "",
         f"Kills: {f['kills.tried']:.0f} at random moments of a run on micro, after "
         f"{f['kills.survived']:.0f} of which it came to the weights and the log of a run left "
-        "alone, to the bit."]
+        "alone, to the bit.", "", *layouts.page(rows), "",
+        *table(["tokens a second", "one process", "two"], [
+            [text, *(f"{f[f'rates.{count}.{key}']:,.0f}" for count in (1, 2))] for text, key in (
+                ("pretraining, on documents", "pretraining"),
+                ("a GRPO step, of answers", "step"))])]

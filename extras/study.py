@@ -57,8 +57,8 @@ RUNS = {
     "parts": [(f"parts-{name}-{{seed}}", f"base --set {words}") for name, words in PARTS.values()],
     "choices": choices.RUNS,  # beside study r1
 }
-MEASURED = ("compute", "program", "baseline", "scale", "layouts", "speed")
-SEEDS = {"base": range(10), "scale": (0,), "layouts": (0,), "speed": (0,)}  # others: 0, 1, 2
+MEASURED = ("compute", "program", "baseline", "scale", "speed")
+SEEDS = {"base": range(10), "scale": (0,), "speed": (0,)}  # others: 0, 1, 2
 
 
 def main(options):
