@@ -53,6 +53,7 @@ class RL:
     objective: str = "grpo"         # one of OBJECTIVES
     lr: float = 4e-4                # AdamW [3e-6]
     warmup: int = 2                 # updates until the learning rate is whole
+    decay: float = 0.6              # share of the updates over which it falls to 0 [unpublished]
     clip_low: float = 0.2           # epsilon below 1 [unpublished; R1's first RL: 10]
     clip_high: float = 0.2          # epsilon above 1
     beta: float = 0.001             # weight of the KL to the reference [0.001]; 0: no reference
@@ -535,7 +536,7 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
                 gap[micro, :T], compared[mine] = (new.detach() - before).abs(), answer[mine]
             for name, x in (("entropy", entropy), ("kl", kl), ("clip", held), ("ratio", ratio)):
                 sums[name] += float((x.detach() * mask).sum())
-        factor = learning_rate_at(step * s.minibatches + m, s.steps * s.minibatches, s.warmup, 0)
+        factor = learning_rate_at(step * s.minibatches + m, s.steps * s.minibatches, s.warmup, s.decay)
         updates.append(update(model, optimizers, factor))
     means = total(torch.tensor(list(sums.values()), dtype=torch.float64)) / answered
     record = dict(zip(sums, means.tolist())) | gap_between(total(gap), compared)

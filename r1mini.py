@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 import moe
 import tasks
-from extras.folder import Folder, read_log
+from extras.folder import Folder, on_track, read_log
 from grpo import (RL, Task, advice, generate, learning_rate_at, make_optimizer, micro_batches,
                   preference_loss, restore, safety_loss, score, supervised_loss, train_rl, update)
 from moe import UserError
@@ -106,7 +106,7 @@ class Run:
                dev_every=10)
     student_base: Train = Train(steps=400)
     distill: Train = Train(steps=200, documents=64)
-    student_rl: RL = RL(steps=140, dev_every=28)
+    student_rl: RL = RL(steps=140, dev_every=28, max_new_tokens=140)
     distill_rl: RL = RL(steps=12, lr=1e-4, dev_every=6)
     data: Data = field(default_factory=Data)
     eval: Evaluation = field(default_factory=Evaluation)
@@ -296,7 +296,8 @@ def watcher(folder, stage, every, steps, settings=None):
             folder.log({"kind": "dev", "stage": stage, "step": step} | r)
             bar.write(f"  {stage} {step:>4}: dev pass@1 {r['pass@1']:.3f}  "
                       f"vote {r[f'cons@{s.samples}']:.3f}  length {r['length']:5.1f}  "
-                      f"checks {r['reflection']:.2f}  mixed {r['mixing']:.2f}")
+                      f"checks {r['reflection']:.2f}  mixed {r['mixing']:.2f}"
+                      + on_track(run, stage, step, r["pass@1"]))
         if step in (0, steps // 2, steps):
             ids = sample_answers(model, prompts_of(shown), run.zero.max_new_tokens, s.rows,
                                  s.temperature, s.top_p)

@@ -36,7 +36,7 @@ EXPERIMENTS = {
     "no_leash": Experiment(settings="zero.beta=0", shows=("pass@1", "length", "entropy")),
     "language": Experiment(settings="zero.language_weight=0.5",
                            shows=("pass@1", "language", "mixing", "length")),
-    "group_of_2": Experiment(settings="zero.group_size=2 zero.problems=256",
+    "group_of_2": Experiment(settings="zero.group_size=2 zero.problems=192",
                              shows=("pass@1", "length", "dead_groups")),
     "short_pays": Experiment(settings="zero.max_new_tokens=100 zero.overlong=99",
                              shows=("pass@1", "length", "reflection", "cut_off")),
