@@ -480,21 +480,22 @@ def chosen_rows(rollout, s):
 
 
 def micro_batches(lengths, rows, limit):
-    """Cuts rows into lists of like length, of `limit` tokens at most with padding (or one row), and
-    returns this process' share of them. All make as many passes, since under FSDP each pass needs
-    them all: a last list may be empty."""
+    """Cuts rows, by length, into lists of `limit` tokens at most with padding (or one row); the last
+    row of each is its longest. Returns this process' share of the lists. All make as many passes,
+    for FSDP and expert parallelism need all in each: a last list may be empty."""
     rows, count = sorted(rows, key=lambda r: (lengths[r], r)), world()[1]
 
-    def cut(limit):
+    def cut(most):
         lists = [[]]
         for row in rows:
-            if lists[-1] and (len(lists[-1]) + 1) * lengths[row] > limit:
+            if lists[-1] and (len(lists[-1]) + 1) * lengths[row] > most:
                 lists.append([])
             lists[-1].append(row)
         return lists
     passes = math.ceil(len(cut(limit)) / count) * count
-    evenest = 1 + bisect_left(range(1, limit), -passes, key=lambda fewer: -len(cut(fewer)))
-    lists = cut(evenest)  # no process waits long for another
+    # The smallest limit that needs no more passes, so that none waits long for another. (The larger
+    # it is, the fewer lists; bisect wants rising keys, hence the minus.)
+    lists = cut(1 + bisect_left(range(1, limit), -passes, key=lambda most: -len(cut(most))))
     return share(lists + [[]] * (passes - len(lists)))
 
 
@@ -519,7 +520,7 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
         for micro in micro_batches(lengths, mine, s.micro_tokens):
             some, work = micro or mine[:1], bool(micro)       # none: one in which nothing counts
             T = lengths[some[-1]]                             # the last row is the longest
-            ids, mask, before = tokens[some, :T], answer[some, :T] & work, old[some, :T]
+            ids, mask, before = tokens[some, :T], answer[some, :T] & work, old[some, :T] * work
             real = (torch.arange(T, device=ids.device) < ends[some].unsqueeze(1)) & work
             new, entropy = logprobs(model, ids, mask, real, s.temperature)
             value, weight, held = OBJECTIVES[s.objective](
@@ -536,7 +537,8 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
                 gap[micro, :T], compared[mine] = (new.detach() - before).abs(), answer[mine]
             for name, x in (("entropy", entropy), ("kl", kl), ("clip", held), ("ratio", ratio)):
                 sums[name] += float((x.detach() * mask).sum())
-        factor = learning_rate_at(step * s.minibatches + m, s.steps * s.minibatches, s.warmup, s.decay)
+        done, of = step * s.minibatches + m, s.steps * s.minibatches
+        factor = learning_rate_at(done, of, s.warmup, s.decay)
         updates.append(update(model, optimizers, factor))
     means = total(torch.tensor(list(sums.values()), dtype=torch.float64)) / answered
     record = dict(zip(sums, means.tolist())) | gap_between(total(gap), compared)

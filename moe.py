@@ -15,14 +15,13 @@ before the shared head, as the released weights are read.
 """
 import contextlib
 import copy
-import dataclasses
 import datetime
 import functools
 import math
 import os
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.distributed as dist
@@ -219,7 +218,7 @@ class Router(nn.Module):
         super().__init__()
         self.config, E = config, config.n_routed_experts
         self.weight = nn.Parameter(torch.empty(E, config.dim))          # centroids e_i
-        self.register_buffer("bias", torch.zeros(E))                    # b_i, moved by balance()
+        self.register_buffer("bias", torch.zeros(E))                    # b_i, moved by grpo.balance
         self.register_buffer("load", torch.zeros(E), persistent=False)  # c_i since the last step
 
     def forward(self, x_NC):
@@ -278,7 +277,7 @@ class MoE(nn.Module):
 
     def forward(self, x, real):
         """x (B, T, C), real (B, T) False at padding -> (B, T, C), balance loss. In training the
-        load of each expert is counted, for balance()."""
+        load of each expert is counted, for grpo.balance."""
         x_NC = x.flatten(0, 1)
         scores_NE, gates_NK, chosen_NK = self.router(x_NC)
         loss = 0.0
@@ -456,7 +455,8 @@ def add_up(model):
     denominators are global, a step is several passes, and RL leaves MTP without a gradient.)"""
     if world()[1] == 1:
         return
-    kinds = {dist.group.WORLD: [m.load for m in model.modules() if isinstance(m, Router)]}
+    loads = [m.load for m in model.modules() if isinstance(m, Router)]
+    kinds = {dist.group.WORLD: loads} if loads else {}  # of a dense model, all FSDP's, nothing
     for p in model.parameters():
         if isinstance(p, DTensor) and "experts" not in p.device_mesh.mesh_dim_names:
             continue  # FSDP has summed it
@@ -587,7 +587,7 @@ def processes(device, count, command):
         torch.cuda.set_device(device)
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                                timeout=datetime.timedelta(minutes=3), **where)
+                                timeout=datetime.timedelta(minutes=30), **where)
         yield device
     except RuntimeError as error:
         if not any(word in str(error).lower() for word in ("connection", "timed out", "peer")):
@@ -616,7 +616,7 @@ class UserError(ValueError):
 def save(path, model, **extra):
     """Writes a checkpoint whole or not at all: a temporary file, synced, is renamed to `path`. All
     processes call it, one writes; no trace of how they share the weights is left."""
-    record = extra | {"format": FORMAT, "config": dataclasses.asdict(model.config),
+    record = extra | {"format": FORMAT, "config": asdict(model.config),
                       "model": dict(model.state_dict())}
     record = tree_map(lambda x: whole(x).cpu() if isinstance(x, DTensor) else x, record)
     if not leads():

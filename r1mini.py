@@ -182,9 +182,9 @@ def train(model, s, draw, seed, state=None, loss=next_token):
         total = torch.zeros((), dtype=torch.float64)  # in float64, as Python adds
         read = sum(lengths) + sum(len(getattr(d, "worse", None) or ()) for d in whole)
         for rows in micro_batches(lengths, range(len(whole)), s.micro_tokens):
-            part, share = loss(model, [whole[i] for i in rows], whole)
+            part, logged = loss(model, [whole[i] for i in rows], whole)
             part.backward()
-            total += float(share)
+            total += float(logged)
         factor = learning_rate_at(step, s.steps, s.warmup, s.decay)
         record = {"step": step + 1, "loss": float(moe.total(total)), "tokens": read}
         yield record | update(model, optimizers, factor), lambda: {
@@ -408,7 +408,7 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
     keep(text, problem) accepts, changed, go to NAME.jsonl in chat format, each once. Returns them
     as documents."""
     run, path = folder.run, folder.path / f"{name}.jsonl"
-    if not path.exists():
+    if moe.any_of(not path.exists()):
         folder.cut(folder.begun(name, collected=True))
         began, rng = time.monotonic(), random.Random(f"{run.seed}/{name}")
         asked = [p for _ in range(n) for p in [ask(rng, run, run.zero.levels)] * run.data.tries]

@@ -18,6 +18,7 @@ and theirs the number of threads; a GRPO step is in float32, theirs on all threa
 """
 import copy
 import dataclasses
+import importlib.util
 import json
 import logging
 import random
@@ -92,7 +93,7 @@ def train_step(model, limit, rows=ROWS, length=LENGTH):
     optimizers = grpo.make_optimizer(model.train(), 1e-3)
 
     def work():
-        for some in micro_batches([length] * rows, range(rows), limit):
+        for some in filter(None, micro_batches([length] * rows, range(rows), limit)):
             loss, _ = grpo.supervised_loss(model, tokens[some], real[some], weight[some],
                                            rows * (length - 1), rows)
             loss.backward()
@@ -155,11 +156,8 @@ def grpo_parts(model, run, device):
 
 def theirs(config, **more):
     """transformers' DeepseekV3ForCausalLM of the same sizes, without MTP, with more of its own
-    settings; UserError if it is not installed."""
-    try:
-        from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
-    except ImportError:
-        raise UserError("--against wants transformers and trl: pip install '.[peers]'") from None
+    settings."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
     return DeepseekV3ForCausalLM(DeepseekV3Config(**(export.settings(config) | more)))
 
 
@@ -270,6 +268,8 @@ def best_of(make_work, device, threads):
 
 def against(run, device, rounds=ROUNDS):
     """Ours and theirs in turn, each at its best; rates and ratios."""
+    if any(importlib.util.find_spec(name) is None for name in ("transformers", "trl", "datasets")):
+        raise UserError("--against wants transformers and trl: pip install '.[peers]'")
     plain, found = dataclasses.replace(run.model, n_mtp_layers=0), {}
     own, count = torch.get_num_threads(), moe.world()[1]
     all_threads = own * count

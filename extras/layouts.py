@@ -2,7 +2,8 @@
 `python r1mini.py study scale`.
 
 Each layout takes four steps of pretraining and two of GRPO (two updates each) on fixed rollouts, on
-the micro preset in float32, and goes on from the checkpoint that one process wrote half-way.
+the micro preset in float32, and goes on from the checkpoint that one process wrote half-way; and
+four steps with a dense student and with a reward model.
 """
 import dataclasses
 import random
@@ -17,6 +18,13 @@ import r1mini
 import tasks
 from extras.report import table
 
+
+
+def document(rng):
+    """A document of the corpus."""
+    return tasks.make_document(rng, tasks.Corpus())
+
+
 ONE = (1, "none", 1, False)
 # processes, mode, how many share the experts, recompute: those of one count are launched together
 LAYOUTS = {1: [ONE, (1, "none", 1, True)],
@@ -26,20 +34,24 @@ LAYOUTS = {1: [ONE, (1, "none", 1, True)],
                (4, "fsdp", 2, False), (4, "fsdp", 4, False)]}
 
 
-def new(layout):
+# Models of other kinds, which take pretraining's steps alone: sizes, examples, loss.
+OTHERS = {"student": ({"n_dense_layers": 2, "n_mtp_layers": 0}, document, r1mini.next_token),
+          "judge": ({"n_outputs": 1, "n_mtp_layers": 0}, tasks.helpful_pair, r1mini.pairwise)}
+
+
+def new(layout, **sizes):
     """A model of random weights, the same in every layout."""
     torch.manual_seed(0)
-    config = dataclasses.replace(moe.PRESETS["micro"], vocab_size=tasks.VOCAB_SIZE)
+    config = dataclasses.replace(moe.PRESETS["micro"], vocab_size=tasks.VOCAB_SIZE, **sizes)
     return moe.place(moe.Transformer(config), "cpu", torch.float32,
                      *(layout[1:] if layout != ONE else ()))
 
 
-def pretrain(model, state=None, path=None):
+def pretrain(model, state=None, path=None, draw=document, loss=r1mini.next_token):
     """Four steps, or those left after a state; path: where what is to be gone on from is saved,
     half-way. Returns the losses."""
     s, losses = r1mini.Train(steps=4, documents=7, micro_tokens=300), []
-    for record, snapshot in r1mini.train(
-            model, s, lambda rng: tasks.make_document(rng, tasks.Corpus()), 0, state):
+    for record, snapshot in r1mini.train(model, s, draw, 0, state, loss):
         losses.append(record["loss"])
         if path and record["step"] == 2:
             moe.save(path, model, **snapshot())
@@ -90,6 +102,10 @@ def take(layout, folder):
     samples = grpo.generate(model, prompts, 12, tasks.END_ID, tasks.PAD_ID)
     moe.save(folder / f"{name}.zero.pt", model, figures=figures, tokens=samples.tokens,
              logprobs=samples.logprobs)
+    for kind, (sizes, draw, loss) in OTHERS.items():
+        model = new(layout, **sizes)
+        pretrain(model, draw=draw, loss=loss)
+        moe.save(folder / f"{name}.{kind}.pt", model)
     if layout != ONE:
         go_on(layout, ONE, folder)
 
@@ -126,7 +142,7 @@ def compare(layout, folder):
     one, name = name_of(ONE), name_of(layout)
     go_on(ONE, layout, folder)
     found = {stage: apart(folder / f"{one}.{stage}.pt", folder / f"{name}.{stage}.pt")
-             for stage in ("base", "zero")}
+             for stage in ("base", "zero", *OTHERS)}
     found |= {text: apart(folder / f"{one}.base.pt", folder / f"{path}.pt") for text, path in (
         ("went on from one", f"{name}.after.{one}"), ("one went on", f"{one}.after.{name}"))}
     a, b = (moe.load(folder / f"{n}.zero.pt")[1] for n in (one, name))

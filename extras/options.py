@@ -378,7 +378,7 @@ def wanted(options, start, data, names):
     for name in names:
         for needed in NEEDS.get(name, ()):
             path = folder / f"{needed}.pt"
-            if needed in names or data and needed == "r1":
+            if needed in names or data and (name, needed) == ("distill", "r1"):
                 continue
             if start and (options.fresh or not path.exists()):
                 path = Path(start).parent / path.name
@@ -413,7 +413,7 @@ def plan(options):
     last = stages[-1] if options.command in ("all", "distill") else options.command
     names = stages[:stages.index(last) + 1]
     if data:
-        names = ["student", "distill"]
+        names = names if options.only else ["student", "distill"]
         r1mini.read_dialogues(data, run.student.max_seq_len)  # or it is found wrong minutes later
     if start:
         given = Path(start).stem
@@ -431,5 +431,5 @@ def plan(options):
         load_stage(path, name, run)
     timed = options.preset == "nano" and options.command == "all" and not (
         options.set or options.only)
-    options.expected = "15 to 25 minutes and 2 GiB on two cores; " * (timed and not start)
+    options.expected = "10 to 20 minutes and 2 GiB on two cores; " * (timed and not start)
     return run, names

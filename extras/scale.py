@@ -2,8 +2,8 @@
 
     hostile   a million texts made to deceive the rewards: none raises, none is paid falsely, none
               takes long. What may be paid is told by rules of their own, written apart from tasks
-    kills     a run on micro, killed at random moments (SIGKILL) and started again each time, ends
-              in the weights and the log of a run left alone, to the bit
+    kills     a run on micro, of one process, killed at random moments (SIGKILL) and started again
+              each time, ends in the weights and the log of a run left alone, to the bit
     layouts   the same steps however processes share them: how far apart they end (layouts.py)
     rates     tokens a second of one process of all threads, and of two that share them
 """

@@ -27,7 +27,8 @@ PROMPTS = 64                                  # of drafts, and of decoding in lo
 
 
 def minutes(run):
-    """What a run took in all, and until Zero was right on 85% of dev, from random weights."""
+    """What a run took in all, and until Zero was right on 85% of dev, from random weights and tests
+    apart."""
     times = of_times(run)[2]
     if not times:
         raise UserError(f"{run} shared its machine: no minutes to be had; run it again, alone")
@@ -46,10 +47,11 @@ def minutes(run):
 
 def benched(folder, *words):
     """The figures of the command bench, in a process of its own."""
-    command = [sys.executable, r1mini.__file__, "bench", "--preset", folder.run.preset, "--json"]
-    done = subprocess.run([*command, *words], capture_output=True, text=True)
+    command = [sys.executable, r1mini.__file__, "bench", "--preset", folder.run.preset, "--json",
+               "--device", folder.run.device, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{' '.join(command)}: {(done.stderr.split(chr(10)) or [''])[-2:][0]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -99,7 +101,7 @@ def measure(folder):
     for kind, work in (("bench", lambda: benched(folder)), ("growth", lambda: growth(folder)),
                        ("drafts", lambda: drafting(folder)),
                        ("against", lambda: benched(folder, "--against"))):
-        found |= {f"{key}": x for key, x in once(folder, kind, work).items() if key != "machine"}
+        found |= {key: x for key, x in once(folder, kind, work).items() if key != "machine"}
     return found
 
 

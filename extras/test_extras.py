@@ -1,8 +1,10 @@
 """The tests of what is in extras/: settings, eval, chat, report, cost."""
 import dataclasses
+import importlib
 import itertools
 import json
 import math
+import operator
 import os
 import pathlib
 import random
@@ -134,6 +136,15 @@ def test_cost_counts_v3(capsys):
     assert r1mini.main(["cost", "--preset", "v3"]) == 0
     out = capsys.readouterr().out
     assert "671,026,404,352" in out and "37,552,282,624" in out and "35,136" in out
+
+
+def test_the_readme_names_what_is_there():
+    """Each `module.name` of the table from the paper to the line."""
+    section = (HERE / "README.md").read_text("utf-8").split("## From the paper to the line")[1]
+    named = re.findall(r"`(moe|grpo|tasks|r1mini)\.([\w.]+)`", section.split("\n## ")[0])
+    assert len(named) > 30
+    for module, name in named:
+        operator.attrgetter(name)(importlib.import_module(module))
 
 
 def test_the_readme_quotes_what_runs_printed():
@@ -345,11 +356,15 @@ def test_the_threshold_is_told_by_student(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", list(study.RUNS))
-def test_each_studys_commands_make_sense(name):
-    """A wrong word would be found minutes into a study."""
+def test_each_studys_commands_make_sense(name, tmp_path, monkeypatch):
+    """A wrong word would be found minutes into a study; the checkpoints are thought to be there."""
+    monkeypatch.setattr(words, "wanted", lambda *_: {})
+    monkeypatch.setattr(words, "load_stage", lambda *_: None)
+    file = tmp_path / "distill.jsonl"
+    file.write_text(tasks.chat_line("Compute 1+2", "<answer>3</answer>"), "utf-8")
     for folder, command in study.runs(name, 0):
-        options = words.parse(list(command))
-        words.resolve(options.preset, options.set)
+        options = words.parse([str(file) if w.endswith(file.name) else w for w in command])
+        assert set(words.plan(options)[1]) == set(options.only or words.plan(options)[1])
         assert options.seed == 0 and "{" not in folder
 
 

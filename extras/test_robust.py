@@ -1,6 +1,7 @@
 """The tests of what a user can get wrong, and of what a machine can: one clear line, exit code 2,
 nothing lost. (More wrong words are in test_r1mini.py's table.)"""
 import contextlib
+import dataclasses
 import inspect
 import math
 import os
@@ -229,7 +230,7 @@ def rewrite(file, change):
 def of_sizes(file, **sizes):
     """Puts a model of other sizes in a checkpoint's place."""
     model, record = moe.load(file)
-    config = moe.dataclasses.replace(model.config, **sizes)
+    config = dataclasses.replace(model.config, **sizes)
     moe.save(file, moe.Transformer(config), **record)
 
 
