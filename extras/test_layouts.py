@@ -1,9 +1,16 @@
 """Tests of models spread over processes: real ones, with gloo, against one process."""
 import dataclasses
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, strategies as st
 
 import grpo
@@ -132,3 +139,27 @@ def test_layouts_that_make_no_sense_are_one_clear_line(tmp_path, capsys, words, 
     assert r1mini.main(["base", "--preset", "micro", *words.split(), "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
+def test_torchrun_starts_again_what_was_killed(tmp_path):
+    """A process of two is killed (SIGKILL) on the way; --max-restarts goes on from the last save,
+    to the weights and the log of two left alone, to the bit."""
+    words = ["base", "--preset", "micro", "--device", "cpu", "--threads", "1", "--save-every", "5",
+             "--set", "base.steps=60", "--out"]
+    assert r1mini.main([*words, str(tmp_path / "whole"), "--processes", "2"]) == 0
+    log = tmp_path / "killed" / "log.jsonl"
+    run = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+                            "--max-restarts=1", r1mini.__file__, *words, str(log.parent)])
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_text().count('"loss"') < 20:
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    assert run.wait(timeout=120) == 0
+    assert log.read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+    one, two = (moe.load(folder / "base.pt")[0].state_dict()
+                for folder in (tmp_path / "whole", log.parent))
+    assert all(torch.equal(x, two[name]) for name, x in one.items())
