@@ -99,11 +99,11 @@ class Run:
     base: Train = field(default_factory=Train)
     zero: RL = field(default_factory=RL)
     dev1: Train = Train(steps=20, documents=48, lr=2e-3, muon_lr=2e-3)  # 50 leave no mixing
-    dev2: RL = RL(steps=14, language_weight=0.5)
+    dev2: RL = RL(steps=14, problems=32, decay=0.0, language_weight=0.5)
     dev3: Train = Train(steps=120, documents=64, lr=5e-3, muon_lr=5e-3)
     judge: Train = Train(steps=60, documents=64, lr=5e-3, muon_lr=5e-3)  # both reward models
-    r1: RL = RL(steps=20, language_weight=0.5, temperature=0.7, general=0.5, lr=1e-4,
-               dev_every=10)
+    r1: RL = RL(steps=20, problems=32, lr=1e-4, decay=0.0, language_weight=0.5, temperature=0.7,
+                general=0.5, dev_every=10)
     student_base: Train = Train(steps=400)
     distill: Train = Train(steps=200, documents=64)
     student_rl: RL = RL(steps=140, dev_every=28, max_new_tokens=140)

@@ -143,12 +143,16 @@ def of_times(path):
     """(machine record, largest memory in GiB, minutes by stage) of a run folder; no minutes if
     something else may have run beside it, as far as its threads can tell."""
     lines = (Path(path) / "timing.jsonl").read_text("utf-8").splitlines()
-    machine = [json.loads(line) for line in lines if "machine" in line][-1]
-    timing, minutes = [json.loads(line) for line in lines if "seconds" in line], {}
-    if machine["machine"].endswith(f", {machine['threads']} cores"):
-        for t in timing:
-            minutes[t["stage"]] = minutes.get(t["stage"], 0.0) + t["seconds"] / 60
-    return machine, max(t["peak_gib"] for t in timing), minutes
+    alone, minutes, peak = True, {}, 0.0
+    for record in map(json.loads, lines):
+        if "machine" in record:
+            machine = record
+        else:
+            alone &= machine["machine"].endswith(f", {machine['threads']} cores")
+            stage = record["stage"]
+            minutes[stage] = minutes.get(stage, 0.0) + record["seconds"] / 60
+            peak = max(peak, record["peak_gib"])
+    return machine, peak, minutes if alone else {}
 
 
 def of_objective(figures, objective):

@@ -41,9 +41,10 @@ RUNS = {
         (name + "-{seed}", "zero --from runs/zero-{seed}/base.pt "
          f"--set zero.objective={name} eval.longer=1") for name in OTHERS],
     "r1": [("r1-{seed}", "all"),
-           ("ablations-{seed}",
-            "distill --from runs/r1-{seed}/r1.pt --data runs/r1-{seed}/distill.jsonl "
-            "--only student_rl_no_format distill_logits"),
+           ("logits-{seed}", "distill --from runs/r1-{seed}/r1.pt "
+            "--data runs/r1-{seed}/distill.jsonl --only distill_logits"),
+           ("noformat-{seed}",
+            "distill --from runs/r1-{seed}/student.pt --only student_rl_no_format"),
            ("no_language_reward=nolang-{seed}",
             "dev2 --from runs/r1-{seed}/dev1.pt --set dev2.language_weight=0")],
     # Styles mix languages equally often, but a longer one shows it more: compare within one.
