@@ -1877,6 +1877,8 @@ def test_a_student_learns_from_a_file_of_dialogues(micro, tmp_path, capsys):
 def graph(micro, tmp_path, monkeypatch):
     """(begun, asked, finished): what each stage starts from, asks and ends as, without its loop."""
     begun, asked, models = {}, {}, {s: moe.load(micro / f"{s}.pt")[0] for s in STAGES}
+    models["distill_logits"] = moe.load(micro / "distill.pt")[0]  # no ablation, for once
+    monkeypatch.setattr(r1mini, "ABLATIONS", {"student_rl_no_format"})
     for i, model in enumerate(models.values()):  # a stage that learnt nothing is told apart too
         model.norm.weight.data += i / 100
     finished = {s: copy.deepcopy(model.state_dict()) for s, model in models.items()}
