@@ -480,8 +480,8 @@ def chosen_rows(rollout, s):
 
 
 def micro_batches(lengths, rows, limit):
-    """Cuts rows, by length, into lists of `limit` tokens at most with padding (or one row); the last
-    row of each is its longest. Returns this process' share of the lists. All make as many passes,
+    """Cuts rows, by length, into lists of `limit` tokens at most with padding (or one row), each
+    with its longest row last. Returns this process' share of the lists. All make as many passes,
     for FSDP and expert parallelism need all in each: a last list may be empty."""
     rows, count = sorted(rows, key=lambda r: (lengths[r], r)), world()[1]
 
