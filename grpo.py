@@ -158,7 +158,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     finished = torch.zeros(N, dtype=torch.bool, device=device)
     rows, alive = torch.arange(N, device=device), ~finished             # rows still in the batch
     fed, real = pad_left(prompts, pad_id, device)
-    with sampling(model) as unfinished:
+    with torch.inference_mode(), sampling(model) as unfinished:  # faster than no_grad
         for t in range(max_new_tokens):
             logits = model(fed, real if t == 0 else None, cache).logits[:, -1]
             policy = sampling_logprobs(logits, temperature, top_p)

@@ -63,12 +63,12 @@ class Train:
 class Evaluation:
     """How a model is asked. Choices are made on dev; test is for what is reported."""
     problems: int = 500            # test problems, evenly over the levels
-    samples: int = 16              # answers to each: of base and zero, and as R1 is evaluated
-    samples_between: int = 4       # ... of later stages and students, and to longer problems
+    samples: int = 16              # answers to each: of base and zero, and of R1 as R1 was asked
+    samples_between: int = 4       # ... everywhere else
     temperature: float = 0.6       # as R1 is evaluated (R1 v1 section 3)
     top_p: float = 0.95
     longer: int = 100              # test problems of each of the two levels above any in training
-    dev_problems: int = 64         # between steps, at temperature 1
+    dev_problems: int = 48         # between steps, at temperature 1
     rows: int = 2048               # answers sampled at a time; their random numbers hang on it
 
 
@@ -106,7 +106,7 @@ class Run:
                 general=0.5, dev_every=10)
     student_base: Train = Train(steps=400)
     distill: Train = Train(steps=200, documents=64)
-    student_rl: RL = RL(steps=140, dev_every=28, max_new_tokens=140)
+    student_rl: RL = RL(steps=130, dev_every=26, max_new_tokens=140)
     distill_rl: RL = RL(steps=12, lr=1e-4, dev_every=6)
     data: Data = field(default_factory=Data)
     eval: Evaluation = field(default_factory=Evaluation)
@@ -318,9 +318,10 @@ def test_stage(folder, stage, model):
     longer = tasks.make_problems("test", 2 * s.longer, (longest + 1, longest + 2),
                                  run.corpus.products)
     first = s.samples if stage in ("base", "zero") else s.samples_between
+    other = s.samples if stage == "r1" else s.samples_between
     plans = [("test", problems, first, 1.0, 1.0)]
     if stage in ("base", "zero", "r1"):
-        plans += [("test", problems, s.samples, s.temperature, s.top_p),
+        plans += [("test", problems, other, s.temperature, s.top_p),
                   ("longer", longer, s.samples_between, s.temperature, s.top_p)]
     if stage in ("zero", "dev1", "dev2", "dev3", "r1"):
         plans.append(("general", None, 0, 1.0, 1.0))

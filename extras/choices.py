@@ -71,5 +71,5 @@ def page(rows, notes):
         body.append([name, *(cell(rows, f"{name}.{key}") for key in columns),
                      f"{there} of {count}"])
     return [*table(["recipe", *columns.values(), "seeds at 85%"], body), "",
-            "pass@1 on 64 dev problems at temperature 1, 16 answers to each, every fifth RL step. "
+            "pass@1 on dev problems at temperature 1, 16 answers to each, every fifth RL step. "
             f"{FLOPS} So are MTP and Muon's own products, a sixth of a step of pretraining."]
