@@ -134,9 +134,9 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     """Samples an answer to each of N prompts (token lists of any lengths). Returns Samples.
 
     Answer n, token t is drawn with its own uniform number, so the other prompts' fate does not
-    touch it. Ended rows leave the batch when a quarter of it is idle. Each process writes its share
-    of the answers and all return all, so a group, whoever wrote it, is compared whole. watch sees
-    each round's tokens (n, 1) as they are drawn.
+    touch it. A prompt that comes several times is read once. Ended rows leave the batch when a
+    quarter of it is idle. Each process writes its share of the answers and all return all, so a
+    group, whoever wrote it, is compared whole. watch sees each round's tokens (n, 1) when drawn.
     """
     device, config, longest = model.head.weight.device, model.config, max(map(len, prompts))
     if longest + max_new_tokens > config.max_seq_len:
@@ -151,16 +151,20 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
         uniform, prompts = share(uniform), share(prompts)
     uniform, N = uniform.to(device), len(prompts)
     begin = torch.tensor([len(p) for p in prompts], device=device)      # (N,) column of the answer
-    cache = make_cache(config, N, longest + max_new_tokens, device)
     tokens = torch.full((N, longest + max_new_tokens), pad_id, device=device)
     tokens[:, :begin.max()] = pad(prompts, pad_id, device)
     answer, logp = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens).float()
     finished = torch.zeros(N, dtype=torch.bool, device=device)
     rows, alive = torch.arange(N, device=device), ~finished             # rows still in the batch
-    fed, real = pad_left(prompts, pad_id, device)
-    with torch.inference_mode(), sampling(model) as unfinished:  # faster than no_grad
+    number = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, prompts)))}  # of distinct prompts
+    cache = make_cache(config, len(number), longest + max_new_tokens, device)
+    fed, real = pad_left(list(number), pad_id, device)
+    with sampling(model) as unfinished, torch.inference_mode():  # what FSDP gathers: outside
         for t in range(max_new_tokens):
             logits = model(fed, real if t == 0 else None, cache).logits[:, -1]
+            if t == 0:
+                read = torch.tensor([number[tuple(p)] for p in prompts], device=device)
+                logits, cache = logits[read], cache.keep(read)
             policy = sampling_logprobs(logits, temperature, top_p)
             fed = draw(policy, uniform[rows, t])                        # (n, 1)
             if watch:
@@ -291,15 +295,15 @@ def supervised_loss(model, tokens, real, weight, targets, sequences):
 @torch.no_grad()
 def balance(model, moving=True):
     """Moves every routing bias by gamma * sign(mean load - load) (V3 section 2.1.2) and forgets the
-    load. Returns the largest max/mean load of any layer, the figure to watch; 0.0 if no load."""
-    worst = 0.0
+    load. Returns it over its mean: of each mixture a list, an expert's load after the other."""
+    loads = []
     for router in (m for m in model.modules() if isinstance(m, Router)):
         mean = router.load.mean()
         if mean > 0:
-            worst = max(worst, float(router.load.max() / mean))
+            loads.append([round(x, 3) for x in (router.load / mean).tolist()])
             router.bias += moving * router.config.bias_speed * torch.sign(mean - router.load)
         router.load.zero_()
-    return worst
+    return loads
 
 
 class Muon(torch.optim.Optimizer):
@@ -401,8 +405,9 @@ def update(model, optimizers, factor=1.0, max_norm=1.0):
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         optimizer.step()
     model.zero_grad()
+    loads = balance(model, finite)  # the busiest expert's is the figure to watch; no mixture: 0
     return {"grad_norm": norm if finite else 0.0, "skipped": int(not finite),
-            "expert_load": balance(model, finite)}
+            "expert_load": max(map(max, loads), default=0.0), "loads": loads}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -485,18 +490,18 @@ def micro_batches(lengths, rows, limit):
     for FSDP and expert parallelism need all in each: a last list may be empty."""
     rows, count = sorted(rows, key=lambda r: (lengths[r], r)), world()[1]
 
-    def cut(most):
+    def cut(most):  # lists of at most so many tokens, padding counted
         lists = [[]]
         for row in rows:
             if lists[-1] and (len(lists[-1]) + 1) * lengths[row] > most:
                 lists.append([])
             lists[-1].append(row)
         return lists
-    passes = math.ceil(len(cut(limit)) / count) * count
-    # The smallest limit that needs no more passes, so that none waits long for another. (The larger
-    # it is, the fewer lists; bisect wants rising keys, hence the minus.)
-    lists = cut(1 + bisect_left(range(1, limit), -passes, key=lambda most: -len(cut(most))))
-    return share(lists + [[]] * (passes - len(lists)))
+    needed = math.ceil(len(cut(limit)) / count) * count
+    # The smallest limit that needs no more lists makes them even, so that none waits long for
+    # another. (The larger it is, the fewer lists; bisect wants rising keys, hence the minus.)
+    lists = cut(1 + bisect_left(range(1, limit), -needed, key=lambda most: -len(cut(most))))
+    return share(lists + [[]] * (needed - len(lists)))
 
 
 def improve(model, reference, optimizers, rollout, s, rng, step):
@@ -514,11 +519,11 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
     for m in range(s.minibatches):
         counted = rows[m::s.minibatches]
         batch = Batch(len(counted), int(answer[counted].sum()))  # first, over the whole minibatch
-        mine = [row for row in counted if live[row]] or counted  # the others' advantages are all 0
-        answered += int(answer[mine].sum())                   # tokens, for the means
-        passed += sum(lengths[row] for row in mine)           # with prompts, for the FLOPs
-        for micro in micro_batches(lengths, mine, s.micro_tokens):
-            some, work = micro or mine[:1], bool(micro)       # none: one in which nothing counts
+        learnt = [row for row in counted if live[row]] or counted  # others' advantages are all 0
+        answered += int(answer[learnt].sum())                 # tokens, for the means
+        passed += sum(lengths[row] for row in learnt)         # with prompts, for the FLOPs
+        for micro in micro_batches(lengths, learnt, s.micro_tokens):
+            some, work = micro or learnt[:1], bool(micro)     # no rows: one of which nothing counts
             T = lengths[some[-1]]                             # the last row is the longest
             ids, mask, before = tokens[some, :T], answer[some, :T] & work, old[some, :T] * work
             real = (torch.arange(T, device=ids.device) < ends[some].unsqueeze(1)) & work
@@ -534,7 +539,7 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
             loss.backward()
             ratio = (new.detach() - before).exp()
             if m == 0:                                        # before any update, it should be 1
-                gap[micro, :T], compared[mine] = (new.detach() - before).abs(), answer[mine]
+                gap[micro, :T], compared[learnt] = (new.detach() - before).abs(), answer[learnt]
             for name, x in (("entropy", entropy), ("kl", kl), ("clip", held), ("ratio", ratio)):
                 sums[name] += float((x.detach() * mask).sum())
         done, of = step * s.minibatches + m, s.steps * s.minibatches
@@ -544,6 +549,7 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
     record = dict(zip(sums, means.tolist())) | gap_between(total(gap), compared)
     return record | {"learnt_tokens": passed, "grad_norm": max(u["grad_norm"] for u in updates),
                      "expert_load": max(u["expert_load"] for u in updates),
+                     "loads": updates[-1]["loads"],
                      "skipped": sum(u["skipped"] for u in updates)}
 
 
@@ -607,37 +613,3 @@ def preference_loss(better, worse):
 def safety_loss(scores, safe):
     """Safety, pointwise: the cross-entropy of safe (1) and unsafe (0), summed."""
     return F.binary_cross_entropy_with_logits(scores, safe, reduction="sum")
-
-
-# -------------------------------------------------------------------------------------------------
-# What a teacher would say
-
-
-def advice(record, s, stage):
-    """Sentences on a step's record: [(keyword, sentence)], each said once a run."""
-    right = math.nan if record["accuracy"] is None else record["accuracy"]  # no sum was asked
-    cases = [
-        ("loss", record["step"] == 1 and s.objective in ("grpo", "gspo"),
-         "no loss is shown: it is near 0 at each first update by construction (ratio 1, advantages "
-         "that sum to 0 in a group); watch accuracy and length"),
-        ("skipped", record["skipped"] > 0,
-         "a gradient was not finite and its update was skipped; if it comes again, lower "
-         f"{stage}.lr"),
-        ("cut", record["cut_off"] > 0.25,
-         f"{record['cut_off']:.0%} of answers are cut off: raise {stage}.max_new_tokens"),
-        ("dead", record["dead_groups"] > 0.8,
-         f"{record['dead_groups']:.0%} of groups are dead (all answers score the same): "
-         f"problems too {'easy, raise' if right > 0.5 else 'hard, lower'} {stage}.levels"),
-        ("stuck", right < 0.02 and record["step"] >= 10,
-         "almost nothing is right: RL cannot amplify what the base never does; raise its steps"),
-        ("entropy", record["entropy"] < 0.01 and record["dead_groups"] < 0.5,
-         "the entropy is almost 0: answers to a question are all alike and nothing can be learnt "
-         f"from comparing them; lower {stage}.lr"),
-        ("kl", record["kl"] > 1.0,
-         f"the policy is far from its reference (KL over 1): raise {stage}.beta or lower its lr"),
-        ("gap", record["gap_p999"] > 1e-2,
-         "sampler and trainer disagree on probabilities by over 1%: try --dtype float32"),
-        ("load", record["expert_load"] > 4,
-         f"an expert has {record['expert_load']:.1f} times the mean load: raise model.bias_speed"),
-    ]
-    return [(keyword, sentence) for keyword, holds, sentence in cases if holds]

@@ -115,7 +115,7 @@ class Cache:
     length: int = 0  # columns filled
 
     def keep(self, rows):
-        """The cache of some rows, a (B,) mask."""
+        """The cache of some rows: a (B,) mask, or their numbers, repeated or not."""
         return Cache(self.latent[:, rows], self.real[rows], self.length)
 
     def view(self, T):
@@ -456,7 +456,7 @@ def add_up(model):
     if world()[1] == 1:
         return
     loads = [m.load for m in model.modules() if isinstance(m, Router)]
-    kinds = {dist.group.WORLD: loads} if loads else {}  # of a dense model, all FSDP's, nothing
+    kinds = {dist.group.WORLD: loads} if loads else {}  # a dense model may have nothing
     for p in model.parameters():
         if isinstance(p, DTensor) and "experts" not in p.device_mesh.mesh_dim_names:
             continue  # FSDP has summed it

@@ -37,8 +37,9 @@ from tqdm import tqdm
 
 import moe
 import tasks
+from extras.doctor import advice
 from extras.folder import Folder, on_track, read_log
-from grpo import (RL, Task, advice, generate, learning_rate_at, make_optimizer, micro_batches,
+from grpo import (RL, Task, generate, learning_rate_at, make_optimizer, micro_batches,
                   preference_loss, restore, safety_loss, score, supervised_loss, train_rl, update)
 from moe import UserError
 
@@ -63,8 +64,8 @@ class Train:
 class Evaluation:
     """How a model is asked. Choices are made on dev; test is for what is reported."""
     problems: int = 500            # test problems, evenly over the levels
-    samples: int = 16              # answers to each: of base and zero, and of R1 as R1 was asked
-    samples_between: int = 4       # ... everywhere else
+    samples: int = 16              # answers to each, of base and zero at temperature 1, and on dev
+    fewer_samples: int = 4         # ... on all other tests
     temperature: float = 0.6       # as R1 is evaluated (R1 v1 section 3)
     top_p: float = 0.95
     longer: int = 100              # test problems of each of the two levels above any in training
@@ -106,7 +107,7 @@ class Run:
                 general=0.5, dev_every=10)
     student_base: Train = Train(steps=400)
     distill: Train = Train(steps=200, documents=64)
-    student_rl: RL = RL(steps=130, dev_every=26, max_new_tokens=140)
+    student_rl: RL = RL(steps=68, problems=48, minibatches=4, dev_every=17, max_new_tokens=140)
     distill_rl: RL = RL(steps=12, lr=1e-4, dev_every=6)
     data: Data = field(default_factory=Data)
     eval: Evaluation = field(default_factory=Evaluation)
@@ -276,7 +277,7 @@ def evaluate_general(model, run):
 
 def watcher(folder, stage, every, steps, settings=None):
     """What happens after a step: evaluation on dev, sample answers, the teacher's sentences."""
-    run, s, said = folder.run, folder.run.eval, set()
+    run, s, said, first = folder.run, folder.run.eval, set(), {}
     dev = tasks.make_problems("dev", s.dev_problems, run.zero.levels, run.corpus.products)
     shown = tasks.make_problems("test", 2 * len(run.zero.levels), run.zero.levels,
                                 run.corpus.products, "shown")
@@ -285,7 +286,10 @@ def watcher(folder, stage, every, steps, settings=None):
 
     def watch(model, record, bar):
         step = record["step"]
-        for keyword, sentence in advice(record, settings, stage) if step and settings else []:
+        if step:
+            first.update(first or record)
+        setting = stage.removesuffix("_no_format")  # of the ablation: its stage's
+        for keyword, sentence in advice(record, first, settings, setting) if step else []:
             if keyword not in said:
                 bar.write(f"  note: {sentence}")
                 said.add(keyword)
@@ -307,9 +311,8 @@ def watcher(folder, stage, every, steps, settings=None):
 
 
 def test_stage(folder, stage, model):
-    """A stage's figures on held-out problems: at temperature 1; for base, zero and r1 also as R1
-    was evaluated, and so on problems longer than any in training; from zero to r1, general prompts.
-    """
+    """A stage's figures on held-out problems: at temperature 1; of base, zero and r1 also as R1 was
+    asked, on these and on longer ones than any in training; from zero to r1, general prompts."""
     run, s, levels = folder.run, folder.run.eval, folder.run.zero.levels
     done = sum(r["kind"] in ("test", "general") and r["stage"] == stage
                for r in read_log(folder.path))
@@ -317,12 +320,11 @@ def test_stage(folder, stage, model):
     problems = tasks.make_problems("test", s.problems, levels, run.corpus.products)
     longer = tasks.make_problems("test", 2 * s.longer, (longest + 1, longest + 2),
                                  run.corpus.products)
-    first = s.samples if stage in ("base", "zero") else s.samples_between
-    other = s.samples if stage == "r1" else s.samples_between
-    plans = [("test", problems, first, 1.0, 1.0)]
+    samples = s.samples if stage in ("base", "zero") else s.fewer_samples
+    plans = [("test", problems, samples, 1.0, 1.0)]
     if stage in ("base", "zero", "r1"):
-        plans += [("test", problems, other, s.temperature, s.top_p),
-                  ("longer", longer, s.samples_between, s.temperature, s.top_p)]
+        plans += [("test", problems, s.fewer_samples, s.temperature, s.top_p),
+                  ("longer", longer, s.fewer_samples, s.temperature, s.top_p)]
     if stage in ("zero", "dev1", "dev2", "dev3", "r1"):
         plans.append(("general", None, 0, 1.0, 1.0))
     for name, asked, samples, temperature, top_p in tqdm(plans[done:], f"test {stage}",
@@ -409,7 +411,7 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
     keep(text, problem) accepts, changed, go to NAME.jsonl in chat format, each once. Returns them
     as documents."""
     run, path = folder.run, folder.path / f"{name}.jsonl"
-    if moe.any_of(not path.exists()):
+    if moe.any_of(not path.exists()):  # all take one branch: what follows waits for all
         folder.cut(folder.begun(name, collected=True))
         began, rng = time.monotonic(), random.Random(f"{run.seed}/{name}")
         asked = [p for _ in range(n) for p in [ask(rng, run, run.zero.levels)] * run.data.tries]

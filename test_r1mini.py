@@ -164,8 +164,8 @@ def test_balance_moves_each_bias_by_gamma_once():
     router = model.layers[1].ffn.router
     before = router.bias.clone()
     router.load.copy_(torch.tensor([9.0, 0, 3, 3, 1, 4, 1, 3]))
-    assert grpo.balance(model) == 3.0
-    assert grpo.balance(model) == 0.0
+    assert grpo.balance(model) == [[3, 0, 1, 1, 0.333, 1.333, 0.333, 1]]
+    assert grpo.balance(model) == []
     want = before + 1e-3 * torch.tensor([-1.0, 1, 0, 0, 1, -1, 1, 0])
     torch.testing.assert_close(router.bias, want, atol=1e-7, rtol=0)
 
@@ -189,7 +189,7 @@ def test_balance_evens_out_a_skewed_load():
     skew, real, worst = 2 * torch.randn(TINY.dim), torch.ones(8, 256, dtype=torch.bool), []
     for _ in range(80):
         layer(skew + torch.randn(8, 256, TINY.dim), real)
-        worst.append(grpo.balance(layer))
+        worst.append(max(grpo.balance(layer)[0]))
     assert worst[0] > 2 and max(worst[-5:]) < 1.3
 
 
@@ -1480,7 +1480,7 @@ def test_a_step_is_the_same_however_it_is_cut(monkeypatch):
         twin = copy.deepcopy(model).train()
         monkeypatch.setattr(grpo, "update", lambda m, *_: gradients.append(
             {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None})
-            or {"grad_norm": 0, "expert_load": 0, "skipped": 0})
+            or {"grad_norm": 0, "expert_load": 0, "loads": [], "skipped": 0})
         grpo.improve(twin, model, [], rollout, dataclasses.replace(s, micro_tokens=limit),
                      random.Random(0), 0)
     for name, gradient in gradients[0].items():
@@ -1589,21 +1589,6 @@ def test_the_reference_is_refreshed_on_time():
     assert all(torch.equal(first[n], p) for n, p in states[0].items())
     assert all(torch.equal(model.state_dict()[n], p) for n, p in states[1].items())
     assert any(not torch.equal(first[n], p) for n, p in states[1].items())
-
-
-def test_the_teacher_speaks_when_something_is_off():
-    """Each sentence comes with its cause, and none without."""
-    fine = {"step": 5, "cut_off": 0.0, "dead_groups": 0.1, "accuracy": 0.5, "entropy": 0.3,
-            "kl": 0.0, "gap_p999": 1e-6, "expert_load": 1.2, "skipped": 0}
-    assert grpo.advice(fine, grpo.RL(), "dev2") == []
-    off = {"cut_off": 0.62, "dead_groups": 0.9, "entropy": 0.001, "kl": 2.0, "gap_p999": 0.1,
-           "expert_load": 5.0, "skipped": 1, "step": 1}
-    for change in [{key: value} for key, value in off.items()] + [{"accuracy": 0.0, "step": 10}]:
-        [(_, sentence)] = grpo.advice(fine | change, grpo.RL(), "dev2")
-        assert len(sentence) > 30
-    sentence = grpo.advice(fine | {"cut_off": 0.62}, grpo.RL(), "dev2")[0][1]
-    assert "62% of answers are cut off" in sentence and "dev2.max_new_tokens" in sentence
-    assert "easy" in grpo.advice(fine | {"dead_groups": 0.9, "accuracy": 0.9}, grpo.RL(), "")[0][1]
 
 
 # reward models
@@ -2430,7 +2415,7 @@ def test_the_supervised_loop_learns():
 def test_the_design_is_kept():
     """Imports run one way, run-time packages are four, and no core file outgrows 650 lines."""
     allowed = {"moe.py": set(), "tasks.py": set(), "grpo.py": {"moe"},
-               "r1mini.py": {"moe", "grpo", "tasks", "extras.folder"}}
+               "r1mini.py": {"moe", "grpo", "tasks", "extras.doctor", "extras.folder"}}
     packages = {"torch", "tiktoken", "tqdm", "numpy"}
     for name, own in allowed.items():
         text = (HERE / name).read_text("utf-8")

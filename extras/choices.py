@@ -2,8 +2,8 @@
 
     python r1mini.py study choices
 
-Each recipe is the default's with one change. What it costs to come there is counted in operations
-(report.FLOPS), which a busy machine does not change; RL stops at the step where it is there.
+Each recipe is the default's with one change (AdamW with a rate of its own). What it costs to come
+there is counted in operations (report.FLOPS), which a busy machine does not change.
 """
 from extras.folder import read_log
 from extras.report import FLOPS, cell, of_flops, per_seed, table
@@ -23,10 +23,10 @@ REINFORCED = {
         "dynamic", "zero.problems=12 zero.oversample=2"),
 }
 DEFAULT = "as it is"
-RUNS = [(f"choices-{name}-{{seed}}", f"zero --set {words} zero.steps=20 eval.longer=1")
+RUNS = [(f"choices-{name}-{{seed}}", f"zero --set {words} eval.longer=1")
         for name, words in BASES.values()] + [
        (f"choices-{name}-{{seed}}", "zero --from runs/r1-{seed}/base.pt "
-        f"--set {words} zero.steps=20 eval.longer=1") for name, words in REINFORCED.values()]
+        f"--set {words} eval.longer=1") for name, words in REINFORCED.values()]
 
 
 def folders(seed, at):
@@ -41,7 +41,7 @@ def folders(seed, at):
 
 
 def measure(seed, at="runs/"):
-    """What became of each recipe of a seed, by key such as dr_grpo.tflop_to_85; a recipe that did
+    """What became of each recipe of a seed, by key such as Dr. GRPO.tflop; a recipe that did
     not come to LIMIT has no figure of what it took."""
     found = {}
     for text, (start, own) in folders(seed, at).items():
@@ -72,4 +72,4 @@ def page(rows, notes):
                      f"{there} of {count}"])
     return [*table(["recipe", *columns.values(), "seeds at 85%"], body), "",
             "pass@1 on dev problems at temperature 1, 16 answers to each, every fifth RL step. "
-            f"{FLOPS} So are MTP and Muon's own products, a sixth of a step of pretraining."]
+            f"{FLOPS} MTP and Muon's own products are left out too."]

@@ -73,6 +73,22 @@ def bars(plot, rows, names, metric):
     return len(found) > 1
 
 
+def heat(plot, runs, stage, bar):
+    """Each expert's load over the mean against the step, in the first run that kept it: a row an
+    expert, mixture above mixture. Returns whether one did."""
+    points = next((found for run in runs if (
+        found := [(step, loads) for of, step, loads in run.get("loads", ()) if of == stage])), [])
+    if not points:
+        return False
+    steps, columns = zip(*((step, sum(loads, [])) for step, loads in points))
+    image = plot.pcolormesh(steps, range(len(columns[0])), list(zip(*columns)), shading="nearest",
+                            cmap="cividis", vmin=0, vmax=2)  # cividis: for all eyes
+    plot.set(xlabel=f"step of {STAGES[stage]}", ylabel="" if bar else "expert")
+    if bar:
+        plot.figure.colorbar(image, ax=plot)
+    return True
+
+
 def scatter(plot, x_label, series):
     """Points {label: [(x, y)]} beside the line on which nothing changes; returns whether any."""
     for (label, points), (colour, _), marker in zip(series.items(), STYLES, "ox"):
@@ -121,6 +137,8 @@ def draw(folder, curves, rows):
         ("entropy", climb("entropy of a token, in nats", ("entropy", ""))),
         ("dead_groups", climb("groups whose answers all score the same", ("dead_groups", ""))),
         ("expert_load", climb("load of the busiest expert; the mean is 1", ("expert_load", ""))),
+        ("expert_loads", ("load of each expert", heat, own, "base", False),
+         ("the mean is 1", heat, own, "zero", True)),
         ("language", ("words in the question's language", lines, "dev2",
                       (own, "language", "with the language reward"),
                       (without, "language", "without"))),

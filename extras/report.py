@@ -191,7 +191,9 @@ def account(word):
         curves={part: [[r["stage"], r["step"], r[part]] for r in log
                        if r["kind"] == "dev" and part in r] for part in CURVES}
         | {part: [["zero", r["step"], round(r[part], 6)] for r in log
-                  if r["kind"] == "zero" and part in r] for part in UPDATES},
+                  if r["kind"] == "zero" and part in r] for part in UPDATES}
+        | {"loads": [[r["kind"], r["step"], r["loads"]] for r in log if "loads" in r and (
+            r["kind"] == "zero" or r["kind"] == "base" and r["step"] % 30 == 0)]},
         minutes=sum(minutes.values()) or None, peak_gib=peak)
 
 
@@ -272,6 +274,7 @@ def curves_of(accounts):
 # What a reader wants to know first: its name, its key, and what the paper saw in R1-Zero.
 STORY = (("right at the first try (pass@1)", "pass@1", "AIME 15.6% to 71.0% (v1), 77.9% (Nature)"),
          ("right by majority of 16 (cons@16)", "cons@16", "AIME 86.7%"),
+         ("right by majority of 4 (cons@4)", "cons@4", ""),
          ("tokens in an answer", "length", "hundreds to thousands"),
          ("answers that check themselves", "reflection", "reflective words 5 to 7 times"),
          ("answers that stop and mend a step", "correction", '"wait" rises late'),
@@ -328,7 +331,7 @@ CLAIMS = {
         ("student.distill.pass@1", "student.distill_rl.pass@1",
          "RL after distillation helps further (said without numbers)")],
     "Accuracy by number of answers": [
-        ("r1.eval.pass@1", "r1.eval.cons@16", "voting helps R1 (AIME 79.8 to 86.7)")]}
+        ("r1.eval.pass@1", "r1.eval.cons@4", "voting helps R1 (AIME 79.8 to 86.7)")]}
 
 
 def table(head, body):
@@ -526,8 +529,9 @@ def brief(rows):
                         for part in ("", "collect_", "test_")) for stage in (*TEACHER, *STUDENTS)}
     spent = [f"{stage} {x:.1f}" for stage, x in spent.items() if x]
     spent += [f"in all {cell(rows, 'minutes')}"] if "minutes" in rows else []
-    parts = [story(rows), stages(rows, SHORT, levels=False)] + [
-        textwrap.wrap(f"{title}: {', '.join(items)}", 108)
+    beside = [line[:line[:-1].rindex("|") + 1] for line in story(rows)]  # for the console: no paper
+    parts = [beside, stages(rows, SHORT, levels=False)] + [
+        textwrap.wrap(f"{title}: {', '.join(items)}", 98)
         for title, items in (("pass@1 of the student", taught), ("minutes", spent)) if items]
     return "\n\n".join("\n".join(part) for part in parts if part)
 

@@ -51,7 +51,7 @@ def benched(folder, *words):
                "--device", folder.run.device, *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"{' '.join(command)}: {(done.stderr.split(chr(10)) or [''])[-2:][0]}")
+        raise UserError(f"{' '.join(command)}: {(done.stderr.strip().splitlines() or [''])[-1]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -14,7 +14,9 @@ def curves_of_two():
     """Curves of two seeds of Zero and of Dev2, and of one without the language reward."""
     def of(stage, seed):
         return {name: [[stage, step, step + seed / 2] for step in range(3)]
-                for name in (*report.CURVES, *report.UPDATES)}
+                for name in (*report.CURVES, *report.UPDATES)} | {
+            "loads": [[s, step, [[0.5, 1.5], [2.0, 0.0]]] for s in ("base", stage)
+                      for step in (1, 2)]}
     return {"grpo-seed0": of("zero", 0), "grpo-seed1": of("zero", 1),
             "grpo-seed2": {"language": [["dev2", 0, 0.5]]},
             "no_language_reward-seed0": of("dev2", 0)}
@@ -50,6 +52,17 @@ def test_means_and_bands_by_hand():
     assert not lines(Plot(), "zero", (runs, "length", "a"), ([], "length", "b"))
 
 
+def test_a_heat_map_has_a_row_an_expert():
+    """By hand: two mixtures of two experts at two steps, of the first run that kept loads."""
+    plot, runs = Plot(), [{}, {"loads": [["base", 30, [[1, 2], [3, 4]]], ["zero", 1, [[0, 0]]],
+                                         ["base", 60, [[5, 6], [7, 8]]]]}]
+    assert figures.heat(plot, runs, "base", bar=False)
+    [(steps, experts, rows)] = plot.asked("pcolormesh")
+    assert steps == (30, 60) and list(experts) == [0, 1, 2, 3]
+    assert rows == [(1, 5), (2, 6), (3, 7), (4, 8)]
+    assert not figures.heat(Plot(), runs, "dev2", bar=False)
+
+
 def test_bars_are_of_the_stages_that_are_there():
     """Mean, deviation and the number above; one bar alone is no comparison."""
     rows = {f"{stage}.mixing": {"mean": x, "std": 0.01}
@@ -82,14 +95,14 @@ def test_a_report_without_matplotlib_says_so(tmp_path, monkeypatch):
 
 
 def test_every_sheet_is_drawn_for_a_slide(tmp_path):
-    """All nine, wide enough for a projector; and none where there is nothing to draw."""
+    """All ten, wide enough for a projector; and none where there is nothing to draw."""
     pytest.importorskip("matplotlib")
     rows = {f"{stage}.{name}": {"mean": 0.5, "std": 0.1} for names, name in (
         (STAGES, "mixing"), (STUDENTS, "pass@1")) for stage in names}
     shown = draw(tmp_path, curves_of_two(), rows)
-    names = ["figure1", "length", "reflection", "entropy", "dead_groups", "expert_load", "language",
-             "mixing", "distillation"]
-    assert [line.partition("/")[2] for line in shown[:9]] == [f"{name}.png)" for name in names]
+    names = ["figure1", "length", "reflection", "entropy", "dead_groups", "expert_load",
+             "expert_loads", "language", "mixing", "distillation"]
+    assert [line.partition("/")[2] for line in shown[:10]] == [f"{name}.png)" for name in names]
     for name in names:
         head = (tmp_path / "figures" / f"{name}.png").read_bytes()[:24]
         assert struct.unpack(">II", head[16:]) == (1280, 720)

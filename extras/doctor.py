@@ -1,0 +1,42 @@
+"""doctor: what the console says when something in a training is off, and what to try."""
+import math
+
+# A figure that a record lacks is as it should be.
+WELL = {"accuracy": math.nan, "format": math.nan, "cut_off": 0.0, "dead_groups": 0.0, "kl": 0.0,
+        "entropy": 1.0, "gap_p999": 0.0, "skipped": 0, "loads": []}
+
+
+def advice(record, first, s, stage):
+    """Sentences on a step's record, the stage's first beside it: [(keyword, sentence)].
+
+    s are the stage's settings of RL, None if it is supervised; stage: their name in --set."""
+    step, rl = record["step"], s is not None
+    r, was = ({**WELL, **{k: x for k, x in of.items() if x is not None}} for of in (record, first))
+    cases = [
+        ("loss", rl and step == 1 and s.objective in ("grpo", "gspo"),
+         "no loss is shown: it is near 0 at each first update by construction (ratio 1, advantages "
+         "that sum to 0 in a group); watch accuracy and length"),
+        ("skipped", r["skipped"] > 0,
+         "a gradient was not finite and its update was skipped; if it comes again, lower "
+         f"{stage}.lr"),
+        ("cut", r["cut_off"] > 0.25,
+         f"{r['cut_off']:.0%} of answers are cut off: raise {stage}.max_new_tokens"),
+        ("dead", r["dead_groups"] > 0.8,
+         f"{r['dead_groups']:.0%} of groups are dead (all answers score the same): problems too "
+         f"{'easy, raise' if r['accuracy'] > 0.5 else 'hard, lower'} {stage}.levels"),
+        ("stuck", r["accuracy"] < 0.02 and step >= 10,
+         "almost nothing is right: RL cannot amplify what the base never does; raise its steps"),
+        ("form", r["format"] > was["format"] + 0.1 and r["accuracy"] < was["accuracy"] - 0.02,
+         "format rises and accuracy falls: well-formed wrong answers are what pays; lower "
+         f"{stage}.format_weight, or start from a better base"),
+        ("entropy", r["entropy"] < 0.01 and r["dead_groups"] < 0.5,
+         "the entropy is almost 0: answers to a question are all alike and nothing can be learnt "
+         f"from comparing them; lower {stage}.lr"),
+        ("kl", r["kl"] > 1.0,
+         f"the policy is far from its reference (KL over 1): raise {stage}.beta or lower its lr"),
+        ("gap", r["gap_p999"] > 1e-2,
+         "sampler and trainer disagree on probabilities by over 1%: try --dtype float32"),
+        ("load", min(map(min, r["loads"]), default=1.0) < 0.05 and (rl or step >= 100),
+         "an expert has less than a twentieth of the mean load: raise model.bias_speed"),
+    ]
+    return [(keyword, sentence) for keyword, holds, sentence in cases if holds]

@@ -1,0 +1,50 @@
+"""The tests of what the console says when something is off."""
+import pytest
+
+from extras.doctor import advice
+from grpo import RL
+
+FINE = {"step": 5, "cut_off": 0.0, "dead_groups": 0.1, "accuracy": 0.5, "format": 0.7, "kl": 0.0,
+        "entropy": 0.3, "gap_p999": 1e-6, "loads": [[0.9, 1.1], [1.2, 0.8]], "skipped": 0}
+
+
+@pytest.mark.parametrize("keyword, change", [
+    ("cut", {"cut_off": 0.62}), ("dead", {"dead_groups": 0.9}), ("entropy", {"entropy": 0.001}),
+    ("kl", {"kl": 2.0}), ("gap", {"gap_p999": 0.1}), ("load", {"loads": [[1, 1], [2, 0.01]]}),
+    ("skipped", {"skipped": 1}), ("loss", {"step": 1}), ("stuck", {"accuracy": 0.0, "step": 10}),
+    ("form", {"format": 0.99, "accuracy": 0.4})])
+def test_each_sentence_comes_with_its_cause(keyword, change):
+    """One change, its sentence alone; and none without a change."""
+    assert advice(FINE, FINE, RL(), "dev2") == []
+    [(said, sentence)] = advice(FINE | change, FINE, RL(), "dev2")
+    assert said == keyword and len(sentence) > 30
+
+
+def test_what_to_try_is_named():
+    """The figure and the setting are in the sentence; too easy is not too hard."""
+    [(_, sentence)] = advice(FINE | {"cut_off": 0.62}, FINE, RL(), "dev2")
+    assert "62% of answers are cut off" in sentence and "dev2.max_new_tokens" in sentence
+    for accuracy, word in ((0.9, "easy"), (0.1, "hard")):
+        change = {"dead_groups": 0.9, "accuracy": accuracy}
+        assert word in advice(FINE | change, FINE | change, RL(), "")[0][1]
+
+
+def test_a_rollout_without_a_sum_is_advised_on_too():
+    """Its accuracy is None: neither stuck nor easy nor fallen, and nothing raised."""
+    record = FINE | {"step": 20, "accuracy": None, "dead_groups": 0.9, "format": 1.0}
+    assert set(dict(advice(record, FINE, RL(), "r1"))) == {"dead"}
+    assert set(dict(advice(record, record, RL(), "r1"))) == {"dead"}
+
+
+def test_entropy_of_a_few_live_groups_is_no_alarm():
+    """Where most groups are dead, what is left says nothing of the policy."""
+    record = FINE | {"step": 20, "dead_groups": 0.6, "entropy": 0.001}
+    assert advice(record, FINE, RL(), "r1") == []
+
+
+def test_a_supervised_stage_is_watched_for_collapse_alone():
+    """Its record has a loss and loads; a dense model's no loads, and the first steps balance."""
+    record = {"step": 100, "loss": 0.5, "skipped": 0, "loads": [[4, 0, 0, 0]]}
+    assert set(dict(advice(record, record, None, "base"))) == {"load"}
+    assert advice(record | {"step": 99}, record, None, "base") == []
+    assert advice(record | {"loads": []}, record, None, "student") == []
