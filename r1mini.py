@@ -37,8 +37,8 @@ from tqdm import tqdm
 
 import moe
 import tasks
-from extras.doctor import advice
-from extras.folder import Folder, on_track, read_log
+from extras.doctor import advice, note, on_track
+from extras.folder import Folder, read_log
 from grpo import (RL, Task, generate, learning_rate_at, make_optimizer, micro_batches,
                   preference_loss, restore, safety_loss, score, supervised_loss, train_rl, update)
 from moe import UserError
@@ -291,7 +291,7 @@ def watcher(folder, stage, every, steps, settings=None):
         setting = stage.removesuffix("_no_format")  # of the ablation: its stage's
         for keyword, sentence in advice(record, first, settings, setting) if step else []:
             if keyword not in said:
-                bar.write(f"  note: {sentence}")
+                bar.write(note(sentence))
                 said.add(keyword)
         if step == 0 and not settings:
             return  # random weights, or another stage's
@@ -557,7 +557,8 @@ def distill_logits(folder, models):
 
 
 def student_rl(folder, models):
-    """Instead of distillation, what made Zero: GRPO on the student's base (R1 v1 section 4.1)."""
+    """Instead of distillation, what made Zero: GRPO on the student's base (R1 v1 section 4.1).
+    Rollouts are larger than Zero's, each for more updates, for its answers are short."""
     return rl(folder, "student_rl", models["student"], folder.run.student_rl)
 
 

@@ -7,14 +7,15 @@ train       tokens/s of forward, backward and update on 200 rows of 36 random to
 documents   tokens/s of the real supervised loop, on documents of the corpus
 prefill     tokens/s of reading 64 prompts of 128 tokens into the cache
 decode      tokens/s of writing 64 tokens to each of 512 prompts of 12
-step        seconds of one GRPO step, 32 questions, 16 answers of 42 tokens, and its parts
+step        seconds of one GRPO step, 24 questions, 16 answers of 42 tokens, and its parts
 gemm        10^9 operations a second of a product of two matrices of 2048 x 2048, in this very run
 
 Figures are medians of ROUNDS runs, after one that is thrown away. Ours are those of all processes
 (--processes). Where ours and theirs are compared they run in turn, so that a slow minute of the
 machine meets both. transformers' DeepseekV3 has no multi-token prediction in training: beside it,
 neither has ours. In training and sampling each side has the dtype that suits it best, tried first,
-and theirs the number of threads; a GRPO step is in float32, theirs on all threads.
+and theirs the number of threads; where that is not float32, float32's ratio stands beside. A GRPO
+step is in float32, theirs on all threads.
 """
 import copy
 import dataclasses
@@ -42,7 +43,10 @@ from moe import UserError
 ROUNDS = 5
 ROWS, LENGTH = 200, 36             # of train
 PROMPTS, PROMPT, NEW = 512, 12, 64  # of decode
-QUESTIONS, GROUP, ANSWER = 32, 16, 42  # of a step
+READ, READ_LENGTH = 64, 128         # of prefill
+QUESTIONS, GROUP, ANSWER = 24, 16, 42  # of a step
+SHAPES = (f"rows x tokens: train {ROWS} x {LENGTH}, prefill {READ} x {READ_LENGTH}, decode "
+          f"{PROMPTS} x ({PROMPT} + {NEW}); step {QUESTIONS} questions x {GROUP} x {ANSWER}")
 
 
 def seconds(work, device):
@@ -235,18 +239,20 @@ def ours(run, device, dtype):
     """Figures of this project on this machine, by key; rates in tokens a second."""
     model, peak = make(run.model, device, dtype), 2 * 2048 ** 3 / 1e9
     work, documents = document_step(make(run.model, device, dtype), run)
-    reading = random_prompts(run.model, 64, 128)
+    reading = random_prompts(run.model, READ, READ_LENGTH)
     taken = in_turn({
         "gemm": gemm(device, dtype), "documents": work, "decode": decode(model),
         "train": train_step(make(run.model, device, dtype), run.base.micro_tokens),
         "prefill": lambda: grpo.generate(model, reading, 1, -1, 0)}, device)
     found = {"gemm": moe.world()[1] * peak / taken["gemm"], "train": ROWS * LENGTH / taken["train"],
              "documents": sum(documents[1:]) / ROUNDS / taken["documents"],
-             "prefill": 64 * 128 / taken["prefill"], "decode": PROMPTS * NEW / taken["decode"]}
-    active = count_parameters(run.model)[1]
+             "prefill": READ * READ_LENGTH / taken["prefill"], "decode": PROMPTS * NEW / taken["decode"]}
+    c, width = run.model, 4 if dtype == torch.float32 else 2
+    active, head = count_parameters(c)[1], c.vocab_size * c.dim
+    block = count_parameters(dataclasses.replace(c, n_layers=c.n_layers + 1))[1] - active
+    active += c.n_mtp_layers * (block + 2 * c.dim ** 2 + head) - head  # an embedding is looked up
     found["train.peak_share"] = 6 * active * found["train"] / 1e9 / found["gemm"]
     found |= {f"step.{part}": x for part, x in grpo_parts(model, run, device).items()}
-    c, width = run.model, 4 if dtype == torch.float32 else 2
     found["cache.latent"] = 4 * c.n_layers * (c.kv_lora_rank + c.qk_rope_head_dim)  # float32
     found["cache.heads"] = width * c.n_layers * c.n_heads * (
         c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim)
@@ -255,7 +261,7 @@ def ours(run, device, dtype):
 
 def best_of(make_work, device, threads):
     """The (dtype, threads), of the numbers given, in which a call of make_work(dtype)() is fastest,
-    tried three times."""
+    tried three times; and that of float32."""
     own, tried = torch.get_num_threads(), {}
     for dtype in (torch.float32, torch.bfloat16):
         work = make_work(dtype)
@@ -263,7 +269,8 @@ def best_of(make_work, device, threads):
             torch.set_num_threads(n)
             tried[dtype, n] = min(seconds(work, device) for _ in range(3))
     torch.set_num_threads(own)
-    return min(tried, key=tried.get)
+    return [min(some, key=tried.get) for some in (
+        tried, [way for way in tried if way[0] == torch.float32])]
 
 
 def against(run, device, rounds=ROUNDS):
@@ -287,15 +294,18 @@ def against(run, device, rounds=ROUNDS):
                 torch.set_num_threads(n)
                 work()
             return timed
-        works = {who: at(make_work(best[who][0]), best[who][1])
-                 for who, make_work in (("ours", mine), ("transformers", other))}
+        works = {(who, way): at(make_work(way[0]), way[1])
+                 for who, make_work in (("ours", mine), ("transformers", other))
+                 for way in dict.fromkeys(best[who])}
         taken = in_turn(works, device, rounds)
         torch.set_num_threads(own)
-        for who, (dtype, n) in best.items():
-            found[f"{name}.{who}"] = tokens / taken[who]
+        for who, ((dtype, n), _) in best.items():
+            found[f"{name}.{who}"] = tokens / taken[who, (dtype, n)]
             found[f"{name}.{who}.setting"] = f"{str(dtype).removeprefix('torch.')}, " + (
                 f"{count} processes of {n} threads" if who == "ours" else f"{n} threads")
-        found[f"{name}.vs_transformers"] = taken["transformers"] / taken["ours"]
+        for i, which in enumerate(("", "float32.")):
+            found[f"{name}.{which}vs_transformers"] = (
+                taken["transformers", best["transformers"][i]] / taken["ours", best["ours"][i]])
     taken = {"ours": [], "trl": []}
     for _ in range(2):  # a trainer of theirs runs its rounds in one go: A B A B by trainers
         taken["ours"].append(grpo_parts(make(plain, device, torch.float32), run, device)["whole"])
@@ -328,6 +338,7 @@ def main(options):
         found = against(run, device) if options.against else ours(run, device, options.dtype)
         found = {"machine": f"{machine()}, {moe.world()[1]} processes of {torch.get_num_threads()} "
                             f"threads, torch {torch.__version__}, "
-                            f"{str(options.dtype).removeprefix('torch.')}"} | found
+                            f"{str(options.dtype).removeprefix('torch.')}",
+                 "shapes": SHAPES} | found
     print(json.dumps(found) if options.json else page(found))
     return 0

@@ -1,9 +1,20 @@
-"""doctor: what the console says when something in a training is off, and what to try."""
+"""doctor: what the console says of a training: that it is on track, or what is off and what to try.
+"""
+import contextlib
+import dataclasses
+import json
 import math
+import textwrap
+from pathlib import Path
 
 # A figure that a record lacks is as it should be.
 WELL = {"accuracy": math.nan, "format": math.nan, "cut_off": 0.0, "dead_groups": 0.0, "kl": 0.0,
         "entropy": 1.0, "gap_p999": 0.0, "skipped": 0, "loads": []}
+
+
+def note(sentence):
+    """A sentence as the console shows it, in lines of less than 100 columns."""
+    return textwrap.fill(f"note: {sentence}", 98, initial_indent="  ", subsequent_indent=" " * 8)
 
 
 def advice(record, first, s, stage):
@@ -36,7 +47,28 @@ def advice(record, first, s, stage):
          f"the policy is far from its reference (KL over 1): raise {stage}.beta or lower its lr"),
         ("gap", r["gap_p999"] > 1e-2,
          "sampler and trainer disagree on probabilities by over 1%: try --dtype float32"),
-        ("load", min(map(min, r["loads"]), default=1.0) < 0.05 and (rl or step >= 100),
+        ("load", min(map(min, r["loads"]), default=1.0) < 0.05 and r["dead_groups"] < 0.5
+         and (rl or step >= 100),  # it takes some steps, and more than a few groups' tokens
          "an expert has less than a twentieth of the mean load: raise model.bias_speed"),
     ]
     return [(keyword, sentence) for keyword, holds, sentence in cases if holds]
+
+
+REFERENCE = Path(__file__).parent.parent / "results" / "r1" / "curves.json"
+
+
+def on_track(run, stage, step, score):
+    """What the console says of pass@1 on dev, if all is as in the README's runs of three seeds,
+    beside theirs at this step: nothing, "on track", or what they had."""
+    curves, like = {}, type(run)()
+    if dataclasses.replace(run, **{key: getattr(like, key) for key in (
+            "seed", "start", "data_file", "device", "dtype")}) != like:
+        return ""
+    with contextlib.suppress(OSError, ValueError):
+        curves = json.loads(REFERENCE.read_text("utf-8"))
+    seen = [x for name, curve in curves.items() if name.startswith("grpo-")
+            for at, n, x in curve["pass@1"] if (at, n) == (stage, step)]
+    if not seen or score >= min(seen) - 0.05:
+        return " on track" if seen else ""
+    return "\n" + note(f"the README's runs had {min(seen):.2f} to {max(seen):.2f} here; this run is "
+                       "behind")

@@ -79,26 +79,6 @@ def peak_gib():
     return 0.0
 
 
-REFERENCE = Path(__file__).parent.parent / "results" / "r1" / "curves.json"
-
-
-def on_track(run, stage, step, score):
-    """What the console says of pass@1 on dev, if all is as in the README's runs of three seeds,
-    beside theirs at this step: nothing, "on track", or what they had."""
-    curves, like = {}, importlib.import_module("r1mini").Run()
-    if dataclasses.replace(run, **{key: getattr(like, key) for key in (
-            "seed", "start", "data_file", "device", "dtype")}) != like:
-        return ""
-    with contextlib.suppress(OSError, ValueError):
-        curves = json.loads(REFERENCE.read_text("utf-8"))
-    seen = [x for name, curve in curves.items() if name.startswith("grpo-")
-            for at, n, x in curve["pass@1"] if (at, n) == (stage, step)]
-    if not seen or score >= min(seen) - 0.05:
-        return " on track" if seen else ""
-    return (f"\n  note: the README's runs had {min(seen):.2f} to {max(seen):.2f} here; this run "
-            "is behind")
-
-
 PATIENCE = 10  # skipped updates in a row
 
 

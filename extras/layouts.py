@@ -18,13 +18,6 @@ import r1mini
 import tasks
 from extras.report import table
 
-
-
-def document(rng):
-    """A document of the corpus."""
-    return tasks.make_document(rng, tasks.Corpus())
-
-
 ONE = (1, "none", 1, False)
 # processes, mode, how many share the experts, recompute: those of one count are launched together
 LAYOUTS = {1: [ONE, (1, "none", 1, True)],
@@ -32,6 +25,11 @@ LAYOUTS = {1: [ONE, (1, "none", 1, True)],
                (2, "fsdp", 2, True)],
            4: [(4, "ddp", 1, False), (4, "fsdp", 1, False), (4, "ddp", 2, False),
                (4, "fsdp", 2, False), (4, "fsdp", 4, False)]}
+
+
+def document(rng):
+    """A document of the corpus."""
+    return tasks.make_document(rng, tasks.Corpus())
 
 
 # Models of other kinds, which take pretraining's steps alone: sizes, examples, loss.
@@ -95,10 +93,12 @@ def take(layout, folder):
     name, model = name_of(layout), new(layout)
     figures = {"loss": pretrain(model, path=folder / f"{name}.half.pt")}
     moe.save(folder / f"{name}.base.pt", model)
+    prompts = [tasks.encode_prompt(f"Compute {a}+{a}*7") for a in (3, 12, 100, 7, 41)]
+    model = moe.twin(model)  # as a stage begins: a copy, asked before it learns
+    grpo.generate(model, prompts, 2, tasks.END_ID, tasks.PAD_ID)
     logs = reinforce(model)
     figures |= {key: [log[key] for log in logs] for key in ("kl", "ratio", "entropy", "clip",
                                                            "grad_norm", "expert_load")}
-    prompts = [tasks.encode_prompt(f"Compute {a}+{a}*7") for a in (3, 12, 100, 7, 41)]
     samples = grpo.generate(model, prompts, 12, tasks.END_ID, tasks.PAD_ID)
     moe.save(folder / f"{name}.zero.pt", model, figures=figures, tokens=samples.tokens,
              logprobs=samples.logprobs)

@@ -1,7 +1,10 @@
 """The tests of what the console says when something is off."""
+import json
+
 import pytest
 
-from extras.doctor import advice
+from extras import doctor, options as words
+from extras.doctor import advice, on_track
 from grpo import RL
 
 FINE = {"step": 5, "cut_off": 0.0, "dead_groups": 0.1, "accuracy": 0.5, "format": 0.7, "kl": 0.0,
@@ -48,3 +51,23 @@ def test_a_supervised_stage_is_watched_for_collapse_alone():
     assert set(dict(advice(record, record, None, "base"))) == {"load"}
     assert advice(record | {"step": 99}, record, None, "base") == []
     assert advice(record | {"loads": []}, record, None, "student") == []
+
+
+def test_a_run_is_told_whether_it_is_on_track(tmp_path, monkeypatch):
+    """Beside curves made by hand: near the worst seed or above, below, and where nothing is known.
+    Each line fits the console."""
+    curve = {"pass@1": [["zero", 5, 0.5], ["zero", 10, 0.8]]}
+    other = {"pass@1": [["zero", 5, 0.4], ["zero", 10, 0.7]]}
+    file = tmp_path / "curves.json"
+    file.write_text(json.dumps({"grpo-seed0": curve, "grpo-seed1": other,
+                                "no_language_reward-seed0": {"pass@1": [["zero", 5, 0.1]]}}))
+    monkeypatch.setattr(doctor, "REFERENCE", file)
+    run = words.resolve("nano", [])
+    assert on_track(run, "zero", 5, 0.36) == " on track"
+    assert "0.40 to 0.50" in on_track(run, "zero", 5, 0.34)
+    assert on_track(run, "zero", 10, 0.9) == " on track"
+    assert on_track(run, "zero", 7, 0.9) == on_track(run, "r1", 5, 0.9) == ""
+    assert on_track(words.resolve("micro", []), "zero", 5, 0.4) == ""
+    assert all(len(line) <= 100 for line in on_track(run, "zero", 5, 0.0).split("\n"))
+    file.write_text("{")
+    assert on_track(run, "zero", 5, 0.4) == ""

@@ -112,23 +112,3 @@ def test_a_missing_tensorboard_is_one_clear_line(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "pip install tensorboard" in error
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_is_told_whether_it_is_on_track(tmp_path, monkeypatch):
-    """Beside curves made by hand: near the worst seed or above, below, and where nothing is known.
-    Each line fits the console."""
-    curve = {"pass@1": [["zero", 5, 0.5], ["zero", 10, 0.8]]}
-    other = {"pass@1": [["zero", 5, 0.4], ["zero", 10, 0.7]]}
-    file = tmp_path / "curves.json"
-    file.write_text(json.dumps({"grpo-seed0": curve, "grpo-seed1": other,
-                                "no_language_reward-seed0": {"pass@1": [["zero", 5, 0.1]]}}))
-    monkeypatch.setattr(folders, "REFERENCE", file)
-    run = words.resolve("nano", [])
-    assert folders.on_track(run, "zero", 5, 0.36) == " on track"
-    assert "0.40 to 0.50" in folders.on_track(run, "zero", 5, 0.34)
-    assert folders.on_track(run, "zero", 10, 0.9) == " on track"
-    assert folders.on_track(run, "zero", 7, 0.9) == folders.on_track(run, "r1", 5, 0.9) == ""
-    assert folders.on_track(words.resolve("micro", []), "zero", 5, 0.4) == ""
-    assert all(len(line) <= 100 for line in folders.on_track(run, "zero", 5, 0.0).split("\n"))
-    file.write_text("{")
-    assert folders.on_track(run, "zero", 5, 0.4) == ""

@@ -145,7 +145,7 @@ def test_each_experiment_runs(name, tmp_path, monkeypatch):
     assert {"plain": lambda: end["pass@1"] > 0.6 and end["length"] > 60,
             "short_pays": lambda: end["length"] < 20 and end["pass@1"] < 0.3,
             "format_only": lambda: end["format"] > 0.95 and end["pass@1"] < 0.3,
-            "language": lambda: end["language"] > 0.9,
+            "language": lambda: end["language"] > 0.85,
             "pretraining": lambda: end["cut_off"] < 0.1,
             "pad_is_eos": lambda: end["cut_off"] > 0.7 and end["pass@1"] == 0,
             "softmax_router": lambda: end["expert_load"] > 2.5,
