@@ -34,7 +34,7 @@ import moe
 import r1mini
 import tasks
 from extras import export
-from extras.cost import count_parameters
+from extras.cost import in_products
 from extras.folder import machine
 from extras.options import resolve
 from grpo import Rollout, advantages, improve, micro_batches
@@ -248,10 +248,7 @@ def ours(run, device, dtype):
              "documents": sum(documents[1:]) / ROUNDS / taken["documents"],
              "prefill": READ * READ_LENGTH / taken["prefill"], "decode": PROMPTS * NEW / taken["decode"]}
     c, width = run.model, 4 if dtype == torch.float32 else 2
-    active, head = count_parameters(c)[1], c.vocab_size * c.dim
-    block = count_parameters(dataclasses.replace(c, n_layers=c.n_layers + 1))[1] - active
-    active += c.n_mtp_layers * (block + 2 * c.dim ** 2 + head) - head  # an embedding is looked up
-    found["train.peak_share"] = 6 * active * found["train"] / 1e9 / found["gemm"]
+    found["train.peak_share"] = 6 * in_products(c) * found["train"] / 1e9 / found["gemm"]
     found |= {f"step.{part}": x for part, x in grpo_parts(model, run, device).items()}
     found["cache.latent"] = 4 * c.n_layers * (c.kv_lora_rank + c.qk_rope_head_dim)  # float32
     found["cache.heads"] = width * c.n_layers * c.n_heads * (

@@ -49,6 +49,17 @@ def count_parameters(config):
     return total.total(), active.total()
 
 
+def in_products(config):
+    """The parameters that a token in training meets in matrix products, MTP's and its head's use
+    included, the embedding not."""
+    with torch.device("meta"):
+        model = moe.Transformer(config)
+    used = {name: p.numel() for name, p in model.named_parameters() if not name.startswith("embed")}
+    used |= {name: n * config.n_activated_experts // config.n_routed_experts
+             for name, n in used.items() if ".experts." in name}
+    return sum(used.values()) + model.head.weight.numel() * config.n_mtp_layers
+
+
 # -------------------------------------------------------------------------------------------------
 # What training takes
 

@@ -3,14 +3,16 @@
     python r1mini.py study speed --seeds 0
 
 Minutes are those of runs/r1-SEED, if it had the machine to itself; the rest is measured now, by
-`bench` and `bench --against` in processes of their own, and here: how training and decoding grow
-with size, and what MTP's drafts are worth in speculative decoding.
+`bench` and `bench --against` in processes of their own, and here: what the time goes to, how
+training and decoding grow with size, and what MTP's drafts are worth in speculative decoding.
 """
 import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 import grpo
 import moe
@@ -24,6 +26,10 @@ from moe import UserError
 
 SETTINGS, NEEDS, STAGES = (), ("distill_rl.pt",), ()
 PROMPTS = 64                                  # of drafts, and of decoding in long contexts
+# What an operation is; batched products are Muon's in training, attention's in decoding.
+KINDS = {"products": ("aten::mm", "aten::addmm"), "batched_products": ("aten::bmm", "aten::baddbmm"),
+         "fused_attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",
+                             "aten::_scaled_dot_product_flash_attention_for_cpu_backward")}
 
 
 def minutes(run):
@@ -53,6 +59,23 @@ def benched(folder, *words):
     if done.returncode:
         raise UserError(f"{' '.join(command)}: {(done.stderr.strip().splitlines() or [''])[-1]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def spent(folder):
+    """Shares of the processor's time that operations of each kind take, on one process."""
+    device, config, found = folder.options.device, folder.run.model, {}
+    for name, work in (
+            ("train", bench.train_step(bench.make(config, device, folder.options.dtype),
+                                       folder.run.base.micro_tokens)),
+            ("decode", bench.decode(bench.make(config, device, folder.options.dtype)))):
+        work()
+        with torch.profiler.profile() as watched:
+            work()
+        taken = {e.key: e.self_cpu_time_total for e in watched.key_averages()}
+        known = {kind: sum(taken.get(key, 0) for key in keys) for kind, keys in KINDS.items()}
+        known["rest"] = sum(taken.values()) - sum(known.values())
+        found |= {f"share.{name}.{kind}": x / sum(taken.values()) for kind, x in known.items()}
+    return found
 
 
 def growth(folder):
@@ -98,7 +121,8 @@ def drafting(folder):
 def measure(folder):
     """The figures of a seed."""
     found = minutes(Path(folder.run.start).parent)
-    for kind, work in (("bench", lambda: benched(folder)), ("growth", lambda: growth(folder)),
+    for kind, work in (("bench", lambda: benched(folder)), ("spent", lambda: spent(folder)),
+                       ("growth", lambda: growth(folder)),
                        ("drafts", lambda: drafting(folder)),
                        ("against", lambda: benched(folder, "--against"))):
         found |= {key: x for key, x in once(folder, kind, work).items() if key != "machine"}

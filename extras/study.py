@@ -19,6 +19,7 @@ import torch
 import moe
 import r1mini
 from extras import choices, options as command_line, webpage
+from extras.cost import in_products
 from extras.figures import scatter, sheet
 from extras.folder import Folder, read_log
 from extras.report import cell, commit, of_flops, of_times, report, table
@@ -234,17 +235,6 @@ def threshold_page(rows, notes):
             "reached 47.0 by RL, 72.6 distilled (R1 v1 Table 6)."]
 
 
-def in_products(config):
-    """The parameters that a token in training meets in matrix products, MTP's and its head's use
-    included, the embedding not."""
-    with torch.device("meta"):
-        model = moe.Transformer(config)
-    used = {name: p.numel() for name, p in model.named_parameters() if not name.startswith("embed")}
-    used |= {name: n * config.n_activated_experts // config.n_routed_experts
-             for name, n in used.items() if ".experts." in name}
-    return sum(used.values()) + model.head.weight.numel() * config.n_mtp_layers
-
-
 def parts(seed, at="runs/"):
     """What became of each base of a seed, by key such as dense.pass@1; loss is the mean of the
     last hundred steps, all of documents never read before."""
@@ -253,20 +243,18 @@ def parts(seed, at="runs/"):
         folder = f"{at}parts-{name}-{seed}"
         log, test = read_log(folder), tested(folder, "base")
         steps = [r for r in log if r["kind"] == "base"]
-        clock = map(json.loads, (Path(folder) / "timing.jsonl").read_text("utf-8").splitlines())
         tokens = sum(r["tokens"] for r in steps)
         work = 6 * in_products(moe.Config(**log[0]["model"])) * tokens / 1e12
         values = {"loss": fmean(r["loss"] for r in steps[-100:]), "pass@1": test["pass@1"],
                   "cons": test[f"cons@{test['samples']}"], "steps": len(steps),
-                  "reflection": test["reflection"], "tokens": tokens, "tflop": work,
-                  "seconds": sum(r["seconds"] for r in clock if r.get("stage") == "base")}
+                  "reflection": test["reflection"], "tokens": tokens, "tflop": work}
         found |= {f"{name}.{key}": x for key, x in values.items()}
     return found
 
 
 def parts_page(rows, notes):
     """Do the mixture and MTP pay at this size? Each is taken away at equal work."""
-    columns = ("loss", "pass@1", "cons", "reflection", "tflop", "tokens", "steps", "seconds")
+    columns = ("loss", "pass@1", "cons", "reflection", "tflop", "tokens", "steps")
     lines = table(["base", *columns], [[text, *(cell(rows, f"{name}.{key}") for key in columns)]
                                        for text, (name, _) in PARTS.items()])
     for text, other in (("MTP", "mixture"), ("the mixture", "dense")):
@@ -277,7 +265,7 @@ def parts_page(rows, notes):
             lines += ["", f"- By {key}, {text} pays on {wins} of {len(gains)} seeds; gain "
                       f"{fmean(gains):+.3f} ({', '.join(f'{gain:+.3f}' for gain in gains)})."]
     return [*lines, "", "TFLOP: 6 times the parameters in products, MTP's included, the "
-            "embedding's not, and tokens read. Seconds: of training with its evaluations on dev."]
+            "embedding's not, and tokens read."]
 
 
 PAGES = {"threshold": (threshold, threshold_page), "parts": (parts, parts_page),

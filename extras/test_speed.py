@@ -1,0 +1,67 @@
+"""The tests of study speed: what it counts, from files and figures made by hand."""
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from extras import bench, speed
+from extras.options import resolve
+from moe import UserError
+
+
+def write(run, threads):
+    """A run of two steps of base and four of Zero, right on 90% of dev after the second."""
+    machine = {"machine": "a processor, 2 cores", "threads": threads, "processes": 1}
+    times = [machine] + [{"stage": stage, "step": step, "seconds": seconds, "peak_gib": 1.0}
+                         for stage, step, seconds in (
+                             ("base", 1, 30), ("base", 2, 30), ("test_base", 0, 60),
+                             ("zero", 1, 12), ("zero", 2, 12), ("zero", 3, 12), ("zero", 4, 12))]
+    dev = [{"kind": "dev", "stage": "zero", "step": step, "pass@1": x}
+           for step, x in ((0, 0.1), (2, 0.9), (4, 0.9))]
+    for name, records in (("timing", times), ("log", [{"kind": "config"}, *dev])):
+        (run / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+def test_minutes_by_hand(tmp_path):
+    """In all with the tests; to 85% training alone. A run that shared its machine has none."""
+    write(tmp_path, 2)
+    found = speed.minutes(tmp_path)
+    assert found["minutes.total"] == pytest.approx((60 + 60 + 48) / 60)
+    assert found["minutes.to_85"] == pytest.approx((60 + 24) / 60)
+    write(tmp_path, 1)
+    with pytest.raises(UserError, match="alone"):
+        speed.minutes(tmp_path)
+
+
+def test_shares_of_time_are_of_all_of_it():
+    """Products are there in both, fused attention in training alone; together they are one."""
+    folder = SimpleNamespace(run=resolve("micro", []), options=SimpleNamespace(
+        device=torch.device("cpu"), dtype=torch.float32))
+    found = speed.spent(folder)
+    for name in ("train", "decode"):
+        shares = {key: x for key, x in found.items() if key.startswith(f"share.{name}.")}
+        assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
+        assert shares[f"share.{name}.products"] > 0.01
+    assert found["share.train.fused_attention"] > 0.01 > found["share.decode.fused_attention"]
+
+
+def test_the_page_says_what_was_asked():
+    """A figure within its limit, one beyond, one not there; and the settings beneath."""
+    rows = {key: {"mean": x, "std": 0.0, "per_seed": {"0": x}} for key, x in (
+        ("minutes.total", 9.0), ("step.vs_trl", 3.0))}
+    text = "\n".join(speed.page(rows, {"sample.ours.setting": {"0": "float32"}}))
+    assert "- Yes: `minutes.total` at most 10 (9)." in text
+    assert "- No: `step.vs_trl` at least 4 (3)." in text
+    assert "- No: `minutes.to_85` at most 4 (nan)." in text
+    assert "`sample.ours.setting`: float32." in text
+
+
+def test_the_best_way_and_the_best_in_float32(monkeypatch):
+    """By a clock made by hand: bfloat16 on two threads is fastest, float32 is on one."""
+    clock = {(torch.float32, 1): 3, (torch.float32, 2): 4, (torch.bfloat16, 1): 2,
+             (torch.bfloat16, 2): 1}
+    monkeypatch.setattr(bench, "seconds", lambda work, _: clock[work(), torch.get_num_threads()])
+    before = torch.get_num_threads()
+    best = bench.best_of(lambda dtype: lambda: dtype, None, (1, 2))
+    assert best == [(torch.bfloat16, 2), (torch.float32, 1)] and torch.get_num_threads() == before
