@@ -1,7 +1,10 @@
 """The tests of report.html: it says what report.md says, and needs nothing beside it."""
 import base64
+import html
 import pathlib
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -114,3 +117,22 @@ def test_both_are_written(tmp_path):
     assert (tmp_path / "report.md").read_text("utf-8") == "# Title & more\n\ntext\n"
     page = Page((tmp_path / "report.html").read_text("utf-8"))
     assert page.texts("title") == ["r1mini: Title & more"] and page.texts("p") == ["text"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)
+def test_a_browser_shows_it_on_a_phone(path, tmp_path):
+    """Chromium, where there is one: 390 pixels are wide enough for the page (a wide table moves
+    within), and all pictures are there."""
+    if not (browser := shutil.which("chromium") or shutil.which("google-chrome")):
+        pytest.skip("no Chromium here")
+    page = html.escape(path.with_suffix(".html").read_text("utf-8"))
+    frame = tmp_path / "frame.html"
+    frame.write_text(f"""<!doctype html><meta charset="utf-8"><iframe style="width:390px"
+        srcdoc="{page}" onload="const d = this.contentDocument; document.title =
+        [d.documentElement.scrollWidth, [...d.images].filter(i => !i.naturalWidth).length]">
+        </iframe>""", "utf-8")
+    shown = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+                            frame.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    width, missing = re.search(r"<title>(\d+),(\d+)</title>", shown).groups()
+    assert 300 < int(width) <= 390 and missing == "0"
