@@ -250,9 +250,10 @@ class Experts(nn.Module):
 
     def forward(self, x_NC, gates_NK, chosen_NK):
         """The gated sum of each token's experts (N, C)."""
-        order = chosen_NK.flatten().argsort(stable=True)               # (N*K,) pairs, by expert
+        pairs = chosen_NK.flatten()                                    # (N*K,) of token and expert
+        order = pairs.argsort(stable=True)                             # by expert
         token = order // chosen_NK.size(1)
-        counts = chosen_NK.flatten().bincount(minlength=len(self.w2))  # where 0, a zero gradient
+        counts = pairs.new_zeros(len(self.w2)).index_add(0, pairs, torch.ones_like(pairs))
         kind = x_NC.device.type                                        # no autocast of grouped_mm
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NC.dtype
         y = where_they_lie(self, x_NC[token].to(dtype), counts)
@@ -451,8 +452,7 @@ def any_of(flag=False):
 @torch.no_grad()
 def add_up(model):
     """Sums gradients and experts' loads over the processes that hold the same, in one message each
-    kind. (DistributedDataParallel averages, at every backward pass, what all passes use: here the
-    denominators are global, a step is several passes, and RL leaves MTP without a gradient.)"""
+    kind. (Not DistributedDataParallel: denominators are global, a step is several passes.)"""
     if world()[1] == 1:
         return
     loads = [m.load for m in model.modules() if isinstance(m, Router)]

@@ -9,6 +9,8 @@ prefill     tokens/s of reading 64 prompts of 128 tokens into the cache
 decode      tokens/s of writing 64 tokens to each of 512 prompts of 12
 step        seconds of one GRPO step, 24 questions, 16 answers of 42 tokens, and its parts
 gemm        10^9 operations a second of a product of two matrices of 2048 x 2048, in this very run
+copy        10^9 bytes a second read and written by a copy of 256 MiB, in this very run
+graph       decode once more on CUDA, in fixed shapes, each token replayed as one graph
 
 Figures are medians of ROUNDS runs, after one that is thrown away. Ours are those of all processes
 (--processes). Where ours and theirs are compared they run in turn, so that a slow minute of the
@@ -33,8 +35,8 @@ import grpo
 import moe
 import r1mini
 import tasks
-from extras import export
-from extras.cost import in_products
+from extras import export, graphs
+from extras.cost import count_parameters, in_products
 from extras.folder import machine
 from extras.options import resolve
 from grpo import Rollout, advantages, improve, micro_batches
@@ -118,10 +120,10 @@ def random_prompts(config, n, length):
     return torch.randint(config.vocab_size, (n, length)).tolist()
 
 
-def decode(model, n=PROMPTS, length=PROMPT, new=NEW):
+def decode(model, n=PROMPTS, length=PROMPT, new=NEW, write=grpo.generate):
     """Answers of `new` tokens to n prompts; no token ends one."""
     prompts = random_prompts(model.config, n, length)
-    return lambda: grpo.generate(model, prompts, new, -1, 0)
+    return lambda: write(model, prompts, new, -1, 0)
 
 
 def grpo_parts(model, run, device):
@@ -240,17 +242,29 @@ def ours(run, device, dtype):
     model, peak = make(run.model, device, dtype), 2 * 2048 ** 3 / 1e9
     work, documents = document_step(make(run.model, device, dtype), run)
     reading = random_prompts(run.model, READ, READ_LENGTH)
-    taken = in_turn({
-        "gemm": gemm(device, dtype), "documents": work, "decode": decode(model),
+    here, there = (torch.ones(2 ** 26, device=device) for _ in range(2))
+    works = {
+        "gemm": gemm(device, dtype), "copy": lambda: there.copy_(here), "documents": work,
         "train": train_step(make(run.model, device, dtype), run.base.micro_tokens),
-        "prefill": lambda: grpo.generate(model, reading, 1, -1, 0)}, device)
+        "prefill": lambda: grpo.generate(model, reading, 1, -1, 0), "decode": decode(model)}
+    if device.type == "cuda":
+        works["graph"] = decode(model, write=graphs.generate)
+    taken = in_turn(works, device)
     found = {"gemm": moe.world()[1] * peak / taken["gemm"], "train": ROWS * LENGTH / taken["train"],
              "documents": sum(documents[1:]) / ROUNDS / taken["documents"],
-             "prefill": READ * READ_LENGTH / taken["prefill"], "decode": PROMPTS * NEW / taken["decode"]}
+             "prefill": READ * READ_LENGTH / taken["prefill"],
+             "decode": PROMPTS * NEW / taken["decode"]}
+    if "graph" in taken:
+        found["decode.graph"] = PROMPTS * NEW / taken["graph"]
     c, width = run.model, 4 if dtype == torch.float32 else 2
     found["train.peak_share"] = 6 * in_products(c) * found["train"] / 1e9 / found["gemm"]
     found |= {f"step.{part}": x for part, x in grpo_parts(model, run, device).items()}
     found["cache.latent"] = 4 * c.n_layers * (c.kv_lora_rank + c.qk_rope_head_dim)  # float32
+    found["copy"] = moe.world()[1] * 2 * here.nbytes / 1e9 / taken["copy"]
+    weights = 4 * moe.world()[1] * (count_parameters(c)[0] - c.vocab_size * c.dim)
+    moved = NEW * (weights + PROMPTS * (PROMPT + NEW / 2) * found["cache.latent"]) / 1e9  # at least
+    found["decode.bandwidth_share"] = moved / min(
+        taken[way] for way in ("decode", "graph") if way in taken) / found["copy"]
     found["cache.heads"] = width * c.n_layers * c.n_heads * (
         c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim)
     return found
@@ -319,8 +333,8 @@ def page(found):
     def line(key, x):
         if isinstance(x, str):
             return f"{key:28} {x}"
-        units = {"share": "of gemm", "vs_": "times as fast", "step": "s", "cache": "bytes a token",
-                 "gemm": "GFLOP/s", "": "tokens/s"}
+        units = {"bandwidth": "of copy", "copy": "GB/s", "share": "of gemm", "gemm": "GFLOP/s",
+                 "vs_": "times as fast", "step": "s", "cache": "bytes a token", "": "tokens/s"}
         unit = next(unit for part, unit in units.items() if part in key)
         return f"{key:28} {x:{',.3f' if x < 100 else ',.0f'}} {unit}"
     return "\n".join(line(*pair) for pair in found.items())

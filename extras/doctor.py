@@ -70,5 +70,5 @@ def on_track(run, stage, step, score):
             for at, n, x in curve["pass@1"] if (at, n) == (stage, step)]
     if not seen or score >= min(seen) - 0.05:
         return " on track" if seen else ""
-    return "\n" + note(f"the README's runs had {min(seen):.2f} to {max(seen):.2f} here; this run is "
-                       "behind")
+    return "\n" + note(f"the README's runs had {min(seen):.2f} to {max(seen):.2f} here; this run "
+                       "is behind")

@@ -1,0 +1,106 @@
+"""graphs: sampling in fixed shapes, so that CUDA replays each token's kernels as one graph.
+
+grpo.generate lets ended rows go and reads as many columns as are filled; launching a kernel for
+each operation is then what small models wait for on a GPU. Here no shape changes and nothing waits
+for the host but a look, every so many tokens, whether all answers have ended. Without CUDA the same
+steps run one by one, which is how they are tested; no GPU has run them yet. One process.
+"""
+import torch
+
+import grpo
+from moe import Cache, UserError, make_cache
+
+LOOK = 16  # tokens between looks whether all have ended
+WARM = 3   # tokens before the graph is captured, as CUDA wants
+
+
+class Static(Cache):
+    """A cache of fixed shape, for one token a row at a time.
+
+    The model writes to the last column, as ever; settle() moves that to the token's own place."""
+
+    def __init__(self, config, rows, size, device):
+        made = make_cache(config, rows, size + 1, device)
+        super().__init__(made.latent, torch.zeros_like(made.real))
+        self.place = torch.zeros(1, dtype=torch.long, device=device)  # of the next token
+
+    @property
+    def length(self):
+        """All columns, filled or not: what is not real is not seen."""
+        return self.latent.size(2)
+
+    @length.setter
+    def length(self, _):
+        """Stays as it is."""
+
+    def view(self, T):
+        """Positions (B, 1) of the newest tokens, and what they may see (B, 1, 1, S + 1)."""
+        return self.real[:, :-1].sum(1, keepdim=True), self.real[:, None, None]
+
+    def take(self, cache):
+        """Begins with what another cache of the same rows holds."""
+        self.latent[:, :, :cache.length] = cache.latent[:, :, :cache.length]
+        self.real[:, :cache.length] = cache.real[:, :cache.length]
+        self.place.fill_(cache.length)
+
+    def settle(self):
+        """Puts the newest token's column in its place."""
+        self.latent.index_copy_(2, self.place, self.latent[:, :, -1:])
+        self.real.index_fill_(1, self.place, True)
+        self.place += 1
+
+
+@torch.inference_mode()
+def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, seed=0):
+    """Samples as grpo.generate does, with the same uniform numbers; all rows stay to the end."""
+    device, N, longest = model.head.weight.device, len(prompts), max(map(len, prompts))
+    if longest + max_new_tokens > model.config.max_seq_len:
+        raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
+                        f"model's max_seq_len of {model.config.max_seq_len}")
+    training = model.training
+    model.eval()
+    uniform = torch.rand(N, max_new_tokens,
+                         generator=torch.Generator().manual_seed(seed)).to(device)
+    ids = torch.full((N, max_new_tokens), pad_id, device=device)
+    logp, written = torch.zeros(ids.shape, device=device), torch.zeros_like(ids, dtype=torch.bool)
+    finished = torch.zeros(N, 1, dtype=torch.bool, device=device)
+    t, fed = torch.zeros(N, 1, dtype=torch.long, device=device), ids[:, :1].clone()
+    cache, read = Static(model.config, N, longest + max_new_tokens, device), make_cache(
+        model.config, N, longest, device)
+
+    def choose(logits):  # everything in place: a graph knows addresses
+        policy = grpo.sampling_logprobs(logits[:, -1], temperature, 1.0)
+        fed.copy_(grpo.draw(policy, uniform.gather(1, t)[:, 0]))
+        ids.scatter_(1, t, fed.masked_fill(finished, pad_id))
+        logp.scatter_(1, t, policy.gather(-1, fed).masked_fill(finished, 0.0))
+        written.scatter_(1, t, ~finished)
+        finished.logical_or_(fed == end_id)
+        t.add_(1)
+
+    def step():
+        logits = model(fed, None, cache).logits
+        cache.settle()
+        choose(logits)
+    choose(model(*grpo.pad_left(prompts, pad_id, device), read).logits)
+    cache.take(read)
+    graph = None
+    for i in range(1, max_new_tokens):
+        if i % LOOK == 0 and bool(finished.all()):
+            break
+        if device.type == "cuda" and i == WARM:
+            torch.cuda.synchronize(device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()               # recorded, not run
+        graph.replay() if graph else step()
+    model.train(training)
+    width = longest + int(written.sum(1).max())
+    tokens = torch.full((N, longest + max_new_tokens), pad_id, device=device)
+    answer, logprobs = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros(tokens.shape).to(ids)
+    begin = torch.tensor([[len(p)] for p in prompts], device=device)
+    columns = begin + torch.arange(max_new_tokens, device=device)  # (N, max_new_tokens)
+    for row, prompt in enumerate(prompts):
+        tokens[row, :len(prompt)] = torch.tensor(prompt, device=device)
+    tokens.scatter_(1, columns, ids)
+    return grpo.Samples(tokens[:, :width], answer.scatter(1, columns, written)[:, :width],
+                        logprobs.float().scatter(1, columns, logp)[:, :width], finished[:, 0])
