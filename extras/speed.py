@@ -79,6 +79,12 @@ def spent(folder):
     return found
 
 
+def in_bfloat16(folder):
+    """What training and decoding would be with products in bfloat16."""
+    found = benched(folder, "--dtype", "bfloat16")
+    return {f"bfloat16.{key}": found[key] for key in ("train", "decode")}
+
+
 def growth(folder):
     """Tokens a second of training by the size of the batch, of decoding by the context."""
     device, config, found = folder.options.device, folder.run.model, {}
@@ -123,6 +129,7 @@ def measure(folder):
     """The figures of a seed."""
     found = minutes(Path(folder.run.start).parent)
     for kind, work in (("bench", lambda: benched(folder)), ("spent", lambda: spent(folder)),
+                       ("bfloat16", lambda: in_bfloat16(folder)),
                        ("growth", lambda: growth(folder)),
                        ("drafts", lambda: drafting(folder)),
                        ("against", lambda: benched(folder, "--against"))):
