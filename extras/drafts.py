@@ -24,6 +24,36 @@ def judge(policy, guess, draft, number):
     return taken, torch.where(taken.unsqueeze(1), draft, draw(rest, number[1]))
 
 
+class Answers:
+    """What is written to N prompts, each row at its own place."""
+
+    def __init__(self, prompts, most, pad_id, device):
+        self.begin = torch.tensor([len(p) for p in prompts], device=device)
+        self.rows, self.most = torch.arange(len(prompts), device=device), most
+        self.tokens = torch.full((len(prompts), int(self.begin.max()) + most + 1), pad_id,
+                                 device=device)
+        self.tokens[:, :self.begin.max()] = pad(prompts, pad_id, device)
+        self.answer = torch.zeros_like(self.tokens, dtype=torch.bool)
+        self.logp = torch.zeros_like(self.tokens).float()
+        self.finished, self.count = self.begin < 0, torch.zeros_like(self.begin)
+
+    def write(self, token, policy, writing, end_id):
+        """Appends a token (N, 1) to the answers of some rows, a mask; returns those that go on."""
+        row = self.rows[writing]
+        at = row, self.begin[row] + self.count[row]
+        self.tokens[at], self.answer[at] = token[writing, 0], True
+        self.logp[at] = policy.gather(-1, token)[writing, 0]
+        self.count[row] += 1
+        self.finished[row] = token[writing, 0] == end_id
+        return writing & ~self.finished & (self.count < self.most)
+
+    def samples(self):
+        """As generate returns them."""
+        width = int((self.begin + self.count).max())
+        return Samples(self.tokens[:, :width], self.answer[:, :width], self.logp[:, :width],
+                       self.finished)
+
+
 @torch.no_grad()
 def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0):
     """generate() with drafts: MTP guesses the token after the next, and the model judges the guess
@@ -35,55 +65,38 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
     if model.mtp is None:
         raise UserError("no drafts: this model has no MTP layer")
     device, N = model.head.weight.device, len(prompts)
-    begin = torch.tensor([len(p) for p in prompts], device=device)
-    room = int(begin.max()) + 2 * max_new_tokens                     # columns, were all rejected
+    room = max(map(len, prompts)) + 2 * max_new_tokens               # columns, were all rejected
     if room > model.config.max_seq_len:
         raise UserError(f"prompts and drafts need {room} columns, more than max_seq_len")
     cache = make_cache(model.config, N, room, device, drafts=True)
-    all_rows = torch.arange(N, device=device)
+    out = Answers(prompts, max_new_tokens, pad_id, device)
     uniform = torch.rand(3, N, max_new_tokens + 1, generator=torch.Generator().manual_seed(seed))
     uniform = uniform.to(device)
-    tokens = torch.full((N, int(begin.max()) + max_new_tokens + 1), pad_id, device=device)
-    tokens[:, :begin.max()] = pad(prompts, pad_id, device)
-    answer, logp = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens).float()
-    finished, count = torch.zeros(N, dtype=torch.bool, device=device), torch.zeros_like(begin)
     drafted = accepted = 0
-
-    def write(token, policy, writing):
-        """Appends a token to the answers of some rows, a mask; returns the rows that go on."""
-        row = all_rows[writing]
-        at = row, begin[row] + count[row]
-        tokens[at], answer[at] = token[writing, 0], True
-        logp[at] = policy.gather(-1, token)[writing, 0]
-        count[row] += 1
-        finished[row] = token[writing, 0] == end_id
-        return writing & ~finished & (count < max_new_tokens)
     training = model.training
     model.eval()
     fed, real = pad_left(prompts, pad_id, device)
     output = model(fed, real, cache)
     policy = sampling_logprobs(output.logits[:, -1], temperature, top_p)
     last = draw(policy, uniform[0, :, 0])
-    alive = write(last, policy, ~finished)
+    alive = out.write(last, policy, ~out.finished, end_id)
     guessed = guess_after(model, output.hidden, torch.cat((fed[:, 1:], last), 1), cache)[:, -1]
     while alive.any():
         guess = sampling_logprobs(guessed, temperature, top_p)            # q (N, V)
-        number = uniform[:, all_rows, count]                              # (3, N)
+        number = uniform[:, out.rows, out.count]                              # (3, N)
         draft = draw(guess, number[0])
         output = model(torch.cat((last, draft), 1), cache=cache)
         policy = sampling_logprobs(output.logits[:, 0], temperature, top_p)  # p (N, V)
         after = sampling_logprobs(output.logits[:, 1], temperature, top_p)
         taken, following = judge(policy, guess, draft, number[1:])
         drafted, accepted = drafted + int(alive.sum()), accepted + int((taken & alive).sum())
-        alive = write(following, policy, alive)
-        second = draw(after, uniform[0, all_rows, count])
-        more = write(second, after, alive & taken)
+        alive = out.write(following, policy, alive, end_id)
+        second = draw(after, uniform[0, out.rows, out.count])
+        more = out.write(second, after, alive & taken, end_id)
         alive = torch.where(taken, more, alive)
         cache.real[:, cache.length - 1] = taken                           # a rejected guess: a hole
         guessed = guess_after(model, output.hidden, torch.cat((following, second), 1), cache)
-        guessed = guessed[all_rows, taken.long()]                         # after the last token
+        guessed = guessed[out.rows, taken.long()]                         # after the last token
         last = torch.where(taken.unsqueeze(1), second, following)
     model.train(training)
-    width = int((begin + count).max())
-    samples = Samples(tokens[:, :width], answer[:, :width], logp[:, :width], finished)
-    return samples, accepted / max(1, drafted)
+    return out.samples(), accepted / max(1, drafted)

@@ -176,8 +176,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"r1mini: {message} (try: python {self.prog} --help)\n")
 
 
-def parser():
-    """The command line."""
+def shared_options():
+    """Options that several commands have: of the sizes, of all that compute, of processes, of
+    runs; four parsers."""
     sized, common, several, running = (Parser(add_help=False) for _ in range(4))
     sized.add_argument("--preset", default="nano", choices=list(moe.PRESETS),
                        help="sizes and settings")
@@ -205,6 +206,12 @@ def parser():
     add("--tensorboard", action="store_true", help="the log's curves for TensorBoard too")
     add("--only", nargs="+", choices=list(r1mini.STAGES), metavar="STAGE",
         help="leave out the other stages")
+    return sized, common, several, running
+
+
+def parser():
+    """The command line."""
+    sized, common, several, running = shared_options()
     top = Parser(prog="r1mini.py", description=r1mini.__doc__,
                  formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", parser_class=Parser, metavar="COMMAND")

@@ -157,7 +157,7 @@ def test_what_is_wrong_is_one_clear_line(run, tmp_path, monkeypatch, capsys, lin
     model = moe.Transformer(moe.Config(vocab_size=24))
     (tmp_path / "empty.pt").write_bytes(b"")
     moe.save(tmp_path / "foreign.pt", model)
-    torch.save(torch.load(tmp_path / "foreign.pt") | {"config": {"width": 8}},
+    torch.save(torch.load(tmp_path / "foreign.pt", weights_only=True) | {"config": {"width": 8}},
                tmp_path / "newer.pt")
     torch.save({"format": moe.FORMAT, "model": Evil(tmp_path / "mark")}, tmp_path / "evil.pt")
     shutil.copy(run / "zero.pt", tmp_path / "dev2.pt")
