@@ -10,7 +10,9 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -96,11 +98,18 @@ def growth(folder):
     found["train.spread"] = max(rates) / min(rates)
     long = bench.make(dataclasses.replace(config, max_seq_len=2048), device, folder.options.dtype)
     for context in (128, 1024):
-        taken = bench.in_turn({new: bench.decode(long, PROMPTS, context, new)
-                               for new in (1, 33)}, device, 3)
-        found[f"decode.{context}"] = 32 * PROMPTS / (taken[33] - taken[1])
+        found[f"decode.{context}"] = median(decoding(long, context) for _ in range(5))
     found["decode.1024_to_128"] = found["decode.128"] / found["decode.1024"]
     return found
+
+
+def decoding(model, context, new=32):
+    """Tokens a second of PROMPTS answers behind prompts of `context` tokens, from the first token
+    on: reading the prompts is not in it."""
+    stamps, prompts = [], bench.random_prompts(model.config, PROMPTS, context)
+    grpo.generate(model, prompts, new + 1, -1, 0,
+                  watch=lambda _: stamps.append(time.perf_counter()))
+    return new * PROMPTS / (stamps[-1] - stamps[0])
 
 
 def drafting(folder):
