@@ -28,7 +28,7 @@ from moe import UserError
 
 SETTINGS, NEEDS, STAGES = (), ("distill_rl.pt",), ()
 PROMPTS = 64                                  # of drafts, and of decoding in long contexts
-# What an operation is; batched products are Muon's in training, attention's in decoding.
+# What an operation is; batched products are attention's in decoding.
 KINDS = {"products": ("aten::mm", "aten::addmm"),
          "batched_products": ("aten::bmm", "aten::baddbmm"),
          "fused_attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",
