@@ -31,11 +31,15 @@ def flat(tree, prefix=""):
 
 
 def read_log(path):
-    """The records of a run's log.jsonl; UserError if the folder holds no run."""
+    """The records of a run's log.jsonl; UserError if the folder holds no run, or a step twice, as
+    two commands leave it that write one folder at once."""
     try:
         lines = (Path(path) / "log.jsonl").read_text("utf-8").split("\n")
         records = [json.loads(line) for line in lines if line]
         if any(r["kind"] != "config" for r in records[:1]):
+            raise ValueError
+        points = [(r["kind"], r.get("stage"), r["step"]) for r in records if "step" in r]
+        if len(set(points)) < len(points):
             raise ValueError
         return records
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,5 @@
-"""graphs: sampling in fixed shapes, so that CUDA replays each token's kernels as one graph.
+"""graphs: sampling in fixed shapes, so that CUDA replays each token's kernels as one graph; `bench`
+times it on CUDA, runs do not use it yet.
 
 grpo.generate lets ended rows go and reads as many columns as are filled; launching a kernel for
 each operation is then what small models wait for on a GPU. Here no shape changes and nothing waits
