@@ -77,7 +77,8 @@ def heat(plot, runs, stage, bar):
     """Each expert's load over the mean against the step, in the first run that kept it: a row an
     expert, mixture above mixture. Returns whether one did."""
     points = next((found for run in runs if (
-        found := [(step, loads) for of, step, loads in run.get("loads", ()) if of == stage])), [])
+        found := [(step, loads) for of, step, loads in run.get("loads", ())
+                  if of == stage and loads])), [])  # a dense model's are empty
     if not points:
         return False
     steps, columns = zip(*((step, sum(loads, [])) for step, loads in points))

@@ -61,6 +61,7 @@ def test_a_heat_map_has_a_row_an_expert():
     assert steps == (30, 60) and list(experts) == [0, 1, 2, 3]
     assert rows == [(1, 5), (2, 6), (3, 7), (4, 8)]
     assert not figures.heat(Plot(), runs, "dev2", bar=False)
+    assert not figures.heat(Plot(), [{"loads": [["base", 30, []]]}], "base", bar=False)
 
 
 def test_bars_are_of_the_stages_that_are_there():
