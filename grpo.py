@@ -128,6 +128,13 @@ def pad_left(prompts, pad_id, device):
     return tokens, torch.tensor(real, dtype=torch.bool, device=device)
 
 
+def check_length(config, longest, max_new_tokens):
+    """UserError if a prompt and its answer are longer than the model can read."""
+    if longest + max_new_tokens > config.max_seq_len:
+        raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
+                        f"model's max_seq_len of {config.max_seq_len}")
+
+
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0,
              watch=None):
@@ -139,9 +146,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     group, whoever wrote it, is compared whole. watch sees each round's tokens (n, 1) when drawn.
     """
     device, config, longest = model.head.weight.device, model.config, max(map(len, prompts))
-    if longest + max_new_tokens > config.max_seq_len:
-        raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
-                        f"model's max_seq_len of {config.max_seq_len}")
+    check_length(config, longest, max_new_tokens)
     training = model.training
     model.eval()
     uniform = torch.rand(len(prompts), max_new_tokens,

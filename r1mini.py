@@ -286,8 +286,8 @@ def watcher(folder, stage, every, steps, settings=None):
 
     def watch(model, record, bar):
         step = record["step"]
-        if step:
-            first.update(first or record)
+        if step and not first:
+            first.update(record)
         setting = stage.removesuffix("_no_format")  # of the ablation: its stage's
         for keyword, sentence in advice(record, first, settings, setting) if step else []:
             if keyword not in said:
@@ -299,8 +299,8 @@ def watcher(folder, stage, every, steps, settings=None):
             r, _ = evaluate(model, dev, s.samples, 1.0, 1.0, run.zero.max_new_tokens, s.rows)
             folder.log({"kind": "dev", "stage": stage, "step": step} | r)
             bar.write(f"  {stage} {step:>4}: dev pass@1 {r['pass@1']:.3f}  "
-                      f"vote {r[f'cons@{s.samples}']:.3f}  length {r['length']:5.1f}  "
-                      f"checks {r['reflection']:.2f}  mixed {r['mixing']:.2f}"
+                      f"vote {r[f'cons@{s.samples}']:.3f}  length {r['length']:3.0f}  "
+                      f"check {r['reflection']:.2f}  mix {r['mixing']:.2f}"
                       + on_track(run, stage, step, r["pass@1"]))
         if step in (0, steps // 2, steps):
             ids = sample_answers(model, prompts_of(shown), run.zero.max_new_tokens, s.rows,

@@ -9,7 +9,7 @@ steps run one by one, which is how they are tested; no GPU has run them yet. One
 import torch
 
 import grpo
-from moe import Cache, UserError, make_cache
+from moe import Cache, make_cache
 
 LOOK = 16  # tokens between looks whether all have ended
 WARM = 3   # tokens before the graph is captured, as CUDA wants
@@ -55,9 +55,7 @@ class Static(Cache):
 def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, seed=0):
     """Samples as grpo.generate does, with the same uniform numbers; all rows stay to the end."""
     device, N, longest = model.head.weight.device, len(prompts), max(map(len, prompts))
-    if longest + max_new_tokens > model.config.max_seq_len:
-        raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
-                        f"model's max_seq_len of {model.config.max_seq_len}")
+    grpo.check_length(model.config, longest, max_new_tokens)
     training = model.training
     model.eval()
     uniform = torch.rand(N, max_new_tokens,

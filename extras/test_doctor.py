@@ -49,6 +49,8 @@ def test_a_supervised_stage_is_watched_for_collapse_alone():
     """Its record has a loss and loads; a dense model's no loads, and the first steps balance."""
     record = {"step": 100, "loss": 0.5, "skipped": 0, "loads": [[4, 0, 0, 0]]}
     assert set(dict(advice(record, record, None, "base"))) == {"load"}
+    few = FINE | {"loads": [[4, 0, 0, 0]], "dead_groups": 0.6}  # RL's load is of live groups alone
+    assert advice(few, FINE, RL(), "r1") == []
     assert advice(record | {"step": 99}, record, None, "base") == []
     assert advice(record | {"loads": []}, record, None, "student") == []
 

@@ -112,3 +112,15 @@ def test_a_missing_tensorboard_is_one_clear_line(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "pip install tensorboard" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_log_two_commands_wrote_is_not_read(tmp_path):
+    """A step twice is refused, whatever stands between; the same step of another stage is not."""
+    lines = ['{"kind": "config"}', '{"kind": "zero", "step": 1}', '{"kind": "zero", "step": 2}',
+             '{"kind": "dev", "stage": "zero", "step": 1}', '{"kind": "dev2", "step": 1}']
+    file = tmp_path / "log.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    assert len(folders.read_log(tmp_path)) == 5
+    file.write_text("\n".join([*lines, lines[1]]) + "\n")
+    with pytest.raises(moe.UserError, match="damaged"):
+        folders.read_log(tmp_path)
