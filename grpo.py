@@ -275,7 +275,7 @@ OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
 # 0 (V3: a cosine); Muon moves the matrices in every supervised stage.
 
 
-def supervised_loss(model, tokens, real, weight, targets, sequences):
+def supervised_loss(model, tokens, real, weight, targets, sequences, mtp=True):
     """V3's training loss: next token, MTP (eq 24-25) and balance (eq 17). Returns (loss, info).
 
     tokens (B, T), real (B, T) False at padding, weight (B, T) of predicting each token. targets and
@@ -289,7 +289,7 @@ def supervised_loss(model, tokens, real, weight, targets, sequences):
     output = model(tokens, real, at=at)
     loss = main = nll(output.logits, 1)
     balance = output.balance
-    if model.mtp is not None and model.config.mtp_weight:
+    if mtp and model.mtp is not None and model.config.mtp_weight:
         at = F.pad(weight[:, 2:] > 0, (0, 1))  # and i+2; 1/T, not 1/(T-1)
         second = model.predict_second(tokens, real, output.hidden, at)
         loss = loss + model.config.mtp_weight * nll(second.logits, 2)
@@ -506,7 +506,9 @@ def micro_batches(lengths, rows, limit):
     # The smallest limit that needs no more lists makes them even, so that none waits long for
     # another. (The larger it is, the fewer lists; bisect wants rising keys, hence the minus.)
     lists = cut(1 + bisect_left(range(1, limit), -needed, key=lambda most: -len(cut(most))))
-    return share(lists + [[]] * (needed - len(lists)))
+    lists += [[]] * (needed - len(lists))
+    rounds = [lists[i:i + count] for i in range(0, needed, count)]  # to and fro: long rows for all
+    return [round[::-1 if i % 2 else 1][world()[0]] for i, round in enumerate(rounds)]
 
 
 def improve(model, reference, optimizers, rollout, s, rng, step):

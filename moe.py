@@ -187,10 +187,11 @@ class MLA(nn.Module):
         w_uk, w_uv = w_ukv.split((self.nope, self.value), 1)
         q = torch.einsum("bthd,hdr->bhtr", q, w_uk)                # the query's content as a latent
         q = torch.cat((q, q_rope.transpose(1, 2)), -1)             # (B, H, T, rank + rope)
-        score = torch.einsum("bhtr,bsr->bhts", q, cache) * self.scale
-        weight = score.masked_fill(~visible, -math.inf).softmax(-1)
-        z = torch.einsum("bhts,bsr->bhtr", weight, cache[..., :self.rank])  # attended latent
-        return torch.einsum("bhtr,hvr->bthv", z, w_uv)
+        bias = torch.zeros_like(visible, dtype=q.dtype).masked_fill(~visible, -math.inf)
+        bias = bias.expand(*q.shape[:2], -1, -1).flatten(1, 2)     # heads share the keys, so they
+        score = torch.baddbmm(bias, q.flatten(1, 2), cache.mT, alpha=self.scale)  # are queries here
+        z = torch.bmm(score.softmax(-1), cache[..., :self.rank])   # attended latent (B, H*T, rank)
+        return torch.einsum("bhtr,hvr->bthv", z.unflatten(1, (self.heads, -1)), w_uv)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -460,7 +461,8 @@ def add_up(model):
     for p in model.parameters():
         if isinstance(p, DTensor) and "experts" not in p.device_mesh.mesh_dim_names:
             continue  # FSDP has summed it
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        if p.grad is None:
+            continue  # on all alike: RL, and most supervised steps, leave MTP as it is
         group = p.device_mesh["replicas"].get_group() if isinstance(p, DTensor) else None
         kinds.setdefault(group or dist.group.WORLD, []).append(own(p.grad))
     for group, parts in kinds.items():
