@@ -108,11 +108,12 @@ def train_step(model, limit, rows=ROWS, length=LENGTH):
 
 
 def document_step(model, run):
-    """One step of the supervised loop on the corpus; (work, its tokens)."""
+    """A round of steps of the supervised loop on the corpus, one of them with MTP; (work, its
+    tokens)."""
     s = dataclasses.replace(run.base, steps=10 ** 9)
     steps = r1mini.train(model, s, lambda rng: tasks.make_document(rng, run.corpus), 0)
     taken = []
-    return lambda: taken.append(next(steps)[0]["tokens"]), taken
+    return lambda: taken.append(sum(next(steps)[0]["tokens"] for _ in range(s.mtp_every))), taken
 
 
 def random_prompts(config, n, length):

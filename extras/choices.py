@@ -4,6 +4,7 @@
 
 Each recipe is the default's with one change (AdamW with a rate of its own). What it costs to come
 there is counted in operations (report.FLOPS), which a busy machine does not change.
+Test problems are few, for nothing is read off them.
 """
 from extras.folder import read_log
 from extras.report import FLOPS, cell, of_flops, per_seed, table
@@ -12,8 +13,9 @@ LIMIT = 0.85  # pass@1 on dev, at temperature 1, evaluated after every fifth RL 
 # What a recipe is called: its folder, and what it changes. Some change the base, some RL alone.
 BASES = {
     "AdamW, no Muon": ("adamw", "base.muon_lr=0 base.lr=3e-3"),
-    "rates fall from the first fifth on": ("early", "base.decay=0.8"),
-    "twice the steps, of half the documents": ("small", "base.steps=1800 base.documents=40"),
+    "MTP at every step, for the same work": ("mtp", "base.mtp_every=1 base.steps=760"),
+    "twice the steps, of half the documents": ("small", "base.steps=2000 base.documents=40"),
+    "a third fewer guesses, more drills": ("drills", "corpus.direct=0.3"),
 }
 REINFORCED = {
     "Dr. GRPO": ("dr_grpo", "zero.objective=dr_grpo"),
@@ -23,10 +25,10 @@ REINFORCED = {
         "dynamic", "zero.problems=12 zero.oversample=2"),
 }
 DEFAULT = "as it is"
-RUNS = [(f"choices-{name}-{{seed}}", f"zero --set {words} eval.longer=1")
+RUNS = [(f"choices-{name}-{{seed}}", f"zero --set {words} eval.problems=8 eval.longer=1")
         for name, words in BASES.values()] + [
        (f"choices-{name}-{{seed}}", "zero --from runs/r1-{seed}/base.pt "
-        f"--set {words} eval.longer=1") for name, words in REINFORCED.values()]
+        f"--set {words} eval.problems=8 eval.longer=1") for name, words in REINFORCED.values()]
 
 
 def folders(seed, at):

@@ -23,7 +23,7 @@ from statistics import fmean, stdev
 
 import tasks
 from extras import webpage
-from extras.cost import count_parameters
+from extras.cost import count_parameters, in_products
 from extras.figures import by_step, draw, runs_named
 from extras.folder import read_log
 from grpo import OBJECTIVES, RL
@@ -114,8 +114,9 @@ def of_climb(log, stage, name):
 
 
 FLOPS = (
-    "FLOPs are estimated, with N the parameters a token uses (without MTP) and n all tokens of a "
-    "stage: 6 N n in a supervised stage; in RL 2 N n to sample, n with the prompts, and "
+    "FLOPs are estimated, with N the parameters a token uses and n all tokens of a stage: 6 N n in "
+    "a supervised stage, MTP's share of N for the steps that train it; in RL, which has no MTP, "
+    "2 N n to sample, n with the prompts, and "
     "(6 + 2) N n to learn and for the reference (not where beta is 0), n of live groups only; by "
     "logits 2 N n more, with the teacher's N; the samples a stage learns from 2 N n. Evaluation is "
     "left out. A TFLOP is 10^12.")
@@ -125,6 +126,8 @@ def of_flops(log):
     """10^12 operations of each stage, and of the samples collected for it, as FLOPS says."""
     config, out = log[0], {}
     teacher, student = (count_parameters(Config(**config[who]))[1] for who in ("model", "student"))
+    both = in_products(Config(**config["model"]))
+    mtp = both - in_products(Config(**config["model"] | {"n_mtp_layers": 0}))
     for r in (r for r in log if "tokens" in r):
         stage, N = r["kind"], student if r["kind"] in STUDENTS else teacher
         if stage == "collected":
@@ -134,6 +137,8 @@ def of_flops(log):
             work = N * (2 * (r["tokens"] + r["prompt_tokens"])
                         + (8 if beta else 6) * r["learnt_tokens"])
         else:
+            if N is teacher and stage in config:  # a reward model has no MTP
+                N += mtp / config[stage].get("mtp_every", 1)
             work = (6 * N + 2 * teacher * (stage == "distill_logits")) * r["tokens"]
         out[stage] = out.get(stage, 0.0) + work / 1e12
     return out

@@ -89,6 +89,15 @@ def test_all_processes_make_as_many_passes(lengths, count, limit):
                    for rows in lists)
 
 
+def test_long_rows_fall_to_each_process_in_turn(monkeypatch):
+    """Rows of 1 to 8 tokens, a list each: 1 and 4, 5 and 8 to one, 2 and 3, 6 and 7 to the other."""
+    dealt = []
+    for number in range(2):
+        monkeypatch.setattr(grpo, "world", lambda: (number, 2))
+        dealt.append(grpo.micro_batches(range(1, 9), range(8), 1))
+    assert dealt == [[[0], [3], [4], [7]], [[1], [2], [5], [6]]]
+
+
 @pytest.mark.parametrize("name", ["next_token", "pairwise", "pointwise"])
 def test_a_process_without_work_adds_nothing(name):
     """No examples: a whole pass, a loss and gradients of 0, no load, so no bias moves."""
