@@ -275,7 +275,7 @@ OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
 # 0 (V3: a cosine); Muon moves the matrices in every supervised stage.
 
 
-def supervised_loss(model, tokens, real, weight, targets, sequences, mtp=True):
+def supervised_loss(model, tokens, real, weight, targets, sequences):
     """V3's training loss: next token, MTP (eq 24-25) and balance (eq 17). Returns (loss, info).
 
     tokens (B, T), real (B, T) False at padding, weight (B, T) of predicting each token. targets and
@@ -289,7 +289,7 @@ def supervised_loss(model, tokens, real, weight, targets, sequences, mtp=True):
     output = model(tokens, real, at=at)
     loss = main = nll(output.logits, 1)
     balance = output.balance
-    if mtp and model.mtp is not None and model.config.mtp_weight:
+    if model.mtp is not None and model.config.mtp_weight:
         at = F.pad(weight[:, 2:] > 0, (0, 1))  # and i+2; 1/T, not 1/(T-1)
         second = model.predict_second(tokens, real, output.hidden, at)
         loss = loss + model.config.mtp_weight * nll(second.logits, 2)
@@ -507,8 +507,8 @@ def micro_batches(lengths, rows, limit):
     # another. (The larger it is, the fewer lists; bisect wants rising keys, hence the minus.)
     lists = cut(1 + bisect_left(range(1, limit), -needed, key=lambda most: -len(cut(most))))
     lists += [[]] * (needed - len(lists))
-    rounds = [lists[i:i + count] for i in range(0, needed, count)]  # to and fro: long rows for all
-    return [round[::-1 if i % 2 else 1][world()[0]] for i, round in enumerate(rounds)]
+    deals = [lists[i:i + count] for i in range(0, needed, count)]  # to and fro: long rows for all
+    return [deal[::-1 if i % 2 else 1][world()[0]] for i, deal in enumerate(deals)]
 
 
 def improve(model, reference, optimizers, rollout, s, rng, step):

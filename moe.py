@@ -461,8 +461,7 @@ def add_up(model):
     for p in model.parameters():
         if isinstance(p, DTensor) and "experts" not in p.device_mesh.mesh_dim_names:
             continue  # FSDP has summed it
-        if p.grad is None:
-            continue  # on all alike: RL, and most supervised steps, leave MTP as it is
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         group = p.device_mesh["replicas"].get_group() if isinstance(p, DTensor) else None
         kinds.setdefault(group or dist.group.WORLD, []).append(own(p.grad))
     for group, parts in kinds.items():

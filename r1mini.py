@@ -50,13 +50,12 @@ from moe import UserError
 @dataclass(frozen=True)
 class Train:
     """Settings of the supervised loop."""
-    steps: int = 1000
+    steps: int = 900
     documents: int = 80            # a step
     lr: float = 1e-2               # AdamW: embedding, head, norms, router
     muon_lr: float = 1e-2          # Muon: the matrices between; 0: AdamW for all
     warmup: int = 20               # steps
     decay: float = 0.4             # share of the steps over which the learning rates fall to 0
-    mtp_every: int = 4             # steps from one with MTP's loss to the next [1]
     micro_tokens: int = 1000       # tokens in one forward pass; memory and speed only
     dev_every: int = 250           # steps between evaluations on dev
 
@@ -117,22 +116,21 @@ class Run:
 # -------------------------------------------------------------------------------------------------
 # The supervised loop, and what it can be asked to lower
 
-# A loss takes the model, some examples, all of a step's examples (for the denominator), so that
-# cutting a step into micro-batches never changes the gradient, and whether it is MTP's turn. It
-# returns (loss, its share to log).
+# A loss takes the model, some examples and all of a step's examples (for the denominator), so that
+# cutting a step into micro-batches never changes the gradient. It returns (loss, its share to log).
 
 
-def next_token(model, some, whole, mtp=True):
+def next_token(model, some, whole):
     """V3's loss on documents: next token, MTP, balance."""
     tokens, real, weight = batch_of(model, some)
     targets = sum(sum(d.weight) for d in whole)
-    loss, info = supervised_loss(model, tokens, real, weight, targets, len(whole), mtp)
+    loss, info = supervised_loss(model, tokens, real, weight, targets, len(whole))
     return loss, info["loss"]
 
 
 def teacher_logits(teacher, temperature=1.0):
     """Hinton's distillation (R1's is SFT): forward KL(teacher || student) by T squared."""
-    def loss(model, some, whole, _=True):
+    def loss(model, some, whole):
         tokens, real, weight = batch_of(model, some)
         at = F.pad(weight[:, 1:] > 0, (0, 1))
         with torch.no_grad():
@@ -144,7 +142,7 @@ def teacher_logits(teacher, temperature=1.0):
     return loss
 
 
-def pairwise(judge, some, whole, _=True):
+def pairwise(judge, some, whole):
     """The helpfulness reward model's loss on tasks.Judgement pairs."""
     better, worse = (score(judge, rows, tasks.PAD_ID) for rows in
                      ([d.tokens for d in some], [d.worse for d in some]))
@@ -152,7 +150,7 @@ def pairwise(judge, some, whole, _=True):
     return loss, loss.detach()
 
 
-def pointwise(judge, some, whole, _=True):
+def pointwise(judge, some, whole):
     """The safety reward model's loss on tasks.Judgement labels."""
     scores = score(judge, [d.tokens for d in some], tasks.PAD_ID)
     loss = safety_loss(scores, torch.tensor([d.safe for d in some], device=scores.device))
@@ -185,8 +183,7 @@ def train(model, s, draw, seed, state=None, loss=next_token):
         total = torch.zeros((), dtype=torch.float64)  # in float64, as Python adds
         read = sum(lengths) + sum(len(getattr(d, "worse", None) or ()) for d in whole)
         for rows in micro_batches(lengths, range(len(whole)), s.micro_tokens):
-            part, logged = loss(model, [whole[i] for i in rows], whole,
-                                step % s.mtp_every == 0)
+            part, logged = loss(model, [whole[i] for i in rows], whole)
             part.backward()
             total += float(logged)
         factor = learning_rate_at(step, s.steps, s.warmup, s.decay)

@@ -2110,19 +2110,6 @@ def test_a_supervised_step_is_the_same_however_it_is_cut(monkeypatch, name):
             assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
-def test_mtp_is_trained_at_every_so_many_steps():
-    """Every third of five steps moves its weights; all steps move the head, which it shares."""
-    torch.manual_seed(0)
-    model, moved = moe.Transformer(dataclasses.replace(MICRO, n_mtp_layers=1)), []
-    watched = model.mtp.proj.weight, model.mtp.norm.weight, model.head.weight
-    before = [p.detach().clone() for p in watched]
-    s = r1mini.Train(steps=5, documents=4, mtp_every=3)
-    for _ in r1mini.train(model, s, lambda rng: tasks.make_document(rng, Corpus()), 0):
-        moved.append([not torch.equal(a, b) for a, b in zip(before, watched)])
-        before = [p.detach().clone() for p in watched]
-    assert moved == [[due, due, True] for due in (True, False, False, True, False)]
-
-
 def test_the_reward_models_losses_are_means_over_examples():
     """Each example by itself, by torch's own operators, then the mean; the better scores higher."""
     model, rng = judge(0), random.Random(0)

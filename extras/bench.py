@@ -108,12 +108,11 @@ def train_step(model, limit, rows=ROWS, length=LENGTH):
 
 
 def document_step(model, run):
-    """A round of steps of the supervised loop on the corpus, one of them with MTP; (work, its
-    tokens)."""
+    """One step of the supervised loop on the corpus; (work, its tokens)."""
     s = dataclasses.replace(run.base, steps=10 ** 9)
     steps = r1mini.train(model, s, lambda rng: tasks.make_document(rng, run.corpus), 0)
     taken = []
-    return lambda: taken.append(sum(next(steps)[0]["tokens"] for _ in range(s.mtp_every))), taken
+    return lambda: taken.append(next(steps)[0]["tokens"]), taken
 
 
 def random_prompts(config, n, length):

@@ -115,8 +115,8 @@ def of_climb(log, stage, name):
 
 FLOPS = (
     "FLOPs are estimated, with N the parameters a token uses and n all tokens of a stage: 6 N n in "
-    "a supervised stage, MTP's share of N for the steps that train it; in RL, which has no MTP, "
-    "2 N n to sample, n with the prompts, and "
+    "a supervised stage, MTP's in N; in RL, which leaves MTP alone, 2 N n to sample, n with the "
+    "prompts, and "
     "(6 + 2) N n to learn and for the reference (not where beta is 0), n of live groups only; by "
     "logits 2 N n more, with the teacher's N; the samples a stage learns from 2 N n. Evaluation is "
     "left out. A TFLOP is 10^12.")
@@ -138,7 +138,7 @@ def of_flops(log):
                         + (8 if beta else 6) * r["learnt_tokens"])
         else:
             if N is teacher and stage in config:  # a reward model has no MTP
-                N += mtp / config[stage].get("mtp_every", 1)
+                N += mtp
             work = (6 * N + 2 * teacher * (stage == "distill_logits")) * r["tokens"]
         out[stage] = out.get(stage, 0.0) + work / 1e12
     return out

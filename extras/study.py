@@ -30,11 +30,10 @@ OTHERS = [name for name in OBJECTIVES if name != RL.objective]
 # Where RL stops working: students by width and steps of pretraining, beside the one of every run.
 POINTS = ((48, 250), (64, 500), (64, 800))
 # What the mixture and MTP buy: bases that take the same products, 6 a parameter in use and token,
-# MTP's included, which is trained at every step here. A dense layer is as wide as the experts a
-# token uses; without MTP more is read.
-PARTS = {"mixture and MTP": ("both", "base.mtp_every=1 base.steps=900"),
+# MTP's included. A dense layer is as wide as the experts a token uses; without MTP more is read.
+PARTS = {"mixture and MTP": ("both", "model.n_mtp_layers=1"),
          "mixture alone": ("mixture", "model.n_mtp_layers=0 base.steps=1325"),
-         "dense, and MTP": ("dense", "model.n_dense_layers=3 base.mtp_every=1 base.steps=900")}
+         "dense, and MTP": ("dense", "model.n_dense_layers=3")}
 # Each study is a list of runs: an output folder, before it perhaps NAME= as report takes it, and
 # the words of its command.
 RUNS = {

@@ -28,7 +28,7 @@ def write(folder, stages, reached):
 
 
 def test_operations_to_85_percent(tmp_path):
-    """By hand: 6 N tokens to pretrain, and a quarter of MTP's; each step of RL up to the one in
+    """By hand: 6 N tokens to pretrain, MTP's among them; each step of RL up to the one in
     question 2 N of what is sampled and 8 N of what is learnt from. What never comes there has no
     figure."""
     write(tmp_path / "r1-0", ("base", "zero"), 10)
@@ -40,7 +40,7 @@ def test_operations_to_85_percent(tmp_path):
     model = moe.Transformer(words.resolve("nano", ()).model)
     mtp = model.head.weight.numel() + sum(
         p.numel() // (4 if ".experts." in name else 1) for name, p in model.mtp.named_parameters())
-    base = 6 * 2000 * (1 + mtp / 4 / count_parameters(model.config)[1])
+    base = 6 * 2000 * (1 + mtp / count_parameters(model.config)[1])
     step = 2 * 15 + 8 * 20
     ratio = found["as it is.tflop"] / found["as it is.base_tflop"]
     assert ratio == pytest.approx((base + 10 * step) / base)
