@@ -187,10 +187,9 @@ class MLA(nn.Module):
         w_uk, w_uv = w_ukv.split((self.nope, self.value), 1)
         q = torch.einsum("bthd,hdr->bhtr", q, w_uk)                # the query's content as a latent
         q = torch.cat((q, q_rope.transpose(1, 2)), -1)             # (B, H, T, rank + rope)
-        bias = torch.zeros_like(visible, dtype=q.dtype).masked_fill(~visible, -math.inf)
-        bias = bias.expand(*q.shape[:2], -1, -1).flatten(1, 2)     # heads share the keys, so they
-        score = torch.baddbmm(bias, q.flatten(1, 2), cache.mT, alpha=self.scale)  # are queries here
-        z = torch.bmm(score.softmax(-1), cache[..., :self.rank])   # attended latent (B, H*T, rank)
+        bias = torch.where(visible, 0.0, -math.inf).expand(*q.shape[:2], -1, -1)  # (B, H, T, S)
+        score = torch.baddbmm(bias.flatten(1, 2), q.flatten(1, 2), cache.mT, alpha=self.scale)
+        z = torch.bmm(score.softmax(-1), cache[..., :self.rank])   # (B, H*T, rank): keys are shared
         return torch.einsum("bhtr,hvr->bthv", z.unflatten(1, (self.heads, -1)), w_uv)
 
 
