@@ -22,6 +22,28 @@ from tqdm import tqdm
 import moe
 from moe import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows: two commands in one folder are then told by the log alone
+    fcntl = None
+
+LOCKS = {}  # of the folders this process writes: the system frees them when it ends, killed or not
+
+
+def lock(path):
+    """Claims a folder for this process; UserError if another one is writing there."""
+    if fcntl is None or path.resolve() in LOCKS:
+        return
+    file = open(path / "lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{path}: another command is writing there; wait for its end, or choose "
+                        "another --out") from None
+    except OSError:  # a file system without locks
+        return
+    LOCKS[path.resolve()] = file
+
 
 def flat(tree, prefix=""):
     """A nested dict as {dotted key: value}."""
@@ -103,6 +125,7 @@ class Folder:
         """Makes the folder, or finds that it holds this very run."""
         run, options = self.run, self.options
         self.path.mkdir(parents=True, exist_ok=True)
+        lock(self.path)
         config, known = json.loads(json.dumps(dataclasses.asdict(run))), self.path / "config.json"
         if options.fresh:
             if run.start and Path(run.start).resolve().parent == self.path.resolve():

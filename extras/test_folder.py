@@ -1,6 +1,8 @@
 """The tests of --tensorboard (the log's curves, each point once, however often a run is stopped)
 and of what the console says of a run beside the README's."""
 import json
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -124,3 +126,21 @@ def test_a_log_two_commands_wrote_is_not_read(tmp_path):
     file.write_text("\n".join([*lines, lines[1]]) + "\n")
     with pytest.raises(moe.UserError, match="damaged"):
         folders.read_log(tmp_path)
+
+
+def test_two_commands_do_not_write_one_folder(tmp_path):
+    """While another process holds the folder: exit code 2, one line, nothing of the run touched.
+    When it is killed the same command goes on."""
+    out = tmp_path / "run"
+    out.mkdir()
+    hold = ("import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, "
+            "fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)")
+    other = subprocess.Popen([sys.executable, "-c", hold, out / "lock"], stdout=subprocess.PIPE)
+    other.stdout.readline()
+    command = [sys.executable, r1mini.__file__, "base", "--preset", "micro", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "another command is writing there" in done.stderr
+    assert "Traceback" not in done.stderr and os.listdir(out) == ["lock"]
+    other.kill()
+    other.wait()
+    assert subprocess.run(command, capture_output=True).returncode == 0
