@@ -172,13 +172,13 @@ class MLA(nn.Module):
 
     def attend(self, q, q_rope, latent, k_rope):
         """The form for training, causal: every head's keys and values. Returns (B, T, H, value)."""
-        kv = self.wkv_b(latent).unflatten(-1, (self.heads, -1))  # (B, T, H, nope + value)
-        k, v = kv.split((self.nope, self.value), -1)             # k_C, v_C
-        q = torch.cat((q, q_rope), -1).transpose(1, 2)           # (B, H, T, nope + rope)
-        k = torch.cat((k, k_rope.expand(-1, -1, self.heads, -1)), -1).transpose(1, 2)
-        v = v.transpose(1, 2)                                    # (B, H, T, value)
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=self.scale).transpose(1, 2)
+        k, v = self.wkv_b(latent).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), -1)
+        q = torch.cat((q, q_rope), -1)                                 # (B, T, H, nope + rope)
+        k = torch.cat((k, k_rope.expand(-1, -1, self.heads, -1)), -1)  # k_C, k_R
+        q, k, v = ((x.float() if x.is_cpu else x).transpose(1, 2) for x in (q, k, v))
+        with torch.autocast(q.device.type, enabled=False):             # on a CPU bfloat16 is slow
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+        return y.transpose(1, 2)
 
     def attend_absorbed(self, q, q_rope, cache, visible):
         """The form for decoding (V2 section 2.1.2): W_UK moves to the query and W_UV to the output,

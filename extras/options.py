@@ -287,6 +287,8 @@ def prepare(options):
         tensorboard()  # or it is found missing after the folder is made
     if hasattr(options, "device"):
         options.device, options.dtype = choose_device(options.device, options.dtype)
+        # A CPU's bfloat16 products are compiled for each shape they meet, and 1,024 are kept.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
         threads = options.threads or THREADS
         several = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or getattr(options, "processes", 1)
         if not several:  # micro's steps are shorter than messages
