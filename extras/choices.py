@@ -13,7 +13,6 @@ LIMIT = 0.85  # pass@1 on dev, at temperature 1, evaluated after every fifth RL 
 # What a recipe is called: its folder, and what it changes. Some change the base, some RL alone.
 BASES = {
     "AdamW, no Muon": ("adamw", "base.muon_lr=0 base.lr=3e-3"),
-    "twice the steps, of half the documents": ("small", "base.steps=1800 base.documents=40"),
     "a third fewer guesses, more drills": ("drills", "corpus.direct=0.3"),
 }
 REINFORCED = {
