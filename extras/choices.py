@@ -17,6 +17,8 @@ BASES = {
 }
 REINFORCED = {
     "Dr. GRPO": ("dr_grpo", "zero.objective=dr_grpo"),
+    "4 updates a rollout, not 2": ("updates", "zero.minibatches=4"),
+    "half as fast again": ("faster", "zero.lr=6e-4"),
     "32 questions, not 24": ("more", "zero.problems=32"),
     "48 questions of 8 answers": ("wide", "zero.problems=48 zero.group_size=8"),
     "12 questions learnt from of 24, those whose answers differ": (
