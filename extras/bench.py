@@ -8,7 +8,8 @@ documents   tokens/s of the real supervised loop, on documents of the corpus
 prefill     tokens/s of reading 64 prompts of 128 tokens into the cache
 decode      tokens/s of writing 64 tokens to each of 512 prompts of 12
 step        seconds of one GRPO step, 24 questions, 16 answers of 42 tokens, and its parts
-gemm        10^9 operations a second of a product of two matrices of 2048 x 2048, in this very run
+gemm        10^9 operations a second of a product of two matrices of 2048 x 2048, in this very run;
+            and in bfloat16: where that is several times as fast (AMX), so may --dtype bfloat16 be
 copy        10^9 bytes a second read and written by a copy of 256 MiB, in this very run
 graph       decode once more on CUDA, in fixed shapes, each token replayed as one graph
 
@@ -244,13 +245,16 @@ def ours(run, device, dtype):
     reading = random_prompts(run.model, READ, READ_LENGTH)
     here, there = (torch.ones(2 ** 26, device=device) for _ in range(2))
     works = {
-        "gemm": gemm(device, dtype), "copy": lambda: there.copy_(here), "documents": work,
+        "gemm": gemm(device, dtype), "bfloat16": gemm(device, torch.bfloat16),
+        "copy": lambda: there.copy_(here), "documents": work,
         "train": train_step(make(run.model, device, dtype), run.base.micro_tokens),
         "prefill": lambda: grpo.generate(model, reading, 1, -1, 0), "decode": decode(model)}
     if device.type == "cuda":
         works["graph"] = decode(model, write=graphs.generate)
     taken = in_turn(works, device)
-    found = {"gemm": moe.world()[1] * peak / taken["gemm"], "train": ROWS * LENGTH / taken["train"],
+    found = {"gemm": moe.world()[1] * peak / taken["gemm"],
+             "gemm.bfloat16": moe.world()[1] * peak / taken["bfloat16"],
+             "train": ROWS * LENGTH / taken["train"],
              "documents": sum(documents[1:]) / ROUNDS / taken["documents"],
              "prefill": READ * READ_LENGTH / taken["prefill"],
              "decode": PROMPTS * NEW / taken["decode"]}
