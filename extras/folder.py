@@ -34,7 +34,7 @@ def lock(path):
     """Claims a folder for this process; UserError if another one is writing there."""
     if fcntl is None or path.resolve() in LOCKS:
         return
-    file = open(path / "lock", "w")
+    file = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -322,7 +322,8 @@ def test_a_neutral_word_is_as_frequent():
 
 def test_flops_by_hand():
     """RL writes all tokens (2 N) and learns from those of live groups (6 N, and 2 N for the
-    reference); a supervised stage learns all (6 N); collected samples are the teacher's (2 N)."""
+    reference); a supervised stage learns all (6 N), a teacher's its MTP too; collected samples are
+    the teacher's (2 N)."""
     run = r1mini.Run()
     N, small = (count_parameters(c)[1] for c in (run.model, run.student))
     log = [{"kind": "config"} | dataclasses.asdict(run),
@@ -330,7 +331,10 @@ def test_flops_by_hand():
            {"kind": "base", "tokens": 50}, {"kind": "distill", "tokens": 50},
            {"kind": "collected", "stage": "distill", "tokens": 9},
            {"kind": "distill_logits", "tokens": 5}]
-    want = {"zero": (2 * 1000 + 8 * 400) * N, "base": 300 * N, "distill": 300 * small,
+    model = moe.Transformer(run.model)
+    mtp = model.head.weight.numel() + sum(  # which has a head's use, and 2 of 8 experts
+        p.numel() // (4 if ".experts." in name else 1) for name, p in model.mtp.named_parameters())
+    want = {"zero": (2 * 1000 + 8 * 400) * N, "base": 300 * (N + mtp), "distill": 300 * small,
             "collect_distill": 18 * N, "distill_logits": 30 * small + 10 * N}
     assert report.of_flops(log) == pytest.approx({k: x / 1e12 for k, x in want.items()})
     log[0]["zero"] = {"beta": 0}

@@ -90,7 +90,7 @@ def test_all_processes_make_as_many_passes(lengths, count, limit):
 
 
 def test_long_rows_fall_to_each_process_in_turn(monkeypatch):
-    """Rows of 1 to 8 tokens, a list each: 1 and 4, 5 and 8 to one, 2 and 3, 6 and 7 to the other."""
+    """Rows of 1 to 8 tokens, a list each: 1, 4, 5 and 8 to one, 2, 3, 6 and 7 to the other."""
     dealt = []
     for number in range(2):
         monkeypatch.setattr(grpo, "world", lambda: (number, 2))
