@@ -36,6 +36,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from moe import (Router, UserError, add_up, gather, make_cache, own, pad, sampling, share, spread,
                  total, twin, whole, world)
@@ -324,17 +325,32 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         """One update; with sqrt(rows / columns), outputs change by a like amount for all shapes."""
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
+            nesterov = {}
+            for p in (p for p in group["params"] if p.grad is not None):
                 average = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 average.lerp_(p.grad, 1 - group["momentum"])
-                nesterov = p.grad.lerp(average, group["momentum"])
-                # A stack is spread by whole matrices; a matrix spread over processes is gathered.
-                nearest = orthogonal(own(nesterov)) if p.dim() > 2 else own(
-                    spread(orthogonal(whole(nesterov)), p))
+                nesterov[p] = p.grad.lerp(average, group["momentum"])
+            for p, nearest in zip(nesterov, all_orthogonal(list(nesterov.values()))):
                 factor = max(1.0, p.size(-2) / p.size(-1)) ** 0.5
                 own(p).add_(nearest, alpha=-group["lr"] * factor)
+
+
+def all_orthogonal(matrices):
+    """orthogonal() of each matrix or stack, as far as this process holds it. What all processes
+    hold alike is shared out, large ones first, and exchanged in one message."""
+    alike = sorted((i for i, x in enumerate(matrices) if not isinstance(x, DTensor)),
+                   key=lambda i: -matrices[i].numel())
+    found, mine = [torch.zeros_like(own(x)) for x in matrices], share(alike)
+    for i, x in enumerate(matrices):
+        if i in mine or isinstance(x, DTensor) and x.dim() > 2:  # a stack is spread by whole ones
+            found[i] = orthogonal(own(x))
+        elif isinstance(x, DTensor):                             # a matrix in parts is gathered
+            found[i] = own(spread(orthogonal(whole(x)), x))
+    if alike:
+        message = total(torch.cat([found[i].flatten() for i in alike]))
+        for i, part in zip(alike, message.split([found[i].numel() for i in alike])):
+            found[i] = part.view_as(found[i])
+    return found
 
 
 def orthogonal(x, rounds=5):
