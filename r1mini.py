@@ -107,7 +107,7 @@ class Run:
                 general=0.5, dev_every=10)
     student_base: Train = Train(steps=400)
     distill: Train = Train(steps=200, documents=64)
-    student_rl: RL = RL(steps=60, problems=48, minibatches=4, dev_every=15, max_new_tokens=140)
+    student_rl: RL = RL(steps=64, problems=48, minibatches=4, dev_every=16, max_new_tokens=140)
     distill_rl: RL = RL(steps=12, lr=1e-4, dev_every=6)
     data: Data = field(default_factory=Data)
     eval: Evaluation = field(default_factory=Evaluation)
