@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 # Where a run starts, and what keeps it short: few problems at the end, dev now and then.
 STARTS = {"zero": "zero --from workshop/base.pt", "base": "base"}
-SHORT = {"zero": "zero.steps=12 zero.dev_every=3 eval.samples=8 eval.problems=8 eval.longer=1 "
-                 "data.prompts=1",
+SHORT = {"zero": "zero.steps=12 zero.minibatches=2 zero.dev_every=3 eval.samples=8 eval.problems=8 "
+                 "eval.longer=1 data.prompts=1",
          "base": "base.steps=150 base.dev_every=50 eval.samples=4 eval.problems=8 eval.longer=1"}
 PLAIN = {"zero": "plain", "base": "pretraining"}
 
