@@ -11,10 +11,19 @@ from extras.report import FLOPS, cell, of_flops, per_seed, table
 
 LIMIT = 0.85  # pass@1 on dev, at temperature 1, evaluated after every fifth RL step
 # What a recipe is called: its folder, and what it changes. Some change the base, some RL alone.
-BASES = {}  # by name: (folder, words), as below; such runs are of their own base
+BASES = {
+    "AdamW, no Muon": ("adamw", "base.muon_lr=0 base.lr=3e-3"),
+    "twice the steps, of half the documents": ("small", "base.steps=1800 base.documents=40"),
+    "a third fewer guesses, more drills": ("drills", "corpus.direct=0.3"),
+}
 REINFORCED = {
     "Dr. GRPO": ("dr_grpo", "zero.objective=dr_grpo"),
     "2 updates a rollout, not 4": ("updates", "zero.minibatches=2"),
+    "half as fast again": ("faster", "zero.lr=6e-4"),
+    "32 questions, not 24": ("more", "zero.problems=32"),
+    "48 questions of 8 answers": ("wide", "zero.problems=48 zero.group_size=8"),
+    "12 questions learnt from of 24, those whose answers differ": (
+        "dynamic", "zero.problems=12 zero.oversample=2"),
 }
 DEFAULT = "as it is"
 RUNS = [(f"choices-{name}-{{seed}}", f"zero --set {words} eval.problems=8 eval.longer=1")
