@@ -88,18 +88,20 @@ def in_bfloat16(folder):
 
 
 def growth(folder):
-    """Tokens a second of training by the size of the batch, of decoding by the context."""
+    """Tokens a second of training by the size of the batch, of decoding by the context; measured in
+    turn, so that a slow minute of the machine meets all sizes."""
     device, config, found = folder.options.device, folder.run.model, {}
-    for rows, name in ((56, "2k"), (448, "16k"), (1792, "64k")):
-        work = bench.train_step(bench.make(config, device, folder.options.dtype),
-                                folder.run.base.micro_tokens, rows)
-        found[f"train.{name}"] = rows * bench.LENGTH / bench.in_turn({"": work}, device, 3)[""]
-    rates = [found[f"train.{name}"] for name in ("2k", "16k", "64k")]
+    rows = {"2k": 56, "16k": 448, "64k": 1792}
+    taken = bench.in_turn({name: bench.train_step(
+        bench.make(config, device, folder.options.dtype), folder.run.base.micro_tokens, n)
+        for name, n in rows.items()}, device, 5)
+    rates = [rows[name] * bench.LENGTH / x for name, x in taken.items()]
+    found |= {f"train.{name}": rate for name, rate in zip(rows, rates)}
     found["train.spread"] = max(rates) / min(rates)
     long = bench.make(dataclasses.replace(config, max_seq_len=2048), device, folder.options.dtype)
-    for n, name in ((PROMPTS, "decode"), (1, "decode.one")):
-        for context in (128, 1024):
-            found[f"{name}.{context}"] = median(decoding(long, context, n) for _ in range(5))
+    for n, name in ((1, "decode.one"), (PROMPTS, "decode")):  # last what takes gigabytes to read
+        pairs = [[decoding(long, context, n) for context in (128, 1024)] for _ in range(7)]
+        found[f"{name}.128"], found[f"{name}.1024"] = map(median, zip(*pairs))
         found[f"{name}.1024_to_128"] = found[f"{name}.128"] / found[f"{name}.1024"]
     return found
 
