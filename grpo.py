@@ -36,7 +36,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from moe import (Router, UserError, add_up, gather, make_cache, own, pad, sampling, share, spread,
                  total, twin, whole, world)
@@ -338,13 +337,13 @@ class Muon(torch.optim.Optimizer):
 def all_orthogonal(matrices):
     """orthogonal() of each matrix or stack, as far as this process holds it. What all processes
     hold alike is shared out, large ones first, and exchanged in one message."""
-    alike = sorted((i for i, x in enumerate(matrices) if not isinstance(x, DTensor)),
+    alike = sorted((i for i, x in enumerate(matrices) if own(x) is x),
                    key=lambda i: -matrices[i].numel())
     found, mine = [torch.zeros_like(own(x)) for x in matrices], share(alike)
     for i, x in enumerate(matrices):
-        if i in mine or isinstance(x, DTensor) and x.dim() > 2:  # a stack is spread by whole ones
+        if i in mine or i not in alike and x.dim() > 2:  # a stack is spread by whole matrices
             found[i] = orthogonal(own(x))
-        elif isinstance(x, DTensor):                             # a matrix in parts is gathered
+        elif i not in alike:                             # a matrix in parts is gathered
             found[i] = own(spread(orthogonal(whole(x)), x))
     if alike:
         message = total(torch.cat([found[i].flatten() for i in alike]))

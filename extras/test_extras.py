@@ -75,7 +75,7 @@ def test_an_objective_brings_its_settings_unless_told_otherwise(order):
     run = words.resolve("nano", ["dev2.objective=dapo", "dev2.clip_high=0.4"][::order])
     s = run.dev2
     assert (s.clip_low, s.clip_high, s.beta, s.oversample, s.overlong) == (0.2, 0.4, 0.0, 2, 40)
-    assert run.zero == RL() and run.r1.objective == "grpo"
+    assert run.zero == r1mini.Run().zero and run.r1.objective == "grpo"
 
 
 @pytest.mark.parametrize("preset", list(words.TRAINING))

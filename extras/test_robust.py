@@ -374,7 +374,7 @@ def poison(monkeypatch, bad):
     monkeypatch.setattr(grpo, "update", poisoned)
 
 
-LONGER = [*FEW, "base.steps=16", "zero.steps=9", "--save-every", "1", "--out"]
+LONGER = [*FEW, "base.steps=16", "zero.steps=9", "zero.minibatches=2", "--save-every", "1", "--out"]
 
 
 @pytest.mark.parametrize("first, stage, saved", [
