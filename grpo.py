@@ -346,9 +346,7 @@ def all_orthogonal(matrices):
         elif i not in alike:                             # a matrix in parts is gathered
             found[i] = own(spread(orthogonal(whole(x)), x))
     if alike:
-        message = total(torch.cat([found[i].flatten() for i in alike]))
-        for i, part in zip(alike, message.split([found[i].numel() for i in alike])):
-            found[i] = part.view_as(found[i])
+        total(*(found[i] for i in alike))
     return found
 
 

@@ -437,11 +437,14 @@ def gather(part):
     return rows
 
 
-def total(x):
-    """The sum of a tensor over all processes; with one process, the tensor."""
+def total(*parts, group=None):
+    """Sums tensors over all processes or a group, in place, in one message. Returns the first."""
     if world()[1] > 1:
-        dist.all_reduce(x)
-    return x
+        message = torch.cat([part.flatten() for part in parts])
+        dist.all_reduce(message, group=group)
+        for part, sum_of in zip(parts, message.split([part.numel() for part in parts])):
+            part.copy_(sum_of.view_as(part))
+    return parts[0]
 
 
 def any_of(flag=False):
@@ -464,10 +467,7 @@ def add_up(model):
         group = p.device_mesh["replicas"].get_group() if isinstance(p, DTensor) else None
         kinds.setdefault(group or dist.group.WORLD, []).append(own(p.grad))
     for group, parts in kinds.items():
-        message = torch.cat([part.flatten() for part in parts])
-        dist.all_reduce(message, group=group)
-        for part, sum_of in zip(parts, message.split([part.numel() for part in parts])):
-            part.copy_(sum_of.view_as(part))
+        total(*parts, group=group)
 
 
 @functools.cache

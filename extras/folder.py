@@ -37,12 +37,12 @@ def lock(path):
     file = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{path}: another command is writing there; wait for its end, or choose "
-                        "another --out") from None
-    except OSError:  # a file system without locks
-        return
-    LOCKS[path.resolve()] = file
+        LOCKS[path.resolve()] = file
+    except OSError as error:
+        os.close(file)
+        if isinstance(error, BlockingIOError):  # others: a file system without locks
+            raise UserError(f"{path}: another command is writing there; wait for its end, or "
+                            "choose another --out") from None
 
 
 def flat(tree, prefix=""):

@@ -287,7 +287,7 @@ def prepare(options):
         tensorboard()  # or it is found missing after the folder is made
     if hasattr(options, "device"):
         options.device, options.dtype = choose_device(options.device, options.dtype)
-        # A CPU's bfloat16 products are compiled for each shape they meet, and 1,024 are kept.
+        # On a CPU each new shape of a bfloat16 product is compiled; 1,024 kept would be too few.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
         threads = options.threads or THREADS
         several = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or getattr(options, "processes", 1)

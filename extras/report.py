@@ -137,7 +137,7 @@ def of_flops(log):
             work = N * (2 * (r["tokens"] + r["prompt_tokens"])
                         + (8 if beta else 6) * r["learnt_tokens"])
         else:
-            if N is teacher and stage in config:  # a reward model has no MTP
+            if stage in config and stage not in STUDENTS:  # reward models have no MTP either
                 N += mtp
             work = (6 * N + 2 * teacher * (stage == "distill_logits")) * r["tokens"]
         out[stage] = out.get(stage, 0.0) + work / 1e12

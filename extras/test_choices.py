@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-import moe
 from extras import choices, options as words, study
-from extras.cost import count_parameters
+from extras.cost import count_parameters, in_products
 from extras.study import runs
 
 
@@ -37,10 +36,9 @@ def test_operations_to_85_percent(tmp_path):
             stages = ("base", "zero") if recipes is choices.BASES else ("zero",)
             write(tmp_path / f"choices-{name}-0", stages, 99 if name == "adamw" else 5)
     found = choices.measure(0, f"{tmp_path}/")
-    model = moe.Transformer(words.resolve("nano", ()).model)
-    mtp = model.head.weight.numel() + sum(
-        p.numel() // (4 if ".experts." in name else 1) for name, p in model.mtp.named_parameters())
-    base = 6 * 2000 * (1 + mtp / count_parameters(model.config)[1])
+    model = words.resolve("nano", ()).model
+    mtp = in_products(model) - in_products(dataclasses.replace(model, n_mtp_layers=0))
+    base = 6 * 2000 * (1 + mtp / count_parameters(model)[1])
     step = 2 * 15 + 8 * 20
     ratio = found["as it is.tflop"] / found["as it is.base_tflop"]
     assert ratio == pytest.approx((base + 10 * step) / base)
