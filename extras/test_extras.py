@@ -416,6 +416,18 @@ def test_bench_prints_every_figure(capsys, monkeypatch):
     assert "times as fast" in bench.page({"step.vs_trl": 4.0, "train": 1e5})
 
 
+def test_bench_rates_by_hand(monkeypatch):
+    """By a clock made by hand: what each rate divides by its own time."""
+    monkeypatch.setattr(bench, "grpo_parts", lambda *_: {})
+    monkeypatch.setattr(bench, "in_turn", lambda works, *_: dict.fromkeys(works, 1.0) | {
+        "gemm": 2.0, "bfloat16": 0.5, "train": 4.0, "prefill": 8.0})
+    found = bench.ours(words.resolve("micro", []), torch.device("cpu"), torch.float32)
+    assert found["gemm"] == pytest.approx(2048 ** 3 / 1e9)
+    assert found["gemm.bfloat16"] == 4 * found["gemm"]
+    assert (found["train"], found["prefill"], found["decode"]) == (
+        200 * 36 / 4, 64 * 128 / 8, 512 * 64)
+
+
 def test_bench_runs_in_turn(monkeypatch):
     """A B A B; the first round is thrown away, of the others the median counts."""
     order, clock = [], iter([9, 9, 1, 10, 5, 20, 2, 30])

@@ -46,6 +46,24 @@ def test_shares_of_time_are_of_all_of_it():
     assert found["share.train.fused_attention"] > 0.01 > found["share.decode.fused_attention"]
 
 
+def test_growth_by_hand(monkeypatch):
+    """By a clock made by hand: a batch eight times as large takes nine times as long, then one four
+    times as large five times; behind eight times the context an answer takes thrice as long."""
+    monkeypatch.setattr(bench, "make", lambda *_: None)
+    monkeypatch.setattr(bench, "train_step", lambda model, limit, rows: rows)
+    clock = {56: 1.0, 448: 9.0, 1792: 45.0}
+    monkeypatch.setattr(bench, "in_turn", lambda work, *_: {
+        name: clock[rows] for name, rows in work.items()})
+    rate = {128: 30, 1024: 10}
+    monkeypatch.setattr(speed, "decoding", lambda model, context, n: n * rate[context])
+    found = speed.growth(SimpleNamespace(run=resolve("micro", []), options=SimpleNamespace(
+        device=torch.device("cpu"), dtype=torch.float32)))
+    assert found["train.2k"] == 56 * 36 and found["train.64k"] == pytest.approx(1792 * 36 / 45)
+    assert found["train.spread"] == pytest.approx(45 / 32)
+    for name, n in (("decode.one", 1), ("decode", speed.PROMPTS)):
+        assert found[f"{name}.128"] == 30 * n and found[f"{name}.1024_to_128"] == pytest.approx(3)
+
+
 def test_the_page_says_what_was_asked():
     """A figure within its limit, one beyond, one not there; and the settings beneath."""
     rows = {key: {"mean": x, "std": 0.0, "per_seed": {"0": x}} for key, x in (
