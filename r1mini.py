@@ -275,9 +275,10 @@ def evaluate_general(model, run):
 # What every stage shares
 
 
-def watcher(folder, stage, every, steps, settings=None):
+def watcher(folder, stage, every, steps, settings=None, before=None):
     """What happens after a step: evaluation on dev, sample answers, the teacher's sentences."""
     run, s, said, first = folder.run, folder.run.eval, set(), {}
+    limit = run.zero.max_new_tokens
     dev = tasks.make_problems("dev", s.dev_problems, run.zero.levels, run.corpus.products)
     shown = tasks.make_problems("test", 2 * len(run.zero.levels), run.zero.levels,
                                 run.corpus.products, "shown")
@@ -288,25 +289,27 @@ def watcher(folder, stage, every, steps, settings=None):
         step = record["step"]
         if step and not first:
             first.update(record)
-        setting = stage.removesuffix("_no_format")  # of the ablation: its stage's
-        for keyword, sentence in advice(record, first, settings, setting) if step else []:
+        for keyword, sentence in advice(record, first, settings, stage) if step else []:
             if keyword not in said:
                 bar.write(note(sentence))
                 said.add(keyword)
         if step == 0 and not settings:
             return  # random weights, or another stage's
+        here = {"stage": stage, "step": step}  # at 0 the weights are those that `before` ended with
+        known = {r["kind"]: r | here for r in (read_log(folder.path) if step == 0 else ())
+                 if r.get("stage") == before}
         if step % every == 0 or step == steps:
-            r, _ = evaluate(model, dev, s.samples, 1.0, 1.0, run.zero.max_new_tokens, s.rows)
-            folder.log({"kind": "dev", "stage": stage, "step": step} | r)
+            r = known.get("dev") or {"kind": "dev"} | here | evaluate(
+                model, dev, s.samples, 1.0, 1.0, limit, s.rows)[0]
+            folder.log(r)
             bar.write(f"  {stage} {step:>4}: dev pass@1 {r['pass@1']:.3f}  "
                       f"vote {r[f'cons@{s.samples}']:.3f}  length {r['length']:3.0f}  "
                       f"check {r['reflection']:.2f}  mix {r['mixing']:.2f}"
                       + on_track(run, stage, step, r["pass@1"]))
         if step in (0, steps // 2, steps):
-            ids = sample_answers(model, prompts_of(shown), run.zero.max_new_tokens, s.rows,
-                                 s.temperature, s.top_p)
-            folder.log({"kind": "samples", "stage": stage, "step": step, "answers": [
-                [p.question, p.answer, tasks.decode(x)] for p, x in zip(shown, ids)]})
+            folder.log(known.get("samples") or {"kind": "samples"} | here | {"answers": [
+                [p.question, p.answer, tasks.decode(x)] for p, x in zip(shown, sample_answers(
+                    model, prompts_of(shown), limit, s.rows, s.temperature, s.top_p))]})
     return watch
 
 
@@ -349,9 +352,9 @@ def sft(folder, name, model, s, draw, loss=next_token):
     return model
 
 
-def rl(folder, name, model, s, judges=None):
-    """A stage of RL: a copy of the model is improved, and tested. Rules with a weight of 0 are left
-    out, but accuracy is always logged, as a mean over sums."""
+def rl(folder, name, models, before, s, judges=None):
+    """A stage of RL: a copy of the model before is improved, and tested. Rules with a weight of 0
+    are left out, but accuracy is always logged, as a mean over sums."""
     run = folder.run
     rules = {"accuracy": (s.accuracy_weight, lambda text, problem: tasks.accuracy(
                  text, problem) if problem.kind == "sum" else math.nan),
@@ -369,8 +372,8 @@ def rl(folder, name, model, s, judges=None):
     task = Task(sample=sample, decode=tasks.decode,
                 encode=lambda problem: tasks.encode_prompt(problem.question), rewards=rewards,
                 measures=tasks.MEASURES, end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
-    watch = watcher(folder, name, s.dev_every, s.steps, s)
-    model = folder.stage(name, moe.twin(model), lambda m, state: train_rl(
+    watch = watcher(folder, name, s.dev_every, s.steps, s, before)
+    model = folder.stage(name, moe.twin(models[before]), lambda m, state: train_rl(
         m, task, s, run.seed, state), s.steps, watch)
     test_stage(folder, name, model)
     return model
@@ -468,7 +471,7 @@ def pretrain(folder, name, config, s):
 
 def zero(folder, models):
     """R1-Zero: GRPO on the base, rewarding accuracy and format, with no example (R1 v1 2.2)."""
-    return rl(folder, "zero", models["base"], folder.run.zero)
+    return rl(folder, "zero", models, "base", folder.run.zero)
 
 
 def dev1(folder, models):
@@ -482,7 +485,7 @@ def dev1(folder, models):
 
 def dev2(folder, models):
     """RL for reasoning: as Zero's, with a reward for keeping to one language (R1 v2 eq 7)."""
-    return rl(folder, "dev2", models["dev1"], folder.run.dev2)
+    return rl(folder, "dev2", models, "dev1", folder.run.dev2)
 
 
 def dev3(folder, models):
@@ -527,7 +530,7 @@ def safe(folder, models):
 
 def r1(folder, models):
     """RL for all scenarios: rules on sums; late, reward models on the rest (R1 v2 eq 8-10)."""
-    return rl(folder, "r1", models["dev3"], folder.run.r1, (models["helpful"], models["safe"]))
+    return rl(folder, "r1", models, "dev3", folder.run.r1, (models["helpful"], models["safe"]))
 
 
 def student(folder, models):
@@ -557,20 +560,19 @@ def distill_logits(folder, models):
 
 
 def student_rl(folder, models):
-    """Instead of distillation, what made Zero: GRPO on the student's base (R1 v1 section 4.1).
-    Rollouts are larger than Zero's, each for more updates, for its answers are short."""
-    return rl(folder, "student_rl", models["student"], folder.run.student_rl)
+    """What made Zero, on the student's base (R1 v1 4.1); rollouts are larger, answers short."""
+    return rl(folder, "student_rl", models, "student", folder.run.student_rl)
 
 
 def student_rl_no_format(folder, models):
     """The same without the format reward; an ablation."""
     s = dataclasses.replace(folder.run.student_rl, format_weight=0.0)
-    return rl(folder, "student_rl_no_format", models["student"], s)
+    return rl(folder, "student_rl_no_format", models, "student", s)
 
 
 def distill_rl(folder, models):
     """GRPO after distillation: said to help, without numbers (R1 v1 sections 2.4 and 3.2)."""
-    return rl(folder, "distill_rl", models["distill"], folder.run.distill_rl)
+    return rl(folder, "distill_rl", models, "distill", folder.run.distill_rl)
 
 
 STAGES = {stage.__name__: stage for stage in (

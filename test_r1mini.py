@@ -1704,6 +1704,27 @@ def test_a_run_leaves_what_the_readme_says(micro):
     assert "Compute" in (micro / "samples.md").read_text("utf-8")
 
 
+def test_step_0_is_asked_once(micro, tmp_path, monkeypatch):
+    """RL's step 0 repeats what was logged of the same weights. From another run's checkpoint, whose
+    log is not there, the model is asked: with the same outcome."""
+    evaluate, asked = r1mini.evaluate, []
+
+    def watched(model, problems, *rest, **words):
+        asked.append(problems)
+        return evaluate(model, problems, *rest, **words)
+    monkeypatch.setattr(r1mini, "evaluate", watched)
+    rewind(micro, tmp_path / "on", "distill_rl")
+    assert r1mini.main([*FEW, "--out", str(tmp_path / "on")]) == 0
+    dev = tasks.make_problems("dev", 2, (3, 4, 5, 6))
+    assert asked.count(dev) == 2  # after the second step, and the last
+    assert r1mini.main(["distill", *FEW, "--only", "distill_rl", "--from",
+                        str(micro / "distill.pt"), "--out", str(tmp_path / "new")]) == 0
+    assert asked.count(dev) == 2 + 3
+    first = [[r for r in folders.read_log(folder) if r.get("stage") == "distill_rl"
+              and r.get("step") == 0] for folder in (micro, tmp_path / "on", tmp_path / "new")]
+    assert [r["kind"] for r in first[0]] == ["dev", "samples"] and first[0] == first[1] == first[2]
+
+
 def test_each_reward_is_where_it_belongs(micro):
     """Zero: accuracy, format; Dev2 and R1 the language too; R1 alone, from its last quarter on,
     has general prompts and the reward models' opinion of them."""

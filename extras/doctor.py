@@ -20,8 +20,9 @@ def note(sentence):
 def advice(record, first, s, stage):
     """Sentences on a step's record, the stage's first beside it: [(keyword, sentence)].
 
-    s are the stage's settings of RL, None if it is supervised; stage: their name in --set."""
-    step, rl = record["step"], s is not None
+    s are the stage's settings of RL, None if it is supervised; stage: its name, which is theirs in
+    --set (an ablation has its stage's)."""
+    step, rl, stage = record["step"], s is not None, stage.removesuffix("_no_format")
     r, was = ({**WELL, **{k: x for k, x in of.items() if x is not None}} for of in (record, first))
     cases = [
         ("loss", rl and step == 1 and s.objective in ("grpo", "gspo"),
