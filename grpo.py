@@ -255,7 +255,8 @@ def dr_grpo(new, old, advantage, mask, batch, s):
 
 
 def dapo(new, old, advantage, mask, batch, s):
-    """DAPO eq 8: every token of the batch weighs the same; the upper clip is wider (clip_high)."""
+    """DAPO eq 8: every token weighs the same, of the minibatch (DAPO: of a group); the upper clip
+    is wider (clip_high)."""
     value, _, held = grpo(new, old, advantage, mask, batch, s)
     return value, mask / batch.tokens, held
 
@@ -272,7 +273,8 @@ OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
 
 # -------------------------------------------------------------------------------------------------
 # One update, of RL and of the supervised stages. No weight decay (V3: 0.1); rates fall linearly to
-# 0 (V3: a cosine); Muon moves the matrices in every supervised stage.
+# 0 (V3: a cosine); Muon moves the matrices in every supervised stage. In pretraining too, questions
+# are given, not predicted, and documents padded (V3 predicts all tokens, of packed documents).
 
 
 def supervised_loss(model, tokens, real, weight, targets, sequences):
@@ -337,17 +339,19 @@ class Muon(torch.optim.Optimizer):
 def all_orthogonal(matrices):
     """orthogonal() of each matrix or stack, as far as this process holds it. What all processes
     hold alike is shared out, large ones first, and exchanged in one message."""
-    alike = sorted((i for i, x in enumerate(matrices) if own(x) is x),
-                   key=lambda i: -matrices[i].numel())
-    found, mine = [torch.zeros_like(own(x)) for x in matrices], share(alike)
-    for i, x in enumerate(matrices):
-        if i in mine or i not in alike and x.dim() > 2:  # a stack is spread by whole matrices
-            found[i] = orthogonal(own(x))
-        elif i not in alike:                             # a matrix in parts is gathered
-            found[i] = own(spread(orthogonal(whole(x)), x))
+    alike = [i for i, x in enumerate(matrices) if own(x) is x]
+    mine = share(sorted(alike, key=lambda i: -matrices[i].numel()))
+
+    def found(i, x):
+        if i in alike:                               # 0 where another process finds it
+            return orthogonal(x) if i in mine else torch.zeros_like(x)
+        if x.dim() > 2:                              # a stack is spread by whole matrices
+            return orthogonal(own(x))
+        return own(spread(orthogonal(whole(x)), x))  # a matrix in parts is gathered
+    results = [found(i, x) for i, x in enumerate(matrices)]
     if alike:
-        total(*(found[i] for i in alike))
-    return found
+        total(*(results[i] for i in alike))
+    return results
 
 
 def orthogonal(x, rounds=5):
@@ -405,7 +409,9 @@ def restore(target, saved):
         target.load_state_dict({name: spread(x, like[name]) for name, x in saved.items()})
         return
     like = [p for group in target.param_groups for p in group["params"]]
-    target.load_state_dict(saved | {"state": {
+    groups = [old | {key: new[key] for key in new.keys() & {"fused"}}  # that hangs on the layout
+              for old, new in zip(saved["param_groups"], target.param_groups)]
+    target.load_state_dict(saved | {"param_groups": groups, "state": {
         i: {name: spread(x, like[i]) for name, x in of.items()}
         for i, of in saved["state"].items()}})
 
@@ -589,8 +595,8 @@ def gap_between(gap, compared):
 def train_rl(model, task, s, seed=0, state=None):
     """Trains the model in place; a generator of (record, snapshot) after each step.
 
-    snapshot() is the state to continue from, to the same bits: all randomness is drawn afresh
-    from the seed and the step.
+    snapshot() is the state to continue from, on a CPU to the same bits: all randomness is drawn
+    afresh from the seed and the step.
     """
     optimizers, reference = make_optimizer(model, s.lr), twin(model).eval()
     first = state["step"] if state else 0

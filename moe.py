@@ -181,15 +181,15 @@ class MLA(nn.Module):
         return y.transpose(1, 2)
 
     def attend_absorbed(self, q, q_rope, cache, visible):
-        """The form for decoding (V2 section 2.1.2): W_UK moves to the query and W_UV to the output,
-        so attention runs over the cached latents. visible (B, 1, T, S): what each query may see."""
+        """The form for decoding (V2 section 2.1.2): W_UK moves to the query and W_UV to the output;
+        all heads share the cached latents as keys. visible (B, 1, T, S): what queries may see."""
         w_ukv = self.wkv_b.weight.view(self.heads, -1, self.rank)  # (H, nope + value, rank)
         w_uk, w_uv = w_ukv.split((self.nope, self.value), 1)
         q = torch.einsum("bthd,hdr->bhtr", q, w_uk)                # the query's content as a latent
         q = torch.cat((q, q_rope.transpose(1, 2)), -1)             # (B, H, T, rank + rope)
         bias = torch.where(visible, 0.0, -math.inf).expand(*q.shape[:2], -1, -1)  # (B, H, T, S)
         score = torch.baddbmm(bias.flatten(1, 2), q.flatten(1, 2), cache.mT, alpha=self.scale)
-        z = torch.bmm(score.softmax(-1), cache[..., :self.rank])   # (B, H*T, rank): keys are shared
+        z = torch.bmm(score.softmax(-1), cache[..., :self.rank])   # (B, H*T, rank)
         return torch.einsum("bhtr,hvr->bthv", z.unflatten(1, (self.heads, -1)), w_uv)
 
 
@@ -229,7 +229,7 @@ class Router(nn.Module):
         biased_NE = scores_NE.detach() + self.bias                     # only the choice is biased
         if config.n_expert_groups > 1:
             groups = biased_NE.unflatten(-1, (config.n_expert_groups, -1))  # (N, groups, E/groups)
-            score = groups.topk(2, -1).values.sum(-1)                       # its best 2: V3's K/M
+            score = groups.topk(2, -1).values.sum(-1)        # its best 2, as in DeepSeek's code
             best = score.topk(config.n_limited_groups, -1).indices
             outside = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, best, False)
             biased_NE = groups.masked_fill(outside.unsqueeze(-1), -math.inf).flatten(-2)

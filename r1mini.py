@@ -169,8 +169,8 @@ def train(model, s, draw, seed, state=None, loss=next_token):
     """Lowers a loss on examples drawn by draw(rng): the only supervised loop.
 
     Trains the model in place; a generator of (record, snapshot) after each step, where snapshot()
-    is the state to continue from, to the same bits: each step draws its examples afresh from the
-    seed and its own number.
+    is the state to continue from, on a CPU to the same bits: each step draws its examples afresh
+    from the seed and its own number.
     """
     optimizers = make_optimizer(model, s.lr, s.muon_lr)
     for optimizer, saved in zip(optimizers, state["optimizers"] if state else ()):

@@ -16,7 +16,7 @@ from pathlib import Path
 import moe
 import tasks
 from extras.compute import selection
-from extras.cost import count_parameters
+from extras.cost import in_products
 from extras.folder import read_log
 from extras.report import cell, of_flops, table
 from extras.study import once, tested
@@ -30,7 +30,8 @@ def cost_of_rl(log):
     updates, s = [r for r in log if r["kind"] == "zero"], log[0]["zero"]
     return (len(updates) * s["problems"] * s["group_size"] * s["oversample"],
             sum(r["prompt_tokens"] for r in updates),
-            of_flops(log)["zero"] * 1e12 / count_parameters(moe.Config(**log[0]["model"]))[1])
+            of_flops(log)["zero"] * 1e12 / in_products(moe.Config(**log[0]["model"]
+                                                                  | {"n_mtp_layers": 0})))
 
 
 def rejection_sampling(folder, base, log):

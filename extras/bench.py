@@ -249,7 +249,7 @@ def ours(run, device, dtype):
         "copy": lambda: there.copy_(here), "documents": work,
         "train": train_step(make(run.model, device, dtype), run.base.micro_tokens),
         "prefill": lambda: grpo.generate(model, reading, 1, -1, 0), "decode": decode(model)}
-    if device.type == "cuda":
+    if graphs.recordable(model):
         works["graph"] = decode(model, write=graphs.generate)
     taken = in_turn(works, device)
     found = {"gemm": moe.world()[1] * peak / taken["gemm"],

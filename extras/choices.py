@@ -15,6 +15,7 @@ BASES = {
     "AdamW, no Muon": ("adamw", "base.muon_lr=0 base.lr=3e-3"),
     "twice the steps, of half the documents": ("small", "base.steps=1800 base.documents=40"),
     "a third fewer guesses, more drills": ("drills", "corpus.direct=0.3"),
+    "rates that fall from the start": ("falling", "base.decay=1"),
 }
 REINFORCED = {
     "Dr. GRPO": ("dr_grpo", "zero.objective=dr_grpo"),

@@ -113,7 +113,7 @@ class Folder:
 
     def __init__(self, path, run, options, stages):
         self.path, self.run, self.options, self.stop = Path(path), run, options, False
-        self.board = None
+        self.board, self.stages = None, list(stages)
         if moe.leads():
             self.begin(stages)
             self.draw()
@@ -256,6 +256,16 @@ class Folder:
                             "was saved; start over with --fresh")
         return loaded, record
 
+    def check_order(self, name):
+        """UserError if another stage was stopped half-way: going on, it would cut off the log where
+        it stopped, and what this one had added since."""
+        begun = {word for r in read_log(self.path) if r["kind"] != "collected"
+                 for word in (r["kind"], r.get("stage"))}
+        for other in self.stages:
+            if other in begun - {name} and not (self.path / f"{other}.pt").exists():
+                raise UserError(f"{self.path}: {other} was stopped half-way and has to end before "
+                                f"{name}: first the command that began it, or another --out")
+
     def stage(self, name, model, loop, steps, watch):
         """Runs loop(model, state), a generator of (record, snapshot), and returns the model.
 
@@ -275,6 +285,7 @@ class Folder:
             print(f"{name}: goes on after step {state['step']} of {steps}")
         self.cut(state["log"] if state else self.begun(name))
         moe.any_of()
+        self.check_order(name)
         began, saved, skipped = time.monotonic(), state["step"] if state else 0, 0
         with tqdm(total=steps, initial=saved, desc=name, dynamic_ncols=True) as bar:
             if not state:

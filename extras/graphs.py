@@ -15,6 +15,14 @@ LOOK = 16  # tokens between looks whether all have ended
 WARM = 3   # tokens before the graph is captured, as CUDA wants
 
 
+def recordable(model):
+    """Whether CUDA can record the model's steps: torch's grouped product looks at its counts on the
+    host, and may not then, but in bfloat16 on compute capability 9.0 or later."""
+    device = model.head.weight.device
+    return device.type == "cuda" and model.compute_dtype == torch.bfloat16 and (
+        torch.cuda.get_device_capability(device) >= (9, 0))
+
+
 class Static(Cache):
     """A cache of fixed shape, for one token a row at a time.
 
@@ -86,7 +94,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, se
     for i in range(1, max_new_tokens):
         if i % LOOK == 0 and bool(finished.all()):
             break
-        if device.type == "cuda" and i == WARM:
+        if recordable(model) and i == WARM:
             torch.cuda.synchronize(device)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):

@@ -74,13 +74,22 @@ def rollout(s):
     return grpo.Rollout(problems, samples, [], {}, rewards, grpo.advantages(rewards))
 
 
-def reinforce(model):
-    """Two steps of GRPO on a rollout. Returns what they log."""
-    s = grpo.RL(problems=3, group_size=3, minibatches=2, micro_tokens=300, lr=1e-4)
+def reinforce(model, state=None, path=None):
+    """Two steps of GRPO on a rollout, likewise. Returns what they log."""
+    s, logs = grpo.RL(problems=3, group_size=3, minibatches=2, micro_tokens=300, lr=1e-4), []
     optimizers, reference = grpo.make_optimizer(model, s.lr), moe.twin(model).eval()
+    if state:
+        grpo.restore(reference, state["reference"])
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            grpo.restore(optimizer, saved)
     model.train()
-    return [grpo.improve(model, reference, optimizers, rollout(s), s, random.Random(step), step)
-            for step in range(2)]
+    for step in range(1 if state else 0, 2):
+        logs.append(grpo.improve(model, reference, optimizers, rollout(s), s, random.Random(step),
+                                 step))
+        if path and step == 0:
+            moe.save(path, model, reference=reference.state_dict(),
+                     optimizers=[optimizer.state_dict() for optimizer in optimizers])
+    return logs
 
 
 def name_of(layout):
@@ -91,12 +100,12 @@ def name_of(layout):
 def take(layout, folder):
     """Takes all steps in one layout; its files go into the folder: half-way, weights, figures."""
     name, model = name_of(layout), new(layout)
-    figures = {"loss": pretrain(model, path=folder / f"{name}.half.pt")}
+    figures = {"loss": pretrain(model, path=folder / f"{name}.base.half.pt")}
     moe.save(folder / f"{name}.base.pt", model)
     prompts = [tasks.encode_prompt(f"Compute {a}+{a}*7") for a in (3, 12, 100, 7, 41)]
     model = moe.twin(model)  # as a stage begins: a copy, asked before it learns
     grpo.generate(model, prompts, 2, tasks.END_ID, tasks.PAD_ID)
-    logs = reinforce(model)
+    logs = reinforce(model, path=folder / f"{name}.zero.half.pt")
     figures |= {key: [log[key] for log in logs] for key in ("kl", "ratio", "entropy", "clip",
                                                            "grad_norm", "expert_load")}
     samples = grpo.generate(model, prompts, 12, tasks.END_ID, tasks.PAD_ID)
@@ -111,11 +120,12 @@ def take(layout, folder):
 
 
 def go_on(layout, other, folder):
-    """Pretraining again, in one layout from what another saved half-way."""
-    model, state = moe.load(folder / f"{name_of(other)}.half.pt", "cpu", torch.float32,
-                            *(layout[1:] if layout != ONE else ()))
-    pretrain(model, state)
-    moe.save(folder / f"{name_of(layout)}.after.{name_of(other)}.pt", model)
+    """Pretraining and GRPO again, in one layout from what another saved half-way."""
+    for stage, learn in (("base", pretrain), ("zero", reinforce)):
+        model, state = moe.load(folder / f"{name_of(other)}.{stage}.half.pt", "cpu", torch.float32,
+                                *(layout[1:] if layout != ONE else ()))
+        learn(model, state)
+        moe.save(folder / f"{name_of(layout)}.{stage}.after.{name_of(other)}.pt", model)
 
 
 def launch(count, folder):
@@ -143,8 +153,10 @@ def compare(layout, folder):
     go_on(ONE, layout, folder)
     found = {stage: apart(folder / f"{one}.{stage}.pt", folder / f"{name}.{stage}.pt")
              for stage in ("base", "zero", *OTHERS)}
-    found |= {text: apart(folder / f"{one}.base.pt", folder / f"{path}.pt") for text, path in (
-        ("went on from one", f"{name}.after.{one}"), ("one went on", f"{one}.after.{name}"))}
+    for text, own, start in (("went on from one", name, one), ("one went on", one, name)):
+        found[text] = max(apart(folder / f"{one}.{stage}.pt",
+                                folder / f"{own}.{stage}.after.{start}.pt")
+                          for stage in ("base", "zero"))
     a, b = (moe.load(folder / f"{n}.zero.pt")[1] for n in (one, name))
     pairs = [(x, y) for key in a["figures"] for x, y in zip(a["figures"][key], b["figures"][key])]
     found["log"] = max(abs(x - y) / max(abs(x), 1e-3) for x, y in pairs)

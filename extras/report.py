@@ -23,7 +23,7 @@ from statistics import fmean, stdev
 
 import tasks
 from extras import webpage
-from extras.cost import count_parameters, in_products
+from extras.cost import in_products
 from extras.figures import by_step, draw, runs_named
 from extras.folder import read_log
 from grpo import OBJECTIVES, RL
@@ -114,9 +114,9 @@ def of_climb(log, stage, name):
 
 
 FLOPS = (
-    "FLOPs are estimated, with N the parameters a token uses and n all tokens of a stage: 6 N n in "
-    "a supervised stage, MTP's in N; in RL, which leaves MTP alone, 2 N n to sample, n with the "
-    "prompts, and "
+    "FLOPs are estimated, with N the parameters a token meets in products (the embedding is looked "
+    "up) and n all tokens of a stage: 6 N n in a supervised stage, MTP's in N; in RL, which leaves "
+    "MTP alone, 2 N n to sample, n with the prompts, and "
     "(6 + 2) N n to learn and for the reference (not where beta is 0), n of live groups only; by "
     "logits 2 N n more, with the teacher's N; the samples a stage learns from 2 N n. Evaluation is "
     "left out. A TFLOP is 10^12.")
@@ -125,9 +125,9 @@ FLOPS = (
 def of_flops(log):
     """10^12 operations of each stage, and of the samples collected for it, as FLOPS says."""
     config, out = log[0], {}
-    teacher, student = (count_parameters(Config(**config[who]))[1] for who in ("model", "student"))
-    both = in_products(Config(**config["model"]))
-    mtp = both - in_products(Config(**config["model"] | {"n_mtp_layers": 0}))
+    teacher, student = (in_products(Config(**config[who] | {"n_mtp_layers": 0}))
+                        for who in ("model", "student"))
+    mtp = in_products(Config(**config["model"])) - teacher
     for r in (r for r in log if "tokens" in r):
         stage, N = r["kind"], student if r["kind"] in STUDENTS else teacher
         if stage == "collected":
@@ -148,11 +148,12 @@ def of_times(path):
     """(machine record, largest memory in GiB, minutes by stage) of a run folder; no minutes if
     something else may have run beside it, as far as its threads can tell."""
     lines = (Path(path) / "timing.jsonl").read_text("utf-8").splitlines()
-    alone, minutes, peak = True, {}, 0.0
+    alone, minutes, peak, machine = True, {}, 0.0, json.loads(lines[0])
     for record in map(json.loads, lines):
         if "machine" in record:
-            machine = record
+            opened = record
         else:
+            machine = opened  # one that found all finished has timed nothing
             alone &= machine["machine"].endswith(f", {machine['threads']} cores")
             stage = record["stage"]
             minutes[stage] = minutes.get(stage, 0.0) + record["seconds"] / 60

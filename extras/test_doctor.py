@@ -24,7 +24,7 @@ def test_each_sentence_comes_with_its_cause(keyword, change):
 
 
 def test_what_to_try_is_named():
-    """The figure and the setting are in the sentence, an ablation's its stage's; easy is not hard."""
+    """The figure and the setting, an ablation's its stage's; too easy is not too hard."""
     [(_, sentence)] = advice(FINE | {"cut_off": 0.62}, FINE, RL(), "dev2_no_format")
     assert "62% of answers are cut off" in sentence and "dev2.max_new_tokens" in sentence
     for accuracy, word in ((0.9, "easy"), (0.1, "hard")):

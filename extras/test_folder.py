@@ -106,6 +106,24 @@ def test_a_resumed_run_shows_each_point_once(tmp_path, monkeypatch, real):
     assert {tag.split("/")[0] for tag, *_ in points_in(tmp_path / "tensorboard")} == {"base"}
 
 
+def test_a_stage_waits_for_one_stopped_half_way(tmp_path, monkeypatch):
+    """Or that one, going on, would cut off its records. What was logged is left as it is; when the
+    stopped one has ended, both go on."""
+    monkeypatch.setattr(folders, "tensorboard", lambda: Writer)
+    (tmp_path / "run").mkdir()
+    for killed in (("zero", 2), ("zero", 6)):  # before its first save, and after
+        with pytest.raises(RuntimeError, match="killed"):
+            run(tmp_path / "run", killed=killed)
+        before = (tmp_path / "run" / "log.jsonl").read_bytes()
+        with pytest.raises(moe.UserError, match="zero was stopped half-way"):
+            run(tmp_path / "run", stages=["student"])
+        assert (tmp_path / "run" / "log.jsonl").read_bytes() == before
+    run(tmp_path / "run", stages=["base", "zero", "student"])
+    run(tmp_path / "whole", stages=["base", "zero", "student"])
+    one, two = ((tmp_path / name / "log.jsonl").read_text() for name in ("run", "whole"))
+    assert one.replace("run", "whole") == two
+
+
 def test_a_missing_tensorboard_is_one_clear_line(tmp_path, monkeypatch, capsys):
     """Where it is not installed: one clear line, exit code 2, no folder."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

@@ -26,6 +26,8 @@ def write(run, threads):
 def test_minutes_by_hand(tmp_path):
     """In all with the tests; to 85% training alone. A run that shared its machine has none."""
     write(tmp_path, 2)
+    with open(tmp_path / "timing.jsonl", "a") as file:  # a command that found all finished
+        file.write(json.dumps({"machine": "a processor, 2 cores", "threads": 1}) + "\n")
     found = speed.minutes(tmp_path)
     assert found["minutes.total"] == pytest.approx((60 + 60 + 48) / 60)
     assert found["minutes.to_85"] == pytest.approx((60 + 24) / 60)
