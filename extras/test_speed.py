@@ -31,6 +31,10 @@ def test_minutes_by_hand(tmp_path):
     found = speed.minutes(tmp_path)
     assert found["minutes.total"] == pytest.approx((60 + 60 + 48) / 60)
     assert found["minutes.to_85"] == pytest.approx((60 + 24) / 60)
+    with open(tmp_path / "timing.jsonl", "a") as file:  # and one that took a step after all
+        file.write(json.dumps({"stage": "zero", "step": 5, "seconds": 1, "peak_gib": 1.0}) + "\n")
+    with pytest.raises(UserError, match="alone"):
+        speed.minutes(tmp_path)
     write(tmp_path, 1)
     with pytest.raises(UserError, match="alone"):
         speed.minutes(tmp_path)
