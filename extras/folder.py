@@ -56,8 +56,8 @@ def read_log(path):
     """The records of a run's log.jsonl; UserError if the folder holds no run, or a step twice, as
     two commands leave it that write one folder at once."""
     try:
-        lines = (Path(path) / "log.jsonl").read_text("utf-8").split("\n")
-        records = [json.loads(line) for line in lines if line]
+        content = (Path(path) / "log.jsonl").read_bytes()
+        records = [json.loads(line) for line in content.split(b"\n") if line]
         if any(r["kind"] != "config" for r in records[:1]):
             raise ValueError
         points = [(r["kind"], r.get("stage"), r["step"]) for r in records if "step" in r]
@@ -67,7 +67,9 @@ def read_log(path):
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no run in this folder (no log.jsonl)") from None
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path}/log.jsonl is damaged; start over with --fresh") from None
+        mend = "start over with --fresh" if content.endswith(b"\n") else (
+            "if only the last line is torn, the command that made this run mends it")
+        raise UserError(f"{path}/log.jsonl is damaged; {mend}") from None
 
 
 def scalars(record):
@@ -124,6 +126,8 @@ class Folder:
     def begin(self, stages):
         """Makes the folder, or finds that it holds this very run."""
         run, options = self.run, self.options
+        if self.path.is_file():
+            raise UserError(f"{self.path} is a file; --out names a folder")
         self.path.mkdir(parents=True, exist_ok=True)
         lock(self.path)
         config, known = json.loads(json.dumps(dataclasses.asdict(run))), self.path / "config.json"

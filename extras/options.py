@@ -245,8 +245,8 @@ def parser():
     one.add_argument("runs", nargs="+")
     one.add_argument("--to", metavar="DIR", help="keep summary.json and the table there")
     one = commands.add_parser("study", parents=[sized], help="the runs behind a table")
-    one.add_argument("name", metavar="NAME")
-    one.add_argument("rest", nargs=argparse.REMAINDER, help="options for each of its runs"
+    one.add_argument("name", metavar="NAME", help="r1, choices, speed and more: see the README")
+    one.add_argument("rest", nargs=argparse.REMAINDER, help="--seeds 0 1 2, options for its runs"
                      ).required = False  # or a study without a name asks for these too
     one = commands.add_parser("bench", parents=[sized, common, several], help="tokens a second")
     one.add_argument("--json", action="store_true", help="one object")

@@ -15,6 +15,7 @@ stage, under NAME instead of the stage.
 """
 import json
 import re
+import shutil
 import subprocess
 import textwrap
 from dataclasses import dataclass
@@ -147,7 +148,8 @@ def of_flops(log):
 def of_times(path):
     """(machine record, largest memory in GiB, minutes by stage) of a run folder; no minutes if
     something else may have run beside it, as far as its threads can tell."""
-    lines = (Path(path) / "timing.jsonl").read_text("utf-8").splitlines()
+    text = (Path(path) / "timing.jsonl").read_text("utf-8")
+    lines = text.rpartition("\n")[0].splitlines()  # a last line that a kill tore is left out
     alone, minutes, peak, machine = True, {}, 0.0, json.loads(lines[0])
     for record in map(json.loads, lines):
         if "machine" in record:
@@ -543,8 +545,9 @@ def brief(rows):
 
 
 def report(paths, to=None):
-    """Writes report.md and report.html (and with `to`, summary.json and curves.json there) of runs,
-    each a PATH or NAME=PATH; returns what a run prints at its end."""
+    """Writes report.md and report.html (with `to`, there, and summary.json, curves.json and the
+    first run's samples.md) of runs, each a PATH or NAME=PATH; returns what a run prints at its
+    end."""
     accounts = [account(path) for path in paths]
     rows, curves = over_seeds(accounts), curves_of(accounts)
     command = f"python r1mini.py report {' '.join(map(str, paths))}" + (f" --to {to}" if to else "")
@@ -563,6 +566,7 @@ def report(paths, to=None):
                    "seeds": sorted({int(a.seed) for a in accounts}), "metrics": rows}
         (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
         (target / "curves.json").write_text(json.dumps(curves), "utf-8")
+        shutil.copy(accounts[0].path / "samples.md", target)
     return said
 
 

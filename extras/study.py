@@ -70,9 +70,13 @@ def main(options):
         raise UserError(f"study {name}: choose one of {', '.join((*RUNS, *MEASURED))}")
     words = command_line.Parser(add_help=False, allow_abbrev=False)
     words.add_argument("--seeds", nargs="+", type=int, default=SEEDS.get(name, (0, 1, 2)))
+    words.add_argument("--preset", choices=list(moe.PRESETS), default=options.preset)
     given, rest = words.parse_known_args(options.rest)
-    if "--out" in rest:
+    options.preset = given.preset
+    if any(word.partition("=")[0] == "--out" for word in rest):
         raise UserError("study: --out would be one folder for all its runs; they go into runs/")
+    if any(word.partition("=")[0] == "--seed" for word in rest):
+        raise UserError("study: --seed would be one for all its runs; it is --seeds 0 1 2 here")
     rest = ["--preset", options.preset, *rest]
     if name in MEASURED:
         module = importlib.import_module(f"extras.{name}")

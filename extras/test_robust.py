@@ -105,11 +105,14 @@ CASES = {  # a command, what its one line must name
     "report {tmp}": "no run in this folder",
     "report {run}/zero.pt": "no run in this folder",
     "report {tmp}/begun": "begun",
-    "report {tmp}/torn": "torn/log.jsonl is damaged",
+    "report {tmp}/torn": "damaged; if only the last line is torn, the command that made this run",
+    "report {tmp}/scrambled": "damaged; start over with --fresh",
     "report {run} --to {tmp}/empty.pt/inside": "empty.pt",
     "study": "required: NAME (try: python r1mini.py study --help)",
     "study everything": "choose one of base, zero, r1",
     "study base --seeds": "--seeds: expected at least one",
+    "study base --seed 3": "it is --seeds",
+    "study base --preset nan": "--preset: invalid choice",
     "study base --seeds one": "--seeds: invalid int",
     "study base --seeds -1": "--seed must be within",
     "study base --threads -1": "--threads must be within",
@@ -123,7 +126,7 @@ CASES = {  # a command, what its one line must name
     "zero --from ''": "start: got an empty text",
     "distill --data ''": "data: got an empty text",
     "distill --data {tmp}": "Is a directory",
-    "zero --out {tmp}/empty.pt": "empty.pt: File exists",
+    "zero --out {tmp}/empty.pt": "is a file; --out names a folder",
     "zero --out /proc/none/at/all": "/proc/none",
     "zero --out {tmp}/{long}": "File name too long",
     "zero --processes -1": "--processes must be within",
@@ -162,10 +165,11 @@ def test_what_is_wrong_is_one_clear_line(run, tmp_path, monkeypatch, capsys, lin
     torch.save({"format": moe.FORMAT, "model": Evil(tmp_path / "mark")}, tmp_path / "evil.pt")
     shutil.copy(run / "zero.pt", tmp_path / "dev2.pt")
     (tmp_path / "late.jsonl").write_text('{"question": "1+2", "answer": 3}\n{"question": 3}\n')
-    for name, log in (("begun", (run / "log.jsonl").read_text("utf-8").splitlines()[0]),
-                      ("torn", '{"kind": "config"}\n{"ki')):
+    for name, log in (("begun", (run / "log.jsonl").read_text("utf-8").split("\n")[0] + "\n"),
+                      ("torn", '{"kind": "config"}\n{"ki'),
+                      ("scrambled", '{"ki\n{"kind": "zero"}\n')):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "log.jsonl").write_text(log + "\n", "utf-8")
+        (tmp_path / name / "log.jsonl").write_text(log, "utf-8")
     before = contents(tmp_path) | contents(run)
     argv = [w.format(tmp=tmp_path, run=run, long="x" * 300) for w in shlex.split(line)]
     if argv[0] in words.COMMANDS and "--preset" not in argv:
@@ -279,14 +283,15 @@ def test_a_damaged_folder_is_refused(run, tmp_path, capsys, name):
 
 
 def test_what_a_kill_leaves_is_mended(run, tmp_path):
-    """A last line torn, in the log and in the clock's book, and a save beside the finished stage:
-    the same command goes on."""
+    """A last line torn, in the clock's book, then in the log too, and a save beside the finished
+    stage: the clock's is left out of the report, the same command goes on."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     shutil.copy(run / "base.pt", folder / "base.partial.pt")
-    for name in ("log.jsonl", "timing.jsonl"):
+    for name in ("timing.jsonl", "log.jsonl"):
         with open(folder / name, "ab") as file:
             file.write(b'{"kind": "test", "sta')
+        assert r1mini.main(["report", str(folder)]) == (0 if name == "timing.jsonl" else 2)
     assert r1mini.main([*FEW, "--out", str(folder)]) == 0
     assert (folder / "log.jsonl").read_bytes() == (run / "log.jsonl").read_bytes()
     assert not (folder / "base.partial.pt").exists()
