@@ -566,7 +566,7 @@ def report(paths, to=None):
                    "seeds": sorted({int(a.seed) for a in accounts}), "metrics": rows}
         (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
         (target / "curves.json").write_text(json.dumps(curves), "utf-8")
-        shutil.copy(accounts[0].path / "samples.md", target)
+        shutil.copy(Path(accounts[0].path) / "samples.md", target)
     return said
 
 

@@ -109,7 +109,8 @@ def test_a_resumed_run_shows_each_point_once(tmp_path, monkeypatch, real):
 def test_a_stage_waits_for_one_stopped_half_way(tmp_path, monkeypatch):
     """Or that one, going on, would cut off its records. What was logged is left as it is; when the
     stopped one has ended, both go on."""
-    monkeypatch.setattr(folders, "tensorboard", lambda: Writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard",
+                        SimpleNamespace(SummaryWriter=Writer))
     for name in ("run", "whole"):
         (tmp_path / name).mkdir()
     for killed in (("zero", 2), ("zero", 6)):  # before its first save, and after
