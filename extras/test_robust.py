@@ -193,7 +193,8 @@ def test_what_a_stage_needs_is_what_it_asks_for():
     for name, stage in r1mini.STAGES.items():
         source = inspect.getsource(stage)
         source += inspect.getsource(r1mini.lessons) if "lessons(" in source else ""
-        assert set(re.findall(r'models(?:\[|, )"(\w+)"', source)) == set(words.NEEDS.get(name, ())), name
+        asked = re.findall(r'models(?:\[|, )"(\w+)"', source)
+        assert set(asked) == set(words.NEEDS.get(name, ())), name
 
 
 def test_the_longest_question_has_room():
