@@ -94,7 +94,7 @@ def growth(folder):
     rows = {"2k": 56, "16k": 448, "64k": 1792}
     taken = bench.in_turn({name: bench.train_step(
         bench.make(config, device, folder.options.dtype), folder.run.base.micro_tokens, n)
-        for name, n in rows.items()}, device, 5)
+        for name, n in rows.items()}, device, 9)
     rates = [rows[name] * bench.LENGTH / x for name, x in taken.items()]
     found |= {f"train.{name}": rate for name, rate in zip(rows, rates)}
     found["train.spread"] = max(rates) / min(rates)
