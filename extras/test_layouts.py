@@ -117,9 +117,10 @@ def test_a_process_without_work_adds_nothing(name):
 @pytest.mark.slow
 def test_a_run_begun_in_one_layout_ends_in_another(tmp_path):
     """Pretraining and GRPO by FSDP with shared experts, stopped on the way and ended by one
-    process: weights of one process alone."""
-    common = ["--preset", "micro", "--set", "base.steps=4", "zero.steps=3", "eval.dev_problems=2",
-              "--save-every", "1"]
+    process: weights of one process alone. Few updates, for AdamW makes steps of the rounding of
+    gradients near 0."""
+    common = ["--preset", "micro", "--set", "base.steps=4", "zero.steps=3", "zero.minibatches=2",
+              "eval.dev_problems=2", "--save-every", "1"]
     spread = ["--processes", "2", "--parallel", "fsdp", "--expert-parallel", "2"]
     assert r1mini.main(["zero", *common, "--out", str(tmp_path / "one")]) == 0
     clock = r1mini.Folder.clock
