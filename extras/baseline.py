@@ -30,8 +30,7 @@ def cost_of_rl(log):
     updates, s = [r for r in log if r["kind"] == "zero"], log[0]["zero"]
     return (len(updates) * s["problems"] * s["group_size"] * s["oversample"],
             sum(r["prompt_tokens"] for r in updates),
-            of_flops(log)["zero"] * 1e12 / in_products(moe.Config(**log[0]["model"]
-                                                                  | {"n_mtp_layers": 0})))
+            of_flops(log)["zero"] * 1e12 / in_products(moe.Config(**log[0]["model"]), mtp=False))
 
 
 def rejection_sampling(folder, base, log):

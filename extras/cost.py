@@ -49,15 +49,11 @@ def count_parameters(config):
     return total.total(), active.total()
 
 
-def in_products(config):
-    """The parameters that a token in training meets in matrix products, MTP's and its head's use
-    included, the embedding not."""
-    with torch.device("meta"):
-        model = moe.Transformer(config)
-    used = {name: p.numel() for name, p in model.named_parameters() if not name.startswith("embed")}
-    used |= {name: n * config.n_activated_experts // config.n_routed_experts
-             for name, n in used.items() if ".experts." in name}
-    return sum(used.values()) + model.head.weight.numel() * config.n_mtp_layers
+def in_products(config, mtp=True):
+    """The active parameters that a token in training meets in matrix products: not the embedding,
+    which is looked up; the head twice if MTP, which shares it, is trained too."""
+    active = count_parts(config, mtp)[1]
+    return active.total() - active["embedding"] + active["head"] * (mtp and config.n_mtp_layers)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -66,17 +62,15 @@ def in_products(config):
 
 def flops(config, length):
     """{part: FLOPs a token}, forward and backward, in sequences of `length` tokens."""
-    active, layers = count_parts(config)[1], config.n_layers + config.n_mtp_layers
-    met = active.total() - active["embedding"] + active["head"] * config.n_mtp_layers
+    layers = config.n_layers + config.n_mtp_layers
     pair = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
-    return {"weights": 6 * met,                                             # N, looked up apart
+    return {"weights": 6 * in_products(config),                             # N, looked up apart
             "attention": 6 * layers * config.n_heads * pair * length // 2}  # causal: half
 
 
 def flops_of_rl(config):
     """FLOPs a sampled token by weights alone: 2N to write it, 2N the reference, 6N to learn."""
-    active = count_parts(config, mtp=False)[1]
-    return 10 * (active.total() - active["embedding"])
+    return 10 * in_products(config, mtp=False)
 
 
 def hours(work, mfu):

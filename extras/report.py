@@ -126,7 +126,7 @@ FLOPS = (
 def of_flops(log):
     """10^12 operations of each stage, and of the samples collected for it, as FLOPS says."""
     config, out = log[0], {}
-    teacher, student = (in_products(Config(**config[who] | {"n_mtp_layers": 0}))
+    teacher, student = (in_products(Config(**config[who]), mtp=False)
                         for who in ("model", "student"))
     mtp = in_products(Config(**config["model"])) - teacher
     for r in (r for r in log if "tokens" in r):

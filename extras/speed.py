@@ -100,7 +100,7 @@ def growth(folder):
     found["train.spread"] = max(rates) / min(rates)
     long = bench.make(dataclasses.replace(config, max_seq_len=2048), device, folder.options.dtype)
     for n, name in ((1, "decode.one"), (PROMPTS, "decode")):  # last what takes gigabytes to read
-        pairs = [[decoding(long, context, n) for context in (128, 1024)] for _ in range(7)]
+        pairs = [[decoding(long, context, n) for context in (128, 1024)] for _ in range(21)]
         found[f"{name}.128"], found[f"{name}.1024"] = map(median, zip(*pairs))
         found[f"{name}.1024_to_128"] = found[f"{name}.128"] / found[f"{name}.1024"]
     return found

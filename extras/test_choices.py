@@ -37,7 +37,7 @@ def test_operations_to_85_percent(tmp_path):
             write(tmp_path / f"choices-{name}-0", stages, 99 if name == "adamw" else 5)
     found = choices.measure(0, f"{tmp_path}/")
     model = words.resolve("nano", ()).model
-    base = 6 * 2000 * in_products(model) / in_products(dataclasses.replace(model, n_mtp_layers=0))
+    base = 6 * 2000 * in_products(model) / in_products(model, mtp=False)
     step = 2 * 15 + 8 * 20
     ratio = found["as it is.tflop"] / found["as it is.base_tflop"]
     assert ratio == pytest.approx((base + 10 * step) / base)
