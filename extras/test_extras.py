@@ -118,6 +118,7 @@ def test_report_gives_mean_spread_and_seeds(micro, tmp_path, capsys):
     assert r1mini.main(["report", str(micro), str(other), "--to", str(tmp_path / "kept")]) == 0
     summary = json.loads((tmp_path / "kept" / "summary.json").read_text("utf-8"))
     assert summary["seeds"] == [0, 1] and "report" in summary["command"]
+    assert (tmp_path / "kept" / "samples.md").read_bytes() == (micro / "samples.md").read_bytes()
     length = summary["metrics"]["zero.length"]
     one, two = length["per_seed"]["0"], length["per_seed"]["1"]
     assert length["mean"] == pytest.approx((one + two) / 2, abs=1e-4)
@@ -147,11 +148,16 @@ def test_the_readme_names_what_is_there():
 
 
 def test_the_readme_quotes_what_runs_printed():
-    """Each table row with a spread stands in a report; file sizes are the files' own."""
+    """Each table row with a spread stands in a report, each answer quoted in seed 0's samples; file
+    sizes are the files' own."""
     readme = (HERE / "README.md").read_text("utf-8")
     reports = "\n".join(f.read_text("utf-8") for f in (HERE / "results").glob("*/report.md"))
     quoted = [line for line in readme.splitlines() if line.startswith("|") and "±" in line]
     assert len(quoted) > 8 and [line for line in quoted if line not in reports] == []
+    samples = (HERE / "results" / "r1" / "samples.md").read_text("utf-8")
+    answers = re.findall(r"^> - \*\*(.+)\*\*: (`.+`)$", readme, re.MULTILINE)
+    assert len(answers) == 2 and all(re.search(
+        rf"\*\*{step}\*\*, right: {re.escape(text)}", samples) for step, text in answers)
     for name, lines in re.findall(r"^\| `(\w+\.py)` \| (\d+) \|", readme, re.MULTILINE):
         assert len((HERE / name).read_text("utf-8").splitlines()) == int(lines), name
 
@@ -383,7 +389,8 @@ def test_other_presets_keep_apart():
 
 @pytest.mark.parametrize("command, said", [
     ("study --preset micro compute --seeds 0", "first run python r1mini.py study --preset micro"),
-    ("study compute --out foo", "--out"), ("study r1 --out foo", "--out")])
+    ("study compute --preset micro --seeds 0", "first run python r1mini.py study --preset micro"),
+    ("study compute --out foo", "--out"), ("study r1 --out=foo", "--out")])
 def test_a_study_says_what_it_wants(command, said, tmp_path, monkeypatch, capsys):
     """Before anything is measured; one line, exit code 2."""
     monkeypatch.chdir(tmp_path)

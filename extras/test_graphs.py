@@ -1,5 +1,6 @@
 """The tests of sampling in fixed shapes: against grpo.generate, on the CPU, without a graph."""
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,18 @@ def make(seed=0, **sizes):
 
 
 PROMPTS = [[5, 6, 7], [8] * 9, [3, 4], [3, 4], [9, 1, 2, 30, 31]]
+
+
+def test_what_cuda_can_record(monkeypatch):
+    """bfloat16 from Hopper on; by a GPU that is not there."""
+    def model(kind, dtype):
+        weight = SimpleNamespace(device=torch.device(kind))
+        return SimpleNamespace(head=SimpleNamespace(weight=weight), compute_dtype=dtype)
+    for capability, hopper in (((9, 0), True), ((8, 9), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        assert graphs.recordable(model("cuda", torch.bfloat16)) == hopper
+        assert not graphs.recordable(model("cuda", torch.float32))
+        assert not graphs.recordable(model("cpu", torch.bfloat16))
 
 
 @pytest.mark.parametrize("ends, temperature", [(False, 1.0), (True, 1.0), (True, 0.0), (True, 0.6)])
