@@ -152,43 +152,49 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     uniform = torch.rand(len(prompts), max_new_tokens,
                          generator=torch.Generator().manual_seed(seed))
     shared = len(prompts) >= world()[1]  # or all write all
-    if shared:
-        uniform, prompts = share(uniform), share(prompts)
-    uniform, N = uniform.to(device), len(prompts)
-    begin = torch.tensor([len(p) for p in prompts], device=device)      # (N,) column of the answer
-    tokens = torch.full((N, longest + max_new_tokens), pad_id, device=device)
-    tokens[:, :begin.max()] = pad(prompts, pad_id, device)
-    answer, logp = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens).float()
-    finished = torch.zeros(N, dtype=torch.bool, device=device)
-    rows, alive = torch.arange(N, device=device), ~finished             # rows still in the batch
-    number = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, prompts)))}  # of distinct prompts
+    mine, uniform = (share(x) if shared else x for x in (prompts, uniform.to(device)))
+    ids = torch.full(uniform.shape, pad_id, device=device)     # (n, max_new_tokens)
+    logp = torch.zeros_like(uniform)
+    rows = torch.arange(len(ids), device=device)               # still in the batch
+    alive = torch.ones_like(rows, dtype=torch.bool)
+    number = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, mine)))}  # of distinct prompts
     cache = make_cache(config, len(number), longest + max_new_tokens, device)
     fed, real = pad_left(list(number), pad_id, device)
     with sampling(model) as unfinished, torch.inference_mode():  # what FSDP gathers: outside
         for t in range(max_new_tokens):
             logits = model(fed, real if t == 0 else None, cache).logits[:, -1]
             if t == 0:
-                read = torch.tensor([number[tuple(p)] for p in prompts], device=device)
+                read = torch.tensor([number[tuple(p)] for p in mine], device=device)
                 logits, cache = logits[read], cache.keep(read)
             policy = sampling_logprobs(logits, temperature, top_p)
-            fed = draw(policy, uniform[rows, t])                        # (n, 1)
+            fed = draw(policy, uniform[:, t])                  # (n, 1)
             if watch:
                 watch(fed)
-            at = rows[alive], begin[rows[alive]] + t
-            tokens[at], answer[at] = fed[alive, 0], True
-            logp[at] = policy.gather(-1, fed)[alive, 0]
-            ended = alive & (fed[:, 0] == end_id)
-            finished[rows[ended]] = True
-            alive = alive & ~ended
-            if not unfinished(alive.any()):
+            ids[rows, t], logp[rows, t] = fed[:, 0], policy.gather(-1, fed)[:, 0]
+            alive = alive & (fed[:, 0] != end_id)
+            count = int(alive.sum())
+            if not unfinished(count > 0):
                 break
-            if 0 < alive.sum() < 0.75 * len(rows):
-                cache, rows, fed, alive = cache.keep(alive), rows[alive], fed[alive], alive[alive]
+            if 0 < count < 0.75 * len(rows):
+                left = alive.nonzero().squeeze(1)
+                cache, rows, alive = cache.keep(left), rows[left], alive[left]
+                fed, uniform = fed[left], uniform[left]
     model.train(training)
-    if shared:
-        tokens, answer, logp, finished = map(gather, (tokens, answer, logp, finished))
-    width = int(answer.any(0).nonzero().max()) + 1
-    return Samples(tokens[:, :width], answer[:, :width], logp[:, :width], finished)
+    return lay_out(prompts, *(gather(x) if shared else x for x in (ids, logp)), end_id, pad_id)
+
+
+def lay_out(prompts, ids, logp, end_id, pad_id):
+    """Samples of N prompts and answers ids (N, t), each of which counts until its first end_id."""
+    ended = ids == end_id
+    finished = ended.any(1)
+    length = torch.where(finished, ended.int().argmax(1) + 1, ids.size(1)).unsqueeze(1)  # (N, 1)
+    begin = torch.tensor([[len(p)] for p in prompts], device=ids.device)
+    width = int((begin + length).max())
+    column = torch.arange(width, device=ids.device) - begin                              # of ids
+    answer, at = (0 <= column) & (column < length), column.clamp(0, ids.size(1) - 1)
+    asked = F.pad(pad(prompts, pad_id, ids.device), (0, width - int(begin.max())), value=pad_id)
+    return Samples(torch.where(answer, ids.gather(1, at), asked), answer,
+                   torch.where(answer, logp.gather(1, at), 0.0), finished)
 
 
 def logprobs(model, tokens, wanted, real=None, temperature=1.0):

@@ -73,7 +73,7 @@ def test_absorbed_attention_equals_naive():
     mla, (B, T) = make().layers[0].attn, (3, 11)
     q, q_rope = torch.randn(B, T, mla.heads, mla.nope), torch.randn(B, T, mla.heads, mla.rope)
     latent, k_rope = torch.randn(B, T, mla.rank), torch.randn(B, T, 1, mla.rope)
-    causal = torch.ones(T, T, dtype=torch.bool).tril()
+    causal = torch.full((1, 1, T, T), -math.inf).triu(1)
     absorbed = mla.attend_absorbed(q, q_rope, torch.cat((latent, k_rope.squeeze(2)), -1), causal)
     torch.testing.assert_close(absorbed, mla.attend(q, q_rope, latent, k_rope))
 

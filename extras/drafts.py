@@ -8,10 +8,10 @@ from moe import UserError, make_cache, pad
 def guess_after(model, hidden, following, cache):
     """MTP's logits (N, T, V) for the token after `following` (N, T), at a cache's last T columns
     with hidden states (N, T, C)."""
-    position, visible = cache.view(following.size(1))
+    position, bias = cache.view(following.size(1))
     with model.precision():
         h, _ = model.mtp(hidden, model.embed(following), model.turns[position], None,
-                         cache.latent[-1, :, :cache.length], visible)
+                         cache.latent[-1, :, :cache.length], bias)
     return model.head(h)
 
 

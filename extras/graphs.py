@@ -6,6 +6,8 @@ each operation is then what small models wait for on a GPU. Here no shape change
 for the host but a look, every so many tokens, whether all answers have ended. Without CUDA the same
 steps run one by one, which is how they are tested; no GPU has run them yet. One process.
 """
+import math
+
 import torch
 
 import grpo
@@ -43,8 +45,9 @@ class Static(Cache):
         """Stays as it is."""
 
     def view(self, T):
-        """Positions (B, 1) of the newest tokens, and what they may see (B, 1, 1, S + 1)."""
-        return self.real[:, :-1].sum(1, keepdim=True), self.real[:, None, None]
+        """Positions (B, 1) of the newest tokens; a bias (B, 1, 1, S + 1) on their scores."""
+        bias = torch.where(self.real[:, None, None], 0.0, -math.inf)
+        return self.real[:, :-1].sum(1, keepdim=True), bias
 
     def take(self, cache):
         """Begins with what another cache of the same rows holds."""
@@ -69,7 +72,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, se
     uniform = torch.rand(N, max_new_tokens,
                          generator=torch.Generator().manual_seed(seed)).to(device)
     ids = torch.full((N, max_new_tokens), pad_id, device=device)
-    logp, written = torch.zeros(ids.shape, device=device), torch.zeros_like(ids, dtype=torch.bool)
+    logp = torch.zeros(ids.shape, device=device)
     finished = torch.zeros(N, 1, dtype=torch.bool, device=device)
     t, fed = torch.zeros(N, 1, dtype=torch.long, device=device), ids[:, :1].clone()
     cache, read = Static(model.config, N, longest + max_new_tokens, device), make_cache(
@@ -78,9 +81,8 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, se
     def choose(logits):  # everything in place: a graph knows addresses
         policy = grpo.sampling_logprobs(logits[:, -1], temperature, 1.0)
         fed.copy_(grpo.draw(policy, uniform.gather(1, t)[:, 0]))
-        ids.scatter_(1, t, fed.masked_fill(finished, pad_id))
-        logp.scatter_(1, t, policy.gather(-1, fed).masked_fill(finished, 0.0))
-        written.scatter_(1, t, ~finished)
+        ids.scatter_(1, t, fed)
+        logp.scatter_(1, t, policy.gather(-1, fed))
         finished.logical_or_(fed == end_id)
         t.add_(1)
 
@@ -101,13 +103,4 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, se
                 step()               # recorded, not run
         graph.replay() if graph else step()
     model.train(training)
-    width = longest + int(written.sum(1).max())
-    tokens = torch.full((N, longest + max_new_tokens), pad_id, device=device)
-    answer, logprobs = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros(tokens.shape).to(ids)
-    begin = torch.tensor([[len(p)] for p in prompts], device=device)
-    columns = begin + torch.arange(max_new_tokens, device=device)  # (N, max_new_tokens)
-    for row, prompt in enumerate(prompts):
-        tokens[row, :len(prompt)] = torch.tensor(prompt, device=device)
-    tokens.scatter_(1, columns, ids)
-    return grpo.Samples(tokens[:, :width], answer.scatter(1, columns, written)[:, :width],
-                        logprobs.float().scatter(1, columns, logp)[:, :width], finished[:, 0])
+    return grpo.lay_out(prompts, ids, logp, end_id, pad_id)
