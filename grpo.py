@@ -141,9 +141,10 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     """Samples an answer to each of N prompts (token lists of any lengths). Returns Samples.
 
     Answer n, token t is drawn with its own uniform number, so the other prompts' fate does not
-    touch it. A prompt that comes several times is read once. Ended rows leave the batch when a
-    quarter of it is idle. Each process writes its share of the answers and all return all, so a
-    group, whoever wrote it, is compared whole. watch sees each round's tokens (n, 1) when drawn.
+    touch it. A prompt that comes several times is read once. Ended rows leave the batch when more
+    than a quarter of it is idle. Each process writes its share of the answers and all return all,
+    so a group, whoever wrote it, is compared whole. watch sees each round's tokens (rows, 1) when
+    drawn, those of ended rows too.
     """
     device, config, longest = model.head.weight.device, model.config, max(map(len, prompts))
     check_length(config, longest, max_new_tokens)
@@ -153,24 +154,24 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
                          generator=torch.Generator().manual_seed(seed))
     shared = len(prompts) >= world()[1]  # or all write all
     mine, uniform = (share(x) if shared else x for x in (prompts, uniform.to(device)))
-    ids = torch.full(uniform.shape, pad_id, device=device)     # (n, max_new_tokens)
+    ids = torch.full(uniform.shape, pad_id, device=device)     # (len(mine), max_new_tokens)
     logp = torch.zeros_like(uniform)
-    rows = torch.arange(len(ids), device=device)               # still in the batch
-    alive = torch.ones_like(rows, dtype=torch.bool)
-    number = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, mine)))}  # of distinct prompts
-    cache = make_cache(config, len(number), longest + max_new_tokens, device)
-    fed, real = pad_left(list(number), pad_id, device)
-    with sampling(model) as unfinished, torch.inference_mode():  # what FSDP gathers: outside
+    rows = torch.arange(len(ids), device=device)               # of ids: those still in the batch
+    alive = torch.ones_like(rows, dtype=torch.bool)            # and of these, those not ended
+    place = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, mine)))}  # of distinct prompts
+    cache = make_cache(config, len(place), longest + max_new_tokens, device)
+    fed, real = pad_left(list(place), pad_id, device)
+    with sampling(model) as unfinished, torch.inference_mode():  # FSDP gathers before the second
         for t in range(max_new_tokens):
             logits = model(fed, real if t == 0 else None, cache).logits[:, -1]
             if t == 0:
-                read = torch.tensor([number[tuple(p)] for p in mine], device=device)
+                read = torch.tensor([place[tuple(p)] for p in mine], device=device)
                 logits, cache = logits[read], cache.keep(read)
             policy = sampling_logprobs(logits, temperature, top_p)
-            fed = draw(policy, uniform[:, t])                  # (n, 1)
+            fed = draw(policy, uniform[:, t])                  # (rows, 1)
             if watch:
                 watch(fed)
-            ids[rows, t], logp[rows, t] = fed[:, 0], policy.gather(-1, fed)[:, 0]
+            ids[rows, t], logp[rows, t] = fed[:, 0], policy.gather(-1, fed)[:, 0]  # ended ones too
             alive = alive & (fed[:, 0] != end_id)
             count = int(alive.sum())
             if not unfinished(count > 0):
@@ -184,16 +185,17 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
 
 
 def lay_out(prompts, ids, logp, end_id, pad_id):
-    """Samples of N prompts and answers ids (N, t), each of which counts until its first end_id."""
+    """Samples of N prompts and their answers' ids and logp (N, max_new_tokens). An answer counts up
+    to its first end_id and with it; what was drawn after that does not."""
     ended = ids == end_id
     finished = ended.any(1)
     length = torch.where(finished, ended.int().argmax(1) + 1, ids.size(1)).unsqueeze(1)  # (N, 1)
     begin = torch.tensor([[len(p)] for p in prompts], device=ids.device)
     width = int((begin + length).max())
-    column = torch.arange(width, device=ids.device) - begin                              # of ids
+    column = torch.arange(width, device=ids.device) - begin  # (N, width) which of ids
     answer, at = (0 <= column) & (column < length), column.clamp(0, ids.size(1) - 1)
-    asked = F.pad(pad(prompts, pad_id, ids.device), (0, width - int(begin.max())), value=pad_id)
-    return Samples(torch.where(answer, ids.gather(1, at), asked), answer,
+    before = F.pad(pad(prompts, pad_id, ids.device), (0, width - int(begin.max())), value=pad_id)
+    return Samples(torch.where(answer, ids.gather(1, at), before), answer,
                    torch.where(answer, logp.gather(1, at), 0.0), finished)
 
 

@@ -115,15 +115,15 @@ class Cache:
     length: int = 0  # columns filled
 
     def keep(self, rows):
-        """The cache of some rows, by number, repeated or not; only filled columns are copied."""
+        """The cache of some rows, by number, repeated or not; the columns to come are undefined."""
         latent = self.latent.new_empty(len(self.latent), len(rows), *self.latent.shape[2:])
         torch.index_select(self.latent[:, :, :self.length], 1, rows, out=latent[:, :, :self.length])
         return Cache(latent, self.real[rows], self.length)
 
     def view(self, T):
-        """Positions (B, T) of the last T columns; and a bias (B, 1, T, S): 0, or -inf."""
-        real, column = self.real[:, :self.length], torch.arange(self.length).to(self.real.device)
-        query = column[-T:].unsqueeze(-1)                                            # (T, 1)
+        """Positions (B, T) of the last T columns, and their mask (B, 1, T, filled), 0 or -inf."""
+        column = torch.arange(self.length, device=self.real.device)
+        real, query = self.real[:, :self.length], column[-T:].unsqueeze(-1)          # query (T, 1)
         visible = (column <= query) & real[:, None, None] | (column == query)
         return (real.cumsum(1)[:, -T:] - 1).clamp(min=0), torch.where(visible, 0.0, -math.inf)
 
@@ -156,8 +156,8 @@ class MLA(nn.Module):
         self.wkv_b = nn.Linear(self.rank, keys_values, bias=False)             # W_UK, W_UV by head
         self.wo = nn.Linear(self.heads * self.value, config.dim, bias=False)
 
-    def forward(self, x, turn, cache=None, bias=None):
-        """x (B, T, C) -> (B, T, C). cache (B, S, .): this layer's columns, the last T empty."""
+    def forward(self, x, turn, cache=None, mask=None):
+        """x (B, T, C) -> (B, T, C). cache (B, S, .), its last T columns empty; mask: Cache.view."""
         B, T, _ = x.size()
         q = self.wq(x) if hasattr(self, "wq") else self.wq_b(self.q_norm(self.wq_a(x).float()))
         q, q_rope = q.view(B, T, self.heads, -1).split((self.nope, self.rope), -1)  # (B, T, H, .)
@@ -169,7 +169,7 @@ class MLA(nn.Module):
             out = self.attend(q, q_rope, latent, k_rope)
         else:
             cache[:, -T:] = torch.cat((latent, k_rope.squeeze(2)), -1)
-            out = self.attend_absorbed(q, q_rope, cache, bias)
+            out = self.attend_absorbed(q, q_rope, cache, mask)
         return self.wo(out.flatten(2))
 
     def attend(self, q, q_rope, latent, k_rope):
@@ -182,15 +182,15 @@ class MLA(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
         return y.transpose(1, 2)
 
-    def attend_absorbed(self, q, q_rope, cache, bias):
+    def attend_absorbed(self, q, q_rope, cache, mask):
         """The form for decoding (V2 section 2.1.2): W_UK moves to the query and W_UV to the output;
-        all heads share the cached latents as keys. bias (B, 1, T, S): on the scores."""
+        all heads share the cached latents as keys. cache and mask: as in forward."""
         w_ukv = self.wkv_b.weight.view(self.heads, -1, self.rank)  # (H, nope + value, rank)
         w_uk, w_uv = w_ukv.split((self.nope, self.value), 1)
         q = torch.einsum("bthd,hdr->bhtr", q, w_uk)                # the query's content as a latent
         q = torch.cat((q, q_rope.transpose(1, 2)), -1)             # (B, H, T, rank + rope)
-        bias = bias.expand(-1, self.heads, -1, -1).flatten(1, 2)   # (B, H*T, S)
-        score = torch.baddbmm(bias, q.flatten(1, 2), cache.mT, alpha=self.scale)
+        mask = mask.expand(-1, self.heads, -1, -1).flatten(1, 2)   # (B, H*T, S)
+        score = torch.baddbmm(mask, q.flatten(1, 2), cache.mT, alpha=self.scale)
         z = torch.bmm(score.softmax(-1), cache[..., :self.rank])   # (B, H*T, rank)
         return torch.einsum("bhtr,hvr->bthv", z.unflatten(1, (self.heads, -1)), w_uv)
 
@@ -314,9 +314,9 @@ class Block(nn.Module):
         self.attn = MLA(config)
         self.ffn = MLP(config.dim, config.inter_dim) if dense else MoE(config)
 
-    def forward(self, x, turn, real, cache=None, bias=None):
+    def forward(self, x, turn, real, cache=None, mask=None):
         """x (B, T, C) -> (B, T, C), balance loss."""
-        x = x + self.attn(self.attn_norm(x), turn, cache, bias)
+        x = x + self.attn(self.attn_norm(x), turn, cache, mask)
         h = self.ffn_norm(x)
         y, loss = self.ffn(h, real) if isinstance(self.ffn, MoE) else (self.ffn(h), 0.0)
         return x + y, loss
@@ -332,10 +332,10 @@ class MTP(nn.Module):
         self.proj = nn.Linear(2 * config.dim, config.dim, bias=False)  # M_1
         self.block = Block(config, dense=config.n_dense_layers == config.n_layers)
 
-    def forward(self, hidden, embedded, turn, real, cache=None, bias=None):
+    def forward(self, hidden, embedded, turn, real, cache=None, mask=None):
         """hidden (B, T, C), embedded (B, T, C) of the next -> (B, T, C) for the shared head."""
         x = torch.cat((self.hidden_norm(hidden), self.embed_norm(embedded)), -1)  # eq 21
-        x, loss = self.block(self.proj(x).float(), turn, real, cache, bias)
+        x, loss = self.block(self.proj(x).float(), turn, real, cache, mask)
         return self.norm(x), loss
 
 
@@ -367,20 +367,20 @@ class Transformer(nn.Module):
         """tokens (B, T) -> Output. real (B, T): False at padding, which must be on the right and is
         kept out of the experts' load. With a cache, tokens continue it, padding may be anywhere,
         and it grows by T columns. at (B, T): True where logits are wanted, (M, vocabulary)."""
-        T, bias = tokens.size(1), None
+        T, mask = tokens.size(1), None
         if cache is None:
             real = torch.ones_like(tokens).bool() if real is None else real
             position = torch.arange(T, device=tokens.device)
         else:
             cache.length += T
             cache.real[:, cache.length - T:cache.length] = True if real is None else real
-            position, bias = cache.view(T)
+            position, mask = cache.view(T)
         turn = self.turns[position]  # (T, R/2), with a cache (B, T, R/2)
         with self.precision():
             x, balance = self.embed(tokens), 0.0
             for i, layer in enumerate(self.layers):
                 columns = None if cache is None else cache.latent[i, :, :cache.length]
-                x, loss = layer(x, turn, real, columns, bias)
+                x, loss = layer(x, turn, real, columns, mask)
                 balance = balance + loss
             hidden = self.norm(x)
         logits = self.head(hidden if at is None else hidden[at])  # in float32, whatever precision()

@@ -213,7 +213,7 @@ def sample_answers(model, prompts, limit, rows, temperature=1.0, top_p=1.0, seed
     found = []
     for i in tqdm(range(0, len(prompts), rows), name, disable=name is None):
         out = generate(model, prompts[i:i + rows], limit, tasks.END_ID, tasks.PAD_ID,
-                           temperature, top_p, seed * 1_000_003 + i)
+                       temperature, top_p, seed * 1_000_003 + i)
         found += out.answers()
     return found
 
@@ -560,7 +560,7 @@ def distill_logits(folder, models):
 
 
 def student_rl(folder, models):
-    """What made Zero, on the student's base (R1 v1 4.1); rollouts are larger, answers short."""
+    """What made Zero, on the student's base (R1 v1 4.1), for more FLOPs than distillation's."""
     return rl(folder, "student_rl", models, "student", folder.run.student_rl)
 
 

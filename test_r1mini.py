@@ -427,6 +427,38 @@ def test_sampling_policy_equals_a_loop(temperature, top_p):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+def test_answers_are_laid_out_behind_their_prompts():
+    """By hand: ends at the first and the last token, none, and what is drawn behind an end."""
+    prompts, ids = [[5, 9, 5], [6], [7, 8]], [[9, 3, 9], [1, 2, 9], [1, 9, 4]]
+    ids.append([1, 2, 3])
+    prompts.append([4, 4])
+    logp = -torch.arange(1.0, 13).view(4, 3)
+    got = grpo.lay_out(prompts, torch.tensor(ids), logp, 9, 0)
+    assert got.tokens.tolist() == [[5, 9, 5, 9, 0], [6, 1, 2, 9, 0], [7, 8, 1, 9, 0],
+                                   [4, 4, 1, 2, 3]]
+    assert got.logprobs.tolist() == [[0, 0, 0, -1, 0], [0, -4, -5, -6, 0], [0, 0, -7, -8, 0],
+                                     [0, 0, -10, -11, -12]]
+    assert got.answers() == [[9], [1, 2, 9], [1, 9], [1, 2, 3]]
+    assert got.finished.tolist() == [True, True, True, False]
+
+
+@torch.no_grad()
+def test_a_cache_keeps_rows_whole():
+    """Rows dropped and repeated go on as if each had a cache of its own; what comes later in the
+    columns is not read."""
+    model, rows, (left, real) = make(), [4, 0, 0, 3], grpo.pad_left(PROMPTS, 0, "cpu")
+    cache = moe.make_cache(model.config, 6, left.size(1) + 2, "cpu")
+    model(left, real, cache)
+    cache = cache.keep(torch.tensor(rows))
+    cache.latent[:, :, cache.length:] = math.nan
+    for step in range(2):
+        got = model(torch.tensor([[3], [5], [7], [9]]), None, cache).logits[:, -1]
+    for i, row in enumerate(rows):
+        alone = PROMPTS[row] + [3 + 2 * i] * 2
+        want = model(torch.tensor([alone])).logits[0, -1]
+        torch.testing.assert_close(got[i], want, atol=1e-4, rtol=0)
+
+
 def test_sampling_frequencies_follow_the_policy():
     """Chi-square of 4000 first tokens against the policy (5 kept tokens: p = 0.001 at 18.5)."""
     model = make(vocab_size=8, init_std=0.3)

@@ -317,7 +317,7 @@ def against(run, device, rounds=ROUNDS):
         for who, ((dtype, n), _) in best.items():
             found[f"{name}.{who}"] = tokens / taken[who, (dtype, n)]
             found[f"{name}.{who}.setting"] = f"{str(dtype).removeprefix('torch.')}, " + (
-                f"{count} processes of {n} threads" if who == "ours" else f"{n} threads")
+                f"{count} processes of {n} thread(s)" if who == "ours" else f"{n} threads")
         for i, which in enumerate(("", "float32.")):
             found[f"{name}.{which}vs_transformers"] = (
                 taken["transformers", best["transformers"][i]] / taken["ours", best["ours"][i]])

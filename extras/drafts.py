@@ -1,23 +1,25 @@
-"""Speculative decoding with MTP's drafts: what generate() would write, in fewer passes."""
+"""Speculative decoding with MTP's drafts: answers distributed as generate()'s, at temperature 0 the
+same, in fewer passes."""
 import torch
 
-from grpo import Samples, draw, pad_left, sampling_logprobs
-from moe import UserError, make_cache, pad
+from grpo import draw, lay_out, pad_left, sampling_logprobs
+from moe import UserError, make_cache
 
 
 def guess_after(model, hidden, following, cache):
     """MTP's logits (N, T, V) for the token after `following` (N, T), at a cache's last T columns
     with hidden states (N, T, C)."""
-    position, bias = cache.view(following.size(1))
+    position, mask = cache.view(following.size(1))
     with model.precision():
         h, _ = model.mtp(hidden, model.embed(following), model.turns[position], None,
-                         cache.latent[-1, :, :cache.length], bias)
+                         cache.latent[-1, :, :cache.length], mask)
     return model.head(h)
 
 
 def judge(policy, guess, draft, number):
-    """Whether each draft (N, 1), drawn from guess (N, V), is taken, and the token that follows in
-    any case (N, 1), which is distributed as policy (N, V). number (2, N): uniform, in [0, 1)."""
+    """Whether each draft (N, 1), drawn from guess, is taken, and the token that follows in any case
+    (N, 1), which is distributed as policy. guess, policy (N, V): log-probabilities. number (2, N):
+    uniform, in [0, 1)."""
     odds = (policy - guess).gather(-1, draft).exp()[:, 0]       # p(d) / q(d)
     taken = number[0] < odds
     rest = (policy.exp() - guess.exp()).clamp(min=1e-30).log()  # max(p - q, 0)
@@ -25,33 +27,20 @@ def judge(policy, guess, draft, number):
 
 
 class Answers:
-    """What is written to N prompts, each row at its own place."""
+    """What is written to N prompts, each row at its own pace."""
 
-    def __init__(self, prompts, most, pad_id, device):
-        self.begin = torch.tensor([len(p) for p in prompts], device=device)
-        self.rows, self.most = torch.arange(len(prompts), device=device), most
-        self.tokens = torch.full((len(prompts), int(self.begin.max()) + most + 1), pad_id,
-                                 device=device)
-        self.tokens[:, :self.begin.max()] = pad(prompts, pad_id, device)
-        self.answer = torch.zeros_like(self.tokens, dtype=torch.bool)
-        self.logp = torch.zeros_like(self.tokens).float()
-        self.finished, self.count = self.begin < 0, torch.zeros_like(self.begin)
+    def __init__(self, N, most, device):
+        self.rows, self.count = torch.arange(N, device=device), torch.zeros(N, device=device).long()
+        self.ids = torch.zeros(N, most, dtype=torch.long, device=device)
+        self.logp = torch.zeros(N, most, device=device)
 
     def write(self, token, policy, writing, end_id):
         """Appends a token (N, 1) to the answers of some rows, a mask; returns those that go on."""
         row = self.rows[writing]
-        at = row, self.begin[row] + self.count[row]
-        self.tokens[at], self.answer[at] = token[writing, 0], True
-        self.logp[at] = policy.gather(-1, token)[writing, 0]
+        at = row, self.count[row]
+        self.ids[at], self.logp[at] = token[writing, 0], policy.gather(-1, token)[writing, 0]
         self.count[row] += 1
-        self.finished[row] = token[writing, 0] == end_id
-        return writing & ~self.finished & (self.count < self.most)
-
-    def samples(self):
-        """As generate returns them."""
-        width = int((self.begin + self.count).max())
-        return Samples(self.tokens[:, :width], self.answer[:, :width], self.logp[:, :width],
-                       self.finished)
+        return writing & (token[:, 0] != end_id) & (self.count < self.ids.size(1))
 
 
 @torch.no_grad()
@@ -65,11 +54,11 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
     if model.mtp is None:
         raise UserError("no drafts: this model has no MTP layer")
     device, N = model.head.weight.device, len(prompts)
-    room = max(map(len, prompts)) + 2 * max_new_tokens               # columns, were all rejected
+    room = max(map(len, prompts)) + 2 * max_new_tokens  # columns, if every draft were rejected
     if room > model.config.max_seq_len:
         raise UserError(f"prompts and drafts need {room} columns, more than max_seq_len")
     cache = make_cache(model.config, N, room, device, drafts=True)
-    out = Answers(prompts, max_new_tokens, pad_id, device)
+    out = Answers(N, max_new_tokens, device)
     uniform = torch.rand(3, N, max_new_tokens + 1, generator=torch.Generator().manual_seed(seed))
     uniform = uniform.to(device)
     drafted = accepted = 0
@@ -79,11 +68,11 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
     output = model(fed, real, cache)
     policy = sampling_logprobs(output.logits[:, -1], temperature, top_p)
     last = draw(policy, uniform[0, :, 0])
-    alive = out.write(last, policy, ~out.finished, end_id)
+    alive = out.write(last, policy, out.count == 0, end_id)
     guessed = guess_after(model, output.hidden, torch.cat((fed[:, 1:], last), 1), cache)[:, -1]
     while alive.any():
         guess = sampling_logprobs(guessed, temperature, top_p)            # q (N, V)
-        number = uniform[:, out.rows, out.count]                              # (3, N)
+        number = uniform[:, out.rows, out.count]                          # (3, N)
         draft = draw(guess, number[0])
         output = model(torch.cat((last, draft), 1), cache=cache)
         policy = sampling_logprobs(output.logits[:, 0], temperature, top_p)  # p (N, V)
@@ -99,4 +88,5 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
         guessed = guessed[out.rows, taken.long()]                         # after the last token
         last = torch.where(taken.unsqueeze(1), second, following)
     model.train(training)
-    return out.samples(), accepted / max(1, drafted)
+    samples = lay_out(prompts, out.ids, out.logp, end_id, pad_id)
+    return samples, accepted / max(1, drafted)

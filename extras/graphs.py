@@ -1,9 +1,9 @@
 """graphs: sampling in fixed shapes, so that CUDA replays each token's kernels as one graph; `bench`
 times it on CUDA, runs do not use it yet.
 
-grpo.generate lets ended rows go and reads as many columns as are filled; launching a kernel for
-each operation is then what small models wait for on a GPU. Here no shape changes and nothing waits
-for the host but a look, every so many tokens, whether all answers have ended. Without CUDA the same
+grpo.generate lets ended rows go and reads as many columns as are filled. So each token launches its
+kernels anew, and small models on a GPU wait for that. Here no shape changes, and the host waits for
+the device only to look, every LOOK tokens, whether all answers have ended. Without CUDA the same
 steps run one by one, which is how they are tested; no GPU has run them yet. One process.
 """
 import math
@@ -45,12 +45,12 @@ class Static(Cache):
         """Stays as it is."""
 
     def view(self, T):
-        """Positions (B, 1) of the newest tokens; a bias (B, 1, 1, S + 1) on their scores."""
-        bias = torch.where(self.real[:, None, None], 0.0, -math.inf)
-        return self.real[:, :-1].sum(1, keepdim=True), bias
+        """Positions (B, 1) of the newest tokens, and their mask (B, 1, 1, S + 1), 0 or -inf."""
+        mask = torch.where(self.real[:, None, None], 0.0, -math.inf)
+        return self.real[:, :-1].sum(1, keepdim=True), mask
 
     def take(self, cache):
-        """Begins with what another cache of the same rows holds."""
+        """Copies in what another cache of the same rows holds."""
         self.latent[:, :, :cache.length] = cache.latent[:, :, :cache.length]
         self.real[:, :cache.length] = cache.real[:, :cache.length]
         self.place.fill_(cache.length)
@@ -62,7 +62,7 @@ class Static(Cache):
         self.place += 1
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, seed=0):
     """Samples as grpo.generate does, with the same uniform numbers; all rows stay to the end."""
     device, N, longest = model.head.weight.device, len(prompts), max(map(len, prompts))
@@ -90,17 +90,18 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, se
         logits = model(fed, None, cache).logits
         cache.settle()
         choose(logits)
-    choose(model(*grpo.pad_left(prompts, pad_id, device), read).logits)
-    cache.take(read)
-    graph = None
-    for i in range(1, max_new_tokens):
-        if i % LOOK == 0 and bool(finished.all()):
-            break
-        if recordable(model) and i == WARM:
-            torch.cuda.synchronize(device)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step()               # recorded, not run
-        graph.replay() if graph else step()
+    with torch.inference_mode():
+        choose(model(*grpo.pad_left(prompts, pad_id, device), read).logits)
+        cache.take(read)
+        graph = None
+        for i in range(1, max_new_tokens):
+            if i % LOOK == 0 and bool(finished.all()):
+                break
+            if recordable(model) and i == WARM:
+                torch.cuda.synchronize(device)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    step()               # recorded, not run
+            graph.replay() if graph else step()
     model.train(training)
     return grpo.lay_out(prompts, ids, logp, end_id, pad_id)

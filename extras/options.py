@@ -405,8 +405,10 @@ def load_stage(path, name, run):
     config = run.student if name.startswith(("student", "distill")) else run.model
     if name in ("helpful", "safe"):
         config = dataclasses.replace(config, n_outputs=1, n_mtp_layers=0)
-    if moe.load(path)[0].config != config:
-        raise UserError(f"{path} has other model sizes than this run; give its --preset/--set")
+    model, record = moe.load(path)
+    if model.config != config:
+        made = f", of preset {record['preset']}," if "preset" in record else ""
+        raise UserError(f"{path}{made} has other sizes than this run; give its --preset/--set")
 
 
 def plan(options):

@@ -53,7 +53,7 @@ RUNS = {
     "threshold": [(f"threshold-{dim}-{steps}-{{seed}}",
                    "distill --from runs/r1-{seed}/r1.pt --only student student_rl distill "
                    f"--set student.dim={dim} student.inter_dim={3 * dim} "
-                   f"student_base.steps={steps} student_rl.steps={80 if dim > 48 else 140}")
+                   f"student_base.steps={steps} student_rl.steps=60")
                   # at least distillation's FLOPs: a narrow student's answers shrink to eight tokens
                   for dim, steps in POINTS],
     "parts": [(f"parts-{name}-{{seed}}", f"base --set {words}") for name, words in PARTS.values()],

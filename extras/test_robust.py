@@ -140,7 +140,7 @@ CASES = {  # a command, what its one line must name
     "dev1 --only dev1 --out {tmp}/out": "dev1 needs",
     "zero --only zero --fresh --out {run}": "--fresh would delete",
     "dev3 --from {tmp}/dev2.pt --only dev3": "base.pt, which is not there",
-    "zero --from {run}/base.pt --preset nano": "other model sizes",
+    "zero --from {run}/base.pt --preset nano": "of preset micro, has other sizes",
     "zero --set": "--set: expected at least one",
     "zero --set =1": "no setting ''",
     "zero --set zero=1": "no setting 'zero'",

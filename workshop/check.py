@@ -156,8 +156,8 @@ def attend_of_moe(q, q_rope, latent, k_rope, w_uk, w_uv, scale):
     weight = torch.cat((w_uk, w_uv), 1).view(H * (D + V), C)
     layer = SimpleNamespace(heads=H, nope=D, value=V, rank=C, scale=scale,
                             wkv_b=SimpleNamespace(weight=weight))
-    cache, bias = torch.cat((latent, k_rope), 1)[None], torch.zeros(1, 1, 1, S)
-    return moe.MLA.attend_absorbed(layer, q[None, None], q_rope[None, None], cache, bias)[0, 0]
+    cache, mask = torch.cat((latent, k_rope), 1)[None], torch.zeros(1, 1, 1, S)
+    return moe.MLA.attend_absorbed(layer, q[None, None], q_rope[None, None], cache, mask)[0, 0]
 
 
 class Sizes(TorchDispatchMode):
