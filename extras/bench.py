@@ -26,6 +26,7 @@ import importlib.util
 import json
 import logging
 import random
+import sys
 import tempfile
 import time
 from statistics import median
@@ -350,6 +351,9 @@ def main(options):
     for name in ("transformers", "trl", "py.warnings"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with moe.processes(options.device, options.processes, options.itself) as device:
+        if moe.leads():
+            print("measuring: nano takes half a minute on two idle cores, --against three; all is "
+                  "printed at the end", file=sys.stderr)
         found = against(run, device) if options.against else ours(run, device, options.dtype)
         found = {"machine": f"{machine()}, {moe.world()[1]} processes of {torch.get_num_threads()} "
                             f"threads, torch {torch.__version__}, "
