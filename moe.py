@@ -19,7 +19,6 @@ import datetime
 import functools
 import math
 import os
-import socket
 import subprocess
 from dataclasses import asdict, dataclass
 
@@ -520,7 +519,6 @@ def spread(x, like):
     """A whole tensor spread over the processes as another is, if they are of one shape."""
     if not isinstance(like, DTensor) or x.shape != like.shape:
         return x
-    x = x.to(like.device)
     return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -569,25 +567,27 @@ def twin(model):
 def processes(device, count, command):
     """Joins the processes torchrun started, or starts `count` of a command (a list) here, of which
     this one is the first. Yields this process' device."""
-    env, where, children = os.environ, {}, []
-    if "WORLD_SIZE" not in env:  # else torchrun says where, in the environment
-        if count == 1:
-            yield device
-            return
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address, port = free.getsockname()
-        where = {"init_method": f"tcp://{address}:{port}", "rank": 0, "world_size": count}
-        env = env | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-                     "MASTER_ADDR": address, "MASTER_PORT": str(port)}
-        children = [subprocess.Popen(command, env=env | {"RANK": str(i), "LOCAL_RANK": str(i)})
-                    for i in range(1, count)]
+    env, children, timeout = os.environ, [], datetime.timedelta(minutes=30)
+    if count == 1 and "WORLD_SIZE" not in env:
+        yield device
+        return
     if device.type == "cuda":
         device = torch.device("cuda", int(env.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     try:
+        if "WORLD_SIZE" in env:  # where the others are: torchrun says so in the environment
+            store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
+        else:
+            store, rank = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), 0
+            env = env | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+            children = [subprocess.Popen(command, env=env | {"RANK": str(i), "LOCAL_RANK": str(i)})
+                        for i in range(1, count)]
+        # torchrun's store outlives processes: started again, none may find where the dead were.
+        if env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"]:  # else machines count starts apart
+            store = dist.PrefixStore(env.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                                timeout=datetime.timedelta(minutes=30), **where)
+                                timeout=timeout, rank=rank, world_size=count, store=store)
         yield device
     except RuntimeError as error:
         if not any(word in str(error).lower() for word in ("connection", "timed out", "peer")):

@@ -3,6 +3,7 @@ import dataclasses
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -153,22 +154,32 @@ def test_layouts_that_make_no_sense_are_one_clear_line(tmp_path, capsys, words, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
-def test_torchrun_starts_again_what_was_killed(tmp_path):
+@pytest.mark.parametrize("machines", [1, 2])
+def test_torchrun_starts_again_what_was_killed(tmp_path, machines):
     """A process of two is killed (SIGKILL) on the way; --max-restarts goes on from the last save,
-    to the weights and the log of two left alone, to the bit."""
+    to the weights and the log of two left alone, to the bit: on one machine, and on two (here two
+    torchruns) by the words of the README's Slurm job."""
     words = ["base", "--preset", "micro", "--device", "cpu", "--threads", "1", "--save-every", "5",
              "--set", "base.steps=60", "--out"]
     assert r1mini.main([*words, str(tmp_path / "whole"), "--processes", "2"]) == 0
     log = tmp_path / "killed" / "log.jsonl"
-    run = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-                            "--max-restarts=1", r1mini.__file__, *words, str(log.parent)])
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meet = ["--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free.getsockname()[1]}"]
+    meet = [f"--nnodes={machines}", *meet] if machines > 1 else []
+    runs = [subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *meet, "--max-restarts=1",
+         f"--nproc_per_node={2 // machines}", r1mini.__file__, *words, str(log.parent)],
+        env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": str(machines - 1)})
+        for _ in range(machines)]
     deadline = time.monotonic() + 120
     while not log.exists() or log.read_text().count('"loss"') < 20:
-        assert run.poll() is None and time.monotonic() < deadline
+        assert runs[0].poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    agent = runs[0].pid
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    assert run.wait(timeout=120) == 0
+    assert [run.wait(timeout=120) for run in runs] == [0] * machines
     assert log.read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
     one, two = (moe.load(folder / "base.pt")[0].state_dict()
                 for folder in (tmp_path / "whole", log.parent))
