@@ -164,21 +164,21 @@ class MLA(nn.Module):
         latent, k_rope = self.wkv_a(x).split((self.rank, self.rope), -1)            # (B, T, .)
         latent = self.kv_norm(latent.float())                                       # c_KV
         k_rope = rotate(k_rope.unsqueeze(2), turn)                                  # k_R, shared
-        if cache is None:
-            out = self.attend(q, q_rope, latent, k_rope)
-        else:
+        if cache is not None:
             cache[:, -T:] = torch.cat((latent, k_rope.squeeze(2)), -1)
-            out = self.attend_absorbed(q, q_rope, cache, mask)
-        return self.wo(out.flatten(2))
+        if cache is None or T == cache.size(1) > 128:  # a prompt so long that scores fill memory
+            return self.wo(self.attend(q, q_rope, latent, k_rope, mask).flatten(2))
+        return self.wo(self.attend_absorbed(q, q_rope, cache, mask).flatten(2))
 
-    def attend(self, q, q_rope, latent, k_rope):
-        """The form for training, causal: every head's keys and values. Returns (B, T, H, value)."""
+    def attend(self, q, q_rope, latent, k_rope, mask=None):
+        """The form for training and long prompts: each head's keys and values. (B, T, H, value)"""
         k, v = self.wkv_b(latent).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), -1)
         q = torch.cat((q, q_rope), -1)                                 # (B, T, H, nope + rope)
         k = torch.cat((k, k_rope.expand(-1, -1, self.heads, -1)), -1)  # k_C, k_R
         q, k, v = ((x.float() if x.is_cpu else x).transpose(1, 2) for x in (q, k, v))
+        mask = None if mask is None else mask.type_as(q)
         with torch.autocast(q.device.type, enabled=False):             # on a CPU bfloat16 is slow
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
         return y.transpose(1, 2)
 
     def attend_absorbed(self, q, q_rope, cache, mask):

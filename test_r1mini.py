@@ -95,6 +95,25 @@ def test_cached_logits_equal_uncached(chunks):
         torch.testing.assert_close(got[begin:], want, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("chunks, absorbed", [
+    ([150, 1, 1, 1], [1, 1, 1]), ([8, 142, 1, 1, 1], [8, 142, 1, 1, 1])])
+@torch.no_grad()
+def test_long_prompts_are_read_by_every_heads_keys(monkeypatch, chunks, absorbed):
+    """Left-padded rows of 153, 83 and 132 tokens, in chunks: each row's own logits; and no score of
+    every head, token and column is held of a long prompt read at once."""
+    model, form, seen = make(max_seq_len=160), moe.MLA.attend_absorbed, []
+    monkeypatch.setattr(moe.MLA, "attend_absorbed", lambda self, q, *rest: (
+        seen.append(q.size(1)), form(self, q, *rest))[1])
+    rows = [torch.randint(1, 24, (n,)).tolist() for n in (153, 83, 132)]
+    (left, real), cache = grpo.pad_left(rows, 0, "cpu"), moe.make_cache(model.config, 3, 153, "cpu")
+    logits = torch.cat([model(part, mask, cache).logits for part, mask in zip(
+        left.split(chunks, 1), real.split(chunks, 1))], 1)
+    assert seen == [T for T in absorbed for _ in model.layers]
+    for row, got in zip(rows, logits):
+        want = model(torch.tensor([row])).logits[0]
+        torch.testing.assert_close(got[-len(row):], want, atol=1e-4, rtol=0)
+
+
 def test_bfloat16_is_near_float32():
     """Loss, log-probabilities and samples come out in bfloat16 too, and near those of float32."""
     model, (tokens, real, weight) = make(n_expert_groups=1, n_limited_groups=1), make_batch()
