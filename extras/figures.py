@@ -94,8 +94,8 @@ def scatter(plot, x_label, series):
     """Points {label: [(x, y)]} beside the line on which nothing changes; returns whether any."""
     for (label, points), (colour, _), marker in zip(series.items(), STYLES, "ox"):
         plot.scatter(*zip(*points), color=colour, marker=marker, label=label)
-    plot.plot((0.01, 0.3), (0.01, 0.3), ":", color="0.6", lw=1)
-    plot.set(xlabel=x_label, xscale="log", ylim=(0, 1))
+    plot.axline((0, 0), slope=1, ls=":", color="0.6", lw=1)
+    plot.set(xlabel=x_label, xlim=(0, None), ylim=(0, 1))
     plot.legend()
     return bool(series)
 
