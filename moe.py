@@ -567,7 +567,7 @@ def twin(model):
 def processes(device, count, command):
     """Joins the processes torchrun started, or starts `count` of a command (a list) here, of which
     this one is the first. Yields this process' device."""
-    env, children, timeout = os.environ, [], datetime.timedelta(minutes=30)
+    env, rank, children, timeout = os.environ, 0, [], datetime.timedelta(minutes=30)
     if count == 1 and "WORLD_SIZE" not in env:
         yield device
         return
@@ -578,7 +578,7 @@ def processes(device, count, command):
         if "WORLD_SIZE" in env:  # where the others are: torchrun says so in the environment
             store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
         else:
-            store, rank = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), 0
+            store = dist.TCPStore("127.0.0.1", 0, None, True, timeout, wait_for_workers=False)
             env = env | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
                          "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
             children = [subprocess.Popen(command, env=env | {"RANK": str(i), "LOCAL_RANK": str(i)})
