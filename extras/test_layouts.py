@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, strategies as st
 
 import grpo
@@ -150,6 +151,23 @@ def test_layouts_that_make_no_sense_are_one_clear_line(tmp_path, capsys, words, 
     assert r1mini.main(["base", "--preset", "micro", *words.split(), "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.parametrize("world, seen", [("1", False), ("2", True)])
+def test_a_start_does_not_see_what_the_last_one_left(monkeypatch, world, seen):
+    """In torchrun's store; of several machines, whose counts differ, all see the same keys."""
+    kept = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    said = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(kept.port), "RANK": "0",
+            "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    stores = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, store, **__: stores.append(store))
+    for start in ("0", "1"):
+        for name, value in (said | {"TORCHELASTIC_RESTART_COUNT": start}).items():
+            monkeypatch.setenv(name, value)
+        with moe.processes(torch.device("cpu"), 1, []):
+            pass
+    stores[0].set("address", "of the dead")
+    assert stores[1].check(["address"]) == seen
 
 
 @pytest.mark.slow
