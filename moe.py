@@ -14,7 +14,6 @@ equations omit, are here. MTP reads the hidden state after the final norm and ha
 before the shared head, as the released weights are read.
 """
 import contextlib
-import copy
 import datetime
 import functools
 import math
@@ -142,8 +141,7 @@ class MLA(nn.Module):
         self.heads, self.value, self.rank = config.n_heads, config.v_head_dim, config.kv_lora_rank
         self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.scale = (self.nope + self.rope) ** -0.5
-        queries = self.heads * (self.nope + self.rope)
-        keys_values = self.heads * (self.nope + self.value)
+        queries, keys_values = (self.heads * (self.nope + n) for n in (self.rope, self.value))
         if config.q_lora_rank:
             self.wq_a = nn.Linear(config.dim, config.q_lora_rank, bias=False)  # W_DQ
             self.q_norm = nn.RMSNorm(config.q_lora_rank, config.norm_eps)
@@ -160,10 +158,9 @@ class MLA(nn.Module):
         B, T, _ = x.size()
         q = self.wq(x) if hasattr(self, "wq") else self.wq_b(self.q_norm(self.wq_a(x).float()))
         q, q_rope = q.view(B, T, self.heads, -1).split((self.nope, self.rope), -1)  # (B, T, H, .)
-        q_rope = rotate(q_rope, turn)
         latent, k_rope = self.wkv_a(x).split((self.rank, self.rope), -1)            # (B, T, .)
         latent = self.kv_norm(latent.float())                                       # c_KV
-        k_rope = rotate(k_rope.unsqueeze(2), turn)                                  # k_R, shared
+        q_rope, k_rope = rotate(q_rope, turn), rotate(k_rope.unsqueeze(2), turn)    # k_R, shared
         if cache is not None:
             cache[:, -T:] = torch.cat((latent, k_rope.squeeze(2)), -1)
         if cache is None or T == cache.size(1) > 128:  # a prompt so long that scores fill memory
@@ -175,9 +172,11 @@ class MLA(nn.Module):
         k, v = self.wkv_b(latent).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), -1)
         q = torch.cat((q, q_rope), -1)                                 # (B, T, H, nope + rope)
         k = torch.cat((k, k_rope.expand(-1, -1, self.heads, -1)), -1)  # k_C, k_R
-        q, k, v = ((x.float() if x.is_cpu else x).transpose(1, 2) for x in (q, k, v))
-        mask = None if mask is None else mask.type_as(q)
-        with torch.autocast(q.device.type, enabled=False):             # on a CPU bfloat16 is slow
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))               # (B, H, T, .)
+        if mask is None and q.is_cpu and q.dtype == torch.bfloat16:    # the kernel is slow in it
+            future = q.new_full((q.size(2), q.size(2)), -math.inf).triu(1)
+            y = (q * self.scale @ k.mT + future).softmax(-1) @ v
+        else:
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
         return y.transpose(1, 2)
 
@@ -263,6 +262,11 @@ class Experts(nn.Module):
 
     def products(self, x_MC, counts_E):
         """What experts make of rows sorted by expert, counts_E each: (M, C). One product each."""
+        if x_MC.is_cpu and x_MC.dtype == torch.bfloat16 and (spare_E := -counts_E % 64).any():
+            # Such a product is compiled for each number of rows: with zeros before, numbers recur.
+            at = torch.arange(len(x_MC)) + spare_E.cumsum(0).repeat_interleave(counts_E)
+            rows = x_MC.new_zeros(len(x_MC) + int(spare_E.sum()), x_MC.size(1))
+            return self.products(rows.index_copy(0, at, x_MC), counts_E + spare_E)[at]
         w13, w2 = (own(w).to(x_MC.dtype).transpose(1, 2) for w in (self.w13, self.w2))
         ends = counts_E.cumsum(0).int()
         gate, up = F.grouped_mm(x_MC, w13, offs=ends).chunk(2, -1)
@@ -351,7 +355,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config, self.compute_dtype, self.layout = config, torch.float32, None
+        self.config, self.compute_dtype, self.layout = config, torch.float32, ()
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, dense=i < config.n_dense_layers)
                                     for i in range(config.n_layers))
@@ -428,8 +432,7 @@ def gather(part):
     """The tensor of which each process holds its share(): its rows in their order, on all."""
     if (count := world()[1]) == 1:
         return part
-    parts = [None] * count
-    dist.all_gather_object(parts, part.cpu())
+    dist.all_gather_object(parts := [None] * count, part.cpu())
     rows = part.new_empty(sum(map(len, parts)), *part.shape[1:])
     for i, some in enumerate(parts):
         rows[i::count] = some.to(rows.device)
@@ -457,16 +460,15 @@ def add_up(model):
     kind. (Not DistributedDataParallel: denominators are global, a step is several passes.)"""
     if world()[1] == 1:
         return
-    loads = [m.load for m in model.modules() if isinstance(m, Router)]
-    kinds = {dist.group.WORLD: loads} if loads else {}  # a dense model may have nothing
+    kinds = {dist.group.WORLD: [m.load for m in model.modules() if isinstance(m, Router)]}
     for p in model.parameters():
         if isinstance(p, DTensor) and "experts" not in p.device_mesh.mesh_dim_names:
             continue  # FSDP has summed it
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         group = p.device_mesh["replicas"].get_group() if isinstance(p, DTensor) else None
         kinds.setdefault(group or dist.group.WORLD, []).append(own(p.grad))
-    for group, parts in kinds.items():
-        total(*parts, group=group)
+    for group in filter(kinds.get, kinds):  # a dense model may have nothing
+        total(*kinds[group], group=group)
 
 
 @functools.cache
@@ -556,8 +558,6 @@ def sampling(model):
 
 def twin(model):
     """A copy of a model, spread as it is."""
-    if not any(isinstance(p, DTensor) for p in model.parameters()):
-        return copy.deepcopy(model)
     other = place(Transformer(model.config), model.turns.device, model.compute_dtype, *model.layout)
     other.load_state_dict(model.state_dict())
     return other.train(model.training)

@@ -129,6 +129,43 @@ def test_bfloat16_is_near_float32():
     assert samples.logprobs[samples.answer].isfinite().all() and samples.tokens.max() < 24
 
 
+@torch.no_grad()
+def test_attention_in_bfloat16_is_the_kernels_in_float32():
+    """Written out on a CPU, of the same numbers: to bfloat16's rounding, and blind to the future."""
+    mla, (B, T) = make().layers[0].attn, (3, 11)
+    shapes = (B, T, mla.heads, mla.nope), (B, T, mla.heads, mla.rope), (B, T, mla.rank), (
+        B, T, 1, mla.rope)
+    given = [torch.randn(shape).bfloat16() for shape in shapes]
+    exact = mla.attend(*(x.float() for x in given))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = mla.attend(*given)
+        for x in given:
+            x[:, -1] = 9.0
+        torch.testing.assert_close(mla.attend(*given)[:, :-1], rounded[:, :-1], atol=0, rtol=0)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, atol=0.01, rtol=0.02)
+
+
+def test_experts_in_bfloat16_see_numbers_of_rows_that_recur(monkeypatch):
+    """Before each expert's rows stand zeros up to a multiple of 64; outputs and gradients are those
+    of float32, to bfloat16's rounding."""
+    experts, product, ends = make().layers[1].ffn.experts, F.grouped_mm, []
+    monkeypatch.setattr(F, "grouped_mm", lambda a, b, offs: (
+        ends.append(offs.tolist()), product(a, b, offs=offs))[1])
+    counts = torch.tensor([3, 0, 64, 1, 70, 2, 0, 5])
+    x, direction = torch.randn(145, TINY.dim), torch.randn(145, TINY.dim)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        given = x.to(dtype).requires_grad_()
+        y = experts.products(given, counts)
+        found.append([y.float(), *(g.float() for g in torch.autograd.grad(
+            (y * direction).sum(), (given, experts.w13, experts.w2)))])
+    assert ends == 2 * [[3, 3, 67, 68, 138, 140, 140, 145]] + 2 * [
+        [64, 64, 128, 192, 320, 384, 384, 448]]
+    for exact, near in zip(*found):
+        assert (near - exact).norm() < 0.02 * exact.norm()
+
+
 def test_experts_equal_a_loop():
     """Sorted and stacked experts are a loop over tokens; an idle expert has a zero gradient."""
     experts, idle = make().layers[1].ffn.experts, 5

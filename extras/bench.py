@@ -3,7 +3,8 @@
     python r1mini.py bench [--preset P] [--json]      ours
     python r1mini.py bench --against                  and transformers and TRL, in turn with ours
 
-train       tokens/s of forward, backward and update on 200 rows of 36 random tokens
+train       tokens/s of forward, backward and update on 200 rows of 36 random tokens, 4,096 of them
+            in one pass at most (documents, of all lengths, are padded less in smaller passes)
 documents   tokens/s of the real supervised loop, on documents of the corpus
 prefill     tokens/s of reading 64 prompts of 128 tokens into the cache
 decode      tokens/s of writing 64 tokens to each of 512 prompts of 12
@@ -45,7 +46,7 @@ from grpo import Rollout, advantages, improve, micro_batches
 from moe import UserError
 
 ROUNDS = 5
-ROWS, LENGTH = 200, 36             # of train
+ROWS, LENGTH, PASS = 200, 36, 4096  # of train; PASS: tokens in one pass, in a step too
 PROMPTS, PROMPT, NEW = 512, 12, 64  # of decode
 READ, READ_LENGTH = 64, 128         # of prefill
 QUESTIONS, GROUP, ANSWER = 24, 16, 42  # of a step
@@ -93,15 +94,15 @@ def make(config, device, dtype):
     return moe.place(moe.Transformer(config), device, dtype)
 
 
-def train_step(model, limit, rows=ROWS, length=LENGTH):
-    """One update on random tokens, cut into micro-batches of `limit` tokens as in training."""
+def train_step(model, rows=ROWS, length=LENGTH):
+    """One update on random tokens, cut into micro-batches as in training."""
     device = model.head.weight.device
     tokens = torch.randint(model.config.vocab_size, (rows, length), device=device)
     real, weight = torch.ones_like(tokens).bool(), torch.ones_like(tokens).float()
     optimizers = grpo.make_optimizer(model.train(), 1e-3)
 
     def work():
-        for some in filter(None, micro_batches([length] * rows, range(rows), limit)):
+        for some in filter(None, micro_batches([length] * rows, range(rows), PASS)):
             loss, _ = grpo.supervised_loss(model, tokens[some], real[some], weight[some],
                                            rows * (length - 1), rows)
             loss.backward()
@@ -130,7 +131,8 @@ def decode(model, n=PROMPTS, length=PROMPT, new=NEW, write=grpo.generate):
 
 def grpo_parts(model, run, device):
     """{part of a GRPO step: seconds}: one whole step's work, on random answers of one length."""
-    s = dataclasses.replace(run.zero, problems=QUESTIONS, group_size=GROUP, max_new_tokens=ANSWER)
+    s = dataclasses.replace(run.zero, problems=QUESTIONS, group_size=GROUP, max_new_tokens=ANSWER,
+                            micro_tokens=PASS)
     reference, rng = copy.deepcopy(model).eval(), random.Random(0)
     problems = [r1mini.ask(rng, run, s.levels) for _ in range(QUESTIONS)]
     asked = [p for p in problems for _ in range(GROUP)]
@@ -248,7 +250,7 @@ def ours(run, device, dtype):
     works = {
         "gemm": gemm(device, dtype), "bfloat16": gemm(device, torch.bfloat16),
         "copy": lambda: there.copy_(here), "documents": work,
-        "train": train_step(make(run.model, device, dtype), run.base.micro_tokens),
+        "train": train_step(make(run.model, device, dtype)),
         "prefill": lambda: grpo.generate(model, reading, 1, -1, 0), "decode": decode(model)}
     if graphs.recordable(model):
         works["graph"] = decode(model, write=graphs.generate)
@@ -297,7 +299,7 @@ def against(run, device, rounds=ROUNDS):
     own, count = torch.get_num_threads(), moe.world()[1]
     all_threads = own * count
     rivals = {
-        "train": (lambda d: train_step(make(plain, device, d), run.base.micro_tokens),
+        "train": (lambda d: train_step(make(plain, device, d)),
                   lambda d: alone(their_train_step(theirs(plain).to(device, d))), ROWS * LENGTH),
         "sample": (lambda d: decode(make(plain, device, d)),
                    lambda d: alone(their_decode(theirs(plain).to(device, d))), PROMPTS * NEW)}

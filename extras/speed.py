@@ -68,8 +68,7 @@ def spent(folder):
     """Shares of the processor's time that operations of each kind take, on one process."""
     device, config, found = folder.options.device, folder.run.model, {}
     for name, work in (
-            ("train", bench.train_step(bench.make(config, device, folder.options.dtype),
-                                       folder.run.base.micro_tokens)),
+            ("train", bench.train_step(bench.make(config, device, folder.options.dtype))),
             ("decode", bench.decode(bench.make(config, device, folder.options.dtype)))):
         work()
         with torch.profiler.profile() as watched:
@@ -84,7 +83,7 @@ def spent(folder):
 def in_bfloat16(folder):
     """What training and decoding would be with products in bfloat16."""
     found = benched(folder, "--dtype", "bfloat16")
-    return {f"bfloat16.{key}": found[key] for key in ("train", "decode")}
+    return {f"bfloat16.{key}": found[key] for key in ("train", "documents", "decode")}
 
 
 def growth(folder):
@@ -92,9 +91,8 @@ def growth(folder):
     turn, so that a slow minute of the machine meets all sizes."""
     device, config, found = folder.options.device, folder.run.model, {}
     rows = {"2k": 56, "16k": 448, "64k": 1792}
-    taken = bench.in_turn({name: bench.train_step(
-        bench.make(config, device, folder.options.dtype), folder.run.base.micro_tokens, n)
-        for name, n in rows.items()}, device, 9)
+    taken = bench.in_turn({name: bench.train_step(bench.make(
+        config, device, folder.options.dtype), n) for name, n in rows.items()}, device, 9)
     rates = [rows[name] * bench.LENGTH / x for name, x in taken.items()]
     found |= {f"train.{name}": rate for name, rate in zip(rows, rates)}
     found["train.spread"] = max(rates) / min(rates)
