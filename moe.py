@@ -581,8 +581,8 @@ def processes(device, count, command):
             store = dist.TCPStore("127.0.0.1", 0, None, True, timeout, wait_for_workers=False)
             env = env | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
                          "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-            children = [subprocess.Popen(command, env=env | {"RANK": str(i), "LOCAL_RANK": str(i)})
-                        for i in range(1, count)]
+            for i in map(str, range(1, count)):
+                children.append(subprocess.Popen(command, env=env | {"RANK": i, "LOCAL_RANK": i}))
         # torchrun's store outlives processes: started again, none may find where the dead were.
         if env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"]:  # else machines count starts apart
             store = dist.PrefixStore(env.get("TORCHELASTIC_RESTART_COUNT", "0"), store)

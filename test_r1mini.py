@@ -131,7 +131,7 @@ def test_bfloat16_is_near_float32():
 
 @torch.no_grad()
 def test_attention_in_bfloat16_is_the_kernels_in_float32():
-    """Written out on a CPU, of the same numbers: to bfloat16's rounding, and blind to the future."""
+    """Written out on a CPU, of the same numbers: but for rounding; and blind to the future."""
     mla, (B, T) = make().layers[0].attn, (3, 11)
     shapes = (B, T, mla.heads, mla.nope), (B, T, mla.heads, mla.rope), (B, T, mla.rank), (
         B, T, 1, mla.rope)
@@ -2045,7 +2045,7 @@ def run_of(**changes):
 
 def world_of(stage, monkeypatch):
     """The Task and the settings of a stage of RL, as train_rl gets them."""
-    seen, model = [], torch.nn.Linear(1, 1)
+    seen, model = [], make()
     monkeypatch.setattr(r1mini, "train_rl", lambda m, task, s, *_: seen.append((task, s)))
     monkeypatch.setattr(r1mini, "test_stage", lambda *_: None)
     folder = SimpleNamespace(run=run_of(), options=CPU, stage=lambda name, model, loop, *_: loop(

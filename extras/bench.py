@@ -94,15 +94,15 @@ def make(config, device, dtype):
     return moe.place(moe.Transformer(config), device, dtype)
 
 
-def train_step(model, rows=ROWS, length=LENGTH):
-    """One update on random tokens, cut into micro-batches as in training."""
+def train_step(model, rows=ROWS, length=LENGTH, limit=PASS):
+    """One update on random tokens, cut into micro-batches of `limit` tokens as in training."""
     device = model.head.weight.device
     tokens = torch.randint(model.config.vocab_size, (rows, length), device=device)
     real, weight = torch.ones_like(tokens).bool(), torch.ones_like(tokens).float()
     optimizers = grpo.make_optimizer(model.train(), 1e-3)
 
     def work():
-        for some in filter(None, micro_batches([length] * rows, range(rows), PASS)):
+        for some in filter(None, micro_batches([length] * rows, range(rows), limit)):
             loss, _ = grpo.supervised_loss(model, tokens[some], real[some], weight[some],
                                            rows * (length - 1), rows)
             loss.backward()

@@ -91,8 +91,9 @@ def growth(folder):
     turn, so that a slow minute of the machine meets all sizes."""
     device, config, found = folder.options.device, folder.run.model, {}
     rows = {"2k": 56, "16k": 448, "64k": 1792}
-    taken = bench.in_turn({name: bench.train_step(bench.make(
-        config, device, folder.options.dtype), n) for name, n in rows.items()}, device, 9)
+    taken = bench.in_turn({name: bench.train_step(
+        bench.make(config, device, folder.options.dtype), n, limit=folder.run.zero.micro_tokens)
+        for name, n in rows.items()}, device, 9)
     rates = [rows[name] * bench.LENGTH / x for name, x in taken.items()]
     found |= {f"train.{name}": rate for name, rate in zip(rows, rates)}
     found["train.spread"] = max(rates) / min(rates)

@@ -56,7 +56,7 @@ def test_growth_by_hand(monkeypatch):
     """By a clock made by hand: a batch eight times as large takes nine times as long, then one four
     times as large five times; behind eight times the context an answer takes thrice as long."""
     monkeypatch.setattr(bench, "make", lambda *_: None)
-    monkeypatch.setattr(bench, "train_step", lambda model, rows: rows)
+    monkeypatch.setattr(bench, "train_step", lambda model, rows, limit: rows)
     clock = {56: 1.0, 448: 9.0, 1792: 45.0}
     monkeypatch.setattr(bench, "in_turn", lambda work, *_: {
         name: clock[rows] for name, rows in work.items()})
