@@ -285,13 +285,13 @@ def ours(run, device, dtype):
 
 def best_of(make_work, device, threads):
     """The (dtype, threads), of the numbers given, in which a call of make_work(dtype)() is fastest,
-    tried three times; and that of float32."""
+    tried six times; and that of float32."""
     own, tried = torch.get_num_threads(), {}
     for dtype in (torch.float32, torch.bfloat16):
         work = make_work(dtype)
         for n in threads:
             torch.set_num_threads(n)
-            tried[dtype, n] = min(seconds(work, device) for _ in range(3))
+            tried[dtype, n] = min(seconds(work, device) for _ in range(6))
     torch.set_num_threads(own)
     return [min(some, key=tried.get) for some in (
         tried, [way for way in tried if way[0] == torch.float32])]
