@@ -41,7 +41,7 @@ import tasks
 from extras import export, graphs
 from extras.cost import count_parameters, in_products
 from extras.folder import machine
-from extras.options import keep_memory, resolve
+from extras.options import resolve
 from grpo import Rollout, advantages, improve, micro_batches
 from moe import UserError
 
@@ -65,14 +65,8 @@ def seconds(work, device):
 
 
 def alone(work):
-    """A call that the first process makes while the others wait: theirs, with glibc's memory as
-    their users have it."""
-    def call():
-        if moe.leads():
-            keep_memory(False)
-            work()
-            keep_memory()
-    return call
+    """A call that the first process makes while the others wait: theirs."""
+    return lambda: work() if moe.leads() else None
 
 
 def in_turn(works, device, rounds=0):
@@ -335,8 +329,7 @@ def against(run, device, rounds=ROUNDS):
         taken["ours"].append(grpo_parts(make(plain, device, torch.float32), run, device)["whole"])
         if moe.leads():
             torch.set_num_threads(all_threads)
-            alone(lambda: taken["trl"].append(
-                their_grpo_step(theirs(plain).to(device), run, rounds)))()
+            taken["trl"].append(their_grpo_step(theirs(plain).to(device), run, rounds))
             torch.set_num_threads(own)
     found |= {f"step.{who}": median(x) for who, x in taken.items() if x}
     return found | {"step.vs_trl": found.get("step.trl", 0.0) / found["step.ours"]}

@@ -1,6 +1,5 @@
 """From the words of a command to settings: the parser, presets, --set, and what makes no sense."""
 import argparse
-import ctypes
 import dataclasses
 import difflib
 import errno
@@ -275,15 +274,6 @@ def choose_device(device="auto", dtype="auto"):
     return device, getattr(torch, dtype)
 
 
-def keep_memory(keep=True):
-    """glibc hands large blocks back to the system, which charges a fault for every page of the
-    next; told not to, a GRPO step's learning is some 8% faster. False: as glibc has it."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:                                      # musl has none
-        mallopt(-3, 2**30 if keep else 2**25)        # M_MMAP_THRESHOLD: smaller blocks come from
-        mallopt(-1, 2**31 - 1 if keep else 2**26)    # the heap; M_TRIM_THRESHOLD: its end is kept
-
-
 def prepare(options):
     """Threads, device and dtype of a command, checked before anything long begins."""
     for name, least, most in (("threads", 0, 4 * os.cpu_count()), ("save_every", 1, 10**9),
@@ -299,7 +289,6 @@ def prepare(options):
         options.device, options.dtype = choose_device(options.device, options.dtype)
         # On a CPU each new shape of a bfloat16 product is compiled; 1,024 kept would be too few.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
-        keep_memory()
         threads = options.threads or THREADS
         several = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or getattr(options, "processes", 1)
         if not several:  # micro's steps are shorter than messages
