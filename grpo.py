@@ -68,7 +68,7 @@ class RL:
     general: float = 0.0            # share of general prompts, once they join
     general_from: float = 0.75      # share of the steps before they join [R1: 1300 of 1700]
     levels: tuple[int, ...] = (3, 4, 5, 6)  # levels of the problems, drawn evenly
-    micro_tokens: int = 2048        # tokens in one forward pass; memory only, never the result
+    micro_tokens: int = 2048        # tokens in one forward pass; memory and speed only
     dev_every: int = 5              # rollouts between evaluations on dev
 
 

@@ -141,7 +141,7 @@ class MLA(nn.Module):
         self.heads, self.value, self.rank = config.n_heads, config.v_head_dim, config.kv_lora_rank
         self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.scale = (self.nope + self.rope) ** -0.5
-        queries, keys_values = (self.heads * (self.nope + n) for n in (self.rope, self.value))
+        queries = self.heads * (self.nope + self.rope)
         if config.q_lora_rank:
             self.wq_a = nn.Linear(config.dim, config.q_lora_rank, bias=False)  # W_DQ
             self.q_norm = nn.RMSNorm(config.q_lora_rank, config.norm_eps)
@@ -150,8 +150,8 @@ class MLA(nn.Module):
             self.wq = nn.Linear(config.dim, queries, bias=False)
         self.wkv_a = nn.Linear(config.dim, self.rank + self.rope, bias=False)  # W_DKV, W_KR
         self.kv_norm = nn.RMSNorm(self.rank, config.norm_eps)
-        self.wkv_b = nn.Linear(self.rank, keys_values, bias=False)             # W_UK, W_UV by head
-        self.wo = nn.Linear(self.heads * self.value, config.dim, bias=False)
+        self.wkv_b = nn.Linear(self.rank, self.heads * (self.nope + self.value), bias=False)
+        self.wo = nn.Linear(self.heads * self.value, config.dim, bias=False)   # wkv_b: W_UK, W_UV
 
     def forward(self, x, turn, cache=None, mask=None):
         """x (B, T, C) -> (B, T, C). cache (B, S, .), its last T columns empty; mask: Cache.view."""
@@ -160,7 +160,7 @@ class MLA(nn.Module):
         q, q_rope = q.view(B, T, self.heads, -1).split((self.nope, self.rope), -1)  # (B, T, H, .)
         latent, k_rope = self.wkv_a(x).split((self.rank, self.rope), -1)            # (B, T, .)
         latent = self.kv_norm(latent.float())                                       # c_KV
-        q_rope, k_rope = rotate(q_rope, turn), rotate(k_rope.unsqueeze(2), turn)    # k_R, shared
+        q_rope, k_rope = rotate(q_rope, turn), rotate(k_rope.unsqueeze(2), turn)    # one key, k_R
         if cache is not None:
             cache[:, -T:] = torch.cat((latent, k_rope.squeeze(2)), -1)
         if cache is None or T == cache.size(1) > 128:  # a prompt so long that scores fill memory
@@ -173,12 +173,10 @@ class MLA(nn.Module):
         q = torch.cat((q, q_rope), -1)                                 # (B, T, H, nope + rope)
         k = torch.cat((k, k_rope.expand(-1, -1, self.heads, -1)), -1)  # k_C, k_R
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))               # (B, H, T, .)
-        if mask is None and q.is_cpu and q.dtype == torch.bfloat16:    # the kernel is slow in it
+        if mask is None and q.is_cpu and q.dtype == torch.bfloat16:    # faster; rounds scores, too
             future = q.new_full((q.size(2), q.size(2)), -math.inf).triu(1)
-            y = (q * self.scale @ k.mT + future).softmax(-1) @ v
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
-        return y.transpose(1, 2)
+            return ((q * self.scale @ k.mT + future).softmax(-1) @ v).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None).transpose(1, 2)
 
     def attend_absorbed(self, q, q_rope, cache, mask):
         """The form for decoding (V2 section 2.1.2): W_UK moves to the query and W_UV to the output;
@@ -261,9 +259,10 @@ class Experts(nn.Module):
         return torch.zeros_like(x_NC, dtype=y.dtype).index_add(0, token, y)
 
     def products(self, x_MC, counts_E):
-        """What experts make of rows sorted by expert, counts_E each: (M, C). One product each."""
+        """What experts make of rows sorted by expert, counts_E each: (M, C)."""
         if x_MC.is_cpu and x_MC.dtype == torch.bfloat16 and (spare_E := -counts_E % 64).any():
-            # Such a product is compiled for each number of rows: with zeros before, numbers recur.
+            # Such a product is compiled for each number of rows. So that numbers recur, zeros
+            # before each expert's rows make them multiples of 64.
             at = torch.arange(len(x_MC)) + spare_E.cumsum(0).repeat_interleave(counts_E)
             rows = x_MC.new_zeros(len(x_MC) + int(spare_E.sum()), x_MC.size(1))
             return self.products(rows.index_copy(0, at, x_MC), counts_E + spare_E)[at]
@@ -432,7 +431,8 @@ def gather(part):
     """The tensor of which each process holds its share(): its rows in their order, on all."""
     if (count := world()[1]) == 1:
         return part
-    dist.all_gather_object(parts := [None] * count, part.cpu())
+    parts = [None] * count
+    dist.all_gather_object(parts, part.cpu())
     rows = part.new_empty(sum(map(len, parts)), *part.shape[1:])
     for i, some in enumerate(parts):
         rows[i::count] = some.to(rows.device)
@@ -467,8 +467,9 @@ def add_up(model):
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         group = p.device_mesh["replicas"].get_group() if isinstance(p, DTensor) else None
         kinds.setdefault(group or dist.group.WORLD, []).append(own(p.grad))
-    for group in filter(kinds.get, kinds):  # a dense model may have nothing
-        total(*kinds[group], group=group)
+    for group, parts in kinds.items():
+        if parts:  # a dense model has no loads
+            total(*parts, group=group)
 
 
 @functools.cache
@@ -479,10 +480,9 @@ def table(kind, experts):
 
 
 def shard(model, device, mode="ddp", experts=1, recompute=False):
-    """Spreads a model over the processes, in place and from outside; steps come out the same. ddp:
-    each holds all weights. fsdp: a part of each, gathered whenever a block needs them (FSDP2), in
-    float32: precision() is the mixed one. experts N > 1: of every MoE N_r / N experts, to which
-    tokens travel, and which FSDP leaves alone. recompute: blocks keep no activations."""
+    """Spreads a model over the processes, in place; steps come out the same. ddp: each holds all
+    weights. fsdp: parts, gathered when a block needs them (FSDP2), in float32. experts N > 1: N_r/N
+    of each MoE, to which tokens travel; FSDP leaves them alone. recompute: no activations kept."""
     model.layout, kept = (mode, experts, recompute), set()
     if recompute:  # loads are then counted twice, which moves a bias as once
         model.layers = nn.ModuleList(map(checkpoint_wrapper, model.layers))

@@ -45,7 +45,7 @@ from extras.options import resolve
 from grpo import Rollout, advantages, improve, micro_batches
 from moe import UserError
 
-ROUNDS = 5
+ROUNDS = 11
 ROWS, LENGTH, PASS = 200, 36, 4096  # of train; PASS: tokens in one pass, in a step too
 PROMPTS, PROMPT, NEW = 512, 12, 64  # of decode
 READ, READ_LENGTH = 64, 128         # of prefill
@@ -354,7 +354,7 @@ def main(options):
         logging.getLogger(name).setLevel(logging.ERROR)
     with moe.processes(options.device, options.processes, options.itself) as device:
         if moe.leads():
-            print("measuring: nano takes half a minute on two idle cores, --against three; all is "
+            print("measuring: nano takes a minute on two idle cores, --against five; all is "
                   "printed at the end", file=sys.stderr)
         found = against(run, device) if options.against else ours(run, device, options.dtype)
         found = {"machine": f"{machine()}, {moe.world()[1]} processes of {torch.get_num_threads()} "
