@@ -8,18 +8,18 @@ train       tokens/s of forward, backward and update on 200 rows of 36 random to
 documents   tokens/s of the real supervised loop, on documents of the corpus
 prefill     tokens/s of reading 64 prompts of 128 tokens into the cache
 decode      tokens/s of writing 64 tokens to each of 512 prompts of 12
-step        seconds of one GRPO step, 24 questions, 16 answers of 42 tokens, and its parts
+step        seconds of one GRPO step, 24 questions of 12 tokens, 16 answers of 42, and its parts
 gemm        10^9 operations a second of a product of two matrices of 2048 x 2048, in this very run;
             and in bfloat16: where that is several times as fast (AMX), so may --dtype bfloat16 be
 copy        10^9 bytes a second read and written by a copy of 256 MiB, in this very run
 graph       decode once more on CUDA, in fixed shapes, each token replayed as one graph
 
 Figures are medians of ROUNDS runs, after one that is thrown away. Ours are those of all processes
-(--processes). Where ours and theirs are compared they run in turn, so that a slow minute of the
-machine meets both. transformers' DeepseekV3 has no multi-token prediction in training: beside it,
-neither has ours. In training and sampling each side has the dtype that suits it best, tried first,
-and theirs the number of threads; where that is not float32, float32's ratio stands beside. A GRPO
-step is in float32, theirs on all threads.
+(--processes). Where ours and theirs are compared they run in turn, A B A B, so that a slow minute
+of the machine meets both; a ratio is the median of the rounds' ratios, between least and most.
+transformers' DeepseekV3 has no multi-token prediction in training: beside it, neither has ours.
+Each side has the dtype that suits it best, and theirs the number of threads, tried first; float32's
+own ratios stand beside.
 """
 import copy
 import dataclasses
@@ -51,7 +51,8 @@ PROMPTS, PROMPT, NEW = 512, 12, 64  # of decode
 READ, READ_LENGTH = 64, 128         # of prefill
 QUESTIONS, GROUP, ANSWER = 24, 16, 42  # of a step
 SHAPES = (f"rows x tokens: train {ROWS} x {LENGTH}, prefill {READ} x {READ_LENGTH}, decode "
-          f"{PROMPTS} x ({PROMPT} + {NEW}); step {QUESTIONS} questions x {GROUP} x {ANSWER}")
+          f"{PROMPTS} x ({PROMPT} + {NEW}); step {QUESTIONS} questions x {GROUP} x "
+          f"({PROMPT} + {ANSWER})")
 
 
 def seconds(work, device):
@@ -69,13 +70,18 @@ def alone(work):
     return lambda: work() if moe.leads() else None
 
 
-def in_turn(works, device, rounds=0):
-    """{name: median seconds} of several calls, run in turn: A B A B."""
+def by_round(works, device, rounds=0):
+    """{name: seconds in each round} of several calls, run in turn: A B A B."""
     taken = {name: [] for name in works}
     for _ in range((rounds or ROUNDS) + 1):
         for name, work in works.items():
             taken[name].append(seconds(work, device))
-    return {name: median(each[1:]) for name, each in taken.items()}
+    return {name: each[1:] for name, each in taken.items()}
+
+
+def in_turn(works, device, rounds=0):
+    """{name: median seconds} of several calls, run in turn."""
+    return {name: median(each) for name, each in by_round(works, device, rounds).items()}
 
 
 def gemm(device, dtype, n=2048):
@@ -129,15 +135,15 @@ def decode(model, n=PROMPTS, length=PROMPT, new=NEW, write=grpo.generate):
     return lambda: write(model, prompts, new, -1, 0)
 
 
-def grpo_parts(model, run, device):
-    """{part of a GRPO step: seconds}: one whole step's work, on random answers of one length."""
+def grpo_step(model, run):
+    """{part of a GRPO step, and whole: a call that does it}, on random answers of one length."""
     s = dataclasses.replace(run.zero, problems=QUESTIONS, group_size=GROUP, max_new_tokens=ANSWER,
                             micro_tokens=PASS)
     reference, rng = copy.deepcopy(model).eval(), random.Random(0)
     problems = [r1mini.ask(rng, run, s.levels) for _ in range(QUESTIONS)]
     asked = [p for p in problems for _ in range(GROUP)]
-    prompts, optimizers = r1mini.prompts_of(asked), grpo.make_optimizer(model, 1e-6)
-    found = {}
+    prompts = [ids for ids in random_prompts(run.model, QUESTIONS, PROMPT) for _ in range(GROUP)]
+    optimizers, found = grpo.make_optimizer(model, 1e-6), {}
 
     def sample():
         found["samples"] = grpo.generate(model, prompts, ANSWER, -1, tasks.PAD_ID)
@@ -150,14 +156,17 @@ def grpo_parts(model, run, device):
         found["rollout"] = Rollout(problems, found["samples"], texts, {}, rewards,
                                    advantages(rewards))
 
-    def learn(beta):
+    def learn(beta=s.beta):
         model.train()
         improve(model, reference, optimizers, found["rollout"],
                 dataclasses.replace(s, beta=beta), random.Random(0), 0)
-    parts = in_turn({"sample": sample, "reward": reward, "learn": lambda: learn(s.beta),
-                     "train": lambda: learn(0.0)}, device)
-    parts["reference"] = max(0.0, parts["learn"] - parts["train"])
-    return parts | {"whole": parts["sample"] + parts["reward"] + parts["learn"]}
+
+    def whole():
+        sample()
+        reward()
+        learn()
+    return {"sample": sample, "reward": reward, "learn": learn, "train": lambda: learn(0.0),
+            "whole": whole}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -193,8 +202,9 @@ def their_decode(model, n=PROMPTS, length=PROMPT, new=NEW):
         do_sample=True, top_k=0, top_p=1.0)
 
 
-def their_grpo_step(model, run, rounds=ROUNDS):
-    """Median seconds of a step of TRL's GRPOTrainer, of the shape of ours."""
+def their_grpo_steps(model, run, dtype, rounds, between=lambda: None):
+    """Seconds of each step of TRL's GRPOTrainer, of the shape of ours, but the first; in mixed
+    precision if the dtype is bfloat16. `between` is called after each step."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, TrainerCallback
@@ -214,8 +224,10 @@ def their_grpo_step(model, run, rounds=ROUNDS):
             began[0] = time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
-            """A step ends."""
+            """A step ends; the last of a rollout ends ours."""
             taken.append(time.perf_counter() - began[0])
+            if len(taken) % run.zero.minibatches == 0:
+                between()
     rng = random.Random(0)
     data = Dataset.from_list([{"prompt": " ".join(f"t{rng.randrange(2, len(words))}" for _ in range(
         PROMPT))} for _ in range(QUESTIONS * (rounds + 1))])
@@ -225,16 +237,16 @@ def their_grpo_step(model, run, rounds=ROUNDS):
         settings = GRPOConfig(
             output_dir=path, per_device_train_batch_size=answers // s.minibatches,
             steps_per_generation=s.minibatches, num_generations=GROUP, beta=s.beta,
-            max_completion_length=ANSWER, epsilon=s.clip_low, learning_rate=1e-6, bf16=False,
-            max_steps=s.minibatches * (rounds + 1), save_strategy="no", report_to="none",
-            logging_strategy="no", use_cpu=model.device.type == "cpu", disable_tqdm=True,
-            generation_kwargs={"min_new_tokens": ANSWER}, loss_type="grpo",
-            gradient_checkpointing=False)  # theirs by default; ours recomputes nothing
+            max_completion_length=ANSWER, epsilon=s.clip_low, learning_rate=1e-6,
+            bf16=dtype == torch.bfloat16, max_steps=s.minibatches * (rounds + 1),
+            save_strategy="no", report_to="none", logging_strategy="no", disable_tqdm=True,
+            use_cpu=model.device.type == "cpu", generation_kwargs={"min_new_tokens": ANSWER},
+            loss_type="grpo", gradient_checkpointing=False)  # ours recomputes nothing
         GRPOTrainer(path, lambda completions, **_: [rng.random() for _ in completions],
                     settings, train_dataset=data, processing_class=tokenizer,
                     callbacks=[Clock()]).train()
     steps = [sum(taken[i:i + s.minibatches]) for i in range(0, len(taken), s.minibatches)]
-    return median(steps[1:])
+    return steps[1:]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -265,7 +277,9 @@ def ours(run, device, dtype):
         found["decode.graph"] = PROMPTS * NEW / taken["graph"]
     c, width = run.model, 4 if dtype == torch.float32 else 2
     found["train.peak_share"] = 6 * in_products(c) * found["train"] / 1e9 / found["gemm"]
-    found |= {f"step.{part}": x for part, x in grpo_parts(model, run, device).items()}
+    parts = in_turn(grpo_step(model, run), device)
+    parts["reference"] = max(0.0, parts["learn"] - parts["train"])
+    found |= {f"step.{part}": x for part, x in parts.items()}
     found["cache.latent"] = 4 * c.n_layers * (c.kv_lora_rank + c.qk_rope_head_dim)  # float32
     found["copy"] = moe.world()[1] * 2 * here.nbytes / 1e9 / taken["copy"]
     weights = 4 * moe.world()[1] * (count_parameters(c)[0] - c.vocab_size * c.dim)
@@ -277,62 +291,102 @@ def ours(run, device, dtype):
     return found
 
 
-def best_of(make_work, device, threads):
-    """The (dtype, threads), of the numbers given, in which a call of make_work(dtype)() is fastest,
-    tried six times; and that of float32."""
-    own, tried = torch.get_num_threads(), {}
-    for dtype in (torch.float32, torch.bfloat16):
-        work = make_work(dtype)
-        for n in threads:
-            torch.set_num_threads(n)
-            tried[dtype, n] = min(seconds(work, device) for _ in range(6))
-    torch.set_num_threads(own)
-    return [min(some, key=tried.get) for some in (
-        tried, [way for way in tried if way[0] == torch.float32])]
+DTYPES = (torch.float32, torch.bfloat16)
 
 
-def against(run, device, rounds=ROUNDS):
-    """Ours and theirs in turn, each at its best; rates and ratios."""
-    if any(importlib.util.find_spec(name) is None for name in ("transformers", "trl", "datasets")):
-        raise UserError("--against wants transformers and trl: pip install '.[peers]'")
-    plain, found = dataclasses.replace(run.model, n_mtp_layers=0), {}
-    own, count = torch.get_num_threads(), moe.world()[1]
-    all_threads = own * count
-    rivals = {
-        "train": (lambda d: train_step(make(plain, device, d)),
-                  lambda d: alone(their_train_step(theirs(plain).to(device, d))), ROWS * LENGTH),
-        "sample": (lambda d: decode(make(plain, device, d)),
-                   lambda d: alone(their_decode(theirs(plain).to(device, d))), PROMPTS * NEW)}
-    for name, (mine, other, tokens) in rivals.items():
-        best = {"ours": best_of(mine, device, [own]),
-                "transformers": best_of(other, device, sorted({1, all_threads}))}
-
-        def at(work, n):
-            def timed():
-                torch.set_num_threads(n)
-                work()
-            return timed
-        works = {(who, way): at(make_work(way[0]), way[1])
-                 for who, make_work in (("ours", mine), ("transformers", other))
-                 for way in dict.fromkeys(best[who])}
-        taken = in_turn(works, device, rounds)
-        torch.set_num_threads(own)
-        for who, ((dtype, n), _) in best.items():
-            found[f"{name}.{who}"] = tokens / taken[who, (dtype, n)]
-            found[f"{name}.{who}.setting"] = f"{str(dtype).removeprefix('torch.')}, " + (
-                f"{count} processes of {n} thread(s)" if who == "ours" else f"{n} threads")
-        for i, which in enumerate(("", "float32.")):
-            found[f"{name}.{which}vs_transformers"] = (
-                taken["transformers", best["transformers"][i]] / taken["ours", best["ours"][i]])
-    taken = {"ours": [], "trl": []}
-    for _ in range(2):  # a trainer of theirs runs its rounds in one go: A B A B by trainers
-        taken["ours"].append(grpo_parts(make(plain, device, torch.float32), run, device)["whole"])
-        if moe.leads():
-            torch.set_num_threads(all_threads)
-            taken["trl"].append(their_grpo_step(theirs(plain).to(device), run, rounds))
+def at(threads, work):
+    """A call made with a number of threads."""
+    def timed():
+        own = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return work()
+        finally:
             torch.set_num_threads(own)
-    found |= {f"step.{who}": median(x) for who, x in taken.items() if x}
-    return found | {"step.vs_trl": found.get("step.trl", 0.0) / found["step.ours"]}
+    return timed
+
+
+def best_of(taken):
+    """Of {(dtype, threads): seconds} the fastest way, and the fastest in float32."""
+    return [min(some, key=taken.get) for some in (
+        taken, [way for way in taken if way[0] == torch.float32])]
+
+
+def tried(works, device):
+    """best_of calls by (dtype, threads), each called six times, the fastest counting."""
+    return best_of({way: min(seconds(work, device) for _ in range(6))
+                    for way, work in works.items()})
+
+
+def compared(name, peer, ours, theirs, taken):
+    """Figures of a comparison: the best ways of ours and theirs, and the seconds of each round."""
+    found = {}
+    for who, ((dtype, n), _) in (("ours", ours), (peer, theirs)):
+        found[f"{name}.{who}"] = median(taken[who, dtype, n])
+        found[f"{name}.{who}.setting"] = f"{str(dtype).removeprefix('torch.')}, " + (
+            f"{moe.world()[1]} processes of {n} thread(s)" if who == "ours" else f"{n} threads")
+    for which, mine, other in zip(("", "float32."), ours, theirs):
+        each = [b / a for a, b in zip(taken["ours", *mine], taken[peer, *other])]
+        found |= {f"{name}.{which}vs_{peer}{end}": of(each)
+                  for end, of in (("", median), (".least", min), (".most", max))}
+    return found
+
+
+def against_transformers(config, device, rounds=0):
+    """Tokens a second of training and sampling, ours and transformers', and ratios."""
+    own, found = torch.get_num_threads(), {}
+    for name, mine, other, tokens in (("train", train_step, their_train_step, ROWS * LENGTH),
+                                      ("sample", decode, their_decode, PROMPTS * NEW)):
+        works = {"ours": {(d, own): mine(make(config, device, d)) for d in DTYPES},
+                 "transformers": {
+                     (d, n): alone(at(n, other(theirs(config).to(device, d))))
+                     for d in DTYPES for n in sorted({1, own * moe.world()[1]})}}
+        best = {who: tried(ways, device) for who, ways in works.items()}
+        taken = by_round({(who, *way): works[who][way] for who in works for way in best[who]},
+                         device, rounds)
+        found |= compared(name, "transformers", *best.values(), taken)
+        for who in works:
+            found[f"{name}.{who}"] = tokens / found[f"{name}.{who}"]
+    return found
+
+
+def against_trl(config, run, device, rounds=0):
+    """Seconds of a GRPO step, ours after each of theirs, and ratios. Both our dtypes run in each
+    round; each way of theirs is tried for two steps first."""
+    own, rounds = torch.get_num_threads(), rounds or ROUNDS
+    ours = {(d, own): grpo_step(make(config, device, d), run)["whole"] for d in DTYPES}
+    taken = {("ours", *way): [] for way in ours}
+
+    def their(way, rounds, between=lambda: None):
+        """Theirs, in the first process; told to all."""
+        if moe.leads():
+            steps = at(way[1], lambda: their_grpo_steps(
+                theirs(config).to(device), run, way[0], rounds, at(own, between)))()
+        else:
+            steps = [0.0] * rounds
+            for _ in range(rounds + 1):
+                between()
+        return moe.total(torch.tensor(steps)).tolist()
+
+    def our_turn():
+        for way, work in ours.items():
+            taken["ours", *way].append(seconds(work, device))
+    best = best_of({(d, n): min(their((d, n), 2)) for d in DTYPES
+                    for n in sorted({1, own * moe.world()[1]})})
+    theirs_taken = {}
+    for way in dict.fromkeys(best):
+        for times in taken.values():
+            times.clear()  # ours count beside the last way, in general the only one
+        theirs_taken["trl", *way] = their(way, rounds, our_turn)
+    taken = theirs_taken | {way: times[1:] for way, times in taken.items()}
+    mine = best_of({way: median(taken["ours", *way]) for way in ours})
+    return compared("step", "trl", mine, best, taken)
+
+
+def against(run, device, rounds=0):
+    """Ours and theirs in turn, each at its best; rates, seconds and ratios."""
+    plain = dataclasses.replace(run.model, n_mtp_layers=0)
+    return against_transformers(plain, device, rounds) | against_trl(plain, run, device, rounds)
 
 
 def page(found):
@@ -350,16 +404,20 @@ def page(found):
 def main(options):
     """The command bench."""
     run = resolve(options.preset, options.set)
+    if options.against and any(importlib.util.find_spec(name) is None
+                               for name in ("transformers", "trl", "datasets")):
+        raise UserError("--against wants transformers and trl: pip install '.[peers]'")
     for name in ("transformers", "trl", "py.warnings"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with moe.processes(options.device, options.processes, options.itself) as device:
         if moe.leads():
-            print("measuring: nano takes a minute on two idle cores, --against five; all is "
+            print("measuring: nano takes a minute on two idle cores, --against six; all is "
                   "printed at the end", file=sys.stderr)
-        found = against(run, device) if options.against else ours(run, device, options.dtype)
         found = {"machine": f"{machine()}, {moe.world()[1]} processes of {torch.get_num_threads()} "
                             f"threads, torch {torch.__version__}, "
                             f"{str(options.dtype).removeprefix('torch.')}",
-                 "shapes": SHAPES} | found
+                 "shapes": SHAPES} | ours(run, device, options.dtype)
+        if options.against:
+            found |= against(run, device)
     print(json.dumps(found) if options.json else page(found))
     return 0

@@ -3,8 +3,8 @@
     python r1mini.py study speed --seeds 0
 
 Minutes are those of runs/r1-SEED, if it had the machine to itself; the rest is measured now, by
-`bench` and `bench --against` in processes of their own, and here: what the time goes to, how
-training and decoding grow with size, and what MTP's drafts are worth in speculative decoding.
+`bench --against` in processes of its own, and here: what the time goes to, how training and
+decoding grow with size, and what MTP's drafts are worth in speculative decoding.
 """
 import dataclasses
 import json
@@ -87,8 +87,9 @@ def in_bfloat16(folder):
 
 
 def growth(folder):
-    """Tokens a second of training by the size of the batch, of decoding by the context; measured in
-    turn, so that a slow minute of the machine meets all sizes."""
+    """Tokens a second of training by the size of the batch, in RL's passes, and of decoding by the
+    context; in turn, so that a slow minute of the machine meets all sizes. On one process: to be
+    compared with each other only."""
     device, config, found = folder.options.device, folder.run.model, {}
     rows = {"2k": 56, "16k": 448, "64k": 1792}
     taken = bench.in_turn({name: bench.train_step(
@@ -139,11 +140,10 @@ def drafting(folder):
 def measure(folder):
     """The figures of a seed."""
     found = minutes(Path(folder.run.start).parent)
-    for kind, work in (("bench", lambda: benched(folder)), ("spent", lambda: spent(folder)),
+    for kind, work in (("bench", lambda: benched(folder, "--against")),
+                       ("spent", lambda: spent(folder)),
                        ("bfloat16", lambda: in_bfloat16(folder)),
-                       ("growth", lambda: growth(folder)),
-                       ("drafts", lambda: drafting(folder)),
-                       ("against", lambda: benched(folder, "--against"))):
+                       ("growth", lambda: growth(folder)), ("drafts", lambda: drafting(folder))):
         found |= {key: x for key, x in once(folder, kind, work).items() if key != "machine"}
     return found
 
@@ -158,7 +158,9 @@ def page(rows, notes):
     for key, (how, limit) in asked.items():
         x = rows[key]["mean"] if key in rows else float("nan")
         met = x <= limit if how == "at most" else x >= limit
-        lines.append(f"- {'Yes' if met else 'No'}: `{key}` {how} {limit:g} ({x:.3g}).")
+        ends = [rows[key + end]["mean"] for end in (".least", ".most") if key + end in rows]
+        span = f"; by round {ends[0]:.3g} to {ends[1]:.3g}" if ends else ""
+        lines.append(f"- {'Yes' if met else 'No'}: `{key}` {how} {limit:g} ({x:.3g}{span}).")
     lines += ["", *table(["figure", "value"], [[key, f"{row['mean']:.4g}"]
                                                for key, row in rows.items()])]
     settings = {key: next(iter(seeds.values())) for key, seeds in notes.items()}

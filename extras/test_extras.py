@@ -411,21 +411,20 @@ def test_a_study_stands_in_the_report_beside_it(tmp_path):
 
 
 def test_bench_prints_every_figure(capsys, monkeypatch):
-    """One round each on micro: rates above 0, a share of the peak below 1, a step of its parts."""
+    """One round each on micro: rates above 0, a share of the peak below 1, a step and its parts."""
     monkeypatch.setattr(bench, "ROUNDS", 1)
     assert r1mini.main(["bench", "--preset", "micro", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert min(x for x in found.values() if not isinstance(x, str)) >= 0
     assert 0 < found["train.peak_share"] < 1
-    assert found["step.whole"] == pytest.approx(
-        found["step.sample"] + found["step.reward"] + found["step.learn"])
+    assert found["step.whole"] > 0 and found["step.reference"] == pytest.approx(
+        max(0.0, found["step.learn"] - found["step.train"]))
     assert (found["cache.latent"], found["cache.heads"]) == (4 * 2 * 24, 4 * 2 * 2 * 32)
     assert "times as fast" in bench.page({"step.vs_trl": 4.0, "train": 1e5})
 
 
 def test_bench_rates_by_hand(monkeypatch):
     """By a clock made by hand: what each rate divides by its own time."""
-    monkeypatch.setattr(bench, "grpo_parts", lambda *_: {})
     monkeypatch.setattr(bench, "in_turn", lambda works, *_: dict.fromkeys(works, 1.0) | {
         "gemm": 2.0, "bfloat16": 0.5, "train": 4.0, "prefill": 8.0})
     found = bench.ours(words.resolve("micro", []), torch.device("cpu"), torch.float32)

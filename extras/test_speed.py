@@ -73,10 +73,11 @@ def test_growth_by_hand(monkeypatch):
 def test_the_page_says_what_was_asked():
     """A figure within its limit, one beyond, one not there; and the settings beneath."""
     rows = {key: {"mean": x, "std": 0.0, "per_seed": {"0": x}} for key, x in (
-        ("minutes.total", 9.0), ("step.vs_trl", 3.0))}
+        ("minutes.total", 9.0), ("step.vs_trl", 3.0), ("step.vs_trl.least", 2.5),
+        ("step.vs_trl.most", 3.5))}
     text = "\n".join(speed.page(rows, {"sample.ours.setting": {"0": "float32"}}))
     assert "- Yes: `minutes.total` at most 10 (9)." in text
-    assert "- No: `step.vs_trl` at least 4 (3)." in text
+    assert "- No: `step.vs_trl` at least 4 (3; by round 2.5 to 3.5)." in text
     assert "- No: `minutes.to_85` at most 4 (nan)." in text
     assert "`sample.ours.setting`: float32." in text
 
@@ -85,7 +86,53 @@ def test_the_best_way_and_the_best_in_float32(monkeypatch):
     """By a clock made by hand: bfloat16 on two threads is fastest, float32 is on one."""
     clock = {(torch.float32, 1): 3, (torch.float32, 2): 4, (torch.bfloat16, 1): 2,
              (torch.bfloat16, 2): 1}
-    monkeypatch.setattr(bench, "seconds", lambda work, _: clock[work(), torch.get_num_threads()])
+    monkeypatch.setattr(bench, "seconds", lambda work, _: clock[work()])
     before = torch.get_num_threads()
-    best = bench.best_of(lambda dtype: lambda: dtype, None, (1, 2))
+    best = bench.tried({(d, n): bench.at(n, lambda d=d: (d, torch.get_num_threads()))
+                        for d, n in clock}, None)
     assert best == [(torch.bfloat16, 2), (torch.float32, 1)] and torch.get_num_threads() == before
+
+
+def test_a_comparison_by_hand():
+    """The best way counts; a ratio is the median of the rounds' own, not that of medians."""
+    ours, exact, theirs = (torch.bfloat16, 1), (torch.float32, 1), (torch.float32, 2)
+    taken = {("ours", *ours): [1, 1, 1], ("ours", *exact): [1, 4, 3],
+             ("trl", *theirs): [3, 4, 9]}
+    found = bench.compared("step", "trl", [ours, exact], [theirs, theirs], taken)
+    assert (found["step.ours"], found["step.trl"], found["step.vs_trl"]) == (1, 4, 4)
+    ends = [found["step.float32.vs_trl" + end] for end in ("", ".least", ".most")]
+    assert ends == [3, 1, 3]  # of 3, 1, 3; medians would say 4 / 3
+    assert found["step.ours.setting"] == "bfloat16, 1 processes of 1 thread(s)"
+
+
+@pytest.mark.slow
+def test_against_others_on_micro(monkeypatch):
+    """One round of each comparison: all that is asked for is there, and above 0."""
+    for name in ("transformers", "trl", "datasets"):
+        pytest.importorskip(name)
+    found = bench.against(resolve("micro", []), torch.device("cpu"), 1)
+    for name, peer in (("train", "transformers"), ("sample", "transformers"), ("step", "trl")):
+        assert min(found[f"{name}.{end}"] for end in ("ours", peer, f"vs_{peer}")) > 0
+        assert found[f"{name}.float32.vs_{peer}.least"] > 0
+
+
+def test_theirs_and_ours_take_turns(monkeypatch):
+    """One of ours in each dtype after each of theirs, in pairs; the first pair does not count."""
+    clock, order = iter(range(100)), []
+
+    def steps(model, run, dtype, rounds, between=lambda: None):
+        for _ in range(rounds + 1):
+            order.append("theirs")
+            between()
+        return [10.0 * torch.get_num_threads()] * rounds
+    monkeypatch.setattr(bench, "theirs", lambda config: torch.nn.Module())
+    monkeypatch.setattr(bench, "their_grpo_steps", steps)
+    monkeypatch.setattr(bench, "grpo_step", lambda model, run: {"whole": lambda: None})
+    monkeypatch.setattr(bench, "seconds", lambda *_: order.append("ours") or next(clock))
+    run = resolve("micro", [])
+    threads = torch.get_num_threads()
+    found = bench.against_trl(run.model, run, torch.device("cpu"), 2)
+    assert order[-9:] == ["theirs", "ours", "ours"] * 3
+    assert (found["step.ours"], found["step.trl"]) == (3, 10)  # float32's 2 and 4; one thread's
+    assert [found["step.vs_trl" + end] for end in ("", ".least", ".most")] == [3.75, 2.5, 5]
+    assert threads == torch.get_num_threads()
