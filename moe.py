@@ -141,17 +141,17 @@ class MLA(nn.Module):
         self.heads, self.value, self.rank = config.n_heads, config.v_head_dim, config.kv_lora_rank
         self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.scale = (self.nope + self.rope) ** -0.5
-        queries = self.heads * (self.nope + self.rope)
+        q_dim, kv_dim = self.heads * (self.nope + self.rope), self.heads * (self.nope + self.value)
         if config.q_lora_rank:
             self.wq_a = nn.Linear(config.dim, config.q_lora_rank, bias=False)  # W_DQ
             self.q_norm = nn.RMSNorm(config.q_lora_rank, config.norm_eps)
-            self.wq_b = nn.Linear(config.q_lora_rank, queries, bias=False)     # W_UQ, W_QR by head
+            self.wq_b = nn.Linear(config.q_lora_rank, q_dim, bias=False)       # W_UQ, W_QR by head
         else:
-            self.wq = nn.Linear(config.dim, queries, bias=False)
+            self.wq = nn.Linear(config.dim, q_dim, bias=False)
         self.wkv_a = nn.Linear(config.dim, self.rank + self.rope, bias=False)  # W_DKV, W_KR
         self.kv_norm = nn.RMSNorm(self.rank, config.norm_eps)
-        self.wkv_b = nn.Linear(self.rank, self.heads * (self.nope + self.value), bias=False)
-        self.wo = nn.Linear(self.heads * self.value, config.dim, bias=False)   # wkv_b: W_UK, W_UV
+        self.wkv_b = nn.Linear(self.rank, kv_dim, bias=False)                  # W_UK, W_UV by head
+        self.wo = nn.Linear(self.heads * self.value, config.dim, bias=False)   # W_O
 
     def forward(self, x, turn, cache=None, mask=None):
         """x (B, T, C) -> (B, T, C). cache (B, S, .), its last T columns empty; mask: Cache.view."""
@@ -160,7 +160,7 @@ class MLA(nn.Module):
         q, q_rope = q.view(B, T, self.heads, -1).split((self.nope, self.rope), -1)  # (B, T, H, .)
         latent, k_rope = self.wkv_a(x).split((self.rank, self.rope), -1)            # (B, T, .)
         latent = self.kv_norm(latent.float())                                       # c_KV
-        q_rope, k_rope = rotate(q_rope, turn), rotate(k_rope.unsqueeze(2), turn)    # one key, k_R
+        q_rope, k_rope = rotate(q_rope, turn), rotate(k_rope.unsqueeze(2), turn)    # k_R, one head
         if cache is not None:
             cache[:, -T:] = torch.cat((latent, k_rope.squeeze(2)), -1)
         if cache is None or T == cache.size(1) > 128:  # a prompt so long that scores fill memory
@@ -173,7 +173,7 @@ class MLA(nn.Module):
         q = torch.cat((q, q_rope), -1)                                 # (B, T, H, nope + rope)
         k = torch.cat((k, k_rope.expand(-1, -1, self.heads, -1)), -1)  # k_C, k_R
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))               # (B, H, T, .)
-        if mask is None and q.is_cpu and q.dtype == torch.bfloat16:    # faster; rounds scores, too
+        if mask is None and q.is_cpu and q.dtype == torch.bfloat16:    # the fused one is slower
             future = q.new_full((q.size(2), q.size(2)), -math.inf).triu(1)
             return ((q * self.scale @ k.mT + future).softmax(-1) @ v).transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None).transpose(1, 2)
@@ -261,8 +261,8 @@ class Experts(nn.Module):
     def products(self, x_MC, counts_E):
         """What experts make of rows sorted by expert, counts_E each: (M, C)."""
         if x_MC.is_cpu and x_MC.dtype == torch.bfloat16 and (spare_E := -counts_E % 64).any():
-            # Such a product is compiled for each number of rows. So that numbers recur, zeros
-            # before each expert's rows make them multiples of 64.
+            # Such a product is compiled anew for each number of rows. So that few numbers occur,
+            # zeros before each expert's rows make them multiples of 64.
             at = torch.arange(len(x_MC)) + spare_E.cumsum(0).repeat_interleave(counts_E)
             rows = x_MC.new_zeros(len(x_MC) + int(spare_E.sum()), x_MC.size(1))
             return self.products(rows.index_copy(0, at, x_MC), counts_E + spare_E)[at]
@@ -473,7 +473,7 @@ def add_up(model):
 
 
 @functools.cache
-def table(kind, experts):
+def mesh(kind, experts):
     """A DeviceMesh (world / experts, experts): a row holds all experts, a column the same ones."""
     return dist.init_device_mesh(kind, (world()[1] // experts, experts),
                                  mesh_dim_names=("replicas", "experts"))
@@ -481,20 +481,20 @@ def table(kind, experts):
 
 def shard(model, device, mode="ddp", experts=1, recompute=False):
     """Spreads a model over the processes, in place; steps come out the same. ddp: each holds all
-    weights. fsdp: parts, gathered when a block needs them (FSDP2), in float32. experts N > 1: N_r/N
-    of each MoE, to which tokens travel; FSDP leaves them alone. recompute: no activations kept."""
+    weights. fsdp (FSDP2): a part, gathered in float32 when its block needs it. experts N > 1: N_r/N
+    experts of a layer, whole; tokens travel. recompute: a layer keeps its input only."""
     model.layout, kept = (mode, experts, recompute), set()
     if recompute:  # loads are then counted twice, which moves a bias as once
         model.layers = nn.ModuleList(map(checkpoint_wrapper, model.layers))
     for module in (m for m in model.modules() if isinstance(m, Experts) and experts > 1):
         for name, p in list(module.named_parameters()):
-            p = nn.Parameter(distribute_tensor(p.detach().to(device), table(
+            p = nn.Parameter(distribute_tensor(p.detach().to(device), mesh(
                 device.type, experts), (Replicate(), Shard(0)), src_data_rank=None))
             module.register_parameter(name, p)
             kept.add(p)
     modules = [*model.layers, *([model.mtp] if model.mtp else []), model]
     for module in modules if mode == "fsdp" else ():
-        fully_shard(module, mesh=table(device.type, 1)["replicas"], ignored_params=kept)
+        fully_shard(module, mesh=mesh(device.type, 1)["replicas"], ignored_params=kept)
         module.set_gradient_divide_factor(1.0)  # sums: the denominators are global
         module.set_force_sum_reduction_for_comms(True)
 
@@ -595,7 +595,7 @@ def processes(device, count, command):
         raise UserError("another process of this run is gone, killed or out of memory; the same "
                         "command goes on from the last save") from None
     finally:
-        table.cache_clear()
+        mesh.cache_clear()
         if dist.is_initialized():
             dist.destroy_process_group()
         for child in children:

@@ -3,23 +3,28 @@
     python r1mini.py bench [--preset P] [--json]      ours
     python r1mini.py bench --against                  and transformers and TRL, in turn with ours
 
-train       tokens/s of forward, backward and update on 200 rows of 36 random tokens, 4,096 of them
-            in one pass at most (documents, of all lengths, are padded less in smaller passes)
+train       tokens/s of forward, backward and update on 200 rows of 36 random tokens, in passes of
+            at most 4,096 (documents, of all lengths, are padded less in smaller passes)
 documents   tokens/s of the real supervised loop, on documents of the corpus
 prefill     tokens/s of reading 64 prompts of 128 tokens into the cache
 decode      tokens/s of writing 64 tokens to each of 512 prompts of 12
-step        seconds of one GRPO step, 24 questions of 12 tokens, 16 answers of 42, and its parts
+step        seconds of one GRPO step, 24 questions of 12 tokens, 16 answers of 42 each: the whole;
+            and by part sample, reward and learn (train: learn without the reference model)
 gemm        10^9 operations a second of a product of two matrices of 2048 x 2048, in this very run;
             and in bfloat16: where that is several times as fast (AMX), so may --dtype bfloat16 be
 copy        10^9 bytes a second read and written by a copy of 256 MiB, in this very run
 graph       decode once more on CUDA, in fixed shapes, each token replayed as one graph
 
-Figures are medians of ROUNDS runs, after one that is thrown away. Ours are those of all processes
-(--processes). Where ours and theirs are compared they run in turn, A B A B, so that a slow minute
-of the machine meets both; a ratio is the median of the rounds' ratios, between least and most.
-transformers' DeepseekV3 has no multi-token prediction in training: beside it, neither has ours.
-Each side has the dtype that suits it best, and theirs the number of threads, tried first; float32's
-own ratios stand beside.
+Figures are medians of ROUNDS runs, after one that is thrown away, and of all processes together
+(--processes). What is compared runs in turn, A B A B, so that a slow minute of the machine meets
+both; a ratio is the median of the rounds' ratios, .least and .most are its extremes.
+
+Each side runs in the dtype that suits it best, theirs also on the number of threads, tried first;
+float32's own ratios stand beside. Ours shares a step between processes, in passes of 4,096 tokens.
+Theirs is one process, as their users start it, and takes its batch (TRL a minibatch) in one pass.
+TRL computes old log-probabilities in one forward pass more, where ours keeps the sampler's, and
+reads a prompt for each of its answers, ours once. transformers' DeepseekV3 has no multi-token
+prediction in training: beside it, neither has ours.
 """
 import copy
 import dataclasses
@@ -53,6 +58,7 @@ QUESTIONS, GROUP, ANSWER = 24, 16, 42  # of a step
 SHAPES = (f"rows x tokens: train {ROWS} x {LENGTH}, prefill {READ} x {READ_LENGTH}, decode "
           f"{PROMPTS} x ({PROMPT} + {NEW}); step {QUESTIONS} questions x {GROUP} x "
           f"({PROMPT} + {ANSWER})")
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 def seconds(work, device):
@@ -65,12 +71,7 @@ def seconds(work, device):
     return float(moe.total(torch.tensor((time.perf_counter() - began) * moe.leads())))
 
 
-def alone(work):
-    """A call that the first process makes while the others wait: theirs."""
-    return lambda: work() if moe.leads() else None
-
-
-def by_round(works, device, rounds=0):
+def by_round(works, device, rounds=None):
     """{name: seconds in each round} of several calls, run in turn: A B A B."""
     taken = {name: [] for name in works}
     for _ in range((rounds or ROUNDS) + 1):
@@ -79,7 +80,7 @@ def by_round(works, device, rounds=0):
     return {name: each[1:] for name, each in taken.items()}
 
 
-def in_turn(works, device, rounds=0):
+def in_turn(works, device, rounds=None):
     """{name: median seconds} of several calls, run in turn."""
     return {name: median(each) for name, each in by_round(works, device, rounds).items()}
 
@@ -152,7 +153,8 @@ def grpo_step(model, run):
         texts = [tasks.decode(ids) for ids in found["samples"].answers()]
         for rule in (tasks.accuracy, tasks.format_reward):
             [rule(text, p) for text, p in zip(texts, asked)]
-        rewards = torch.rand(QUESTIONS, GROUP)  # random models are never right: all would be dead
+        # Random models are never right: all groups would be dead. The same in all processes.
+        rewards = torch.rand(QUESTIONS, GROUP, generator=torch.Generator().manual_seed(0))
         found["rollout"] = Rollout(problems, found["samples"], texts, {}, rewards,
                                    advantages(rewards))
 
@@ -180,31 +182,34 @@ def theirs(config, **more):
     return DeepseekV3ForCausalLM(DeepseekV3Config(**(export.settings(config) | more)))
 
 
-def their_train_step(model, rows=ROWS, length=LENGTH):
-    """One update on random tokens, as their users write it."""
+def their_train_step(model, dtype, rows=ROWS, length=LENGTH):
+    """One update on random tokens, as their users write it; bfloat16 is mixed precision."""
     tokens = torch.randint(model.config.vocab_size, (rows, length), device=model.device)
     optimizer = torch.optim.AdamW(model.train().parameters(), 1e-3, fused=True)
 
     def work():
-        model(input_ids=tokens, labels=tokens).loss.backward()
+        with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+            loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     return work
 
 
-def their_decode(model, n=PROMPTS, length=PROMPT, new=NEW):
-    """generate(): answers of `new` tokens to n prompts."""
+def their_decode(model, dtype, n=PROMPTS, length=PROMPT, new=NEW):
+    """generate(): answers of `new` tokens to n prompts, of weights in dtype."""
     tokens = torch.randint(1, model.config.vocab_size, (n, length), device=model.device)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
-    return lambda: model.eval().generate(
+    model = model.eval().to(dtype)
+    return lambda: model.generate(
         input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new,
         do_sample=True, top_k=0, top_p=1.0)
 
 
 def their_grpo_steps(model, run, dtype, rounds, between=lambda: None):
-    """Seconds of each step of TRL's GRPOTrainer, of the shape of ours, but the first; in mixed
-    precision if the dtype is bfloat16. `between` is called after each step."""
+    """Seconds of each GRPO step (a rollout and its updates) of TRL's GRPOTrainer, of the shape of
+    ours, the first left out; bfloat16 is mixed precision. After each step `between` is called."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, TrainerCallback
@@ -217,14 +222,14 @@ def their_grpo_steps(model, run, dtype, rounds, between=lambda: None):
     taken, began = [], [0.0]
 
     class Clock(TrainerCallback):
-        """Takes the time of each optimisation of a rollout."""
+        """Takes the time of each of the trainer's steps: an update, the first with a rollout."""
 
         def on_step_begin(self, args, state, control, **kwargs):
-            """A step begins."""
+            """Before a rollout or an update."""
             began[0] = time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
-            """A step ends; the last of a rollout ends ours."""
+            """After an update; after a rollout's last one, it is the others' turn."""
             taken.append(time.perf_counter() - began[0])
             if len(taken) % run.zero.minibatches == 0:
                 between()
@@ -266,20 +271,21 @@ def ours(run, device, dtype):
         "prefill": lambda: grpo.generate(model, reading, 1, -1, 0), "decode": decode(model)}
     if graphs.recordable(model):
         works["graph"] = decode(model, write=graphs.generate)
-    taken = in_turn(works, device)
+    times = by_round(works, device)
+    taken = {name: median(each) for name, each in times.items()}
     found = {"gemm": moe.world()[1] * peak / taken["gemm"],
              "gemm.bfloat16": moe.world()[1] * peak / taken["bfloat16"],
              "train": ROWS * LENGTH / taken["train"],
-             "documents": sum(documents[1:]) / ROUNDS / taken["documents"],
+             "documents": median(n / x for n, x in zip(documents[1:], times["documents"])),
              "prefill": READ * READ_LENGTH / taken["prefill"],
              "decode": PROMPTS * NEW / taken["decode"]}
     if "graph" in taken:
         found["decode.graph"] = PROMPTS * NEW / taken["graph"]
     c, width = run.model, 4 if dtype == torch.float32 else 2
     found["train.peak_share"] = 6 * in_products(c) * found["train"] / 1e9 / found["gemm"]
-    parts = in_turn(grpo_step(model, run), device)
-    parts["reference"] = max(0.0, parts["learn"] - parts["train"])
-    found |= {f"step.{part}": x for part, x in parts.items()}
+    parts = by_round(grpo_step(model, run), device)
+    parts["reference"] = [a - b for a, b in zip(parts["learn"], parts["train"])]
+    found |= {f"step.{part}": median(each) for part, each in parts.items()}
     found["cache.latent"] = 4 * c.n_layers * (c.kv_lora_rank + c.qk_rope_head_dim)  # float32
     found["copy"] = moe.world()[1] * 2 * here.nbytes / 1e9 / taken["copy"]
     weights = 4 * moe.world()[1] * (count_parameters(c)[0] - c.vocab_size * c.dim)
@@ -291,11 +297,8 @@ def ours(run, device, dtype):
     return found
 
 
-DTYPES = (torch.float32, torch.bfloat16)
-
-
 def at(threads, work):
-    """A call made with a number of threads."""
+    """The call, made with a number of threads."""
     def timed():
         own = torch.get_num_threads()
         torch.set_num_threads(threads)
@@ -313,77 +316,89 @@ def best_of(taken):
 
 
 def tried(works, device):
-    """best_of calls by (dtype, threads), each called six times, the fastest counting."""
-    return best_of({way: min(seconds(work, device) for _ in range(6))
-                    for way, work in works.items()})
+    """best_of calls by (dtype, threads), each by its fastest of six rounds in turn."""
+    return best_of({way: min(each) for way, each in by_round(works, device, 6).items()})
 
 
-def compared(name, peer, ours, theirs, taken):
-    """Figures of a comparison: the best ways of ours and theirs, and the seconds of each round."""
+def our_ways():
+    """The ways to run ours that are tried: (dtype, threads of a process)."""
+    return [(dtype, torch.get_num_threads()) for dtype in DTYPES]
+
+
+def their_ways():
+    """Theirs, in one process: on one thread, and on as many as all our processes have."""
+    most = torch.get_num_threads() * moe.world()[1]
+    return [(dtype, n) for dtype in DTYPES for n in sorted({1, most})]
+
+
+def compared(name, peer, pairs, tokens=0):
+    """Figures of a comparison. pairs, of the best ways and then of the best in float32: our way,
+    theirs, our seconds by round, theirs. With the tokens of a run, tokens/s instead of seconds."""
     found = {}
-    for who, ((dtype, n), _) in (("ours", ours), (peer, theirs)):
-        found[f"{name}.{who}"] = median(taken[who, dtype, n])
-        found[f"{name}.{who}.setting"] = f"{str(dtype).removeprefix('torch.')}, " + (
-            f"{moe.world()[1]} processes of {n} thread(s)" if who == "ours" else f"{n} threads")
-    for which, mine, other in zip(("", "float32."), ours, theirs):
-        each = [b / a for a, b in zip(taken["ours", *mine], taken[peer, *other])]
+    way, other, mine, its = pairs[0]
+    for who, (dtype, n, *_), each in (("ours", way, mine), (peer, other, its)):
+        found[f"{name}.{who}"] = tokens / median(each) if tokens else median(each)
+        count = moe.world()[1] if who == "ours" else 1
+        found[f"{name}.{who}.setting"] = (
+            f"{str(dtype).removeprefix('torch.')}, processes x threads {count} x {n}")
+    for which, (_, _, mine, its) in zip(("", "float32."), pairs):
+        each = [b / a for a, b in zip(mine, its)]
         found |= {f"{name}.{which}vs_{peer}{end}": of(each)
                   for end, of in (("", median), (".least", min), (".most", max))}
     return found
 
 
-def against_transformers(config, device, rounds=0):
+def against_transformers(config, device, rounds=None):
     """Tokens a second of training and sampling, ours and transformers', and ratios."""
-    own, found = torch.get_num_threads(), {}
-    for name, mine, other, tokens in (("train", train_step, their_train_step, ROWS * LENGTH),
-                                      ("sample", decode, their_decode, PROMPTS * NEW)):
-        works = {"ours": {(d, own): mine(make(config, device, d)) for d in DTYPES},
-                 "transformers": {
-                     (d, n): alone(at(n, other(theirs(config).to(device, d))))
-                     for d in DTYPES for n in sorted({1, own * moe.world()[1]})}}
-        best = {who: tried(ways, device) for who, ways in works.items()}
-        taken = by_round({(who, *way): works[who][way] for who in works for way in best[who]},
-                         device, rounds)
-        found |= compared(name, "transformers", *best.values(), taken)
-        for who in works:
-            found[f"{name}.{who}"] = tokens / found[f"{name}.{who}"]
+    def alone(make_other, dtype, n):
+        """Theirs in the first process; the others wait."""
+        if not moe.leads():
+            return lambda: None
+        return at(n, make_other(theirs(config).to(device), dtype))
+    found = {}
+    for name, make_ours, make_other, tokens in (
+            ("train", train_step, their_train_step, ROWS * LENGTH),
+            ("sample", decode, their_decode, PROMPTS * NEW)):
+        works = {(*way, "ours"): make_ours(make(config, device, way[0])) for way in our_ways()}
+        others = {(*way, "theirs"): alone(make_other, *way) for way in their_ways()}
+        best = list(zip(tried(works, device), tried(others, device)))
+        works |= others
+        taken = by_round({way: works[way] for pair in best for way in pair}, device, rounds)
+        found |= compared(name, "transformers", [
+            (*pair, *(taken[way] for way in pair)) for pair in best], tokens)
     return found
 
 
-def against_trl(config, run, device, rounds=0):
-    """Seconds of a GRPO step, ours after each of theirs, and ratios. Both our dtypes run in each
-    round; each way of theirs is tried for two steps first."""
+def against_trl(config, run, device, rounds=None):
+    """Seconds of a GRPO step and ratios: after each step of theirs one of ours. Of theirs two steps
+    are tried first."""
     own, rounds = torch.get_num_threads(), rounds or ROUNDS
-    ours = {(d, own): grpo_step(make(config, device, d), run)["whole"] for d in DTYPES}
-    taken = {("ours", *way): [] for way in ours}
 
-    def their(way, rounds, between=lambda: None):
-        """Theirs, in the first process; told to all."""
+    def beside(way, works, rounds):
+        """Seconds of steps of theirs, told to all processes; and of ours, each in turn with it."""
+        steps, ours = [0.0] * rounds, {name: [] for name in works}
+
+        def our_turn():
+            for name, work in works.items():
+                ours[name].append(seconds(work, device))
         if moe.leads():
             steps = at(way[1], lambda: their_grpo_steps(
-                theirs(config).to(device), run, way[0], rounds, at(own, between)))()
+                theirs(config).to(device), run, way[0], rounds, at(own, our_turn)))()
         else:
-            steps = [0.0] * rounds
             for _ in range(rounds + 1):
-                between()
-        return moe.total(torch.tensor(steps)).tolist()
-
-    def our_turn():
-        for way, work in ours.items():
-            taken["ours", *way].append(seconds(work, device))
-    best = best_of({(d, n): min(their((d, n), 2)) for d in DTYPES
-                    for n in sorted({1, own * moe.world()[1]})})
-    theirs_taken = {}
-    for way in dict.fromkeys(best):
-        for times in taken.values():
-            times.clear()  # ours count beside the last way, in general the only one
-        theirs_taken["trl", *way] = their(way, rounds, our_turn)
-    taken = theirs_taken | {way: times[1:] for way, times in taken.items()}
-    mine = best_of({way: median(taken["ours", *way]) for way in ours})
-    return compared("step", "trl", mine, best, taken)
+                our_turn()
+        told = moe.total(torch.tensor(steps)).tolist()
+        return told, {name: each[1:] for name, each in ours.items()}
+    works = {way: grpo_step(make(config, device, way[0]), run)["whole"] for way in our_ways()}
+    best = list(zip(tried(works, device), best_of({
+        way: min(beside(way, {}, 2)[0]) for way in their_ways()})))
+    works = {mine: works[mine] for mine, _ in best}
+    taken = {other: beside(other, works, rounds) for other in dict.fromkeys(b for _, b in best)}
+    return compared("step", "trl", [
+        (mine, other, taken[other][1][mine], taken[other][0]) for mine, other in best])
 
 
-def against(run, device, rounds=0):
+def against(run, device, rounds=None):
     """Ours and theirs in turn, each at its best; rates, seconds and ratios."""
     plain = dataclasses.replace(run.model, n_mtp_layers=0)
     return against_transformers(plain, device, rounds) | against_trl(plain, run, device, rounds)

@@ -87,9 +87,9 @@ def in_bfloat16(folder):
 
 
 def growth(folder):
-    """Tokens a second of training by the size of the batch, in RL's passes, and of decoding by the
-    context; in turn, so that a slow minute of the machine meets all sizes. On one process: to be
-    compared with each other only."""
+    """Tokens a second of training by the size of the batch, always in passes of zero.micro_tokens,
+    and of decoding by the context; in turn, so that a slow minute of the machine meets all sizes.
+    On one process: to be compared with each other only."""
     device, config, found = folder.options.device, folder.run.model, {}
     rows = {"2k": 56, "16k": 448, "64k": 1792}
     taken = bench.in_turn({name: bench.train_step(
@@ -140,7 +140,7 @@ def drafting(folder):
 def measure(folder):
     """The figures of a seed."""
     found = minutes(Path(folder.run.start).parent)
-    for kind, work in (("bench", lambda: benched(folder, "--against")),
+    for kind, work in (("bench --against", lambda: benched(folder, "--against")),
                        ("spent", lambda: spent(folder)),
                        ("bfloat16", lambda: in_bfloat16(folder)),
                        ("growth", lambda: growth(folder)), ("drafts", lambda: drafting(folder))):

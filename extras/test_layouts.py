@@ -167,6 +167,7 @@ def test_a_start_does_not_see_what_the_last_one_left(monkeypatch, world, seen):
         with moe.processes(torch.device("cpu"), 1, []):
             pass
     stores[0].set("address", "of the dead")
+    stores[0].get("address")  # set() does not wait until the server has it
     assert stores[1].check(["address"]) == seen
 
 

@@ -96,17 +96,40 @@ def test_the_best_way_and_the_best_in_float32(monkeypatch):
 def test_a_comparison_by_hand():
     """The best way counts; a ratio is the median of the rounds' own, not that of medians."""
     ours, exact, theirs = (torch.bfloat16, 1), (torch.float32, 1), (torch.float32, 2)
-    taken = {("ours", *ours): [1, 1, 1], ("ours", *exact): [1, 4, 3],
-             ("trl", *theirs): [3, 4, 9]}
-    found = bench.compared("step", "trl", [ours, exact], [theirs, theirs], taken)
+    pairs = [(ours, theirs, [1, 1, 1], [3, 4, 9]), (exact, theirs, [1, 4, 3], [3, 4, 9])]
+    found = bench.compared("step", "trl", pairs)
     assert (found["step.ours"], found["step.trl"], found["step.vs_trl"]) == (1, 4, 4)
     ends = [found["step.float32.vs_trl" + end] for end in ("", ".least", ".most")]
     assert ends == [3, 1, 3]  # of 3, 1, 3; medians would say 4 / 3
-    assert found["step.ours.setting"] == "bfloat16, 1 processes of 1 thread(s)"
+    assert found["step.ours.setting"] == "bfloat16, processes x threads 1 x 1"
+    found = bench.compared("train", "transformers", pairs, tokens=100)
+    assert (found["train.ours"], found["train.transformers"]) == (100, 25)
+
+
+def test_against_transformers_by_hand(monkeypatch):
+    """By a clock made by hand: which of the calls are timed, of which sizes, and what is told."""
+    clock = {("train", torch.float32): 3.0, ("train", torch.bfloat16): 2.0,
+             ("decode", torch.float32): 4.0, ("decode", torch.bfloat16): 5.0,
+             ("their train", torch.float32): 6.0, ("their train", torch.bfloat16): 7.0,
+             ("their decode", torch.float32): 16.0, ("their decode", torch.bfloat16): 8.0}
+    monkeypatch.setattr(bench, "make", lambda config, device, dtype: dtype)
+    monkeypatch.setattr(bench, "theirs", lambda config: torch.nn.Module())
+    for name, key in (("train_step", "train"), ("decode", "decode")):
+        monkeypatch.setattr(bench, name, lambda dtype, key=key: lambda: (key, dtype))
+    for name, key in (("their_train_step", "their train"), ("their_decode", "their decode")):
+        monkeypatch.setattr(bench, name, lambda model, dtype, key=key: lambda: (key, dtype))
+    monkeypatch.setattr(bench, "seconds", lambda work, _: clock[work()])
+    found = bench.against_transformers(None, torch.device("cpu"), 3)
+    rows = bench.ROWS * bench.LENGTH
+    assert (found["train.ours"], found["train.transformers"]) == (rows / 2, rows / 6)
+    assert (found["train.vs_transformers"], found["train.float32.vs_transformers"]) == (3, 2)
+    assert (found["sample.vs_transformers"], found["sample.float32.vs_transformers"]) == (2, 4)
+    assert found["sample.ours.setting"].startswith("float32")
+    assert found["sample.transformers.setting"].startswith("bfloat16")
 
 
 @pytest.mark.slow
-def test_against_others_on_micro(monkeypatch):
+def test_against_others_on_micro():
     """One round of each comparison: all that is asked for is there, and above 0."""
     for name in ("transformers", "trl", "datasets"):
         pytest.importorskip(name)
@@ -116,23 +139,35 @@ def test_against_others_on_micro(monkeypatch):
         assert found[f"{name}.float32.vs_{peer}.least"] > 0
 
 
-def test_theirs_and_ours_take_turns(monkeypatch):
-    """One of ours in each dtype after each of theirs, in pairs; the first pair does not count."""
-    clock, order = iter(range(100)), []
+@pytest.mark.parametrize("best", [torch.float32, torch.bfloat16])
+def test_theirs_and_ours_take_turns(monkeypatch, best):
+    """Ours after each of theirs, on our threads; the first pair does not count. Where theirs is
+    best in bfloat16, each ratio is of pairs that ran together."""
+    clock, order, own = iter([9, 2, 9, 4, 9, 5] * 2), [], torch.get_num_threads()
 
     def steps(model, run, dtype, rounds, between=lambda: None):
         for _ in range(rounds + 1):
-            order.append("theirs")
+            order.append((dtype, torch.get_num_threads()))
             between()
-        return [10.0 * torch.get_num_threads()] * rounds
+        return [10.0 if dtype == best else 20.0] * rounds
+
+    def seconds(work, device):
+        order.append(("ours", torch.get_num_threads()))
+        return next(clock)
     monkeypatch.setattr(bench, "theirs", lambda config: torch.nn.Module())
+    monkeypatch.setattr(bench, "their_ways", lambda: [(d, own + 1) for d in bench.DTYPES])
     monkeypatch.setattr(bench, "their_grpo_steps", steps)
     monkeypatch.setattr(bench, "grpo_step", lambda model, run: {"whole": lambda: None})
-    monkeypatch.setattr(bench, "seconds", lambda *_: order.append("ours") or next(clock))
+    monkeypatch.setattr(bench, "tried", lambda works, device: [
+        (torch.bfloat16, own), (torch.float32, own)])
+    monkeypatch.setattr(bench, "seconds", seconds)
     run = resolve("micro", [])
-    threads = torch.get_num_threads()
     found = bench.against_trl(run.model, run, torch.device("cpu"), 2)
-    assert order[-9:] == ["theirs", "ours", "ours"] * 3
-    assert (found["step.ours"], found["step.trl"]) == (3, 10)  # float32's 2 and 4; one thread's
-    assert [found["step.vs_trl" + end] for end in ("", ".least", ".most")] == [3.75, 2.5, 5]
-    assert threads == torch.get_num_threads()
+    turn = [("ours", own)] * 2
+    of = [[(dtype, own + 1), *turn] * 3 for dtype in dict.fromkeys((best, torch.float32))]
+    assert order == [(d, own + 1) for d in bench.DTYPES for _ in range(3)] + sum(of, [])
+    assert (found["step.ours"], found["step.trl"]) == (9, 10)
+    ends = [found["step.float32.vs_trl" + end] for end in ("", ".least", ".most")]
+    slow = 1 if best == torch.float32 else 2  # 10 s or 20 s, beside 4 s and 5 s
+    assert ends == pytest.approx([2.25 * slow, 2 * slow, 2.5 * slow])
+    assert own == torch.get_num_threads()
