@@ -44,30 +44,37 @@ def folders(seed, at):
     return found
 
 
-def measure(seed, at="runs/"):
-    """What became of each recipe of a seed, by key such as Dr. GRPO.tflop; a recipe that did
-    not come to LIMIT has no figure of what it took."""
-    found = {}
-    for text, (start, own) in folders(seed, at).items():
-        base, log = read_log(start), read_log(own)
-        climb = [r for r in log if r["kind"] == "dev" and r["stage"] == "zero"]
-        reached = [r["step"] for r in climb if r["pass@1"] >= LIMIT]
-        steps = [r for r in log if r["kind"] == "zero" and reached and r["step"] <= reached[0]]
-        found[f"{text}.base"] = climb[0]["pass@1"]
-        found |= {f"{text}.at {r['step']}": r["pass@1"] for r in climb if r["step"] in (10, 20)}
-        if reached:
-            pretraining = of_flops(base)["base"]
-            found |= {f"{text}.steps": reached[0], f"{text}.base_tflop": pretraining,
-                      f"{text}.tflop": pretraining + of_flops([log[0], *steps])["zero"]}
+def climb(base, log):
+    """What became of a recipe, by the logs of its pretraining and of its RL; one that did not come
+    to LIMIT has no figure of what that took."""
+    asked = [r for r in log if r["kind"] == "dev" and r["stage"] == "zero"]
+    found = {"base": asked[0]["pass@1"]}
+    found |= {f"at {r['step']}": r["pass@1"] for r in asked if r["step"] in (10, 20)}
+    reached = next((r["step"] for r in asked if r["pass@1"] >= LIMIT), None)
+    if reached is not None:
+        steps = [r for r in log if r["kind"] == "zero" and r["step"] <= reached]
+        pretraining = of_flops(base)["base"]
+        found |= {"steps": reached, "base_tflop": pretraining,
+                  "tflop": pretraining + of_flops([log[0], *steps])["zero"]}
     return found
 
 
+def measure(seed, at="runs/"):
+    """What became of each recipe of a seed, by key such as Dr. GRPO.tflop."""
+    return {f"{text}.{key}": x for text, (start, own) in folders(seed, at).items()
+            for key, x in climb(read_log(start), read_log(own)).items()}
+
+
 def page(rows, notes):
-    """What each recipe takes to 85%; over the seeds that came there."""
+    """What each recipe takes to 85%."""
+    return compared(rows, folders(0, ""))
+
+
+def compared(rows, names):
+    """A table of recipes; what it takes is of the seeds that came there."""
     columns = {"base": "base, on dev", "at 10": "after 10 RL steps", "at 20": "after 20",
                "steps": "RL steps to 85%", "base_tflop": "TFLOP, base",
                "tflop": "TFLOP to 85%"}
-    names = list(folders(0, ""))
     count = len(rows[f"{DEFAULT}.base"]["per_seed"])
     body = []
     for name in names:

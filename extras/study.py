@@ -59,7 +59,7 @@ RUNS = {
     "parts": [(f"parts-{name}-{{seed}}", f"base --set {words}") for name, words in PARTS.values()],
     "choices": choices.RUNS,  # beside study r1
 }
-MEASURED = ("compute", "program", "baseline", "scale", "speed")
+MEASURED = ("compute", "program", "baseline", "scale", "schedules", "speed")
 SEEDS = {"base": range(10), "scale": (0,), "speed": (0,)}  # others: 0, 1, 2
 
 

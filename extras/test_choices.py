@@ -1,12 +1,19 @@
-"""The tests of study choices: what it counts, from a log made by hand."""
+"""The tests of study choices and study schedules."""
 import dataclasses
+import itertools
 import json
+import random
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from extras import choices, options as words, study
+import moe
+import tasks
+from extras import choices, options as words, schedules, study
 from extras.cost import in_products
 from extras.study import runs
+from r1mini import train
 
 
 def write(folder, stages, reached):
@@ -54,3 +61,62 @@ def test_each_recipe_is_the_default_with_a_change():
         command = [w for w in command if w != "--from" and not w.endswith("base.pt")]
         assert words.resolve("nano", words.parse(command).set) != default
     assert len(study.runs("choices", 0)) == len(choices.BASES) + len(choices.REINFORCED)
+
+
+def weights_after(loop, steps, state=None, weights=None):
+    """(weights after so many steps of a loop, the state to go on from, documents of each step)."""
+    torch.manual_seed(0)
+    run, read = words.resolve("micro", ["base.steps=6", "base.documents=4"]), []
+    model = moe.Transformer(run.model)
+    if weights:
+        model.load_state_dict(weights)
+
+    def draw(rng):
+        read[-1] += 1
+        return tasks.make_document(rng, run.corpus)
+    read.append(0)
+    for record, snapshot in itertools.islice(loop(model, run.base, draw, 0, state), steps):
+        read.append(0)
+        last = snapshot()
+    return {k: x.clone() for k, x in model.state_dict().items()}, last, read[:steps]
+
+
+def same(a, b):
+    """Whether two states are the same to the bit."""
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_growing_is_training_with_other_batches(monkeypatch):
+    """Half, all and half as many again, in thirds; stopped anywhere it goes on to the same bits;
+    where nothing grows it is the supervised loop itself."""
+    whole, _, read = weights_after(schedules.growing, 6)
+    assert read == [2, 2, 4, 4, 6, 6] and sum(read) == 6 * 4
+    for n in (1, 2, 3, 5):
+        weights, state, _ = weights_after(schedules.growing, n)
+        again, _, read = weights_after(schedules.growing, 6 - n, state, weights)
+        assert same(again, whole) and read == [2, 2, 4, 4, 6, 6][n:]
+    monkeypatch.setattr(schedules, "GROWTH", (1, 1, 1))
+    plain, _, _ = weights_after(train, 6)
+    assert same(weights_after(schedules.growing, 6)[0], plain) and not same(plain, whole)
+
+
+def test_the_curriculum_asks_what_is_not_known(tmp_path):
+    """By hand: of two levels, one always right and one right in one answer of ten, the second is
+    drawn 19 times as often; it is the last dev up to the step that counts."""
+    records = [{"kind": "dev", "stage": "curriculum", "step": step, "by_level": {"3": a, "6": b}}
+               for step, a, b in ((0, 1.0, 1.0), (5, 1.0, 0.1), (10, 0.1, 1.0))]
+    records.insert(0, {"kind": "config"})
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    run = words.resolve("micro", ["zero.levels=3,6"])
+    task = schedules.by_success(SimpleNamespace(path=tmp_path, run=run), run.zero)
+    for step, share in ((4, 0.5), (5, 0.95), (9, 0.95), (10, 0.05)):
+        asked = task.sample(random.Random(0), 2000, step)
+        assert sum(p.level == 6 for p in asked) / 2000 == pytest.approx(share, abs=0.03)
+
+
+def test_a_log_by_other_names():
+    """The configuration stays, other stages go."""
+    log = [{"kind": "config"}, {"kind": "grown", "step": 1}, {"kind": "curriculum", "step": 1},
+           {"kind": "dev", "stage": "grown", "step": 1}, {"kind": "test", "stage": "growing"}]
+    assert schedules.called(log, grown="zero") == [
+        {"kind": "config"}, {"kind": "zero", "step": 1}, {"kind": "dev", "stage": "zero", "step": 1}]
