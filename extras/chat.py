@@ -16,6 +16,7 @@ from pathlib import Path
 
 import grpo
 import tasks
+from extras.drafts import speculate
 from extras.options import load_writer, resolve
 from moe import Transformer, UserError
 from r1mini import STAGES, Run
@@ -34,6 +35,7 @@ class Chat:
     run: Run             # the settings of its preset
     temperature: float
     samples: int = 1     # answers to a question
+    drafts: bool = False  # of MTP, in speculative decoding; an answer is printed when it is whole
     asked: int = 0       # questions so far: asked again, one is answered anew
 
 
@@ -55,7 +57,7 @@ class Stream:
         self.ids, self.text, self.part, self.line = [], "", "answer", None
 
     def __call__(self, fed):
-        """Takes the next token, (1, 1)."""
+        """Takes the next token, a number or (1, 1)."""
         self.ids.append(int(fed))
         text = tasks.decode(self.ids)
         if not text.endswith("\ufffd"):  # half a character
@@ -92,23 +94,30 @@ def ask(chat, question):
     seed = int.from_bytes(question.encode()[-7:], "big") + chat.asked
     chat.asked += 1
     stream = Stream() if chat.samples == 1 else None
-    out = grpo.generate(chat.model, [ids] * chat.samples, limit, tasks.END_ID, tasks.PAD_ID,
-                        chat.temperature, chat.run.eval.top_p, seed, stream)
-    texts, tokens = [tasks.decode(answer) for answer in out.answers()], int(out.answer.sum())
+    asked = (chat.model, [ids] * chat.samples, limit, tasks.END_ID, tasks.PAD_ID,
+             chat.temperature, chat.run.eval.top_p, seed)
+    if chat.drafts:
+        out, share = speculate(*asked)
+        for token in out.answers()[0] if stream else ():
+            stream(token)
+    else:
+        out = grpo.generate(*asked, stream)
+    texts, note = [tasks.decode(answer) for answer in out.answers()], f"{out.answer.sum()} tokens"
+    note += f", {share:.0%} of the drafts taken" if chat.drafts else ""
     if stream:
         flaw = ", not in the template" * (tasks.parse(texts[0])[1] is None)
-        stream.end(f"{tokens} tokens" + (flaw if out.finished[0] else ", cut off"))
+        stream.end(note + (flaw if out.finished[0] else ", cut off"))
     else:
-        show_vote(texts, tokens)
+        show_vote(texts, note)
 
 
-def show_vote(texts, tokens):
+def show_vote(texts, note):
     """Prints how many responses came to each answer, and which most of them came to."""
     answers = [tasks.parse(text)[1] for text in texts]
     for answer, count in Counter(answers).most_common():
         print(f"{count:>4} x {'(not in the template)' if answer is None else visible(answer)}")
     vote = tasks.majority(answers)
-    note = f"  ({answers.count(vote)} of {len(texts)}; {tokens} tokens)" * (vote is not None)
+    note = f"  ({answers.count(vote)} of {len(texts)}; {note})" * (vote is not None)
     print(f"vote: {'none' if vote is None else visible(vote)}", dim(note), flush=True)
 
 
@@ -150,6 +159,12 @@ def answer_times(chat, word):
     print(f"{chat.samples} answer{'s' * (chat.samples > 1)} to a question")
 
 
+def draft(chat, word):
+    """/drafts           MTP drafts every second token, the model judges; or no longer"""
+    chat.drafts = not chat.drafts
+    print(f"drafts {'on' if chat.drafts else 'off'}")
+
+
 def show_help(chat, word):
     """/help             these lines"""
     print("A question, such as: Compute 25-7+9+6   (or 计算25-7+9+6), or", *(
@@ -162,7 +177,7 @@ def leave(chat, word):
 
 
 COMMANDS = {"/model": talk_to, "/temperature": draw_at, "/samples": answer_times,
-            "/help": show_help, "/quit": leave}
+            "/drafts": draft, "/help": show_help, "/quit": leave}
 
 
 def answer(chat, line):

@@ -3,6 +3,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import re
 import select
 import subprocess
 import sys
@@ -269,3 +270,23 @@ def test_the_arrow_up_brings_the_last_line_back(folder):
         run.kill()
         os.close(theirs)
         os.close(ours)
+
+
+def test_drafts_answer_as_the_model_does(folder, monkeypatch, capsys):
+    """At temperature 0 the same answer, and the share of drafts that were taken."""
+    lines = ["/temperature 0", "Compute 1+2+3", "/drafts", "Compute 1+2+3"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    assert r1mini.main(["chat", str(folder / "zero.pt")]) == 0
+    out = capsys.readouterr().out
+    whole = re.findall(r"(?m)^((?:thinking|answer):(?:.|\n)*?)  \((\d+ tokens)(.*)\)$", out)
+    assert len(whole) == 2 and whole[0][:2] == whole[1][:2]
+    assert "of the drafts taken" in whole[1][2] and "drafts" not in whole[0][2]
+
+
+def test_no_drafts_without_mtp(tmp_path, monkeypatch, capsys):
+    """One line, and the conversation goes on."""
+    model = moe.Transformer(dataclasses.replace(CONFIG, n_mtp_layers=0))
+    moe.save(tmp_path / "zero.pt", model, preset="micro")
+    code, out = talk(tmp_path, ["/drafts", "Compute 1+2", "/drafts"], monkeypatch, capsys)
+    assert out == ["drafts on", "no drafts: this model has no MTP layer", "drafts off"]
+    assert code == 0
