@@ -119,4 +119,5 @@ def test_a_log_by_other_names():
     log = [{"kind": "config"}, {"kind": "grown", "step": 1}, {"kind": "curriculum", "step": 1},
            {"kind": "dev", "stage": "grown", "step": 1}, {"kind": "test", "stage": "growing"}]
     assert schedules.called(log, grown="zero") == [
-        {"kind": "config"}, {"kind": "zero", "step": 1}, {"kind": "dev", "stage": "zero", "step": 1}]
+        {"kind": "config"}, {"kind": "zero", "step": 1},
+        {"kind": "dev", "stage": "zero", "step": 1}]
