@@ -19,12 +19,12 @@ Figures are medians of ROUNDS runs, after one that is thrown away, and of all pr
 (--processes). What is compared runs in turn, A B A B, so that a slow minute of the machine meets
 both; a ratio is the median of the rounds' ratios, .least and .most are its extremes.
 
-Each side runs in the dtype that suits it best, theirs also on the number of threads, tried first;
-float32's own ratios stand beside. Ours shares a step between processes, in passes of 4,096 tokens.
-Theirs is one process, as their users start it, and takes its batch (TRL a minibatch) in one pass.
-TRL computes old log-probabilities in one forward pass more, where ours keeps the sampler's, and
-reads a prompt for each of its answers, ours once. transformers' DeepseekV3 has no multi-token
-prediction in training: beside it, neither has ours.
+Each side runs in the dtype, theirs also on the number of threads, that was fastest when tried
+first; float32's own ratios stand beside. Ours shares a step between processes, in passes of 4,096
+tokens. Theirs is one process, as their users start it, and takes its batch (TRL a minibatch) in
+one pass. TRL computes old log-probabilities in one forward pass more, where ours keeps the
+sampler's, and reads a prompt for each of its answers, ours once. transformers' DeepseekV3 has no
+multi-token prediction in training: beside it, neither has ours.
 """
 import copy
 import dataclasses
@@ -370,8 +370,8 @@ def against_transformers(config, device, rounds=None):
 
 
 def against_trl(config, run, device, rounds=None):
-    """Seconds of a GRPO step and ratios: after each step of theirs one of ours. Of theirs two steps
-    are tried first."""
+    """Seconds of a GRPO step and ratios: after each step of theirs one of ours. Each way of theirs
+    is tried first: two steps, after one that is thrown away."""
     own, rounds = torch.get_num_threads(), rounds or ROUNDS
 
     def beside(way, works, rounds):

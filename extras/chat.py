@@ -85,12 +85,12 @@ def ask(chat, question):
     or no room for an answer to it."""
     question = question.encode("utf-8", "replace").decode()  # a pipe may bring anything
     ids, limit = tasks.encode_prompt(question), chat.run.zero.max_new_tokens
-    room = chat.model.config.max_seq_len - limit
+    room = chat.model.config.max_seq_len - limit * (1 + chat.drafts)  # rejected ones leave holes
     if not question.strip():
         raise UserError("the question is empty; ask, for example, Compute 25-7+9+6")
     if len(ids) > room:
         raise UserError(f"the question has {len(ids)} tokens; there is room for {room} beside an "
-                        "answer")
+                        "answer" + " and its drafts; /drafts turns them off" * chat.drafts)
     seed = int.from_bytes(question.encode()[-7:], "big") + chat.asked
     chat.asked += 1
     stream = Stream() if chat.samples == 1 else None
@@ -160,7 +160,7 @@ def answer_times(chat, word):
 
 
 def draft(chat, word):
-    """/drafts           MTP drafts every second token, the model judges; or no longer"""
+    """/drafts           on or off: MTP drafts every second token, the model judges (slower here)"""
     chat.drafts = not chat.drafts
     print(f"drafts {'on' if chat.drafts else 'off'}")
 

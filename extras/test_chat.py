@@ -283,6 +283,14 @@ def test_drafts_answer_as_the_model_does(folder, monkeypatch, capsys):
     assert "of the drafts taken" in whole[1][2] and "drafts" not in whole[0][2]
 
 
+def test_drafts_want_more_room(folder, monkeypatch, capsys):
+    """What fits without them is refused with them, and the line says how to go on."""
+    question = "Compute 1" + "+1" * 215  # 434 tokens: 512 - 434 hold 48, not 96
+    for lines, fits in (([question], True), (["/drafts", question], False)):
+        _, out = talk(folder, lines, monkeypatch, capsys)
+        assert ("/drafts turns them off" in out[-1]) != fits
+
+
 def test_no_drafts_without_mtp(tmp_path, monkeypatch, capsys):
     """One line, and the conversation goes on."""
     model = moe.Transformer(dataclasses.replace(CONFIG, n_mtp_layers=0))
