@@ -333,7 +333,8 @@ def their_ways():
 
 def compared(name, peer, pairs, tokens=0):
     """Figures of a comparison. pairs, of the best ways and then of the best in float32: our way,
-    theirs, our seconds by round, theirs. With the tokens of a run, tokens/s instead of seconds."""
+    theirs (each begins with a dtype and threads), our seconds by round, theirs. With the tokens of
+    a run, tokens/s instead of seconds."""
     found = {}
     way, other, mine, its = pairs[0]
     for who, (dtype, n, *_), each in (("ours", way, mine), (peer, other, its)):

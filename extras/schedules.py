@@ -10,7 +10,6 @@ curriculum   Zero's RL from the usual base; levels are drawn by the share of ans
 
 Each is compared with runs/r1-SEED, as in study choices; nothing here is read off test problems.
 """
-import copy
 import dataclasses
 from pathlib import Path
 
@@ -73,7 +72,7 @@ def measure(folder):
         run.base.steps, watcher(folder, "growing", run.base.dev_every, run.base.steps))
     rl(folder, "grown", {"growing": model}, "growing", run.zero)
     base, _ = moe.load(given / "base.pt", folder.options.device, folder.options.dtype)
-    folder.stage("curriculum", copy.deepcopy(base), lambda m, state: train_rl(
+    folder.stage("curriculum", base, lambda m, state: train_rl(
         m, by_success(folder, run.zero), run.zero, run.seed, state), run.zero.steps,
         watcher(folder, "curriculum", run.zero.dev_every, run.zero.steps, run.zero))
     own, usual = read_log(folder.path), read_log(given)

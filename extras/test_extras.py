@@ -427,32 +427,36 @@ def test_bench_rates_by_hand(monkeypatch):
     """By a clock made by hand: what each rate divides by its own time, and the reference's part,
     round by round."""
     by_hand = {"gemm": [2, 2], "bfloat16": [0.5, 0.5], "train": [4, 4], "prefill": [8, 8],
-               "learn": [5, 9]}
-
-    def by_round(works, device):
-        for _ in range(3 if "documents" in works else 0):
-            works["documents"]()
-        return {name: by_hand.get(name, [1, 1]) for name in works}
-    monkeypatch.setattr(bench, "by_round", by_round)
+               "learn": [5, 9], "documents": [1, 2]}
+    monkeypatch.setattr(bench, "by_round", lambda works, device: {
+        name: by_hand.get(name, [1, 1]) for name in works})
+    monkeypatch.setattr(bench, "document_step", lambda *_: (None, [100, 10, 30]))  # 100: warm-up
     found = bench.ours(words.resolve("micro", []), torch.device("cpu"), torch.float32)
     assert found["gemm"] == pytest.approx(2048 ** 3 / 1e9)
     assert found["gemm.bfloat16"] == 4 * found["gemm"]
     assert (found["train"], found["prefill"], found["decode"]) == (
         200 * 36 / 4, 64 * 128 / 8, 512 * 64)
     assert (found["step.learn"], found["step.reference"]) == (7, 3)
+    assert found["documents"] == 12.5
 
 
 def test_bench_times_a_whole_step(monkeypatch):
-    """The whole is sampling, rewards and learning, once each and in this order."""
-    done = []
+    """The whole is sampling, rewards and learning, once each and in this order; rewards are those
+    of every process, whatever random numbers it has drawn before."""
+    done, rewards = [], []
     monkeypatch.setattr(bench.grpo, "generate", lambda *_: done.append("sample") or SimpleNamespace(
         answers=lambda: []))
-    monkeypatch.setattr(bench, "Rollout", lambda *_: done.append("reward"))
+    monkeypatch.setattr(bench, "Rollout", lambda *parts: done.append("reward") or rewards.append(
+        parts[4]))
     monkeypatch.setattr(bench, "improve", lambda model, reference, optimizers, rollout, s, *_: (
         done.append(("learn", s.beta))))
     run = words.resolve("micro", [])
-    bench.grpo_step(bench.make(run.model, torch.device("cpu"), torch.float32), run)["whole"]()
-    assert done == ["sample", "reward", ("learn", run.zero.beta)]
+    step = bench.grpo_step(bench.make(run.model, torch.device("cpu"), torch.float32), run)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        step["whole"]()
+    assert done == ["sample", "reward", ("learn", run.zero.beta)] * 2
+    assert torch.equal(*rewards) and rewards[0].unique().numel() > 1
 
 
 def test_bench_runs_in_turn(monkeypatch):
