@@ -421,6 +421,8 @@ def test_bench_prints_every_figure(capsys, monkeypatch):
     assert min(found[f"step.{part}"] for part in ("sample", "reward", "learn", "whole")) > 0
     assert (found["cache.latent"], found["cache.heads"]) == (4 * 2 * 24, 4 * 2 * 2 * 32)
     assert "times as fast" in bench.page({"step.vs_trl": 4.0, "train": 1e5})
+    for fast, told in ((300.0, True), (120.0, False)):
+        assert ("as fast in bfloat16" in bench.page({"gemm": 100.0, "gemm.bfloat16": fast})) == told
 
 
 def test_bench_rates_by_hand(monkeypatch):
