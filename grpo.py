@@ -103,7 +103,7 @@ def sampling_logprobs(logits, temperature, top_p):
     set of tokens whose mass reaches top_p, renormalised. Temperature 0: the likeliest token."""
     if temperature == 0:
         return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
-    logp = (logits.float() / temperature).log_softmax(-1)
+    logp = (logits / temperature if temperature != 1 else logits).log_softmax(-1)
     if top_p < 1:
         outside = math.log((1 - top_p) / logp.size(-1))    # all such together lack the mass
         ordered, order = logp.topk(int((logp > outside).sum(-1).max()))
@@ -143,8 +143,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     Answer n, token t is drawn with its own uniform number, so the other prompts' fate does not
     touch it. A prompt that comes several times is read once. Ended rows leave the batch when more
     than a quarter of it is idle. Each process writes its share of the answers and all return all,
-    so a group, whoever wrote it, is compared whole. watch sees each round's tokens (rows, 1) when
-    drawn, those of ended rows too.
+    so a group is compared whole. watch sees each round's tokens (rows, 1), of ended rows too.
     """
     device, config, longest = model.head.weight.device, model.config, max(map(len, prompts))
     check_length(config, longest, max_new_tokens)
@@ -159,14 +158,16 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     rows = torch.arange(len(ids), device=device)               # of ids: those still in the batch
     alive = torch.ones_like(rows, dtype=torch.bool)            # and of these, those not ended
     place = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, mine)))}  # of distinct prompts
-    cache = make_cache(config, len(place), longest + max_new_tokens, device)
+    cache, last = make_cache(model, len(place), longest), torch.arange(longest) == longest - 1
     fed, real = pad_left(list(place), pad_id, device)
     with sampling(model) as unfinished, torch.inference_mode():  # FSDP gathers before the second
         for t in range(max_new_tokens):
-            logits = model(fed, real if t == 0 else None, cache).logits[:, -1]
             if t == 0:
                 read = torch.tensor([place[tuple(p)] for p in mine], device=device)
-                logits, cache = logits[read], cache.keep(read)
+                logits = model(fed, real, cache, last.expand_as(fed)).logits[read]
+                cache = cache.keep(read, max_new_tokens)
+            else:
+                logits = model(fed, cache=cache).logits[:, -1]
             policy = sampling_logprobs(logits, temperature, top_p)
             fed = draw(policy, uniform[:, t])                  # (rows, 1)
             if watch:
@@ -203,7 +204,7 @@ def logprobs(model, tokens, wanted, real=None, temperature=1.0):
     """Log-probability of tokens (N, T) given what stands before them, and the entropy there: both
     (N, T), zero where `wanted` (N, T) is False."""
     logits = model(tokens, real, at=F.pad(wanted[:, 1:], (0, 1))).logits
-    logp = (logits.float() / temperature).log_softmax(-1)
+    logp = (logits / temperature if temperature != 1 else logits).log_softmax(-1)
     chosen = logp.gather(-1, tokens[wanted].unsqueeze(-1)).squeeze(-1)
     with torch.no_grad():
         entropy = -(logp.exp() * logp).sum(-1)

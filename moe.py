@@ -9,9 +9,8 @@
 
 Axes: B batch, T time, C width (dim), H heads, E routed experts, K experts a token, N = B*T tokens.
 
-Departures from V3: no YaRN, no FP8, no pipeline. The latents' norms, which its code has and its
-equations omit, are here. MTP reads the hidden state after the final norm and has a norm of its own
-before the shared head, as the released weights are read.
+Departures from V3: no YaRN, FP8 or pipeline; latents have norms, as in its code, not its equations.
+MTP reads the state after the final norm; a norm of its own is before the shared head, as released.
 """
 import contextlib
 import datetime
@@ -112,11 +111,12 @@ class Cache:
     real: Tensor     # (B, S) False at left padding and at drafts that were rejected
     length: int = 0  # columns filled
 
-    def keep(self, rows):
-        """The cache of some rows, by number, repeated or not; the columns to come are undefined."""
-        latent = self.latent.new_empty(len(self.latent), len(rows), *self.latent.shape[2:])
+    def keep(self, rows, more=0):
+        """The cache of some rows, by number, repeated or not, with `more` columns to come."""
+        layers, _, S, width = self.latent.size()
+        latent = self.latent.new_empty(layers, len(rows), S + more, width)
         torch.index_select(self.latent[:, :, :self.length], 1, rows, out=latent[:, :, :self.length])
-        return Cache(latent, self.real[rows], self.length)
+        return Cache(latent, F.pad(self.real[rows], (0, more), value=True), self.length)
 
     def view(self, T):
         """Positions (B, T) of the last T columns, and their mask (B, 1, T, filled), 0 or -inf."""
@@ -126,11 +126,12 @@ class Cache:
         return (real.cumsum(1)[:, -T:] - 1).clamp(min=0), torch.where(visible, 0.0, -math.inf)
 
 
-def make_cache(config, rows, size, device, drafts=False):
+def make_cache(model, rows, size, drafts=False):
     """An empty cache of `size` columns for a number of rows; with drafts, a layer more for MTP."""
-    latent = torch.zeros(config.n_layers + drafts, rows, size,
-                         config.kv_lora_rank + config.qk_rope_head_dim, device=device)
-    return Cache(latent, torch.ones(rows, size, dtype=torch.bool, device=device))
+    config, device = model.config, model.turns.device
+    size = config.n_layers + drafts, rows, size, config.kv_lora_rank + config.qk_rope_head_dim
+    latent = torch.zeros(size, dtype=model.compute_dtype, device=device)  # as products round it
+    return Cache(latent, torch.ones(size[1:3], dtype=torch.bool, device=device))
 
 
 class MLA(nn.Module):
@@ -165,7 +166,7 @@ class MLA(nn.Module):
             cache[:, -T:] = torch.cat((latent, k_rope.squeeze(2)), -1)
         if cache is None or T == cache.size(1) > 128:  # a prompt so long that scores fill memory
             return self.wo(self.attend(q, q_rope, latent, k_rope, mask).flatten(2))
-        return self.wo(self.attend_absorbed(q, q_rope, cache, mask).flatten(2))
+        return self.wo(self.attend_absorbed(q, q_rope, cache, mask, not x.is_cpu).flatten(2))
 
     def attend(self, q, q_rope, latent, k_rope, mask=None):
         """The form for training and long prompts: each head's keys and values. (B, T, H, value)"""
@@ -178,16 +179,20 @@ class MLA(nn.Module):
             return ((q * self.scale @ k.mT + future).softmax(-1) @ v).transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None).transpose(1, 2)
 
-    def attend_absorbed(self, q, q_rope, cache, mask):
+    def attend_absorbed(self, q, q_rope, cache, mask, fused=False):
         """The form for decoding (V2 section 2.1.2): W_UK moves to the query and W_UV to the output;
-        all heads share the cached latents as keys. cache and mask: as in forward."""
+        all heads share the cached latents as keys. fused: by the device's kernel, slow on a CPU."""
         w_ukv = self.wkv_b.weight.view(self.heads, -1, self.rank)  # (H, nope + value, rank)
         w_uk, w_uv = w_ukv.split((self.nope, self.value), 1)
         q = torch.einsum("bthd,hdr->bhtr", q, w_uk)                # the query's content as a latent
         q = torch.cat((q, q_rope.transpose(1, 2)), -1)             # (B, H, T, rank + rope)
-        mask = mask.expand(-1, self.heads, -1, -1).flatten(1, 2)   # (B, H*T, S)
-        score = torch.baddbmm(mask, q.flatten(1, 2), cache.mT, alpha=self.scale)
-        z = torch.bmm(score.softmax(-1), cache[..., :self.rank])   # (B, H*T, rank)
+        mask, v = mask.expand(-1, self.heads, -1, -1).flatten(1, 2), cache[..., :self.rank]
+        if fused:                                                  # heads: queries of one head
+            q, k, v, mask = (x.unsqueeze(1) for x in (q.flatten(1, 2), cache, v, mask))
+            z = F.scaled_dot_product_attention(q, k, v, mask, scale=self.scale).squeeze(1)
+        else:
+            score = torch.baddbmm(mask, q.flatten(1, 2), cache.mT, alpha=self.scale)
+            z = torch.bmm(score.softmax(-1), v)                    # (B, H*T, rank)
         return torch.einsum("bhtr,hvr->bthv", z.unflatten(1, (self.heads, -1)), w_uv)
 
 
@@ -261,8 +266,7 @@ class Experts(nn.Module):
     def products(self, x_MC, counts_E):
         """What experts make of rows sorted by expert, counts_E each: (M, C)."""
         if x_MC.is_cpu and x_MC.dtype == torch.bfloat16 and (spare_E := -counts_E % 64).any():
-            # Such a product is compiled anew for each number of rows. So that few numbers occur,
-            # zeros before each expert's rows make them multiples of 64.
+            # Compiled anew for each number of rows: zeros before them make it a multiple of 64.
             at = torch.arange(len(x_MC)) + spare_E.cumsum(0).repeat_interleave(counts_E)
             rows = x_MC.new_zeros(len(x_MC) + int(spare_E.sum()), x_MC.size(1))
             return self.products(rows.index_copy(0, at, x_MC), counts_E + spare_E)[at]
@@ -281,8 +285,7 @@ class MoE(nn.Module):
         self.shared = MLP(config.dim, config.n_shared_experts * config.moe_inter_dim)
 
     def forward(self, x, real):
-        """x (B, T, C), real (B, T) False at padding -> (B, T, C), balance loss. In training the
-        load of each expert is counted, for grpo.balance."""
+        """x (B, T, C), real (B, T) False at padding -> (B, T, C), loss. Training counts loads."""
         x_NC = x.flatten(0, 1)
         scores_NE, gates_NK, chosen_NK = self.router(x_NC)
         loss = 0.0
@@ -366,9 +369,8 @@ class Transformer(nn.Module):
             nn.init.normal_(parameter, std=config.init_std)
 
     def forward(self, tokens, real=None, cache=None, at=None):
-        """tokens (B, T) -> Output. real (B, T): False at padding, which must be on the right and is
-        kept out of the experts' load. With a cache, tokens continue it, padding may be anywhere,
-        and it grows by T columns. at (B, T): True where logits are wanted, (M, vocabulary)."""
+        """tokens (B, T) -> Output. real (B, T): False at padding, on the right; with a cache, which
+        grows by T columns, anywhere. at (B, T): True where logits are wanted, (M, vocabulary)."""
         T, mask = tokens.size(1), None
         if cache is None:
             real = torch.ones_like(tokens).bool() if real is None else real
@@ -525,8 +527,7 @@ def spread(x, like):
 
 
 def where_they_lie(experts, x_MC, counts_E):
-    """experts.products of rows sorted by expert. If the experts lie on several processes, each row
-    goes to where its expert is, and comes back; so do gradients."""
+    """experts.products of rows sorted by expert, each sent to where its expert lies, and back."""
     if not isinstance(experts.w2, DTensor):
         return experts.products(x_MC, counts_E)
     group = experts.w2.device_mesh["experts"].get_group()
@@ -565,8 +566,7 @@ def twin(model):
 
 @contextlib.contextmanager
 def processes(device, count, command):
-    """Joins the processes torchrun started, or starts `count` of a command (a list) here, of which
-    this one is the first. Yields this process' device."""
+    """Joins torchrun's processes, or starts `count` of a command, this first. Yields its device."""
     env, rank, children, timeout = os.environ, 0, [], datetime.timedelta(minutes=30)
     if count == 1 and "WORLD_SIZE" not in env:
         yield device

@@ -86,7 +86,7 @@ def test_cached_logits_equal_uncached(chunks):
     rows = [p + [7, 11, 13, 2] for p in PROMPTS]
     padding = torch.tensor([12 - len(row) for row in rows])
     left, real = grpo.pad_left(rows, 0, "cpu")
-    cache = moe.make_cache(model.config, 6, 12, "cpu")
+    cache = moe.make_cache(model, 6, 12)
     assert cache.latent.shape == (3, 6, 12, 12 + 4)  # layers, B, S, latent and rotary key: no more
     logits = torch.cat([model(part, mask, cache).logits for part, mask in zip(
         left.split(chunks, 1), real.split(chunks, 1))], 1)
@@ -105,7 +105,7 @@ def test_long_prompts_are_read_by_every_heads_keys(monkeypatch, chunks, absorbed
     monkeypatch.setattr(moe.MLA, "attend_absorbed", lambda self, q, *rest: (
         seen.append(q.size(1)), form(self, q, *rest))[1])
     rows = [torch.randint(1, 24, (n,)).tolist() for n in (153, 83, 132)]
-    (left, real), cache = grpo.pad_left(rows, 0, "cpu"), moe.make_cache(model.config, 3, 153, "cpu")
+    (left, real), cache = grpo.pad_left(rows, 0, "cpu"), moe.make_cache(model, 3, 153)
     logits = torch.cat([model(part, mask, cache).logits for part, mask in zip(
         left.split(chunks, 1), real.split(chunks, 1))], 1)
     assert seen == [T for T in absorbed for _ in model.layers]
@@ -386,7 +386,7 @@ def test_greedy_sampling_equals_a_slow_loop():
 def test_a_rejected_draft_leaves_no_trace():
     """Columns marked as not real, in the middle of a cache, change no later logits."""
     model = make()
-    cache = moe.make_cache(model.config, 2, 9, "cpu")
+    cache = moe.make_cache(model, 2, 9)
     model(torch.tensor([[3, 4, 5, 1], [6, 7, 1, 1]]), cache=cache)
     cache.real[:, :4] = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
     got = model(torch.tensor([[8, 9], [8, 9]]), cache=cache).logits
@@ -499,11 +499,50 @@ def test_answers_are_laid_out_behind_their_prompts():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_kernel_attends_as_products_do(monkeypatch, dtype, near):
+    """Decoding's attention by torch's kernel, as on a GPU: prompts read at once, padded on the left,
+    then token by token, come to the logits of the products."""
+    model, form, outs = make().eval(), moe.MLA.attend_absorbed, []
+    model.compute_dtype = dtype
+    for fused in (False, True):
+        monkeypatch.setattr(moe.MLA, "attend_absorbed", lambda self, *parts, fused=fused: form(
+            self, *parts[:4], fused))
+        (left, real), cache = grpo.pad_left(PROMPTS, 0, "cpu"), moe.make_cache(model, 6, 12)
+        read = model(left, real, cache).logits[real]
+        outs.append(torch.cat((read, *(model(left[:, :1], cache=cache).logits[:, 0]
+                                       for _ in range(2)))))
+    torch.testing.assert_close(*outs, atol=near, rtol=near)
+
+
+@torch.no_grad()
+def test_a_cache_is_of_the_products_dtype():
+    """In bfloat16 it takes half the memory; products round to it anyway, so logits stay the same."""
+    model, outs = make().eval(), []
+    model.compute_dtype = torch.bfloat16
+    for dtype in (torch.bfloat16, torch.float32):
+        (left, real), cache = grpo.pad_left(PROMPTS, 0, "cpu"), moe.make_cache(model, 6, 12)
+        assert cache.latent.dtype == torch.bfloat16
+        cache.latent = cache.latent.to(dtype)
+        model(left, real, cache)
+        outs.append(model(left[:, :1], cache=cache).logits)
+    assert torch.equal(*outs)
+
+
+def test_of_a_prompt_the_last_tokens_logits_are_enough():
+    """Reading prompts fills no memory with logits of all their tokens, which nothing draws from."""
+    model, seen = make(), []
+    model.head.register_forward_hook(lambda module, inputs, out: seen.append(out.numel() // 24))
+    grpo.generate(model, PROMPTS, 3, -1, 0)
+    assert seen == [len(PROMPTS)] * 3
+
+
+@torch.no_grad()
 def test_a_cache_keeps_rows_whole():
     """Rows dropped and repeated go on as if each had a cache of its own; what comes later in the
     columns is not read."""
     model, rows, (left, real) = make(), [4, 0, 0, 3], grpo.pad_left(PROMPTS, 0, "cpu")
-    cache = moe.make_cache(model.config, 6, left.size(1) + 2, "cpu")
+    cache = moe.make_cache(model, 6, left.size(1) + 2)
     model(left, real, cache)
     cache = cache.keep(torch.tensor(rows))
     cache.latent[:, :, cache.length:] = math.nan

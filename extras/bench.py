@@ -2,6 +2,7 @@
 
     python r1mini.py bench [--preset P] [--json]      ours
     python r1mini.py bench --against                  and transformers and TRL, in turn with ours
+    python r1mini.py bench --against --from CKPT      ... sampling and learning as in its RL
 
 train       tokens/s of forward, backward and update on 200 rows of 36 random tokens, in passes of
             at most 4,096 (documents, of all lengths, are padded less in smaller passes)
@@ -14,6 +15,15 @@ gemm        10^9 operations a second of a product of two matrices of 2048 x 2048
             and in bfloat16: where that is several times as fast (AMX), so may --dtype bfloat16 be
 copy        10^9 bytes a second read and written by a copy of 256 MiB, in this very run
 graph       decode once more on CUDA, in fixed shapes, each token replayed as one graph
+
+sample      tokens/s of answers; transformers beside it
+step        seconds of a GRPO step; TRL beside it
+sample.even, step.even: of random weights, as under decode and step above, all answers of one length
+
+With --from CKPT both sides have its weights, a rollout's questions (zero's: 24, 16 answers each)
+and its limit, and answers end by themselves. So some are long, and what is done about that counts:
+ours lets ended rows go and learns from rows of like length; theirs writes until the longest answer
+ends, and pads all to it. Rewards are random on both sides, or ours would leave dead groups out.
 
 Figures are medians of ROUNDS runs, after one that is thrown away, and of all processes together
 (--processes). What is compared runs in turn, A B A B, so that a slow minute of the machine meets
@@ -29,6 +39,7 @@ multi-token prediction in training: beside it, neither has ours.
 import copy
 import dataclasses
 import importlib.util
+import itertools
 import json
 import logging
 import random
@@ -46,11 +57,12 @@ import tasks
 from extras import export, graphs
 from extras.cost import count_parameters, in_products
 from extras.folder import machine
-from extras.options import resolve
+from extras.options import load_writer, resolve
 from grpo import Rollout, advantages, improve, micro_batches
 from moe import UserError
 
 ROUNDS = 11
+REAL_ROUNDS = 5  # of a checkpoint's rollouts, which are longer
 ROWS, LENGTH, PASS = 200, 36, 4096  # of train; PASS: tokens in one pass, in a step too
 PROMPTS, PROMPT, NEW = 512, 12, 64  # of decode
 READ, READ_LENGTH = 64, 128         # of prefill
@@ -95,10 +107,12 @@ def gemm(device, dtype, n=2048):
 # Ours
 
 
-def make(config, device, dtype):
-    """A model of random weights."""
+def make(config, device, dtype, weights=None):
+    """A model of random weights, or of those given."""
     torch.manual_seed(0)
-    return moe.place(moe.Transformer(config), device, dtype)
+    model = moe.Transformer(config)
+    model.load_state_dict(weights or model.state_dict(), strict=False)  # MTP's may be left over
+    return moe.place(model, device, dtype)
 
 
 def train_step(model, rows=ROWS, length=LENGTH, limit=PASS):
@@ -130,30 +144,67 @@ def random_prompts(config, n, length):
     return torch.randint(config.vocab_size, (n, length)).tolist()
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is sampled, and learnt from in a step."""
+    prompts: list               # token ids, a group's beside each other
+    new: int                    # tokens an answer has at most
+    end_id: int = -1            # of the token that ends one; -1: none does, all are of one length
+    weights: dict | None = None  # of a checkpoint; None: random ones
+    limit: int = PASS           # tokens in one pass of learning
+
+    @property
+    def even(self):
+        """What keys of answers of one length have."""
+        return ".even" * (self.end_id < 0)
+
+
+def even_works(config):
+    """Work to sample, and a step's, of random tokens and answers of one length."""
+    return (Work(random_prompts(config, PROMPTS, PROMPT), NEW),
+            Work([ids for ids in random_prompts(config, QUESTIONS, PROMPT)
+                  for _ in range(GROUP)], ANSWER))
+
+
+def real_work(run, weights):
+    """A rollout of Zero's, by a checkpoint's weights: train problems, answers that end."""
+    rng = random.Random(0)
+    problems = [r1mini.ask(rng, run, run.zero.levels) for _ in range(QUESTIONS)]
+    return Work([ids for ids in r1mini.prompts_of(problems) for _ in range(GROUP)],
+                run.zero.max_new_tokens, tasks.END_ID, weights, run.zero.micro_tokens)
+
+
 def decode(model, n=PROMPTS, length=PROMPT, new=NEW, write=grpo.generate):
     """Answers of `new` tokens to n prompts; no token ends one."""
     prompts = random_prompts(model.config, n, length)
     return lambda: write(model, prompts, new, -1, 0)
 
 
-def grpo_step(model, run):
-    """{part of a GRPO step, and whole: a call that does it}, on random answers of one length."""
-    s = dataclasses.replace(run.zero, problems=QUESTIONS, group_size=GROUP, max_new_tokens=ANSWER,
-                            micro_tokens=PASS)
-    reference, rng = copy.deepcopy(model).eval(), random.Random(0)
+def sampled(model, work):
+    """Answers to a Work's prompts; the call returns how many tokens were written."""
+    seeds = itertools.count()
+    return lambda: int(grpo.generate(model, work.prompts, work.new, work.end_id, tasks.PAD_ID,
+                                     seed=next(seeds)).answer.sum())
+
+
+def grpo_step(model, run, work):
+    """{part of a GRPO step on a Work, and whole: a call that does it}."""
+    s = dataclasses.replace(run.zero, problems=QUESTIONS, group_size=GROUP,
+                            max_new_tokens=work.new, micro_tokens=work.limit)
+    reference, rng, seeds = copy.deepcopy(model).eval(), random.Random(0), itertools.count()
     problems = [r1mini.ask(rng, run, s.levels) for _ in range(QUESTIONS)]
     asked = [p for p in problems for _ in range(GROUP)]
-    prompts = [ids for ids in random_prompts(run.model, QUESTIONS, PROMPT) for _ in range(GROUP)]
     optimizers, found = grpo.make_optimizer(model, 1e-6), {}
 
     def sample():
-        found["samples"] = grpo.generate(model, prompts, ANSWER, -1, tasks.PAD_ID)
+        found["samples"] = grpo.generate(model, work.prompts, work.new, work.end_id, tasks.PAD_ID,
+                                         seed=next(seeds))
 
     def reward():
         texts = [tasks.decode(ids) for ids in found["samples"].answers()]
         for rule in (tasks.accuracy, tasks.format_reward):
             [rule(text, p) for text, p in zip(texts, asked)]
-        # Random models are never right: all groups would be dead. The same in all processes.
+        # Random, so that no group is dead: those ours leaves out. The same in all processes.
         rewards = torch.rand(QUESTIONS, GROUP, generator=torch.Generator().manual_seed(0))
         found["rollout"] = Rollout(problems, found["samples"], texts, {}, rewards,
                                    advantages(rewards))
@@ -175,11 +226,12 @@ def grpo_step(model, run):
 # What others would use
 
 
-def theirs(config, **more):
-    """transformers' DeepseekV3ForCausalLM of the same sizes, without MTP, with more of its own
-    settings."""
-    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
-    return DeepseekV3ForCausalLM(DeepseekV3Config(**(export.settings(config) | more)))
+def theirs(config, device, weights=None):
+    """transformers' DeepseekV3ForCausalLM of the same sizes and the weights make() has."""
+    from transformers import DeepseekV3ForCausalLM
+    with tempfile.TemporaryDirectory() as path:
+        export.write(f"{path}/model", make(config, "cpu", torch.float32, weights))
+        return DeepseekV3ForCausalLM.from_pretrained(f"{path}/model").to(device)
 
 
 def their_train_step(model, dtype, rows=ROWS, length=LENGTH):
@@ -197,28 +249,36 @@ def their_train_step(model, dtype, rows=ROWS, length=LENGTH):
     return work
 
 
-def their_decode(model, dtype, n=PROMPTS, length=PROMPT, new=NEW):
-    """generate(): answers of `new` tokens to n prompts, of weights in dtype."""
-    tokens = torch.randint(1, model.config.vocab_size, (n, length), device=model.device)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+def their_sampled(model, dtype, work):
+    """generate(): answers to a Work's prompts, by weights in dtype; the call returns how many
+    tokens were written, up to each answer's end."""
+    tokens, real = grpo.pad_left(work.prompts, tasks.PAD_ID, model.device)
+    model.generation_config.eos_token_id = work.end_id if work.end_id >= 0 else None
+    model.generation_config.pad_token_id = tasks.PAD_ID
     model = model.eval().to(dtype)
-    return lambda: model.generate(
-        input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new,
-        do_sample=True, top_k=0, top_p=1.0)
+
+    def write():
+        out = model.generate(input_ids=tokens, attention_mask=real.long(), do_sample=True, top_k=0,
+                             max_new_tokens=work.new, temperature=1.0, top_p=1.0)
+        answers = out[:, tokens.size(1):]
+        ended = (answers == work.end_id).cumsum(1) - (answers == work.end_id).int()
+        return int((ended == 0).sum())
+    return write
 
 
-def their_grpo_steps(model, run, dtype, rounds, between=lambda: None):
-    """Seconds of each GRPO step (a rollout and its updates) of TRL's GRPOTrainer, of the shape of
-    ours, the first left out; bfloat16 is mixed precision. After each step `between` is called."""
+def their_grpo_steps(model, run, work, dtype, rounds, between=lambda: None):
+    """Seconds of each GRPO step (a rollout and its updates) of TRL's GRPOTrainer on a Work, the
+    first left out; bfloat16 is mixed precision. After each step `between` is called."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
     words = {f"t{i}": i for i in range(model.config.vocab_size)}
-    inner = Tokenizer(models.WordLevel(words, unk_token="t0"))
+    inner = Tokenizer(models.WordLevel(words, unk_token="t0"))  # a word a token, such as t17
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="t0", eos_token="t1",
-                                        padding_side="left")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, padding_side="left", pad_token=f"t{tasks.PAD_ID}",
+        eos_token=f"t{tasks.END_ID}")
     taken, began = [], [0.0]
 
     class Clock(TrainerCallback):
@@ -233,19 +293,19 @@ def their_grpo_steps(model, run, dtype, rounds, between=lambda: None):
             taken.append(time.perf_counter() - began[0])
             if len(taken) % run.zero.minibatches == 0:
                 between()
-    rng = random.Random(0)
-    data = Dataset.from_list([{"prompt": " ".join(f"t{rng.randrange(2, len(words))}" for _ in range(
-        PROMPT))} for _ in range(QUESTIONS * (rounds + 1))])
-    s, answers = run.zero, QUESTIONS * GROUP
+    questions = [" ".join(f"t{i}" for i in ids) for ids in work.prompts[::GROUP]]
+    data = Dataset.from_list([{"prompt": text} for text in questions * (rounds + 1)])
+    s, answers, rng = run.zero, len(work.prompts), random.Random(0)
+    limits = {"min_new_tokens": work.new} if work.end_id < 0 else {}
     with tempfile.TemporaryDirectory() as path:  # where it reads model and reference from
         model.save_pretrained(path)
         settings = GRPOConfig(
             output_dir=path, per_device_train_batch_size=answers // s.minibatches,
             steps_per_generation=s.minibatches, num_generations=GROUP, beta=s.beta,
-            max_completion_length=ANSWER, epsilon=s.clip_low, learning_rate=1e-6,
+            max_completion_length=work.new, epsilon=s.clip_low, learning_rate=1e-6,
             bf16=dtype == torch.bfloat16, max_steps=s.minibatches * (rounds + 1),
             save_strategy="no", report_to="none", logging_strategy="no", disable_tqdm=True,
-            use_cpu=model.device.type == "cpu", generation_kwargs={"min_new_tokens": ANSWER},
+            use_cpu=model.device.type == "cpu", generation_kwargs=limits,
             loss_type="grpo", gradient_checkpointing=False)  # ours recomputes nothing
         GRPOTrainer(path, lambda completions, **_: [rng.random() for _ in completions],
                     settings, train_dataset=data, processing_class=tokenizer,
@@ -283,10 +343,10 @@ def ours(run, device, dtype):
         found["decode.graph"] = PROMPTS * NEW / taken["graph"]
     c, width = run.model, 4 if dtype == torch.float32 else 2
     found["train.peak_share"] = 6 * in_products(c) * found["train"] / 1e9 / found["gemm"]
-    parts = by_round(grpo_step(model, run), device)
+    parts = by_round(grpo_step(model, run, even_works(run.model)[1]), device)
     parts["reference"] = [a - b for a, b in zip(parts["learn"], parts["train"])]
     found |= {f"step.{part}": median(each) for part, each in parts.items()}
-    found["cache.latent"] = 4 * c.n_layers * (c.kv_lora_rank + c.qk_rope_head_dim)  # float32
+    found["cache.latent"] = width * c.n_layers * (c.kv_lora_rank + c.qk_rope_head_dim)
     found["copy"] = moe.world()[1] * 2 * here.nbytes / 1e9 / taken["copy"]
     weights = 4 * moe.world()[1] * (count_parameters(c)[0] - c.vocab_size * c.dim)
     moved = NEW * (weights + PROMPTS * (PROMPT + NEW / 2) * found["cache.latent"]) / 1e9  # at least
@@ -315,9 +375,9 @@ def best_of(taken):
         taken, [way for way in taken if way[0] == torch.float32])]
 
 
-def tried(works, device):
-    """best_of calls by (dtype, threads), each by its fastest of six rounds in turn."""
-    return best_of({way: min(each) for way, each in by_round(works, device, 6).items()})
+def tried(works, device, rounds=6):
+    """best_of calls by (dtype, threads), each by its fastest of some rounds in turn."""
+    return best_of({way: min(each) for way, each in by_round(works, device, rounds).items()})
 
 
 def our_ways():
@@ -349,28 +409,47 @@ def compared(name, peer, pairs, tokens=0):
     return found
 
 
-def against_transformers(config, device, rounds=None):
-    """Tokens a second of training and sampling, ours and transformers', and ratios."""
-    def alone(make_other, dtype, n):
-        """Theirs in the first process; the others wait."""
-        if not moe.leads():
-            return lambda: None
-        return at(n, make_other(theirs(config).to(device), dtype))
-    found = {}
-    for name, make_ours, make_other, tokens in (
-            ("train", train_step, their_train_step, ROWS * LENGTH),
-            ("sample", decode, their_decode, PROMPTS * NEW)):
-        works = {(*way, "ours"): make_ours(make(config, device, way[0])) for way in our_ways()}
-        others = {(*way, "theirs"): alone(make_other, *way) for way in their_ways()}
-        best = list(zip(tried(works, device), tried(others, device)))
-        works |= others
-        taken = by_round({way: works[way] for pair in best for way in pair}, device, rounds)
-        found |= compared(name, "transformers", [
-            (*pair, *(taken[way] for way in pair)) for pair in best], tokens)
-    return found
+def in_turn_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6):
+    """Figures of a comparison by calls that return how many tokens they were for: ours_of(dtype)
+    and theirs_of(dtype), each at its best."""
+    counts = {}
+
+    def counted(way, work):
+        """The call, its tokens noted."""
+        return lambda: counts.setdefault(way, []).append(work())
+    works = {(*way, "ours"): ours_of(way[0]) for way in our_ways()}
+    others = {(*way, "theirs"): at(way[1], theirs_of(way[0])) if moe.leads() else lambda: 1
+              for way in their_ways()}  # theirs runs in the first process; the others wait
+    works, others = ({way: counted(way, work) for way, work in some.items()}
+                     for some in (works, others))
+    best = list(zip(tried(works, device, trial), tried(others, device, trial)))
+    works |= others
+    taken = by_round({way: works[way] for pair in best for way in pair}, device, rounds)
+    each = {way: [x / n for x, n in zip(times, counts[way][-len(times):])]
+            for way, times in taken.items()}  # seconds a token, which all processes were told
+    return compared(name, "transformers", [(*pair, *(each[way] for way in pair)) for pair in best],
+                    tokens=1)
 
 
-def against_trl(config, run, device, rounds=None):
+def training(config, device, rounds=None):
+    """Tokens a second of training, ours and transformers', and ratios."""
+    def counted(step):
+        return lambda: step() or ROWS * LENGTH
+    return in_turn_with_transformers(
+        "train", lambda dtype: counted(train_step(make(config, device, dtype))),
+        lambda dtype: counted(their_train_step(theirs(config, device), dtype)), device, rounds)
+
+
+def sampling(config, device, work, rounds=None, trial=6):
+    """Tokens a second of sampling, ours and transformers', and ratios."""
+    return in_turn_with_transformers(
+        f"sample{work.even}",
+        lambda dtype: sampled(make(config, device, dtype, work.weights), work),
+        lambda dtype: their_sampled(theirs(config, device, work.weights), dtype, work),
+        device, rounds, trial)
+
+
+def against_trl(config, run, device, work, rounds=None, trial=6):
     """Seconds of a GRPO step and ratios: after each step of theirs one of ours. Each way of theirs
     is tried first: two steps, after one that is thrown away."""
     own, rounds = torch.get_num_threads(), rounds or ROUNDS
@@ -383,26 +462,35 @@ def against_trl(config, run, device, rounds=None):
             for name, work in works.items():
                 ours[name].append(seconds(work, device))
         if moe.leads():
+            other = theirs(config, device, work.weights)
             steps = at(way[1], lambda: their_grpo_steps(
-                theirs(config).to(device), run, way[0], rounds, at(own, our_turn)))()
+                other, run, work, way[0], rounds, at(own, our_turn)))()
         else:
             for _ in range(rounds + 1):
                 our_turn()
         told = moe.total(torch.tensor(steps)).tolist()
         return told, {name: each[1:] for name, each in ours.items()}
-    works = {way: grpo_step(make(config, device, way[0]), run)["whole"] for way in our_ways()}
-    best = list(zip(tried(works, device), best_of({
+    works = {way: grpo_step(make(config, device, way[0], work.weights), run, work)["whole"]
+             for way in our_ways()}
+    best = list(zip(tried(works, device, trial), best_of({
         way: min(beside(way, {}, 2)[0]) for way in their_ways()})))
     works = {mine: works[mine] for mine, _ in best}
     taken = {other: beside(other, works, rounds) for other in dict.fromkeys(b for _, b in best)}
-    return compared("step", "trl", [
+    return compared(f"step{work.even}", "trl", [
         (mine, other, taken[other][1][mine], taken[other][0]) for mine, other in best])
 
 
-def against(run, device, rounds=None):
-    """Ours and theirs in turn, each at its best; rates, seconds and ratios."""
+def against(run, device, weights=None, rounds=None):
+    """Ours and theirs in turn, each at its best; rates, seconds and ratios. With the weights of a
+    checkpoint, of a rollout and a step by it; else also of training, and all of one length."""
     plain = dataclasses.replace(run.model, n_mtp_layers=0)
-    return against_transformers(plain, device, rounds) | against_trl(plain, run, device, rounds)
+    if weights:
+        work, rounds = real_work(run, weights), rounds or REAL_ROUNDS
+        return (sampling(plain, device, work, rounds, 1)
+                | against_trl(plain, run, device, work, rounds, 1))
+    to_sample, to_learn = even_works(plain)
+    return (training(plain, device, rounds) | sampling(plain, device, to_sample, rounds)
+            | against_trl(plain, run, device, to_learn, rounds))
 
 
 def page(found):
@@ -423,7 +511,13 @@ def page(found):
 
 def main(options):
     """The command bench."""
-    run = resolve(options.preset, options.set)
+    run, weights = resolve(options.preset, options.set), None
+    if options.start:
+        if not options.against:
+            raise UserError("--from is for bench --against")
+        options.checkpoint = options.start
+        model, _ = load_writer(options)
+        run, weights = dataclasses.replace(run, model=model.config), model.state_dict()
     if options.against and any(importlib.util.find_spec(name) is None
                                for name in ("transformers", "trl", "datasets")):
         raise UserError("--against wants transformers and trl: pip install '.[peers]'")
@@ -431,13 +525,15 @@ def main(options):
         logging.getLogger(name).setLevel(logging.ERROR)
     with moe.processes(options.device, options.processes, options.itself) as device:
         if moe.leads():
-            print("measuring: nano takes a minute on two idle cores, --against six; all is "
-                  "printed at the end", file=sys.stderr)
+            print("measuring: nano takes a minute on two idle cores, --against nine, with --from "
+                  "ten; all is printed at the end", file=sys.stderr)
         found = {"machine": f"{machine()}, {moe.world()[1]} processes of {torch.get_num_threads()} "
                             f"threads, torch {torch.__version__}, "
                             f"{str(options.dtype).removeprefix('torch.')}",
-                 "shapes": SHAPES} | ours(run, device, options.dtype)
+                 "shapes": SHAPES}
+        if not weights:
+            found |= ours(run, device, options.dtype)
         if options.against:
-            found |= against(run, device)
+            found |= against(run, device, weights)
     print(json.dumps(found) if options.json else page(found))
     return 0

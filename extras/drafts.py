@@ -57,7 +57,7 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
     room = max(map(len, prompts)) + 2 * max_new_tokens  # columns, if every draft were rejected
     if room > model.config.max_seq_len:
         raise UserError(f"prompts and drafts need {room} columns, more than max_seq_len")
-    cache = make_cache(model.config, N, room, device, drafts=True)
+    cache = make_cache(model, N, room, drafts=True)
     out = Answers(N, max_new_tokens, device)
     uniform = torch.rand(3, N, max_new_tokens + 1, generator=torch.Generator().manual_seed(seed))
     uniform = uniform.to(device)

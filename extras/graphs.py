@@ -30,10 +30,10 @@ class Static(Cache):
 
     The model writes to the last column, as ever; settle() moves that to the token's own place."""
 
-    def __init__(self, config, rows, size, device):
-        made = make_cache(config, rows, size + 1, device)
+    def __init__(self, model, rows, size):
+        made = make_cache(model, rows, size + 1)
         super().__init__(made.latent, torch.zeros_like(made.real))
-        self.place = torch.zeros(1, dtype=torch.long, device=device)  # of the next token
+        self.place = torch.zeros(1, dtype=torch.long, device=made.real.device)  # of the next token
 
     @property
     def length(self):
@@ -75,8 +75,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, se
     logp = torch.zeros(ids.shape, device=device)
     finished = torch.zeros(N, 1, dtype=torch.bool, device=device)
     t, fed = torch.zeros(N, 1, dtype=torch.long, device=device), ids[:, :1].clone()
-    cache, read = Static(model.config, N, longest + max_new_tokens, device), make_cache(
-        model.config, N, longest, device)
+    cache, read = Static(model, N, longest + max_new_tokens), make_cache(model, N, longest)
 
     def choose(logits):  # everything in place: a graph knows addresses
         policy = grpo.sampling_logprobs(logits[:, -1], temperature, 1.0)

@@ -251,6 +251,8 @@ def parser():
     one = commands.add_parser("bench", parents=[sized, common, several], help="tokens a second")
     one.add_argument("--json", action="store_true", help="one object")
     one.add_argument("--against", action="store_true", help="beside transformers and TRL")
+    one.add_argument("--from", dest="start", metavar="CKPT",
+                     help="compare rollouts and steps of this checkpoint, not random ones")
     one = commands.add_parser("cost", parents=[sized], help="what a preset's sizes come to")
     add = one.add_argument
     add("--gpus", type=int, help="also what training on so many takes")

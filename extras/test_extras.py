@@ -446,14 +446,15 @@ def test_bench_times_a_whole_step(monkeypatch):
     """The whole is sampling, rewards and learning, once each and in this order; rewards are those
     of every process, whatever random numbers it has drawn before."""
     done, rewards = [], []
-    monkeypatch.setattr(bench.grpo, "generate", lambda *_: done.append("sample") or SimpleNamespace(
-        answers=lambda: []))
+    monkeypatch.setattr(bench.grpo, "generate", lambda *_, seed: done.append(
+        "sample") or SimpleNamespace(answers=lambda: []))
     monkeypatch.setattr(bench, "Rollout", lambda *parts: done.append("reward") or rewards.append(
         parts[4]))
     monkeypatch.setattr(bench, "improve", lambda model, reference, optimizers, rollout, s, *_: (
         done.append(("learn", s.beta))))
     run = words.resolve("micro", [])
-    step = bench.grpo_step(bench.make(run.model, torch.device("cpu"), torch.float32), run)
+    model = bench.make(run.model, torch.device("cpu"), torch.float32)
+    step = bench.grpo_step(model, run, bench.even_works(run.model)[1])
     for seed in (1, 2):
         torch.manual_seed(seed)
         step["whole"]()

@@ -51,11 +51,11 @@ def test_the_same_tokens_as_generate(ends, temperature):
 def test_what_is_not_filled_is_not_seen():
     """Garbage in the columns to come changes nothing."""
     model, fed = make(1), torch.tensor([[5], [6]])
-    read, outs = moe.make_cache(MICRO, 2, 3, "cpu"), []
+    read, outs = moe.make_cache(model, 2, 3), []
     with torch.no_grad():
         model(torch.tensor([[1, 2, 3], [4, 5, 6]]), None, read)
         for garbage in (0.0, 1e3):
-            cache = graphs.Static(MICRO, 2, 8, "cpu")
+            cache = graphs.Static(model, 2, 8)
             cache.latent.fill_(garbage)
             cache.take(read)
             outs.append(model(fed, None, cache).logits)

@@ -1,10 +1,13 @@
 """The tests of study speed: what it counts, from files and figures made by hand."""
+import dataclasses
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import grpo
+import tasks
 from extras import bench, speed
 from extras.options import resolve
 from moe import UserError
@@ -107,34 +110,95 @@ def test_a_comparison_by_hand():
 
 
 def test_against_transformers_by_hand(monkeypatch):
-    """By a clock made by hand: which of the calls are timed, of which sizes, and what is told."""
+    """By a clock made by hand: which of the calls are timed, of which sizes, and what is told. A
+    rate is of the tokens that its own side wrote in that round."""
     clock = {("train", torch.float32): 3.0, ("train", torch.bfloat16): 2.0,
              ("decode", torch.float32): 4.0, ("decode", torch.bfloat16): 5.0,
              ("their train", torch.float32): 6.0, ("their train", torch.bfloat16): 7.0,
              ("their decode", torch.float32): 16.0, ("their decode", torch.bfloat16): 8.0}
-    monkeypatch.setattr(bench, "make", lambda config, device, dtype: dtype)
-    monkeypatch.setattr(bench, "theirs", lambda config: torch.nn.Module())
-    for name, key in (("train_step", "train"), ("decode", "decode")):
-        monkeypatch.setattr(bench, name, lambda dtype, key=key: lambda: (key, dtype))
-    for name, key in (("their_train_step", "their train"), ("their_decode", "their decode")):
-        monkeypatch.setattr(bench, name, lambda model, dtype, key=key: lambda: (key, dtype))
-    monkeypatch.setattr(bench, "seconds", lambda work, _: clock[work()])
-    found = bench.against_transformers(None, torch.device("cpu"), 3)
+    now, calls = [], {"decode": 0, "their decode": 0}
+
+    def timed(key, dtype, tokens=0):
+        def call():
+            now[:] = [clock[key, dtype]]
+            if tokens:
+                calls[key] += 1  # the first rounds are thrown away: so are their tokens
+                return tokens if calls[key] > 10 else 1
+        return call
+
+    def seconds(work, _):
+        work()
+        return now[0]
+    monkeypatch.setattr(bench, "make", lambda config, device, dtype, weights=None: dtype)
+    monkeypatch.setattr(bench, "theirs", lambda *_: torch.nn.Module())
+    monkeypatch.setattr(bench, "train_step", lambda dtype: timed("train", dtype))
+    monkeypatch.setattr(bench, "their_train_step", lambda model, dtype: timed("their train", dtype))
+    monkeypatch.setattr(bench, "sampled", lambda dtype, work: timed("decode", dtype, 1000))
+    monkeypatch.setattr(bench, "their_sampled", lambda model, dtype, work: timed(
+        "their decode", dtype, 500))
+    monkeypatch.setattr(bench, "their_ways", lambda: [(dtype, 1) for dtype in bench.DTYPES])
+    monkeypatch.setattr(bench, "seconds", seconds)
+    found = bench.training(None, torch.device("cpu"), 3)
     rows = bench.ROWS * bench.LENGTH
     assert (found["train.ours"], found["train.transformers"]) == (rows / 2, rows / 6)
     assert (found["train.vs_transformers"], found["train.float32.vs_transformers"]) == (3, 2)
-    assert (found["sample.vs_transformers"], found["sample.float32.vs_transformers"]) == (2, 4)
+    found = bench.sampling(None, torch.device("cpu"), bench.Work([], 0, 9), 3, 6)
+    assert found["sample.ours"] == pytest.approx(1000 / 4)
+    assert found["sample.transformers"] == pytest.approx(500 / 8)
+    assert (found["sample.vs_transformers"], found["sample.float32.vs_transformers"]) == (4, 8)
     assert found["sample.ours.setting"].startswith("float32")
     assert found["sample.transformers.setting"].startswith("bfloat16")
+    assert "sample.even.ours" in bench.sampling(None, torch.device("cpu"), bench.Work([], 0), 3, 6)
+
+
+def test_tokens_count_up_to_an_answers_end():
+    """Of theirs by hand: behind two columns of prompt, an answer of two tokens, its end included,
+    and one that is cut off. Of ours: as many as the answers have."""
+    class Other(torch.nn.Module):
+        """Two rows that stand fast."""
+        device, generation_config = torch.device("cpu"), SimpleNamespace()
+
+        def generate(self, input_ids, attention_mask, **_):
+            """A prompt of one token is padded on the left."""
+            assert attention_mask.tolist() == [[0, 1], [1, 1]]
+            assert self.generation_config.eos_token_id == 9
+            return torch.cat((input_ids, torch.tensor([[5, 9, 0], [5, 6, 7]])), 1)
+    work = bench.Work([[3], [4, 4]], 3, 9)
+    assert bench.their_sampled(Other(), torch.float32, work)() == 5
+    model = bench.make(resolve("micro", []).model, torch.device("cpu"), torch.float32)
+    work = bench.Work([[3], [4, 4]] * 30, 12, 7)
+    written = grpo.generate(model, work.prompts, 12, 7, tasks.PAD_ID, seed=0)
+    assert bench.sampled(model, work)() == sum(map(len, written.answers()))
+
+
+def test_both_sides_have_a_checkpoints_weights():
+    """transformers' logits on a rollout's questions are ours; answers end at the same token."""
+    pytest.importorskip("transformers")
+    run = resolve("micro", [])
+    weights = bench.make(run.model, "cpu", torch.float32).state_dict()
+    weights["head.weight"] = torch.randn_like(weights["head.weight"])  # not make()'s own
+    plain, work = dataclasses.replace(run.model, n_mtp_layers=0), bench.real_work(run, weights)
+    ours = bench.make(plain, torch.device("cpu"), torch.float32, weights).eval()
+    tokens = torch.tensor([work.prompts[0]])
+    with torch.no_grad():
+        theirs = bench.theirs(plain, torch.device("cpu"), weights).eval()(tokens).logits
+        torch.testing.assert_close(ours(tokens).logits, theirs, atol=1e-4, rtol=1e-4)
+    assert len(work.prompts) == bench.QUESTIONS * bench.GROUP and work.even == ""
+    assert work.end_id == tasks.END_ID and work.prompts[0] == work.prompts[bench.GROUP - 1]
 
 
 @pytest.mark.slow
-def test_against_others_on_micro():
+@pytest.mark.parametrize("real", [False, True])
+def test_against_others_on_micro(real):
     """One round of each comparison: all that is asked for is there, and above 0."""
     for name in ("transformers", "trl", "datasets"):
         pytest.importorskip(name)
-    found = bench.against(resolve("micro", []), torch.device("cpu"), 1)
-    for name, peer in (("train", "transformers"), ("sample", "transformers"), ("step", "trl")):
+    run = resolve("micro", [])
+    weights = bench.make(run.model, "cpu", torch.float32).state_dict() if real else None
+    found = bench.against(run, torch.device("cpu"), weights, 1)
+    even = "" if real else ".even"
+    for name, peer in (("train", "transformers"), (f"sample{even}", "transformers"),
+                       (f"step{even}", "trl"))[real:]:
         assert min(found[f"{name}.{end}"] for end in ("ours", peer, f"vs_{peer}")) > 0
         assert found[f"{name}.float32.vs_{peer}.least"] > 0
 
@@ -146,7 +210,7 @@ def test_theirs_and_ours_take_turns(monkeypatch, best):
     order, own = [], torch.get_num_threads()
     clock = iter([9, 2, 9, 4, 9, 5] + [7, 2, 7, 8, 7, 10])  # beside theirs at best, then in float32
 
-    def steps(model, run, dtype, rounds, between=lambda: None):
+    def steps(model, run, work, dtype, rounds, between=lambda: None):
         for _ in range(rounds + 1):
             order.append((dtype, torch.get_num_threads()))
             between()
@@ -155,15 +219,15 @@ def test_theirs_and_ours_take_turns(monkeypatch, best):
     def seconds(work, device):
         order.append(("ours", torch.get_num_threads()))
         return next(clock)
-    monkeypatch.setattr(bench, "theirs", lambda config: torch.nn.Module())
+    monkeypatch.setattr(bench, "theirs", lambda *_: torch.nn.Module())
     monkeypatch.setattr(bench, "their_ways", lambda: [(d, own + 1) for d in bench.DTYPES])
     monkeypatch.setattr(bench, "their_grpo_steps", steps)
-    monkeypatch.setattr(bench, "grpo_step", lambda model, run: {"whole": lambda: None})
-    monkeypatch.setattr(bench, "tried", lambda works, device: [
+    monkeypatch.setattr(bench, "grpo_step", lambda *_: {"whole": lambda: None})
+    monkeypatch.setattr(bench, "tried", lambda works, device, trial: [
         (torch.bfloat16, own), (torch.float32, own)])
     monkeypatch.setattr(bench, "seconds", seconds)
     run = resolve("micro", [])
-    found = bench.against_trl(run.model, run, torch.device("cpu"), 2)
+    found = bench.against_trl(run.model, run, torch.device("cpu"), bench.Work([], 0, 9), 2)
     turn = [("ours", own)] * 2
     of = [[(dtype, own + 1), *turn] * 3 for dtype in dict.fromkeys((best, torch.float32))]
     assert order == [(d, own + 1) for d in bench.DTYPES for _ in range(3)] + sum(of, [])
