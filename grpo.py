@@ -158,13 +158,13 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     rows = torch.arange(len(ids), device=device)               # of ids: those still in the batch
     alive = torch.ones_like(rows, dtype=torch.bool)            # and of these, those not ended
     place = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, mine)))}  # of distinct prompts
-    cache, last = make_cache(model, len(place), longest), torch.arange(longest) == longest - 1
-    fed, real = pad_left(list(place), pad_id, device)
+    fed, real = pad_left(list(place), pad_id, device)          # (prompts, the longest of mine)
+    cache, last = make_cache(model, *fed.size()), F.pad(real[:, 1:] & False, (0, 1), value=True)
     with sampling(model) as unfinished, torch.inference_mode():  # FSDP gathers before the second
         for t in range(max_new_tokens):
             if t == 0:
                 read = torch.tensor([place[tuple(p)] for p in mine], device=device)
-                logits = model(fed, real, cache, last.expand_as(fed)).logits[read]
+                logits = model(fed, real, cache, last).logits[read]
                 cache = cache.keep(read, max_new_tokens)
             else:
                 logits = model(fed, cache=cache).logits[:, -1]

@@ -529,6 +529,17 @@ def test_a_cache_is_of_the_products_dtype():
     assert torch.equal(*outs)
 
 
+def test_a_process_may_lack_the_longest_prompt(monkeypatch):
+    """Of two processes the second writes every other answer; the longest prompt is the first's. Its
+    answers are those one process writes."""
+    model, prompts = make(), [[5, 6, 7, 8, 9, 3], [4], [2, 2], [3, 3]]
+    want = grpo.generate(model, prompts, 5, -1, 0).answers()
+    monkeypatch.setattr(grpo, "world", lambda: (1, 2))
+    monkeypatch.setattr(grpo, "share", lambda items: items[1::2])
+    monkeypatch.setattr(grpo, "gather", lambda mine: mine.repeat_interleave(2, 0))
+    assert grpo.generate(model, prompts, 5, -1, 0).answers()[1::2] == want[1::2]
+
+
 def test_of_a_prompt_the_last_tokens_logits_are_enough():
     """Reading prompts fills no memory with logits of all their tokens, which nothing draws from."""
     model, seen = make(), []
