@@ -166,7 +166,7 @@ class MLA(nn.Module):
             cache[:, -T:] = torch.cat((latent, k_rope.squeeze(2)), -1)
         if cache is None or T == cache.size(1) > 128:  # a prompt so long that scores fill memory
             return self.wo(self.attend(q, q_rope, latent, k_rope, mask).flatten(2))
-        return self.wo(self.attend_absorbed(q, q_rope, cache, mask, not x.is_cpu).flatten(2))
+        return self.wo(self.attend_absorbed(q, q_rope, cache, mask, x.is_cuda).flatten(2))
 
     def attend(self, q, q_rope, latent, k_rope, mask=None):
         """The form for training and long prompts: each head's keys and values. (B, T, H, value)"""
@@ -181,7 +181,7 @@ class MLA(nn.Module):
 
     def attend_absorbed(self, q, q_rope, cache, mask, fused=False):
         """The form for decoding (V2 section 2.1.2): W_UK moves to the query and W_UV to the output;
-        all heads share the cached latents as keys. fused: by the device's kernel, slow on a CPU."""
+        all heads share the cached latents as keys. fused: by torch's kernel, slow on a CPU."""
         w_ukv = self.wkv_b.weight.view(self.heads, -1, self.rank)  # (H, nope + value, rank)
         w_uk, w_uv = w_ukv.split((self.nope, self.value), 1)
         q = torch.einsum("bthd,hdr->bhtr", q, w_uk)                # the query's content as a latent
@@ -266,7 +266,7 @@ class Experts(nn.Module):
     def products(self, x_MC, counts_E):
         """What experts make of rows sorted by expert, counts_E each: (M, C)."""
         if x_MC.is_cpu and x_MC.dtype == torch.bfloat16 and (spare_E := -counts_E % 64).any():
-            # Compiled anew for each number of rows: zeros before them make it a multiple of 64.
+            # Such products are compiled for each number of rows: zeros make few of many, 64 apart.
             at = torch.arange(len(x_MC)) + spare_E.cumsum(0).repeat_interleave(counts_E)
             rows = x_MC.new_zeros(len(x_MC) + int(spare_E.sum()), x_MC.size(1))
             return self.products(rows.index_copy(0, at, x_MC), counts_E + spare_E)[at]
@@ -369,8 +369,8 @@ class Transformer(nn.Module):
             nn.init.normal_(parameter, std=config.init_std)
 
     def forward(self, tokens, real=None, cache=None, at=None):
-        """tokens (B, T) -> Output. real (B, T): False at padding, on the right; with a cache, which
-        grows by T columns, anywhere. at (B, T): True where logits are wanted, (M, vocabulary)."""
+        """tokens (B, T) -> Output. real (B, T): False at padding, on the right, in no load;
+        anywhere with a cache, which tokens continue. at (B, T): True where logits are wanted."""
         T, mask = tokens.size(1), None
         if cache is None:
             real = torch.ones_like(tokens).bool() if real is None else real
@@ -527,7 +527,7 @@ def spread(x, like):
 
 
 def where_they_lie(experts, x_MC, counts_E):
-    """experts.products of rows sorted by expert, each sent to where its expert lies, and back."""
+    """experts.products of rows sorted by expert, each (and its gradient) where its expert lies."""
     if not isinstance(experts.w2, DTensor):
         return experts.products(x_MC, counts_E)
     group = experts.w2.device_mesh["experts"].get_group()

@@ -501,8 +501,8 @@ def test_answers_are_laid_out_behind_their_prompts():
 @torch.no_grad()
 @pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_the_kernel_attends_as_products_do(monkeypatch, dtype, near):
-    """Decoding's attention by torch's kernel, as on a GPU: prompts read at once, padded on the left,
-    then token by token, come to the logits of the products."""
+    """The form that CUDA takes, heads as queries of one head in scaled_dot_product_attention (here
+    by its CPU form): prompts padded on the left, then tokens, come to the products' logits."""
     model, form, outs = make().eval(), moe.MLA.attend_absorbed, []
     model.compute_dtype = dtype
     for fused in (False, True):
@@ -517,7 +517,7 @@ def test_the_kernel_attends_as_products_do(monkeypatch, dtype, near):
 
 @torch.no_grad()
 def test_a_cache_is_of_the_products_dtype():
-    """In bfloat16 it takes half the memory; products round to it anyway, so logits stay the same."""
+    """In bfloat16 it takes half the memory; products round to it anyway: logits stay the same."""
     model, outs = make().eval(), []
     model.compute_dtype = torch.bfloat16
     for dtype in (torch.bfloat16, torch.float32):

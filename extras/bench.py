@@ -16,14 +16,12 @@ gemm        10^9 operations a second of a product of two matrices of 2048 x 2048
 copy        10^9 bytes a second read and written by a copy of 256 MiB, in this very run
 graph       decode once more on CUDA, in fixed shapes, each token replayed as one graph
 
-sample      tokens/s of answers; transformers beside it
-step        seconds of a GRPO step; TRL beside it
-sample.even, step.even: of random weights, as under decode and step above, all answers of one length
-
-With --from CKPT both sides have its weights, a rollout's questions (zero's: 24, 16 answers each)
-and its limit, and answers end by themselves. So some are long, and what is done about that counts:
-ours lets ended rows go and learns from rows of like length; theirs writes until the longest answer
-ends, and pads all to it. Rewards are random on both sides, or ours would leave dead groups out.
+--against: train, sample.even and step.even, of random weights, as train, decode and step above.
+With --from CKPT instead sample and step, by its weights: 24 train questions, 16 answers to each at
+temperature 1, at most as long as Zero's, that end by themselves. So some are long, and what is done
+about that counts: ours lets ended rows go, learns from rows of like length, in passes of Zero's
+size, and reads a prompt once; theirs writes until the longest answer ends, and pads all to it.
+Rewards are random on both sides, or ours would leave dead groups out.
 
 Figures are medians of ROUNDS runs, after one that is thrown away, and of all processes together
 (--processes). What is compared runs in turn, A B A B, so that a slow minute of the machine meets
@@ -32,9 +30,10 @@ both; a ratio is the median of the rounds' ratios, .least and .most are its extr
 Each side runs in the dtype, theirs also on the number of threads, that was fastest when tried
 first; float32's own ratios stand beside. Ours shares a step between processes, in passes of 4,096
 tokens. Theirs is one process, as their users start it, and takes its batch (TRL a minibatch) in
-one pass. TRL computes old log-probabilities in one forward pass more, where ours keeps the
-sampler's, and reads a prompt for each of its answers, ours once. transformers' DeepseekV3 has no
-multi-token prediction in training: beside it, neither has ours.
+one pass (smaller ones were not tried), with its own generate (not vLLM). TRL computes old
+log-probabilities in one forward pass more, where ours keeps the sampler's, and reads a prompt for
+each of its answers, ours once. transformers' DeepseekV3 has no multi-token prediction in training:
+beside it, neither has ours.
 """
 import copy
 import dataclasses
@@ -47,6 +46,7 @@ import sys
 import tempfile
 import time
 from statistics import median
+from types import SimpleNamespace
 
 import torch
 
@@ -111,7 +111,8 @@ def make(config, device, dtype, weights=None):
     """A model of random weights, or of those given."""
     torch.manual_seed(0)
     model = moe.Transformer(config)
-    model.load_state_dict(weights or model.state_dict(), strict=False)  # MTP's may be left over
+    model.load_state_dict({name: x for name, x in (weights or model.state_dict()).items()
+                           if model.mtp is not None or not name.startswith("mtp.")})
     return moe.place(model, device, dtype)
 
 
@@ -306,7 +307,8 @@ def their_grpo_steps(model, run, work, dtype, rounds, between=lambda: None):
             bf16=dtype == torch.bfloat16, max_steps=s.minibatches * (rounds + 1),
             save_strategy="no", report_to="none", logging_strategy="no", disable_tqdm=True,
             use_cpu=model.device.type == "cpu", generation_kwargs=limits,
-            loss_type="grpo", gradient_checkpointing=False)  # ours recomputes nothing
+            shuffle_dataset=False, loss_type="grpo",
+            gradient_checkpointing=False)  # ours recomputes nothing
         GRPOTrainer(path, lambda completions, **_: [rng.random() for _ in completions],
                     settings, train_dataset=data, processing_class=tokenizer,
                     callbacks=[Clock()]).train()
@@ -417,16 +419,23 @@ def in_turn_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6)
     def counted(way, work):
         """The call, its tokens noted."""
         return lambda: counts.setdefault(way, []).append(work())
+
+    def by_token(works, rounds):
+        """{way: seconds a token in each round}, by the first process' tokens: all choose alike."""
+        found = {}
+        for way, times in by_round(works, device, rounds).items():
+            last = torch.tensor(counts[way][-len(times):], dtype=torch.float64)
+            found[way] = [x / n for x, n in zip(times, moe.total(last * moe.leads()).tolist())]
+        return found
     works = {(*way, "ours"): ours_of(way[0]) for way in our_ways()}
     others = {(*way, "theirs"): at(way[1], theirs_of(way[0])) if moe.leads() else lambda: 1
               for way in their_ways()}  # theirs runs in the first process; the others wait
     works, others = ({way: counted(way, work) for way, work in some.items()}
                      for some in (works, others))
-    best = list(zip(tried(works, device, trial), tried(others, device, trial)))
+    best = list(zip(*(best_of({way: min(each) for way, each in by_token(some, trial).items()})
+                      for some in (works, others))))
     works |= others
-    taken = by_round({way: works[way] for pair in best for way in pair}, device, rounds)
-    each = {way: [x / n for x, n in zip(times, counts[way][-len(times):])]
-            for way, times in taken.items()}  # seconds a token, which all processes were told
+    each = by_token({way: works[way] for pair in best for way in pair}, rounds)
     return compared(name, "transformers", [(*pair, *(each[way] for way in pair)) for pair in best],
                     tokens=1)
 
@@ -486,8 +495,8 @@ def against(run, device, weights=None, rounds=None):
     plain = dataclasses.replace(run.model, n_mtp_layers=0)
     if weights:
         work, rounds = real_work(run, weights), rounds or REAL_ROUNDS
-        return (sampling(plain, device, work, rounds, 1)
-                | against_trl(plain, run, device, work, rounds, 1))
+        return (sampling(plain, device, work, rounds, 2)
+                | against_trl(plain, run, device, work, rounds, 2))
     to_sample, to_learn = even_works(plain)
     return (training(plain, device, rounds) | sampling(plain, device, to_sample, rounds)
             | against_trl(plain, run, device, to_learn, rounds))
@@ -515,8 +524,8 @@ def main(options):
     if options.start:
         if not options.against:
             raise UserError("--from is for bench --against")
-        options.checkpoint = options.start
-        model, _ = load_writer(options)
+        model, _ = load_writer(SimpleNamespace(checkpoint=options.start, device="cpu",
+                                               dtype=torch.float32))
         run, weights = dataclasses.replace(run, model=model.config), model.state_dict()
     if options.against and any(importlib.util.find_spec(name) is None
                                for name in ("transformers", "trl", "datasets")):

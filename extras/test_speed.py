@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import grpo
+import r1mini
 import tasks
 from extras import bench, speed
 from extras.options import resolve
@@ -185,6 +186,12 @@ def test_both_sides_have_a_checkpoints_weights():
         torch.testing.assert_close(ours(tokens).logits, theirs, atol=1e-4, rtol=1e-4)
     assert len(work.prompts) == bench.QUESTIONS * bench.GROUP and work.even == ""
     assert work.end_id == tasks.END_ID and work.prompts[0] == work.prompts[bench.GROUP - 1]
+
+
+def test_a_checkpoint_is_for_a_comparison(capsys):
+    """Without --against, --from would change nothing: one line says so."""
+    assert r1mini.main(["bench", "--preset", "micro", "--from", "no.pt"]) == 2
+    assert "--from is for bench --against" in capsys.readouterr().err
 
 
 @pytest.mark.slow
