@@ -112,7 +112,7 @@ class Cache:
     length: int = 0  # columns filled
 
     def keep(self, rows, more=0):
-        """The cache of some rows, by number, repeated or not, with `more` columns to come."""
+        """The cache of some rows, by number, repeated or not, and `more` columns, undefined yet."""
         layers, _, S, width = self.latent.size()
         latent = self.latent.new_empty(layers, len(rows), S + more, width)
         torch.index_select(self.latent[:, :, :self.length], 1, rows, out=latent[:, :, :self.length])
@@ -266,7 +266,7 @@ class Experts(nn.Module):
     def products(self, x_MC, counts_E):
         """What experts make of rows sorted by expert, counts_E each: (M, C)."""
         if x_MC.is_cpu and x_MC.dtype == torch.bfloat16 and (spare_E := -counts_E % 64).any():
-            # Such products are compiled for each number of rows: zeros make few of many, 64 apart.
+            # Compiled anew for each number of rows, so zeros make it a multiple of 64: few occur.
             at = torch.arange(len(x_MC)) + spare_E.cumsum(0).repeat_interleave(counts_E)
             rows = x_MC.new_zeros(len(x_MC) + int(spare_E.sum()), x_MC.size(1))
             return self.products(rows.index_copy(0, at, x_MC), counts_E + spare_E)[at]
@@ -285,7 +285,7 @@ class MoE(nn.Module):
         self.shared = MLP(config.dim, config.n_shared_experts * config.moe_inter_dim)
 
     def forward(self, x, real):
-        """x (B, T, C), real (B, T) False at padding -> (B, T, C), loss. Training counts loads."""
+        """x (B, T, C), real (B, T) -> (B, T, C), balance loss. Counts load in training."""
         x_NC = x.flatten(0, 1)
         scores_NE, gates_NK, chosen_NK = self.router(x_NC)
         loss = 0.0
@@ -527,7 +527,7 @@ def spread(x, like):
 
 
 def where_they_lie(experts, x_MC, counts_E):
-    """experts.products of rows sorted by expert, each (and its gradient) where its expert lies."""
+    """experts.products of rows sorted by expert, sent to where it lies and back; gradients too."""
     if not isinstance(experts.w2, DTensor):
         return experts.products(x_MC, counts_E)
     group = experts.w2.device_mesh["experts"].get_group()

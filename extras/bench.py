@@ -538,10 +538,9 @@ def main(options):
                   "ten; all is printed at the end", file=sys.stderr)
         found = {"machine": f"{machine()}, {moe.world()[1]} processes of {torch.get_num_threads()} "
                             f"threads, torch {torch.__version__}, "
-                            f"{str(options.dtype).removeprefix('torch.')}",
-                 "shapes": SHAPES}
+                            f"{str(options.dtype).removeprefix('torch.')}"}
         if not weights:
-            found |= ours(run, device, options.dtype)
+            found |= {"shapes": SHAPES} | ours(run, device, options.dtype)
         if options.against:
             found |= against(run, device, weights)
     print(json.dumps(found) if options.json else page(found))
