@@ -292,20 +292,20 @@ def supervised_loss(model, tokens, real, weight, targets, sequences):
     tokens (B, T), real (B, T) False at padding, weight (B, T) of predicting each token. targets and
     sequences count the global batch, so cutting it into micro-batches never changes the gradient.
     """
-    def nll(logits, shift):
-        wanted = weight[:, shift:] > 0
-        losses = F.cross_entropy(logits.float(), tokens[:, shift:][wanted], reduction="none")
-        return (losses * weight[:, shift:][wanted]).sum() / targets
-    at = F.pad(weight[:, 1:] > 0, (0, 1))      # i predicts token i+1
-    output = model(tokens, real, at=at)
-    loss = main = nll(output.logits, 1)
-    balance = output.balance
+    def nll(hidden, shift):                        # place i predicts token i + shift
+        at = weight[:, shift:] > 0
+        parts = hidden[:, :at.size(1)][at], tokens[:, shift:][at], weight[:, shift:][at]
+        some = max(1, len(parts[0]) // 512)        # so few logits at a time stay in a CPU's cache
+        return sum((F.cross_entropy(model.head(h), ids, reduction="none") * w).sum()
+                   for h, ids, w in zip(*(x.chunk(some) for x in parts))) / targets
+    nowhere = torch.zeros_like(real)               # the head is asked by nll alone
+    output = model(tokens, real, at=nowhere)
+    main, second, balance = nll(output.hidden, 1), 0.0, output.balance
     if model.mtp is not None and model.config.mtp_weight:
-        at = F.pad(weight[:, 2:] > 0, (0, 1))  # and i+2; 1/T, not 1/(T-1)
-        second = model.predict_second(tokens, real, output.hidden, at)
-        loss = loss + model.config.mtp_weight * nll(second.logits, 2)
-        balance = balance + second.balance
-    return loss + balance / sequences, {"loss": main.detach()}
+        ahead = model.predict_second(tokens, real, output.hidden, nowhere[:, 1:])
+        second = model.config.mtp_weight * nll(ahead.hidden, 2)  # 1/T, not 1/(T-1)
+        balance = balance + ahead.balance
+    return main + second + balance / sequences, {"loss": main.detach()}
 
 
 @torch.no_grad()

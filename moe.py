@@ -171,9 +171,9 @@ class MLA(nn.Module):
     def attend(self, q, q_rope, latent, k_rope, mask=None):
         """The form for training and long prompts: each head's keys and values. (B, T, H, value)"""
         k, v = self.wkv_b(latent).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), -1)
-        q = torch.cat((q, q_rope), -1)                                 # (B, T, H, nope + rope)
-        k = torch.cat((k, k_rope.expand(-1, -1, self.heads, -1)), -1)  # k_C, k_R
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))               # (B, H, T, .)
+        q, q_rope, k, k_rope, v = (x.transpose(1, 2) for x in (q, q_rope, k, k_rope, v))
+        q = torch.cat((q, q_rope), -1)                                 # (B, H, T, nope + rope)
+        k = torch.cat((k, k_rope.expand(-1, self.heads, -1, -1)), -1)  # k_C, k_R
         if mask is None and q.is_cpu and q.dtype == torch.bfloat16:    # the fused one is slower
             future = q.new_full((q.size(2), q.size(2)), -math.inf).triu(1)
             return ((q * self.scale @ k.mT + future).softmax(-1) @ v).transpose(1, 2)
@@ -260,7 +260,7 @@ class Experts(nn.Module):
         kind = x_NC.device.type                                        # no autocast of grouped_mm
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NC.dtype
         y = where_they_lie(self, x_NC.index_select(0, token).to(dtype), counts)
-        y = y * gates_NK.flatten()[order].unsqueeze(-1)
+        y = y.type_as(gates_NK) * gates_NK.flatten()[order].unsqueeze(-1)  # cast first: faster
         return torch.zeros_like(x_NC, dtype=y.dtype).index_add(0, token, y)
 
     def products(self, x_MC, counts_E):
