@@ -253,23 +253,22 @@ class Experts(nn.Module):
 
     def forward(self, x_NC, gates_NK, chosen_NK):
         """The gated sum of each token's experts (N, C)."""
-        pairs = chosen_NK.flatten()                                    # (N*K,) of token and expert
-        order = pairs.argsort(stable=True)                             # by expert
-        token = order // chosen_NK.size(1)
+        pairs, gates = chosen_NK.flatten(), gates_NK.flatten()         # (N*K,) of token and expert
         counts = pairs.new_zeros(len(self.w2)).index_add(0, pairs, torch.ones_like(pairs))
         kind = x_NC.device.type                                        # no autocast of grouped_mm
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NC.dtype
+        if kind == "cpu" and dtype == torch.bfloat16:  # compiled for each number of rows: the last
+            spare = -counts % 64                       # token, gated 0, makes it a multiple of 64
+            pairs = torch.cat((pairs, torch.arange(len(spare)).repeat_interleave(spare)))
+            gates, counts = F.pad(gates, (0, len(pairs) - len(gates))), counts + spare
+        order = pairs.argsort(stable=True)                             # by expert
+        token = (order // chosen_NK.size(1)).clamp(max=len(x_NC) - 1)
         y = where_they_lie(self, x_NC.index_select(0, token).to(dtype), counts)
-        y = y.type_as(gates_NK) * gates_NK.flatten()[order].unsqueeze(-1)  # cast first: faster
+        y = y.type_as(gates) * gates[order].unsqueeze(-1)              # two types multiply slowly
         return torch.zeros_like(x_NC, dtype=y.dtype).index_add(0, token, y)
 
     def products(self, x_MC, counts_E):
         """What experts make of rows sorted by expert, counts_E each: (M, C)."""
-        if x_MC.is_cpu and x_MC.dtype == torch.bfloat16 and (spare_E := -counts_E % 64).any():
-            # Compiled anew for each number of rows, so zeros make it a multiple of 64: few occur.
-            at = torch.arange(len(x_MC)) + spare_E.cumsum(0).repeat_interleave(counts_E)
-            rows = x_MC.new_zeros(len(x_MC) + int(spare_E.sum()), x_MC.size(1))
-            return self.products(rows.index_copy(0, at, x_MC), counts_E + spare_E)[at]
         w13, w2 = (own(w).to(x_MC.dtype).transpose(1, 2) for w in (self.w13, self.w2))
         ends = counts_E.cumsum(0).int()
         gate, up = F.grouped_mm(x_MC, w13, offs=ends).chunk(2, -1)
@@ -293,7 +292,8 @@ class MoE(nn.Module):
             taken_NE = F.one_hot(chosen_NK, scores_NE.size(1)).sum(1) * real.flatten().unsqueeze(-1)
             self.router.load += taken_NE.sum(0)
             loss = self.balance_loss(scores_NE.unflatten(0, x.shape[:2]), real)
-        return (self.experts(x_NC, gates_NK, chosen_NK) + self.shared(x_NC)).view_as(x), loss
+        y_NC = self.experts(x_NC, gates_NK, chosen_NK) + self.shared(x_NC).float()
+        return y_NC.view_as(x), loss
 
     def balance_loss(self, scores_BTE, real):
         """The sequence-wise balance loss (V3 eq 17-20), over all sequences; alpha each if even."""
@@ -321,10 +321,10 @@ class Block(nn.Module):
 
     def forward(self, x, turn, real, cache=None, mask=None):
         """x (B, T, C) -> (B, T, C), balance loss."""
-        x = x + self.attn(self.attn_norm(x), turn, cache, mask)
+        x = x + self.attn(self.attn_norm(x), turn, cache, mask).float()  # two types add slowly
         h = self.ffn_norm(x)
         y, loss = self.ffn(h, real) if isinstance(self.ffn, MoE) else (self.ffn(h), 0.0)
-        return x + y, loss
+        return x + y.float(), loss
 
 
 class MTP(nn.Module):

@@ -147,20 +147,22 @@ def test_attention_in_bfloat16_is_the_kernels_in_float32():
 
 
 def test_experts_in_bfloat16_see_numbers_of_rows_that_recur(monkeypatch):
-    """Before each expert's rows stand zeros up to a multiple of 64; outputs and gradients are those
-    of float32, to bfloat16's rounding."""
+    """Behind each expert's rows stand as many as make a multiple of 64, which change nothing:
+    outputs and gradients are those of float32, to bfloat16's rounding."""
     experts, product, ends = make().layers[1].ffn.experts, F.grouped_mm, []
     monkeypatch.setattr(F, "grouped_mm", lambda a, b, offs: (
         ends.append(offs.tolist()), product(a, b, offs=offs))[1])
-    counts = torch.tensor([3, 0, 64, 1, 70, 2, 0, 5])
-    x, direction = torch.randn(145, TINY.dim), torch.randn(145, TINY.dim)
+    expert = torch.arange(8).repeat_interleave(torch.tensor([3, 0, 64, 1, 70, 2, 0, 4]))
+    chosen = expert[torch.randperm(144)].view(36, 4)
+    x, direction = torch.randn(36, TINY.dim, requires_grad=True), torch.randn(36, TINY.dim)
+    gates = torch.rand(36, 4, requires_grad=True)
     found = []
-    for dtype in (torch.float32, torch.bfloat16):
-        given = x.to(dtype).requires_grad_()
-        y = experts.products(given, counts)
-        found.append([y.float(), *(g.float() for g in torch.autograd.grad(
-            (y * direction).sum(), (given, experts.w13, experts.w2)))])
-    assert ends == 2 * [[3, 3, 67, 68, 138, 140, 140, 145]] + 2 * [
+    for low in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            y = experts(x, gates, chosen)
+        found.append([y, *torch.autograd.grad((y * direction).sum(), (
+            x, gates, experts.w13, experts.w2))])
+    assert ends == 2 * [[3, 3, 67, 68, 138, 140, 140, 144]] + 2 * [
         [64, 64, 128, 192, 320, 384, 384, 448]]
     for exact, near in zip(*found):
         assert (near - exact).norm() < 0.02 * exact.norm()
