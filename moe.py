@@ -257,14 +257,14 @@ class Experts(nn.Module):
         counts = pairs.new_zeros(len(self.w2)).index_add(0, pairs, torch.ones_like(pairs))
         kind = x_NC.device.type                                        # no autocast of grouped_mm
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NC.dtype
-        if kind == "cpu" and dtype == torch.bfloat16:  # compiled for each number of rows: the last
-            spare = -counts % 64                       # token, gated 0, makes it a multiple of 64
+        if kind == "cpu" and dtype == torch.bfloat16:  # torch compiles for each number of rows, so
+            spare = -counts % 64                       # the last token, gated 0, fills up to 64s
             pairs = torch.cat((pairs, torch.arange(len(spare)).repeat_interleave(spare)))
             gates, counts = F.pad(gates, (0, len(pairs) - len(gates))), counts + spare
         order = pairs.argsort(stable=True)                             # by expert
         token = (order // chosen_NK.size(1)).clamp(max=len(x_NC) - 1)
         y = where_they_lie(self, x_NC.index_select(0, token).to(dtype), counts)
-        y = y.type_as(gates) * gates[order].unsqueeze(-1)              # two types multiply slowly
+        y = y.type_as(gates) * gates[order].unsqueeze(-1)              # mixed types: slow on a CPU
         return torch.zeros_like(x_NC, dtype=y.dtype).index_add(0, token, y)
 
     def products(self, x_MC, counts_E):
@@ -321,7 +321,7 @@ class Block(nn.Module):
 
     def forward(self, x, turn, real, cache=None, mask=None):
         """x (B, T, C) -> (B, T, C), balance loss."""
-        x = x + self.attn(self.attn_norm(x), turn, cache, mask).float()  # two types add slowly
+        x = x + self.attn(self.attn_norm(x), turn, cache, mask).float()  # mixed sums: slow on a CPU
         h = self.ffn_norm(x)
         y, loss = self.ffn(h, real) if isinstance(self.ffn, MoE) else (self.ffn(h), 0.0)
         return x + y.float(), loss

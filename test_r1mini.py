@@ -331,7 +331,7 @@ def test_gradient_does_not_depend_on_the_micro_batches(alpha):
 
 
 def test_gradient_of_a_pass_whose_logits_come_in_parts():
-    """60 rows of 24 tokens, 1,380 of them predicted, twice, have the gradient of three times 20."""
+    """60 rows of 24 tokens, 1,380 predicted, by MTP 1,320, have the gradient of three times 20."""
     model, tokens = make(balance_alpha=0.0).train(), torch.randint(24, (60, 24))
     weight = torch.rand(60, 24)
 

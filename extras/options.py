@@ -277,7 +277,7 @@ def choose_device(device="auto", dtype="auto"):
 
 
 def prepare(options):
-    """Threads, device and dtype of a command, checked before anything long begins."""
+    """Threads, memory, device and dtype of a command, checked before anything long begins."""
     for name, least, most in (("threads", 0, 4 * os.cpu_count()), ("save_every", 1, 10**9),
                               ("processes", 0, 4 * os.cpu_count()),
                               ("samples", 1, 10**5), ("seed", 0, 2**62), ("gpus", 1, 10**6),
@@ -298,8 +298,8 @@ def prepare(options):
                 getattr(options, "parallel", "") != "none"
             several = min(4, threads) if busy else 1
         torch.set_num_threads(max(1, threads // several))
-        # Freed at once, which teaches glibc to keep freed blocks of up to this size: handed back,
-        # each page of the next step's would be a fault, 5 to 10% of a step.
+        # Freed at once: glibc then keeps freed blocks of up to this size for the next step, whose
+        # pages would else all fault again, up to a tenth of a step. Larger ones still go back.
         torch.empty(31 * 2 ** 20, dtype=torch.uint8)
         options.processes = several
         if hasattr(options, "parallel"):
