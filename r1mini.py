@@ -604,7 +604,7 @@ def run_stages(options, run, names):
         models = Models(folder)
         print(f"{run.preset}, seed {run.seed}, into {folder.path}; {options.expected}stages:\n"
               f"  {' '.join(names)}\nWatch the loss fall, or in RL the accuracy rise; dev scores "
-              "come on the way, test at a stage's end.\nCtrl-C saves; the same command goes on.")
+              "come on the way, test scores at the end.\nCtrl-C saves; the same command goes on.")
         signal.signal(signal.SIGINT, folder.interrupt)
         try:
             for name in names:
