@@ -29,16 +29,17 @@ Departures and choices, where the papers (DeepSeekMath, R1) differ or are silent
 """
 import math
 import random
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe import (Router, UserError, add_up, gather, make_cache, own, pad, sampling, share, spread,
-                 total, twin, whole, world)
+from engine.checkpoint import restore
+from engine.devices import all_sum, copy_model
+from engine.optim import learning_rate_at, make_optimizers, micro_batches, update
+from engine.sampling import Samples, generate, pad
 
 
 @dataclass(frozen=True)
@@ -79,137 +80,6 @@ SETTINGS = {
     "dapo": {"clip_high": 0.28, "beta": 0.0, "oversample": 2, "overlong": 40},
     "gspo": {"clip_low": 3e-4, "clip_high": 4e-4, "beta": 0.0},
 }
-
-
-# -------------------------------------------------------------------------------------------------
-# Sampling
-
-
-@dataclass
-class Samples:
-    """N sampled answers, right-padded behind their prompts."""
-    tokens: Tensor    # (N, T) prompt then answer, right-padded
-    answer: Tensor    # (N, T) True at the answer's tokens, its end token included
-    logprobs: Tensor  # (N, T) log-probability of each answer token as it was sampled, elsewhere 0
-    finished: Tensor  # (N,) whether the answer ended by itself
-
-    def answers(self):
-        """The answers' token ids, N lists."""
-        return [row[mask].tolist() for row, mask in zip(self.tokens, self.answer)]
-
-
-def sampling_logprobs(logits, temperature, top_p):
-    """Log-probabilities (N, V) of the sampling policy: logits over temperature, then the smallest
-    set of tokens whose mass reaches top_p, renormalised. Temperature 0: the likeliest token."""
-    if temperature == 0:
-        return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
-    logp = (logits / temperature if temperature != 1 else logits).log_softmax(-1)
-    if top_p < 1:
-        outside = math.log((1 - top_p) / logp.size(-1))    # all such together lack the mass
-        ordered, order = logp.topk(int((logp > outside).sum(-1).max()))
-        before = ordered.exp().cumsum(-1) - ordered.exp()  # mass of the likelier tokens
-        kept = ordered.masked_fill(before >= top_p, -math.inf).log_softmax(-1)
-        logp = torch.full_like(logp, -math.inf).scatter(-1, order, kept)
-    return logp
-
-
-def draw(logp, uniform):
-    """A token (N, 1) for each row of log-probabilities (N, V), by its own number (N,) in [0, 1)."""
-    mass = logp.exp().cumsum(-1)
-    found = torch.searchsorted(mass, uniform.unsqueeze(-1) * mass[:, -1:], right=True)
-    return found.clamp(max=logp.size(-1) - 1)
-
-
-def pad_left(prompts, pad_id, device):
-    """N token lists -> tokens (N, T) padded on the left, and where they are real."""
-    longest = max(map(len, prompts))
-    real = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
-    tokens = pad([[pad_id] * (longest - len(p)) + list(p) for p in prompts], pad_id, device)
-    return tokens, torch.tensor(real, dtype=torch.bool, device=device)
-
-
-def check_length(config, longest, max_new_tokens):
-    """UserError if a prompt and its answer are longer than the model can read."""
-    if longest + max_new_tokens > config.max_seq_len:
-        raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
-                        f"model's max_seq_len of {config.max_seq_len}")
-
-
-@torch.no_grad()
-def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0,
-             watch=None):
-    """Samples an answer to each of N prompts (token lists of any lengths). Returns Samples.
-
-    Answer n, token t is drawn with its own uniform number, so the other prompts' fate does not
-    touch it. A prompt that comes several times is read once. Ended rows leave the batch when more
-    than a quarter of it is idle. Each process writes its share of the answers and all return all,
-    so a group is compared whole. watch sees each round's tokens (rows, 1), of ended rows too.
-    """
-    device, config, longest = model.head.weight.device, model.config, max(map(len, prompts))
-    check_length(config, longest, max_new_tokens)
-    training = model.training
-    model.eval()
-    uniform = torch.rand(len(prompts), max_new_tokens,
-                         generator=torch.Generator().manual_seed(seed))
-    shared = len(prompts) >= world()[1]  # or all write all
-    mine, uniform = (share(x) if shared else x for x in (prompts, uniform.to(device)))
-    ids = torch.full(uniform.shape, pad_id, device=device)     # (len(mine), max_new_tokens)
-    logp = torch.zeros_like(uniform)
-    rows = torch.arange(len(ids), device=device)               # of ids: those still in the batch
-    alive = torch.ones_like(rows, dtype=torch.bool)            # and of these, those not ended
-    place = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, mine)))}  # of distinct prompts
-    fed, real = pad_left(list(place), pad_id, device)          # (prompts, the longest of mine)
-    cache, last = make_cache(model, *fed.size()), F.pad(real[:, 1:] & False, (0, 1), value=True)
-    with sampling(model) as unfinished, torch.inference_mode():  # FSDP gathers before the second
-        for t in range(max_new_tokens):
-            if t == 0:
-                read = torch.tensor([place[tuple(p)] for p in mine], device=device)
-                logits = model(fed, real, cache, last).logits[read]
-                cache = cache.keep(read, max_new_tokens)
-            else:
-                logits = model(fed, cache=cache).logits[:, -1]
-            policy = sampling_logprobs(logits, temperature, top_p)
-            fed = draw(policy, uniform[:, t])                  # (rows, 1)
-            if watch:
-                watch(fed)
-            ids[rows, t], logp[rows, t] = fed[:, 0], policy.gather(-1, fed)[:, 0]  # ended ones too
-            alive = alive & (fed[:, 0] != end_id)
-            count = int(alive.sum())
-            if not unfinished(count > 0):
-                break
-            if 0 < count < 0.75 * len(rows):
-                left = alive.nonzero().squeeze(1)
-                cache, rows, alive = cache.keep(left), rows[left], alive[left]
-                fed, uniform = fed[left], uniform[left]
-    model.train(training)
-    return lay_out(prompts, *(gather(x) if shared else x for x in (ids, logp)), end_id, pad_id)
-
-
-def lay_out(prompts, ids, logp, end_id, pad_id):
-    """Samples of N prompts and their answers' ids and logp (N, max_new_tokens). An answer counts up
-    to its first end_id and with it; what was drawn after that does not."""
-    ended = ids == end_id
-    finished = ended.any(1)
-    length = torch.where(finished, ended.int().argmax(1) + 1, ids.size(1)).unsqueeze(1)  # (N, 1)
-    begin = torch.tensor([[len(p)] for p in prompts], device=ids.device)
-    width = int((begin + length).max())
-    column = torch.arange(width, device=ids.device) - begin  # (N, width) which of ids
-    answer, at = (0 <= column) & (column < length), column.clamp(0, ids.size(1) - 1)
-    before = F.pad(pad(prompts, pad_id, ids.device), (0, width - int(begin.max())), value=pad_id)
-    return Samples(torch.where(answer, ids.gather(1, at), before), answer,
-                   torch.where(answer, logp.gather(1, at), 0.0), finished)
-
-
-def logprobs(model, tokens, wanted, real=None, temperature=1.0):
-    """Log-probability of tokens (N, T) given what stands before them, and the entropy there: both
-    (N, T), zero where `wanted` (N, T) is False."""
-    logits = model(tokens, real, at=F.pad(wanted[:, 1:], (0, 1))).logits
-    logp = (logits / temperature if temperature != 1 else logits).log_softmax(-1)
-    chosen = logp.gather(-1, tokens[wanted].unsqueeze(-1)).squeeze(-1)
-    with torch.no_grad():
-        entropy = -(logp.exp() * logp).sum(-1)
-    blank = torch.zeros(tokens.shape, device=tokens.device)
-    return blank.masked_scatter(wanted, chosen), blank.masked_scatter(wanted, entropy)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -278,169 +148,6 @@ def gspo(new, old, advantage, mask, batch, s):
 
 
 OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
-
-
-# -------------------------------------------------------------------------------------------------
-# One update, of RL and of the supervised stages. No weight decay (V3: 0.1); rates fall linearly to
-# 0 (V3: a cosine); Muon moves the matrices in every supervised stage. In pretraining too, questions
-# are given, not predicted, and documents padded (V3 predicts all tokens, of packed documents).
-
-
-def supervised_loss(model, tokens, real, weight, targets, sequences):
-    """V3's training loss: next token, MTP (eq 24-25) and balance (eq 17). Returns (loss, info).
-
-    tokens (B, T), real (B, T) False at padding, weight (B, T) of predicting each token. targets and
-    sequences count the global batch, so cutting it into micro-batches never changes the gradient.
-    """
-    def nll(hidden, shift):                        # place i predicts token i + shift
-        at = weight[:, shift:] > 0
-        parts = hidden[:, :at.size(1)][at], tokens[:, shift:][at], weight[:, shift:][at]
-        some = max(1, len(parts[0]) // 512)        # parts of 512 to 1,023 rows: faster on CPUs
-        return sum((F.cross_entropy(model.head(h), ids, reduction="none") * w).sum()
-                   for h, ids, w in zip(*(x.chunk(some) for x in parts))) / targets
-    nowhere = torch.zeros_like(real)               # no logits from the model: nll makes them
-    output = model(tokens, real, at=nowhere)
-    main, second, balance = nll(output.hidden, 1), 0.0, output.balance
-    if model.mtp is not None and model.config.mtp_weight:
-        ahead = model.predict_second(tokens, real, output.hidden, nowhere[:, 1:])
-        second = model.config.mtp_weight * nll(ahead.hidden, 2)  # by targets too (eq 24: 1/T)
-        balance = balance + ahead.balance
-    return main + second + balance / sequences, {"loss": main.detach()}
-
-
-@torch.no_grad()
-def balance(model, moving=True):
-    """Moves every routing bias by gamma * sign(mean load - load) (V3 section 2.1.2) and forgets the
-    load. Returns it over its mean: of each mixture a list, an expert's load after the other."""
-    loads = []
-    for router in (m for m in model.modules() if isinstance(m, Router)):
-        mean = router.load.mean()
-        if mean > 0:
-            loads.append([round(x, 3) for x in (router.load / mean).tolist()])
-            router.bias += moving * router.config.bias_speed * torch.sign(mean - router.load)
-        router.load.zero_()
-    return loads
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, each matrix replaced by the nearest orthogonal one (Jordan et al. 2024; Kimi K2).
-
-    torch.optim.Muon takes single matrices; this one also takes stacks of them, as experts have.
-    """
-
-    def __init__(self, parameters, lr, momentum=0.95):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self):
-        """One update; with sqrt(rows / columns), outputs change by a like amount for all shapes."""
-        for group in self.param_groups:
-            nesterov = {}
-            for p in (p for p in group["params"] if p.grad is not None):
-                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                average.lerp_(p.grad, 1 - group["momentum"])
-                nesterov[p] = p.grad.lerp(average, group["momentum"])
-            for p, nearest in zip(nesterov, all_orthogonal(list(nesterov.values()))):
-                factor = max(1.0, p.size(-2) / p.size(-1)) ** 0.5
-                own(p).add_(nearest, alpha=-group["lr"] * factor)
-
-
-def all_orthogonal(matrices):
-    """orthogonal() of each matrix or stack, as far as this process holds it. What all processes
-    hold alike is shared out, large ones first, and exchanged in one message."""
-    alike = [i for i, x in enumerate(matrices) if own(x) is x]
-    mine = share(sorted(alike, key=lambda i: -matrices[i].numel()))
-
-    def found(i, x):
-        if i in alike:                               # 0 where another process finds it
-            return orthogonal(x) if i in mine else torch.zeros_like(x)
-        if x.dim() > 2:                              # a stack is spread by whole matrices
-            return orthogonal(own(x))
-        return own(spread(orthogonal(whole(x)), x))  # a matrix in parts is gathered
-    results = [found(i, x) for i, x in enumerate(matrices)]
-    if alike:
-        total(*(results[i] for i in alike))
-    return results
-
-
-def orthogonal(x, rounds=5):
-    """Roughly U V^T of x = U S V^T (.., rows, columns): a quintic Newton-Schulz iteration that
-    drives every singular value to about 1 (between 0.7 and 1.2: fast, not exact)."""
-    tall = x.size(-2) > x.size(-1)
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    plus = torch.addmm if x.dim() == 2 else torch.baddbmm              # beta x + alpha a b
-    for _ in range(rounds):
-        gram = x @ x.mT
-        gram = plus(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        x = plus(x, gram, x, beta=3.4445)
-    return x.mT if tall else x
-
-
-def make_optimizer(model, lr, muon_lr=0.0):
-    """AdamW with V3's betas (section 4.2) on all parameters; with muon_lr, Muon on the matrices
-    between embedding and head (not the router's centroids, which are vectors). Returns a list."""
-    matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and muon_lr
-                and not name.startswith(("embed.", "head.")) and "router" not in name]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    alike = len({type(p.data) for p in others}) == 1  # with ddp, experts elsewhere are another type
-    adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=0.0, fused=alike,
-                              foreach=False)
-    return [adamw, Muon(matrices, muon_lr)] if matrices else [adamw]
-
-
-def learning_rate_at(step, steps, warmup, decay):
-    """The factor on the learning rate: linear from 0 over `warmup` steps, constant, linear to 0
-    over the last share `decay` of `steps`."""
-    left = (steps - step) / (decay * steps) if decay else 1.0
-    return min(1.0, (step + 1) / (warmup + 1), left)
-
-
-def clip(model, max_norm):
-    """Scales all gradients down to a common norm of max_norm. Returns the norm they had. Torch
-    takes those together that are spread alike."""
-    alike = {}
-    for p in model.parameters():
-        if p.grad is not None:
-            alike.setdefault(getattr(p, "device_mesh", None), []).append(p)
-    norms = [whole(nn.utils.get_total_norm([p.grad for p in some])) for some in alike.values()]
-    norm = math.hypot(*map(float, norms))
-    for some in alike.values():
-        nn.utils.clip_grads_with_norm_(some, max_norm, torch.tensor(norm))
-    return norm
-
-
-def restore(target, saved):
-    """Loads a saved state into a model or an optimizer, however spread."""
-    if isinstance(target, nn.Module):
-        like = target.state_dict()
-        target.load_state_dict({name: spread(x, like[name]) for name, x in saved.items()})
-        return
-    like = [p for group in target.param_groups for p in group["params"]]
-    groups = [old | {key: new[key] for key in new.keys() & {"fused"}}  # that hangs on the layout
-              for old, new in zip(saved["param_groups"], target.param_groups)]
-    target.load_state_dict(saved | {"param_groups": groups, "state": {
-        i: {name: spread(x, like[i]) for name, x in of.items()}
-        for i, of in saved["state"].items()}})
-
-
-def update(model, optimizers, factor=1.0, max_norm=1.0):
-    """One optimizer step from the gradients at hand: clip, step, zero, balance. Returns its log.
-
-    A gradient that is not finite changes nothing and is counted as skipped. With several processes
-    gradients and loads are sums over all, so that all take the same step."""
-    add_up(model)
-    norm = clip(model, max_norm)
-    finite = math.isfinite(norm)
-    for optimizer in optimizers if finite else ():
-        for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-        optimizer.step()
-    model.zero_grad()
-    loads = balance(model, finite)  # the busiest expert's is the figure to watch; no mixture: 0
-    return {"grad_norm": norm if finite else 0.0, "skipped": int(not finite),
-            "expert_load": max(map(max, loads), default=0.0), "loads": loads}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -517,26 +224,16 @@ def chosen_rows(rollout, s):
     return (groups.unsqueeze(1) * s.group_size + torch.arange(s.group_size)).flatten().tolist()
 
 
-def micro_batches(lengths, rows, limit):
-    """Cuts rows, by length, into lists of `limit` tokens at most with padding (or one row), each
-    with its longest row last. Returns this process' share of the lists. All make as many passes,
-    for FSDP and expert parallelism need all in each: a last list may be empty."""
-    rows, count = sorted(rows, key=lambda r: (lengths[r], r)), world()[1]
-
-    def cut(most):  # lists of at most so many tokens, padding counted
-        lists = [[]]
-        for row in rows:
-            if lists[-1] and (len(lists[-1]) + 1) * lengths[row] > most:
-                lists.append([])
-            lists[-1].append(row)
-        return lists
-    needed = math.ceil(len(cut(limit)) / count) * count
-    # The smallest limit that needs no more lists makes them even, so that none waits long for
-    # another. (The larger it is, the fewer lists; bisect wants rising keys, hence the minus.)
-    lists = cut(1 + bisect_left(range(1, limit), -needed, key=lambda most: -len(cut(most))))
-    lists += [[]] * (needed - len(lists))
-    deals = [lists[i:i + count] for i in range(0, needed, count)]  # to and fro: long rows for all
-    return [deal[::-1 if i % 2 else 1][world()[0]] for i, deal in enumerate(deals)]
+def logprobs(model, tokens, wanted, real=None, temperature=1.0):
+    """Log-probability of tokens (N, T) given what stands before them, and the entropy there: both
+    (N, T), zero where `wanted` (N, T) is False."""
+    logits = model(tokens, real, at=F.pad(wanted[:, 1:], (0, 1))).logits
+    logp = (logits / temperature if temperature != 1 else logits).log_softmax(-1)
+    chosen = logp.gather(-1, tokens[wanted].unsqueeze(-1)).squeeze(-1)
+    with torch.no_grad():
+        entropy = -(logp.exp() * logp).sum(-1)
+    blank = torch.zeros(tokens.shape, device=tokens.device)
+    return blank.masked_scatter(wanted, chosen), blank.masked_scatter(wanted, entropy)
 
 
 def improve(model, reference, optimizers, rollout, s, rng, step):
@@ -580,8 +277,8 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
         done, of = step * s.minibatches + m, s.steps * s.minibatches
         factor = learning_rate_at(done, of, s.warmup, s.decay)
         updates.append(update(model, optimizers, factor))
-    means = total(torch.tensor(list(sums.values()), dtype=torch.float64)) / answered
-    record = dict(zip(sums, means.tolist())) | gap_between(total(gap), compared)
+    means = all_sum(torch.tensor(list(sums.values()), dtype=torch.float64)) / answered
+    record = dict(zip(sums, means.tolist())) | gap_between(all_sum(gap), compared)
     return record | {"learnt_tokens": passed, "grad_norm": max(u["grad_norm"] for u in updates),
                      "expert_load": max(u["expert_load"] for u in updates),
                      "loads": updates[-1]["loads"],
@@ -607,7 +304,7 @@ def train_rl(model, task, s, seed=0, state=None):
     snapshot() is the state to continue from, on a CPU to the same bits: all randomness is drawn
     afresh from the seed and the step.
     """
-    optimizers, reference = make_optimizer(model, s.lr), twin(model).eval()
+    optimizers, reference = make_optimizers(model, s.lr), copy_model(model).eval()
     first = state["step"] if state else 0
     if state:
         restore(reference, state["reference"])

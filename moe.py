@@ -1,34 +1,25 @@
-"""The model: a DeepSeek-V3 transformer in miniature, and on what devices.
+"""The model: a DeepSeek-V3 transformer in miniature.
 
     MLA          multi-head latent attention: keys and values share a small latent (V3 eq 1-11)
     Router       sigmoid affinities, node-limited groups, a bias that balances the load (eq 13-16)
     Experts      stacked weights, tokens sorted by expert, none dropped; MoE adds the shared experts
     MTP          one more block that predicts the token after the next (eq 21-25)
     Transformer  the whole, with a cache of latents
-    shard        several processes share a step: data parallel, FSDP, expert parallel
+    supervised_loss, balance   V3's training loss, and the step of the routing bias
 
 Axes: B batch, T time, C width (dim), H heads, E routed experts, K experts a token, N = B*T tokens.
 
 Departures from V3: no YaRN, FP8 or pipeline; latents have norms, as in its code, not its equations.
 MTP reads the state after the final norm; a norm of its own is before the shared head, as released.
 """
-import contextlib
-import datetime
-import functools
 import math
-import os
-import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_to_all_single_autograd as all_to_all
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from torch.utils._pytree import tree_map
+
+from engine import kernels
 
 
 @dataclass(frozen=True)
@@ -63,27 +54,12 @@ class Config:
     max_seq_len: int = 512         # tokens, prompt and answer
 
 
-PRESETS = {
-    "micro": Config(dim=32, inter_dim=64, moe_inter_dim=32, n_layers=2, n_heads=2,
-                    n_routed_experts=4, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8,
-                    v_head_dim=16),
-    "nano": Config(),
-    "laptop": Config(dim=512, inter_dim=1536, moe_inter_dim=256, n_layers=8, n_heads=8,
-                     n_routed_experts=32, n_activated_experts=4, route_scale=2.5, kv_lora_rank=128,
-                     qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=64, init_std=0.02,
-                     max_seq_len=2048),
-    "node": Config(dim=1024, inter_dim=4096, moe_inter_dim=512, n_layers=16, n_heads=16,
-                   n_routed_experts=32, n_activated_experts=4, n_expert_groups=8,
-                   n_limited_groups=4, route_scale=2.5, q_lora_rank=384, kv_lora_rank=256,
-                   qk_nope_head_dim=64, qk_rope_head_dim=64, v_head_dim=128, init_std=0.006,
-                   max_seq_len=4096),
-    "v3": Config(vocab_size=129280, dim=7168, inter_dim=18432, moe_inter_dim=2048, n_layers=61,
+NANO = Config()
+V3 = Config(vocab_size=129280, dim=7168, inter_dim=18432, moe_inter_dim=2048, n_layers=61,
                  n_dense_layers=3, n_heads=128, n_routed_experts=256, n_activated_experts=8,
                  n_expert_groups=8, n_limited_groups=4, route_scale=2.5, q_lora_rank=1536,
                  kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
-                 init_std=0.006, max_seq_len=4096),
-    "student": Config(dim=48, inter_dim=144, n_dense_layers=3, n_mtp_layers=0),  # dense
-}
+                 init_std=0.006, max_seq_len=4096)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -174,10 +150,7 @@ class MLA(nn.Module):
         q, q_rope, k, k_rope, v = (x.transpose(1, 2) for x in (q, q_rope, k, k_rope, v))
         q = torch.cat((q, q_rope), -1)                                 # (B, H, T, nope + rope)
         k = torch.cat((k, k_rope.expand(-1, self.heads, -1, -1)), -1)  # k_C, k_R
-        if mask is None and q.is_cpu and q.dtype == torch.bfloat16:    # the fused one is slower
-            future = q.new_full((q.size(2), q.size(2)), -math.inf).triu(1)
-            return ((q * self.scale @ k.mT + future).softmax(-1) @ v).transpose(1, 2)
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None).transpose(1, 2)
+        return kernels.attention(q, k, v, mask).transpose(1, 2)
 
     def attend_absorbed(self, q, q_rope, cache, mask, fused=False):
         """The form for decoding (V2 section 2.1.2): W_UK moves to the query and W_UV to the output;
@@ -187,12 +160,8 @@ class MLA(nn.Module):
         q = torch.einsum("bthd,hdr->bhtr", q, w_uk)                # the query's content as a latent
         q = torch.cat((q, q_rope.transpose(1, 2)), -1)             # (B, H, T, rank + rope)
         mask, v = mask.expand(-1, self.heads, -1, -1).flatten(1, 2), cache[..., :self.rank]
-        if fused:                                                  # heads: queries of one head
-            q, k, v, mask = (x.unsqueeze(1) for x in (q.flatten(1, 2), cache, v, mask))
-            z = F.scaled_dot_product_attention(q, k, v, mask, scale=self.scale).squeeze(1)
-        else:
-            score = torch.baddbmm(mask, q.flatten(1, 2), cache.mT, alpha=self.scale)
-            z = torch.bmm(score.softmax(-1), v)                    # (B, H*T, rank)
+        z = kernels.attention_of_one_key_head(                     # heads: queries of one head
+            q.flatten(1, 2), cache, v, mask, self.scale, fused)    # (B, H*T, rank)
         return torch.einsum("bhtr,hvr->bthv", z.unflatten(1, (self.heads, -1)), w_uv)
 
 
@@ -221,7 +190,7 @@ class Router(nn.Module):
         super().__init__()
         self.config, E = config, config.n_routed_experts
         self.weight = nn.Parameter(torch.empty(E, config.dim))          # centroids e_i
-        self.register_buffer("bias", torch.zeros(E))                    # b_i, moved by grpo.balance
+        self.register_buffer("bias", torch.zeros(E))                    # b_i, moved by balance()
         self.register_buffer("load", torch.zeros(E), persistent=False)  # c_i since the last step
 
     def forward(self, x_NC):
@@ -253,26 +222,25 @@ class Experts(nn.Module):
 
     def forward(self, x_NC, gates_NK, chosen_NK):
         """The gated sum of each token's experts (N, C)."""
-        pairs, gates = chosen_NK.flatten(), gates_NK.flatten()         # (N*K,) of token and expert
-        counts = pairs.new_zeros(len(self.w2)).index_add(0, pairs, torch.ones_like(pairs))
-        kind = x_NC.device.type                                        # no autocast of grouped_mm
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NC.dtype
-        if kind == "cpu" and dtype == torch.bfloat16:  # torch compiles for each number of rows, so
-            spare = -counts % 64                       # the last token, gated 0, fills up to 64s
-            pairs = torch.cat((pairs, torch.arange(len(spare)).repeat_interleave(spare)))
-            gates, counts = F.pad(gates, (0, len(pairs) - len(gates))), counts + spare
-        order = pairs.argsort(stable=True)                             # by expert
-        token = (order // chosen_NK.size(1)).clamp(max=len(x_NC) - 1)
-        y = where_they_lie(self, x_NC.index_select(0, token).to(dtype), counts)
-        y = y.type_as(gates) * gates[order].unsqueeze(-1)              # mixed types: slow on a CPU
-        return torch.zeros_like(x_NC, dtype=y.dtype).index_add(0, token, y)
+        dtype = kernels.product_dtype(x_NC)
+        token_M, gates_M, counts_E = kernels.sort_by_expert(
+            chosen_NK, gates_NK, len(self.w2), dtype)
+        y_MC = self.products(x_NC.index_select(0, token_M).to(dtype), counts_E)
+        y_MC = y_MC.type_as(gates_NK) * gates_M.unsqueeze(-1)          # mixed types: slow on a CPU
+        return torch.zeros_like(x_NC, dtype=y_MC.dtype).index_add(0, token_M, y_MC)
 
     def products(self, x_MC, counts_E):
         """What experts make of rows sorted by expert, counts_E each: (M, C)."""
-        w13, w2 = (own(w).to(x_MC.dtype).transpose(1, 2) for w in (self.w13, self.w2))
-        ends = counts_E.cumsum(0).int()
-        gate, up = F.grouped_mm(x_MC, w13, offs=ends).chunk(2, -1)
-        return F.grouped_mm(F.silu(gate) * up, w2, offs=ends)
+        return swiglu_by_group(x_MC, counts_E, self.w13, self.w2)
+
+
+def swiglu_by_group(x_MC, counts_E, w13, w2):
+    """SwiGLU of rows in groups of counts_E each, with stacked weights: w13 (E, 2I, C), w2 (E, C, I)
+    -> (M, C)."""
+    w13, w2 = (w.to(x_MC.dtype).transpose(1, 2) for w in (w13, w2))
+    ends = counts_E.cumsum(0).int()
+    gate, up = F.grouped_mm(x_MC, w13, offs=ends).chunk(2, -1)
+    return F.grouped_mm(F.silu(gate) * up, w2, offs=ends)
 
 
 class MoE(nn.Module):
@@ -357,7 +325,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config, self.compute_dtype, self.layout = config, torch.float32, ()
+        self.config, self.compute_dtype = config, torch.float32
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, dense=i < config.n_dense_layers)
                                     for i in range(config.n_layers))
@@ -404,247 +372,45 @@ class Transformer(nn.Module):
         return Output(self.head(h[at]), h, loss)
 
 
-def pad(sequences, value, device=None):
-    """N token lists -> (N, T), padded on the right; of none a row, for a process without work."""
-    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences or [[value] * 2]]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value).to(device)
-
 
 # --------------------------------------------------------------------------------------------------
-# Devices: several processes share each step, and perhaps the weights
+# Training
 
 
-def world():
-    """(number of this process, of all that share a step)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+# In pretraining too, questions are given, not predicted, and documents padded (V3 predicts all
+# tokens, of packed documents).
 
 
-def leads():
-    """Whether this process is the one that writes files and speaks."""
-    return world()[0] == 0
+def supervised_loss(model, tokens, real, weight, targets, sequences):
+    """V3's training loss: next token, MTP (eq 24-25) and balance (eq 17). Returns (loss, info).
 
-
-def share(items):
-    """This process' part of what all hold: every so many-th of a list, or of a tensor's rows."""
-    return items[slice(world()[0], None, world()[1])]
-
-
-def gather(part):
-    """The tensor of which each process holds its share(): its rows in their order, on all."""
-    if (count := world()[1]) == 1:
-        return part
-    parts = [None] * count
-    dist.all_gather_object(parts, part.cpu())
-    rows = part.new_empty(sum(map(len, parts)), *part.shape[1:])
-    for i, some in enumerate(parts):
-        rows[i::count] = some.to(rows.device)
-    return rows
-
-
-def total(*parts, group=None):
-    """Sums tensors over all processes or a group, in place, in one message. Returns the first."""
-    if world()[1] > 1:
-        message = torch.cat([part.flatten() for part in parts])
-        dist.all_reduce(message, group=group)
-        for part, sum_of in zip(parts, message.split([part.numel() for part in parts])):
-            part.copy_(sum_of.view_as(part))
-    return parts[0]
-
-
-def any_of(flag=False):
-    """Whether a flag is set in any process; all wait here for the last."""
-    return bool(total(torch.tensor(float(flag))))
+    tokens (B, T), real (B, T) False at padding, weight (B, T) of predicting each token. targets and
+    sequences count the global batch, so cutting it into micro-batches never changes the gradient.
+    """
+    def nll(hidden, shift):                        # place i predicts token i + shift
+        at = weight[:, shift:] > 0
+        total = kernels.cross_entropy_sum(model.head, hidden[:, :at.size(1)][at],
+                                          tokens[:, shift:][at], weight[:, shift:][at])
+        return total / targets
+    nowhere = torch.zeros_like(real)               # no logits from the model: nll makes them
+    output = model(tokens, real, at=nowhere)
+    main, second, balance = nll(output.hidden, 1), 0.0, output.balance
+    if model.mtp is not None and model.config.mtp_weight:
+        ahead = model.predict_second(tokens, real, output.hidden, nowhere[:, 1:])
+        second = model.config.mtp_weight * nll(ahead.hidden, 2)  # by targets too (eq 24: 1/T)
+        balance = balance + ahead.balance
+    return main + second + balance / sequences, {"loss": main.detach()}
 
 
 @torch.no_grad()
-def add_up(model):
-    """Sums gradients and experts' loads over the processes that hold the same, in one message each
-    kind. (Not DistributedDataParallel: denominators are global, a step is several passes.)"""
-    if world()[1] == 1:
-        return
-    kinds = {dist.group.WORLD: [m.load for m in model.modules() if isinstance(m, Router)]}
-    for p in model.parameters():
-        if isinstance(p, DTensor) and "experts" not in p.device_mesh.mesh_dim_names:
-            continue  # FSDP has summed it
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        group = p.device_mesh["replicas"].get_group() if isinstance(p, DTensor) else None
-        kinds.setdefault(group or dist.group.WORLD, []).append(own(p.grad))
-    for group, parts in kinds.items():
-        if parts:  # a dense model has no loads
-            total(*parts, group=group)
-
-
-@functools.cache
-def mesh(kind, experts):
-    """A DeviceMesh (world / experts, experts): a row holds all experts, a column the same ones."""
-    return dist.init_device_mesh(kind, (world()[1] // experts, experts),
-                                 mesh_dim_names=("replicas", "experts"))
-
-
-def shard(model, device, mode="ddp", experts=1, recompute=False):
-    """Spreads a model over the processes, in place; steps come out the same. ddp: each holds all
-    weights. fsdp (FSDP2): a part, gathered in float32 when its block needs it. experts N > 1: N_r/N
-    experts of a layer, whole; tokens travel. recompute: a layer keeps its input only."""
-    model.layout, kept = (mode, experts, recompute), set()
-    if recompute:  # loads are then counted twice, which moves a bias as once
-        model.layers = nn.ModuleList(map(checkpoint_wrapper, model.layers))
-    for module in (m for m in model.modules() if isinstance(m, Experts) and experts > 1):
-        for name, p in list(module.named_parameters()):
-            p = nn.Parameter(distribute_tensor(p.detach().to(device), mesh(
-                device.type, experts), (Replicate(), Shard(0)), src_data_rank=None))
-            module.register_parameter(name, p)
-            kept.add(p)
-    modules = [*model.layers, *([model.mtp] if model.mtp else []), model]
-    for module in modules if mode == "fsdp" else ():
-        fully_shard(module, mesh=mesh(device.type, 1)["replicas"], ignored_params=kept)
-        module.set_gradient_divide_factor(1.0)  # sums: the denominators are global
-        module.set_force_sum_reduction_for_comms(True)
-
-
-def place(model, device, dtype=torch.float32, *layout):
-    """The model on a device, spread by shard(); its weights stay float32, it computes in dtype."""
-    model.compute_dtype = dtype
-    if layout:
-        shard(model, torch.device(device), *layout)
-    return model.to(device)
-
-
-def own(x):
-    """What this process holds of a tensor."""
-    return x.to_local() if isinstance(x, DTensor) else x
-
-
-def whole(x):
-    """All of a tensor, on every process."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
-
-
-def spread(x, like):
-    """A whole tensor spread over the processes as another is, if they are of one shape."""
-    if not isinstance(like, DTensor) or x.shape != like.shape:
-        return x
-    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def where_they_lie(experts, x_MC, counts_E):
-    """experts.products of rows sorted by expert, sent to where it lies and back; gradients too."""
-    if not isinstance(experts.w2, DTensor):
-        return experts.products(x_MC, counts_E)
-    group = experts.w2.device_mesh["experts"].get_group()
-    arriving = torch.empty_like(counts_E)     # (processes * own experts,), by process
-    dist.all_to_all_single(arriving, counts_E, group=group)
-    sent, got = (n.view(group.size(), -1).sum(1).tolist() for n in (counts_E, arriving))
-    counts = arriving.view(group.size(), -1)  # from whom, to which of our experts
-    expert = torch.arange(counts.size(1), device=x_MC.device).repeat(group.size())
-    order = expert.repeat_interleave(arriving).argsort(stable=True)
-    y = experts.products(all_to_all(x_MC, got, sent, group)[order], counts.sum(0))
-    return all_to_all(y[order.argsort()], sent, got, group)
-
-
-@contextlib.contextmanager
-def sampling(model):
-    """Within it FSDP's weights are whole everywhere, gathered once and not once a token. Yields
-    what tells whether to write another token: with experts elsewhere, while any process does."""
-    modules = [m for m in model.modules() if isinstance(m, FSDPModule)]
-    for m in modules:
-        m.set_reshard_after_forward(False, recurse=False)
-        m.unshard()
-    try:
-        yield any_of if model.layout and model.layout[1] > 1 else bool
-    finally:
-        for m in modules:
-            m.set_reshard_after_forward(m is not model, recurse=False)
-            m.reshard()
-
-
-def twin(model):
-    """A copy of a model, spread as it is."""
-    other = place(Transformer(model.config), model.turns.device, model.compute_dtype, *model.layout)
-    other.load_state_dict(model.state_dict())
-    return other.train(model.training)
-
-
-@contextlib.contextmanager
-def processes(device, count, command):
-    """Joins torchrun's processes, or starts `count` of a command, this first. Yields its device."""
-    env, rank, children, timeout = os.environ, 0, [], datetime.timedelta(minutes=30)
-    if count == 1 and "WORLD_SIZE" not in env:
-        yield device
-        return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(env.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    try:
-        if "WORLD_SIZE" in env:  # where the others are: torchrun says so in the environment
-            store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
-        else:
-            store = dist.TCPStore("127.0.0.1", 0, None, True, timeout, wait_for_workers=False)
-            env = env | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-            for i in map(str, range(1, count)):
-                children.append(subprocess.Popen(command, env=env | {"RANK": i, "LOCAL_RANK": i}))
-        # torchrun's store outlives processes: started again, none may find where the dead were.
-        if env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"]:  # else machines count starts apart
-            store = dist.PrefixStore(env.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                                timeout=timeout, rank=rank, world_size=count, store=store)
-        yield device
-    except RuntimeError as error:
-        if not any(word in str(error).lower() for word in ("connection", "timed out", "peer")):
-            raise
-        raise UserError("another process of this run is gone, killed or out of memory; the same "
-                        "command goes on from the last save") from None
-    finally:
-        mesh.cache_clear()
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        for child in children:
-            child.terminate()
-            child.wait()
-
-
-# --------------------------------------------------------------------------------------------------
-# Checkpoints
-
-FORMAT = 1
-
-
-class UserError(ValueError):
-    """Something the user can mend; the message is one line."""
-
-
-def save(path, model, **extra):
-    """Writes a checkpoint whole or not at all: a temporary file, synced, is renamed to `path`. All
-    processes call it, one writes; no trace of how they share the weights is left."""
-    record = extra | {"format": FORMAT, "config": asdict(model.config),
-                      "model": dict(model.state_dict())}
-    record = tree_map(lambda x: whole(x).cpu() if isinstance(x, DTensor) else x, record)
-    if not leads():
-        return
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(record, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def load(path, device="cpu", dtype=torch.float32, *layout):
-    """(model, all else that was saved) of a checkpoint, or UserError. Executes nothing in it."""
-    try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-        if (found := record.pop("format")) != FORMAT:
-            raise ValueError(f"format {found}, wanted {FORMAT}")
-        model = Transformer(Config(**record.pop("config")))
-        model.load_state_dict(record.pop("model"))
-    except Exception as error:  # torch.load meets damage with errors of a dozen types
-        if isinstance(error, OSError) and error.filename:
-            raise               # no such file, or not ours to read
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:60]
-        raise UserError(f"{path}: damaged, or not a checkpoint of r1mini: replace or delete it "
-                        f"[{reason}]") from None
-    return place(model, device, dtype, *layout), record
+def balance(model, moving=True):
+    """Moves every routing bias by gamma * sign(mean load - load) (V3 section 2.1.2) and forgets the
+    load. Returns it over its mean: of each mixture a list, an expert's load after the other."""
+    loads = []
+    for router in (m for m in model.modules() if isinstance(m, Router)):
+        mean = router.load.mean()
+        if mean > 0:
+            loads.append([round(x, 3) for x in (router.load / mean).tolist()])
+            router.bias += moving * router.config.bias_speed * torch.sign(mean - router.load)
+        router.load.zero_()
+    return loads

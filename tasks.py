@@ -6,9 +6,9 @@
     document    one page of the "internet" the base model reads: a question and somebody's solution
     reward      accuracy and format, parsed by rule from the text of an answer (R1 v1 2.2.2)
     judgement   the hidden rules of helpfulness and safety, from which preference data are made
-    tokenizer   a tiktoken.Encoding whose ranks are made here: bytes, and the words of this file
+    tokenizer   a tiktoken.Encoding of bytes and the words of this file (engine/tokenizer.py)
 
-Nothing here knows of tensors or models, or reads anything but a user's own files.
+Nothing here knows of tensors or models.
 
 Why the problems look as they do. A tiny model can hardly see the total of 25-7+9+6 at a glance, but
 can learn to walk there one operation at a time. The walk needs a pointer: which operand comes next?
@@ -17,14 +17,11 @@ Here the operands after the first are single digits that all differ, so the next
 after the 7 I have just used", which an induction head can find.
 """
 import hashlib
-import json
-import math
 import random
 import re
-from collections import Counter
 from dataclasses import dataclass, replace
 
-import tiktoken
+from engine.tokenizer import make_encoding, make_ranks, pieces, strings
 
 # --------------------------------------------------------------------------------------------------
 # The tokenizer
@@ -83,32 +80,13 @@ TOPICS = {
         ("steal gifts", "偷走礼物"), ("steal cars", "偷走汽车"))),
 }
 
-# A piece: one digit, a Latin word with its spaces, one or two Han characters, or any other one.
-PATTERN = r"\p{N}| ?\p{Latin}+ ?|\p{Han}{1,2}|[^\p{N}\p{Latin}\p{Han}]"
-
-HAN = re.compile("[\u4e00-\u9fff]{1,2}")
-
-
-def strings(tree):
-    """All texts in nested dicts and tuples."""
-    branches = tree.values() if isinstance(tree, dict) else tree
-    return [tree] if isinstance(tree, str) else [s for branch in branches for s in strings(branch)]
-
-
-def pieces(text):
-    """The words of a text, as PATTERN cuts them."""
-    return re.findall(f" ?[A-Za-z]+ ?|{HAN.pattern}", text)
-
-
 # Ranks: all bytes, and each word whole, with and without a space after it. tiktoken looks a piece
 # up before it merges any pair, so a word needs no ranks for its parts (Llama 3's vocabulary too).
 VOCABULARY = {piece for text in strings(WORDS) for piece in pieces(text)} | {
     piece for text in strings([PHRASES, TOPICS]) for end in ("", " ")
     for piece in pieces(text.replace("{}", "").strip() + end)}
-RANKS = {bytes([b]): b for b in range(256)}
-RANKS |= {word.encode(): 256 + i for i, word in enumerate(sorted(VOCABULARY))}
-ENCODING = tiktoken.Encoding("r1mini", pat_str=PATTERN, mergeable_ranks=RANKS,
-                             special_tokens={tag: len(RANKS) + i for i, tag in enumerate(SPECIAL)})
+RANKS = make_ranks(VOCABULARY)
+ENCODING = make_encoding(RANKS, SPECIAL)
 VOCAB_SIZE = ENCODING.n_vocab
 PAD_ID, END_ID = (ENCODING.encode_single_token(token) for token in (PAD, END))
 
@@ -133,10 +111,6 @@ def decode(ids):
 
 # --------------------------------------------------------------------------------------------------
 # Problems, and which part of the world each belongs to
-
-
-class ProblemError(ValueError):
-    """A file of problems or dialogues that cannot be used; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -188,54 +162,6 @@ def make_problems(part, n, levels, products=0.0, salt=""):
     """n problems of a part, evenly over levels: the same ones whoever asks."""
     rng = random.Random(f"{part}/{salt}")
     return [make_problem(rng, levels[i % len(levels)], part, products=products) for i in range(n)]
-
-
-def read_lines(path, wanted, convert):
-    """[convert(record)] of a file with one JSON object a line; ProblemError names a bad line."""
-    found = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            got = f"got {line.strip()[:60].decode('utf-8', 'replace')!r}"
-            try:
-                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                found.append(convert(record))
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                own = str(error) if isinstance(error, ProblemError) else f"wanted {wanted} in UTF-8"
-                raise ProblemError(f"{path}, line {number}: {own}, {got}") from None
-    if not found:
-        raise ProblemError(f"{path}: this file has no lines, wanted {wanted}")
-    return found
-
-
-def read_problems(path):
-    """Problems of {"question": ..., "answer": ...} lines."""
-    def convert(record):
-        question, answer = record["question"], str(record["answer"])
-        question.encode()
-        if not INTEGER.fullmatch(answer):
-            raise ProblemError('the answer must be a whole number written plainly, 33 or "-5"')
-        return Problem(question, answer, "zh" if HAN.search(question) else "en")
-    return read_lines(path, '{"question": TEXT, "answer": NUMBER}', convert)
-
-
-def read_chat(path):
-    """[(question, response)] of chat-format lines, as SFT trainers read and chat_line() writes."""
-    def convert(record):
-        user, assistant = record["messages"]
-        if (user["role"], assistant["role"]) != ("user", "assistant"):
-            raise ProblemError("wanted one user message and one assistant message")
-        (user["content"] + assistant["content"]).encode()
-        return user["content"], assistant["content"]
-    return read_lines(path, '{"messages": [{"role": "user", "content": TEXT}, '
-                      '{"role": "assistant", "content": TEXT}]}', convert)
-
-
-def chat_line(question, text):
-    """One dialogue as a line of chat-format JSON."""
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
-    return json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -600,19 +526,6 @@ def concludes(text):
 def style_of(text):
     """Which of STYLES a response was written in."""
     return "checked" if reflects(text) else "steps" if "=" in text else "direct"
-
-
-def pass_at_k(n, c, k):
-    """Unbiased chance that one of k answers is right, from n of which c are (Codex, eq 1)."""
-    if n - c < k:
-        return 1.0
-    return 1.0 - math.prod(1 - k / j for j in range(n - c + 1, n + 1))
-
-
-def majority(answers):
-    """The most frequent readable answer, or None; a tie goes to the one written first."""
-    votes = Counter(answer for answer in answers if answer is not None)
-    return max(votes, key=votes.get) if votes else None
 
 
 # What is measured of an answer at every stage; only "language" is ever rewarded (Dev2, R1).

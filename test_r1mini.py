@@ -27,15 +27,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from trl import GRPOTrainer
 
 import grpo
 import moe
 import r1mini
 import tasks
-from extras import drafts, folder as folders, options as words
-from tasks import Corpus, ENCODING, END_ID, Problem, ProblemError, RANKS, STYLES, WORDS
+from engine import checkpoint, devices, evaluate, folder, jsonl, optim, sampling
+from engine.errors import UserError
+from tasks import ENCODING, END_ID, RANKS, STYLES, WORDS, Corpus, Problem
+from tools import cli
 
 HERE = pathlib.Path(r1mini.__file__).parent
 
@@ -85,7 +88,7 @@ def test_cached_logits_equal_uncached(chunks):
     model = make()
     rows = [p + [7, 11, 13, 2] for p in PROMPTS]
     padding = torch.tensor([12 - len(row) for row in rows])
-    left, real = grpo.pad_left(rows, 0, "cpu")
+    left, real = sampling.pad_left(rows, 0, "cpu")
     cache = moe.make_cache(model, 6, 12)
     assert cache.latent.shape == (3, 6, 12, 12 + 4)  # layers, B, S, latent and rotary key: no more
     logits = torch.cat([model(part, mask, cache).logits for part, mask in zip(
@@ -105,7 +108,7 @@ def test_long_prompts_are_read_by_every_heads_keys(monkeypatch, chunks, absorbed
     monkeypatch.setattr(moe.MLA, "attend_absorbed", lambda self, q, *rest: (
         seen.append(q.size(1)), form(self, q, *rest))[1])
     rows = [torch.randint(1, 24, (n,)).tolist() for n in (153, 83, 132)]
-    (left, real), cache = grpo.pad_left(rows, 0, "cpu"), moe.make_cache(model, 3, 153)
+    (left, real), cache = sampling.pad_left(rows, 0, "cpu"), moe.make_cache(model, 3, 153)
     logits = torch.cat([model(part, mask, cache).logits for part, mask in zip(
         left.split(chunks, 1), real.split(chunks, 1))], 1)
     assert seen == [T for T in absorbed for _ in model.layers]
@@ -119,13 +122,13 @@ def test_bfloat16_is_near_float32():
     model, (tokens, real, weight) = make(n_expert_groups=1, n_limited_groups=1), make_batch()
 
     def losses():
-        loss = grpo.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
+        loss = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
         return torch.stack([loss, -grpo.logprobs(model, tokens, weight > 0, real)[0].mean()])
     exact = losses()
-    model = moe.place(model, "cpu", torch.bfloat16)
+    model = devices.place(model, "cpu", torch.bfloat16)
     torch.testing.assert_close(losses(), exact, rtol=0.05, atol=0.05)
     losses()[0].backward()
-    samples = grpo.generate(model, PROMPTS, 5, -1, 0)
+    samples = sampling.generate(model, PROMPTS, 5, -1, 0)
     assert samples.logprobs[samples.answer].isfinite().all() and samples.tokens.max() < 24
 
 
@@ -222,8 +225,8 @@ def test_balance_moves_each_bias_by_gamma_once():
     router = model.layers[1].ffn.router
     before = router.bias.clone()
     router.load.copy_(torch.tensor([9.0, 0, 3, 3, 1, 4, 1, 3]))
-    assert grpo.balance(model) == [[3, 0, 1, 1, 0.333, 1.333, 0.333, 1]]
-    assert grpo.balance(model) == []
+    assert moe.balance(model) == [[3, 0, 1, 1, 0.333, 1.333, 0.333, 1]]
+    assert moe.balance(model) == []
     want = before + 1e-3 * torch.tensor([-1.0, 1, 0, 0, 1, -1, 1, 0])
     torch.testing.assert_close(router.bias, want, atol=1e-7, rtol=0)
 
@@ -247,7 +250,7 @@ def test_balance_evens_out_a_skewed_load():
     skew, real, worst = 2 * torch.randn(TINY.dim), torch.ones(8, 256, dtype=torch.bool), []
     for _ in range(80):
         layer(skew + torch.randn(8, 256, TINY.dim), real)
-        worst.append(max(grpo.balance(layer)[0]))
+        worst.append(max(moe.balance(layer)[0]))
     assert worst[0] > 2 and max(worst[-5:]) < 1.3
 
 
@@ -296,7 +299,7 @@ def test_supervised_loss_equals_a_loop():
     """Cross entropy of tokens i+1, mtp_weight times that of i+2, over targets, and balance."""
     model, (tokens, real, weight) = make().train(), make_batch()
     weight = weight * (1 + torch.arange(9) % 3)
-    got, info = grpo.supervised_loss(model, tokens, real, weight, 31.0, 6)
+    got, info = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)
     nll = mtp = balance = 0.0
     for row, w, length in zip(tokens, weight, real.sum(1).tolist()):
         row = row[None, :length]
@@ -321,7 +324,7 @@ def test_gradient_does_not_depend_on_the_micro_batches(alpha):
         model.zero_grad()
         for rows, more in parts:
             batch = [F.pad(x[rows], (0, more)) for x in (tokens, real, weight)]
-            loss, _ = grpo.supervised_loss(model, *batch, weight.sum(), 6)
+            loss, _ = moe.supervised_loss(model, *batch, weight.sum(), 6)
             loss.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -338,7 +341,7 @@ def test_gradient_of_a_pass_whose_logits_come_in_parts():
     def gradient(size):
         model.zero_grad()
         for some in torch.arange(60).split(size):
-            loss, _ = grpo.supervised_loss(model, tokens[some], tokens[some] >= 0, weight[some],
+            loss, _ = moe.supervised_loss(model, tokens[some], tokens[some] >= 0, weight[some],
                                            100.0, 60)
             loss.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -359,7 +362,7 @@ def test_gradient_equals_finite_differences(monkeypatch):
     parameters = list(model.parameters())
 
     def loss():
-        return grpo.supervised_loss(model, tokens, real, weight, weight.sum(), 6)[0]
+        return moe.supervised_loss(model, tokens, real, weight, weight.sum(), 6)[0]
 
     gradient = torch.autograd.grad(loss(), parameters)
     for p, g in zip(parameters, gradient):
@@ -391,7 +394,7 @@ def test_logprobs_and_entropy_equal_a_loop(temperature):
 def test_greedy_sampling_equals_a_slow_loop():
     """Temperature 0 is the argmax of uncached forwards, each prompt by itself."""
     model, end, endings = make(2, init_std=0.2), 23, []
-    got = grpo.generate(model, PROMPTS, 20, end, 0, temperature=0).answers()
+    got = sampling.generate(model, PROMPTS, 20, end, 0, temperature=0).answers()
     for prompt, answer in zip(PROMPTS, got):
         want = []
         while len(want) < 20 and end not in want:
@@ -419,8 +422,8 @@ def test_drafts_change_no_greedy_answer():
     model = make()
     with torch.no_grad():
         model.head.weight *= 8.0  # and some drafts are right
-    want = grpo.generate(model, PROMPTS, 12, 5, 0, temperature=0)
-    got, accepted = drafts.speculate(model, PROMPTS, 12, 5, 0, temperature=0)
+    want = sampling.generate(model, PROMPTS, 12, 5, 0, temperature=0)
+    got, accepted = sampling.speculate(model, PROMPTS, 12, 5, 0, temperature=0)
     assert got.answers() == want.answers() and 0 < accepted < 1
     assert torch.equal(got.finished, want.finished)
     torch.testing.assert_close(got.logprobs[got.answer], want.logprobs[want.answer])
@@ -438,10 +441,10 @@ def test_drafts_leave_the_distribution_as_it_is(top_p):
         longer = {}
         for row in exact:
             logits = model(torch.tensor([[*prompt, *row]])).logits[:, -1]
-            for token, p in enumerate(grpo.sampling_logprobs(logits, 1.0, top_p)[0].exp().tolist()):
+            for token, p in enumerate(sampling.sampling_logprobs(logits, 1.0, top_p)[0].exp().tolist()):
                 longer[(*row, token)] = exact[row] * p
         exact = longer
-    samples, accepted = drafts.speculate(model, [prompt] * n, 3, -1, 0, top_p=top_p, seed=3)
+    samples, accepted = sampling.speculate(model, [prompt] * n, 3, -1, 0, top_p=top_p, seed=3)
     assert 0.1 < accepted < 0.9
     counts = Counter(map(tuple, samples.answers()))
     often = {row: n * p for row, p in exact.items() if n * p > 8}
@@ -457,7 +460,7 @@ def test_drafts_leave_the_distribution_as_it_is(top_p):
 def test_sampled_logprobs_equal_the_trainers():
     """What the cached sampler says of its tokens is what logprobs() says of them."""
     model = make()
-    samples = grpo.generate(model, PROMPTS * 4, 30, 8, 0)
+    samples = sampling.generate(model, PROMPTS * 4, 30, 8, 0)
     want, _ = grpo.logprobs(model, samples.tokens, samples.answer)
     assert samples.finished.any() and not samples.finished.all()
     assert torch.quantile((samples.logprobs - want).abs(), 0.999) < 1e-4
@@ -465,7 +468,7 @@ def test_sampled_logprobs_equal_the_trainers():
 
 def test_answers_end_with_the_end_token_and_then_pad():
     """Prompt, answer with its end token where it finished, padding; the mask is the answer."""
-    samples = grpo.generate(make(), PROMPTS * 4, 30, end_id=8, pad_id=0)
+    samples = sampling.generate(make(), PROMPTS * 4, 30, end_id=8, pad_id=0)
     rows = zip(PROMPTS * 4, samples.answers(), samples.tokens.tolist(), samples.finished)
     for prompt, answer, row, finished in rows:
         assert row == prompt + answer + [0] * (len(row) - len(prompt) - len(answer))
@@ -477,7 +480,7 @@ def test_answers_do_not_depend_on_the_other_prompts():
     """Rows 6 and 7 stay when the prompts about them are others, end otherwise or are absent."""
     model, answers = make(init_std=0.3), []
     for before, after in ((PROMPTS, []), ([[8] * 20] * 6, PROMPTS), ([[1, 2]] * 6, [[7]])):
-        samples = grpo.generate(model, before + PROMPTS[:2] + after, 30, 8, 0, seed=5)
+        samples = sampling.generate(model, before + PROMPTS[:2] + after, 30, 8, 0, seed=5)
         answers.append(samples.answers()[6:8])
     assert answers[0] == answers[1] == answers[2]
 
@@ -497,7 +500,7 @@ def policy_by_loop(logits, temperature, top_p):
 def test_sampling_policy_equals_a_loop(temperature, top_p):
     """Temperature first, then the smallest set of tokens whose probability reaches top_p."""
     logits = 2 * torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
-    got = grpo.sampling_logprobs(logits, temperature, top_p).exp().numpy()
+    got = sampling.sampling_logprobs(logits, temperature, top_p).exp().numpy()
     want = np.stack([policy_by_loop(row, temperature, top_p) for row in logits.numpy()])
     np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -508,7 +511,7 @@ def test_answers_are_laid_out_behind_their_prompts():
     ids.append([1, 2, 3])
     prompts.append([4, 4])
     logp = -torch.arange(1.0, 13).view(4, 3)
-    got = grpo.lay_out(prompts, torch.tensor(ids), logp, 9, 0)
+    got = sampling.lay_out(prompts, torch.tensor(ids), logp, 9, 0)
     assert got.tokens.tolist() == [[5, 9, 5, 9, 0], [6, 1, 2, 9, 0], [7, 8, 1, 9, 0],
                                    [4, 4, 1, 2, 3]]
     assert got.logprobs.tolist() == [[0, 0, 0, -1, 0], [0, -4, -5, -6, 0], [0, 0, -7, -8, 0],
@@ -527,7 +530,7 @@ def test_the_kernel_attends_as_products_do(monkeypatch, dtype, near):
     for fused in (False, True):
         monkeypatch.setattr(moe.MLA, "attend_absorbed", lambda self, *parts, fused=fused: form(
             self, *parts[:4], fused))
-        (left, real), cache = grpo.pad_left(PROMPTS, 0, "cpu"), moe.make_cache(model, 6, 12)
+        (left, real), cache = sampling.pad_left(PROMPTS, 0, "cpu"), moe.make_cache(model, 6, 12)
         read = model(left, real, cache).logits[real]
         outs.append(torch.cat((read, *(model(left[:, :1], cache=cache).logits[:, 0]
                                        for _ in range(2)))))
@@ -540,7 +543,7 @@ def test_a_cache_is_of_the_products_dtype():
     model, outs = make().eval(), []
     model.compute_dtype = torch.bfloat16
     for dtype in (torch.bfloat16, torch.float32):
-        (left, real), cache = grpo.pad_left(PROMPTS, 0, "cpu"), moe.make_cache(model, 6, 12)
+        (left, real), cache = sampling.pad_left(PROMPTS, 0, "cpu"), moe.make_cache(model, 6, 12)
         assert cache.latent.dtype == torch.bfloat16
         cache.latent = cache.latent.to(dtype)
         model(left, real, cache)
@@ -552,18 +555,18 @@ def test_a_process_may_lack_the_longest_prompt(monkeypatch):
     """Of two processes the second writes every other answer; the longest prompt is the first's. Its
     answers are those one process writes."""
     model, prompts = make(), [[5, 6, 7, 8, 9, 3], [4], [2, 2], [3, 3]]
-    want = grpo.generate(model, prompts, 5, -1, 0).answers()
+    want = sampling.generate(model, prompts, 5, -1, 0).answers()
     monkeypatch.setattr(grpo, "world", lambda: (1, 2))
     monkeypatch.setattr(grpo, "share", lambda items: items[1::2])
     monkeypatch.setattr(grpo, "gather", lambda mine: mine.repeat_interleave(2, 0))
-    assert grpo.generate(model, prompts, 5, -1, 0).answers()[1::2] == want[1::2]
+    assert sampling.generate(model, prompts, 5, -1, 0).answers()[1::2] == want[1::2]
 
 
 def test_of_a_prompt_the_last_tokens_logits_are_enough():
     """Reading prompts fills no memory with logits of all their tokens, which nothing draws from."""
     model, seen = make(), []
     model.head.register_forward_hook(lambda module, inputs, out: seen.append(out.numel() // 24))
-    grpo.generate(model, PROMPTS, 3, -1, 0)
+    sampling.generate(model, PROMPTS, 3, -1, 0)
     assert seen == [len(PROMPTS)] * 3
 
 
@@ -571,7 +574,7 @@ def test_of_a_prompt_the_last_tokens_logits_are_enough():
 def test_a_cache_keeps_rows_whole():
     """Rows dropped and repeated go on as if each had a cache of its own; what comes later in the
     columns is not read."""
-    model, rows, (left, real) = make(), [4, 0, 0, 3], grpo.pad_left(PROMPTS, 0, "cpu")
+    model, rows, (left, real) = make(), [4, 0, 0, 3], sampling.pad_left(PROMPTS, 0, "cpu")
     cache = moe.make_cache(model, 6, left.size(1) + 2)
     model(left, real, cache)
     cache = cache.keep(torch.tensor(rows))
@@ -587,7 +590,7 @@ def test_a_cache_keeps_rows_whole():
 def test_sampling_frequencies_follow_the_policy():
     """Chi-square of 4000 first tokens against the policy (5 kept tokens: p = 0.001 at 18.5)."""
     model = make(vocab_size=8, init_std=0.3)
-    drawn = grpo.generate(model, [[3, 1]] * 4000, 1, -1, 0, temperature=0.8, top_p=0.9).tokens[:, 2]
+    drawn = sampling.generate(model, [[3, 1]] * 4000, 1, -1, 0, temperature=0.8, top_p=0.9).tokens[:, 2]
     logits = model(torch.tensor([[3, 1]])).logits[0, -1].detach()
     want, got = 4000 * policy_by_loop(logits, 0.8, 0.9), np.bincount(drawn, minlength=8)
     assert (got > 0).tolist() == (want > 0).tolist() and (want > 0).sum() == 5
@@ -597,15 +600,15 @@ def test_sampling_frequencies_follow_the_policy():
 def test_a_prompt_too_long_is_refused():
     """Prompt and answer fill max_seq_len (64) at most."""
     model = make()
-    assert len(grpo.generate(model, [[5] * 60], 4, -1, 0).answers()[0]) == 4
+    assert len(sampling.generate(model, [[5] * 60], 4, -1, 0).answers()[0]) == 4
     with pytest.raises(ValueError, match="max_seq_len of 64"):
-        grpo.generate(model, [[5], [5] * 61], 4, -1, 0)
+        sampling.generate(model, [[5], [5] * 61], 4, -1, 0)
 
 
 def test_v3_has_the_published_size():
     """671B parameters without MTP, 37B of them active: 8 of each layer's 256 experts."""
     with torch.device("meta"):
-        model = moe.Transformer(dataclasses.replace(moe.PRESETS["v3"], n_mtp_layers=0))
+        model = moe.Transformer(dataclasses.replace(r1mini.PRESETS["v3"], n_mtp_layers=0))
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     idle = sum(size for name, size in sizes.items() if ".experts." in name) * 248 // 256
     total = sum(sizes.values())
@@ -615,12 +618,12 @@ def test_v3_has_the_published_size():
 def test_a_gradient_not_finite_changes_no_weight():
     """One NaN among the gradients, and all weights stay; it is reported and forgotten."""
     model = make()
-    optimizers = grpo.make_optimizer(model, 0.1, muon_lr=0.1)
+    optimizers = optim.make_optimizers(model, 0.1, muon_lr=0.1)
     before = [p.detach().clone() for p in model.parameters()]
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     model.norm.weight.grad[3] = math.nan
-    assert grpo.update(model, optimizers)["skipped"] == 1
+    assert optim.update(model, optimizers)["skipped"] == 1
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
     assert all(p.grad is None for p in model.parameters())
 
@@ -633,7 +636,7 @@ def test_update_clips_to_max_norm():
     flat = torch.cat([p.grad.flatten() for p in model.parameters()])
     before = torch.nn.utils.parameters_to_vector(model.parameters())
     optimizer = torch.optim.SGD([{"params": model.parameters(), "initial_lr": 0.5}], lr=0.5)
-    info = grpo.update(model, [optimizer], factor=0.5, max_norm=2.0)
+    info = optim.update(model, [optimizer], factor=0.5, max_norm=2.0)
     after = torch.nn.utils.parameters_to_vector(model.parameters())
     assert info["grad_norm"] == pytest.approx(float(torch.linalg.norm(flat)), rel=1e-5)
     assert (after - before).norm().item() == pytest.approx(0.5 * 0.5 * 2.0, rel=1e-4)
@@ -645,7 +648,7 @@ def test_orthogonal_is_nearly_the_polar_factor(shape):
     torch.manual_seed(0)
     x = torch.randn(shape) * 100 ** torch.randn(*shape[:-2], 1, 1)  # slices of any scale
     u, _, vh = torch.linalg.svd(x, full_matrices=False)
-    core = u.mT @ grpo.orthogonal(x) @ vh.mT
+    core = u.mT @ optim.orthogonalize(x) @ vh.mT
     values = core.diagonal(dim1=-2, dim2=-1)
     assert (core - values.diag_embed()).abs().max() < 1e-3
     assert values.min() > 0.6 and values.max() < 1.3
@@ -655,7 +658,7 @@ def test_muon_equals_torchs():
     """Three steps on each slice of a stack are torch.optim.Muon's on that matrix alone."""
     stack = torch.nn.Parameter(torch.zeros(3, 32, 8))
     alone = [torch.nn.Parameter(torch.zeros(32, 8)) for _ in range(3)]
-    ours, theirs = grpo.Muon([stack], 0.1), torch.optim.Muon(alone, 0.1, weight_decay=0.0)
+    ours, theirs = optim.Muon([stack], 0.1), torch.optim.Muon(alone, 0.1, weight_decay=0.0)
     for step in range(3):
         stack.grad = torch.randn(stack.shape, generator=torch.Generator().manual_seed(step))
         for p, grad in zip(alone, stack.grad):
@@ -667,16 +670,16 @@ def test_muon_equals_torchs():
 def test_learning_rate_by_hand():
     """Warm-up over 9 steps, constant, down to 0 over the last fifth of 100."""
     points = {0: 0.1, 4: 0.5, 9: 1.0, 50: 1.0, 80: 1.0, 90: 0.5, 99: 0.05}
-    got = {step: grpo.learning_rate_at(step, 100, 9, 0.2) for step in points}
+    got = {step: optim.learning_rate_at(step, 100, 9, 0.2) for step in points}
     assert got == pytest.approx(points)
-    assert [grpo.learning_rate_at(step, 100, 0, 0.0) for step in (0, 99)] == [1.0, 1.0]
+    assert [optim.learning_rate_at(step, 100, 0, 0.0) for step in (0, 99)] == [1.0, 1.0]
 
 
 def test_checkpoint_round_trip(tmp_path):
     """Config, weights, routing biases and what else was saved come back."""
     model = make()
-    moe.save(tmp_path / "a.pt", model, step=7, seen=torch.arange(3))
-    loaded, extra = moe.load(tmp_path / "a.pt")
+    checkpoint.save(tmp_path / "a.pt", model, step=7, seen=torch.arange(3))
+    loaded, extra = checkpoint.load(tmp_path / "a.pt")
     assert loaded.config == model.config
     assert extra["step"] == 7 and extra["seen"].tolist() == [0, 1, 2]
     state = loaded.state_dict()
@@ -688,31 +691,31 @@ def test_checkpoint_round_trip(tmp_path):
 def test_a_bad_checkpoint_is_refused_in_one_line(tmp_path, damage):
     """Every damage is a UserError that names the file in one line."""
     path = tmp_path / "a.pt"
-    moe.save(path, make())
+    checkpoint.save(path, make())
     whole, record = path.read_bytes(), torch.load(path, weights_only=True)
     {"truncated": lambda: path.write_bytes(whole[:len(whole) // 2]),
      "text": lambda: path.write_text("no model\n" * 99),
      "list": lambda: torch.save([1, 2], path),
      "weights": lambda: torch.save({**record, "model": {}}, path),
-     "format": lambda: torch.save({**record, "format": moe.FORMAT + 1}, path)}[damage]()
-    with pytest.raises(moe.UserError, match="a.pt: ") as caught:
-        moe.load(path)
+     "format": lambda: torch.save({**record, "format": checkpoint.FORMAT + 1}, path)}[damage]()
+    with pytest.raises(UserError, match="a.pt: ") as caught:
+        checkpoint.load(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
     """What is not there is a FileNotFoundError with the path, not a damaged checkpoint."""
     with pytest.raises(FileNotFoundError, match="a.pt"):
-        moe.load(tmp_path / "a.pt")
+        checkpoint.load(tmp_path / "a.pt")
 
 
 def test_a_checkpoint_is_not_executed(tmp_path):
     """A pickle that would create a file is refused, and the file is not created."""
     path, mark = tmp_path / "a.pt", tmp_path / "mark"
     evil = type("Evil", (), {"__reduce__": lambda self: (open, (str(mark), "w"))})()
-    torch.save({"format": moe.FORMAT, "model": evil}, path)
-    with pytest.raises(moe.UserError):
-        moe.load(path)
+    torch.save({"format": checkpoint.FORMAT, "model": evil}, path)
+    with pytest.raises(UserError):
+        checkpoint.load(path)
     assert not mark.exists()
 
 
@@ -722,11 +725,11 @@ def test_a_failing_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         file.write(b"half")
         raise OSError("No space left on device")
 
-    moe.save(tmp_path / "a.pt", make())
+    checkpoint.save(tmp_path / "a.pt", make())
     before = (tmp_path / "a.pt").read_bytes()
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space"):
-        moe.save(tmp_path / "a.pt", make(1))
+        checkpoint.save(tmp_path / "a.pt", make(1))
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
     assert (tmp_path / "a.pt").read_bytes() == before
 
@@ -734,10 +737,10 @@ def test_a_failing_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_a_row_of_one_token_costs_nothing():
     """A row with nothing to predict adds nothing to the loss, and no NaN."""
     model, (tokens, real, weight) = make(balance_alpha=0.0).train(), make_batch()
-    want = grpo.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
+    want = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
     tokens, real, weight = (F.pad(x, (0, 0, 0, 2)) for x in (tokens, real, weight))
     real[-1, 0] = True  # two rows more: one is all padding, one has a single token
-    got = grpo.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
+    got = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
     torch.testing.assert_close(got, want)
 
 
@@ -748,15 +751,15 @@ def test_a_gradient_not_finite_moves_no_bias():
     before = {name: x.clone() for name, x in model.state_dict().items()}
     for p in model.parameters():
         p.grad = torch.full_like(p, math.nan)
-    grpo.update(model, grpo.make_optimizer(model, 0.1))
+    optim.update(model, optim.make_optimizers(model, 0.1))
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert model.layers[1].ffn.router.load.sum() == 0
 
 
 def test_extra_is_what_was_saved(tmp_path):
     """load gives back exactly the extra that save was given."""
-    moe.save(tmp_path / "a.pt", make(), step=7)
-    assert moe.load(tmp_path / "a.pt")[1] == {"step": 7}
+    checkpoint.save(tmp_path / "a.pt", make(), step=7)
+    assert checkpoint.load(tmp_path / "a.pt")[1] == {"step": 7}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -978,11 +981,11 @@ def test_checked_work_mends_every_slip(slips):
         text, number = tasks.work(problem, "checked", rng, slips)
         wrong = 0
         for step in text.split(" ok "):
-            *drafts, last = [attempt.split(" check ") for attempt in step.split(" wait ")]
-            wrong += len(drafts)
-            assert len(drafts) in ({1} if slips == 1 else {0, 1})
-            assert is_true(last[0]) and not any(is_true(draft) for draft, _ in drafts)
-            for draft, check in [*drafts, last]:
+            *sampling, last = [attempt.split(" check ") for attempt in step.split(" wait ")]
+            wrong += len(sampling)
+            assert len(sampling) in ({1} if slips == 1 else {0, 1})
+            assert is_true(last[0]) and not any(is_true(draft) for draft, _ in sampling)
+            for draft, check in [*sampling, last]:
                 a, sign, b, result = re.fullmatch("(.+)([-+*])(.+)=(.+)", draft).groups()
                 undone = {"+": f"{result}-{b}", "-": f"{result}+{b}", "*": f"{b}*{a}"}[sign]
                 assert check.startswith(undone + "=") and is_true(check)
@@ -1192,7 +1195,7 @@ def test_good_file_is_read(tmp_path):
     path.write_bytes("\ufeff{\"question\": \"2+3\", \"answer\": 5, \"more\": []}\r\n\n \n"
                      "{\"question\": \"三减八\", \"answer\": \"-5\"}".encode())
     wanted = [Problem("2+3", "5", "en", 0), Problem("三减八", "-5", "zh", 0)]
-    assert tasks.read_problems(path) == wanted
+    assert evaluate.read_problems(path) == wanted
 
 
 BAD_LINES = ["33", "null", "[]", "{", "x", "[" * 100_000, '{"question": "a"}', '{"answer": 3}',
@@ -1207,8 +1210,8 @@ def test_bad_line_is_named(tmp_path, line):
     """One short line of message tells the file and the number of the bad line."""
     path = tmp_path / "bad.jsonl"
     path.write_text('{"question": "2+3", "answer": 5}\n\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(ProblemError) as error:
-        tasks.read_problems(path)
+    with pytest.raises(UserError) as error:
+        evaluate.read_problems(path)
     message = str(error.value)
     assert f"{path}, line 3:" in message and "\n" not in message and len(message) < 500
 
@@ -1218,8 +1221,8 @@ def test_bad_file_is_named(tmp_path, content):
     """A file with no problem, or not UTF-8, is refused in one line with its name."""
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ProblemError) as error:
-        tasks.read_problems(path)
+    with pytest.raises(UserError) as error:
+        evaluate.read_problems(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -1469,8 +1472,8 @@ def test_chat_lines_round_trip(dialogues):
     """What chat_line writes read_chat reads: any text, with line ends, quotes or tags in it."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "chat.jsonl"
-        path.write_text("".join(tasks.chat_line(*d) for d in dialogues), "utf-8", newline="\n")
-        assert tasks.read_chat(path) == dialogues
+        path.write_text("".join(jsonl.chat_line(*d) for d in dialogues), "utf-8", newline="\n")
+        assert jsonl.read_chat(path) == dialogues
 
 
 def chat(*messages):
@@ -1492,9 +1495,9 @@ BAD_CHATS = ["33", "null", "[]", "{", "x", "[" * 100_000, "{}", '{"messages": []
 def test_a_bad_dialogue_is_named(tmp_path, line):
     """One short line of message tells the file and the number of the bad line."""
     path = tmp_path / "chat.jsonl"
-    path.write_text(tasks.chat_line("2+3", "5") + "\n" + line + "\n", "utf-8")
-    with pytest.raises(ProblemError) as error:
-        tasks.read_chat(path)
+    path.write_text(jsonl.chat_line("2+3", "5") + "\n" + line + "\n", "utf-8")
+    with pytest.raises(UserError) as error:
+        jsonl.read_chat(path)
     message = str(error.value)
     assert f"{path}, line 3:" in message and "\n" not in message and len(message) < 500
 
@@ -1504,28 +1507,28 @@ def test_a_chat_file_of_nothing_is_named(tmp_path, content):
     """An empty file, or one that is no UTF-8, is refused in one line with its name."""
     path = tmp_path / "chat.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ProblemError, match="chat.jsonl") as error:
-        tasks.read_chat(path)
+    with pytest.raises(UserError, match="chat.jsonl") as error:
+        jsonl.read_chat(path)
     assert "\n" not in str(error.value)
 
 
 def test_a_dialogue_makes_no_special_token_but_its_tags(tmp_path):
     """<|end|> typed by either side is text; the four tags count in the response alone."""
     path = tmp_path / "chat.jsonl"
-    path.write_text(tasks.chat_line("<think>a<|end|>", "<think>b<|end|><|user|></think>"), "utf-8")
+    path.write_text(jsonl.chat_line("<think>a<|end|>", "<think>b<|end|><|user|></think>"), "utf-8")
     [document] = r1mini.read_dialogues(path, 300)
     special = [ENCODING.decode([t]) for t in document.tokens if t >= len(RANKS)]
     assert special == ["<|user|>", "<|assistant|>", "<think>", "</think>", "<|end|>"]
     learnt = ENCODING.decode([t for t, w in zip(document.tokens, document.weight) if w])
     assert learnt == "<think>b<|end|><|user|></think><|end|>"
-    with pytest.raises(moe.UserError, match="dialogue 1 has"):
+    with pytest.raises(UserError, match="dialogue 1 has"):
         r1mini.read_dialogues(path, len(document.tokens) - 1)
 
 
 # -------------------------------------------------------------------------------------------------
 # grpo.py
 
-MICRO = dataclasses.replace(moe.PRESETS["micro"], vocab_size=tasks.VOCAB_SIZE)
+MICRO = dataclasses.replace(r1mini.PRESETS["micro"], vocab_size=tasks.VOCAB_SIZE)
 
 
 def world(reward, levels=(1, 2)):
@@ -1656,7 +1659,7 @@ def test_the_denominators_count_each_minibatch_whole(monkeypatch):
         seen.append((batch, int(mask.sum())))
         return grpo.grpo(new, old, advantage, mask, batch, s)
     monkeypatch.setitem(grpo.OBJECTIVES, "grpo", spy)
-    grpo.improve(model, model, grpo.make_optimizer(model, 0.0), rollout, s, random.Random(0), 0)
+    grpo.improve(model, model, optim.make_optimizers(model, 0.0), rollout, s, random.Random(0), 0)
     assert len(seen) == 16
     for half in (seen[:8], seen[8:]):
         assert {batch for batch, _ in half} == {grpo.Batch(8, sum(tokens for _, tokens in half))}
@@ -1676,7 +1679,7 @@ def test_dead_groups_count_and_are_not_learnt_from(monkeypatch):
         seen.append((batch.answers, batch.tokens, float(advantage)))
         return grpo.dr_grpo(new, old, advantage, mask, batch, s)
     monkeypatch.setitem(grpo.OBJECTIVES, "dr_grpo", spy)
-    record = grpo.improve(model, model, grpo.make_optimizer(model, 0.0), rollout, s,
+    record = grpo.improve(model, model, optim.make_optimizers(model, 0.0), rollout, s,
                           random.Random(0), 0)
     assert len(seen) == 12 and {row[:2] for row in seen} == {
         (16, int(rollout.samples.answer.sum()))}
@@ -1808,13 +1811,13 @@ FEW = ["--preset", "micro", "--set", "dev1.steps=6", "dev3.steps=6", "judge.step
 def micro(tmp_path_factory):
     """The folder of one whole run on the micro preset, every stage."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert r1mini.main([*FEW, "--out", str(folder)]) == 0
+    assert cli.main([*FEW, "--out", str(folder)]) == 0
     return folder
 
 
 def same_weights(a, b):
     """Whether two checkpoints hold the same bits."""
-    one, two = (moe.load(path)[0].state_dict() for path in (a, b))
+    one, two = (checkpoint.load(path)[0].state_dict() for path in (a, b))
     return all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -1841,7 +1844,7 @@ def test_a_run_leaves_what_the_readme_says(micro):
     kept = {f"{stage}.pt" for stage in STAGES} | {f"{stage}.jsonl" for stage in COLLECTED}
     assert {f.name for f in micro.iterdir()} - {"figures"} == kept | {  # these if it can draw
         "config.json", "log.jsonl", "timing.jsonl", "samples.md", "report.md", "report.html"}
-    log = folders.read_log(micro)
+    log = folder.read_log(micro)
     assert log[0]["kind"] == "config" and log[0]["zero"]["group_size"] == 4
     assert not any("seconds" in json.dumps(r) for r in log)
     logged = {"reward", "accuracy", "length", "cut_off", "entropy", "kl", "clip", "ratio",
@@ -1864,20 +1867,20 @@ def test_a_run_leaves_what_the_readme_says(micro):
 def test_step_0_is_asked_once(micro, tmp_path, monkeypatch):
     """RL's step 0 repeats what was logged of the same weights. From another run's checkpoint, whose
     log is not there, the model is asked: with the same outcome."""
-    evaluate, asked = r1mini.evaluate, []
+    evaluate, asked = evaluate.evaluate, []
 
     def watched(model, problems, *rest, **words):
         asked.append(problems)
-        return evaluate(model, problems, *rest, **words)
+        return evaluate(model, problems, *rest, **cli)
     monkeypatch.setattr(r1mini, "evaluate", watched)
     rewind(micro, tmp_path / "on", "distill_rl")
-    assert r1mini.main([*FEW, "--out", str(tmp_path / "on")]) == 0
+    assert cli.main([*FEW, "--out", str(tmp_path / "on")]) == 0
     dev = tasks.make_problems("dev", 2, (3, 4, 5, 6))
     assert asked.count(dev) == 2  # after the second step, and the last
-    assert r1mini.main(["distill", *FEW, "--only", "distill_rl", "--from",
+    assert cli.main(["distill", *FEW, "--only", "distill_rl", "--from",
                         str(micro / "distill.pt"), "--out", str(tmp_path / "new")]) == 0
     assert asked.count(dev) == 2 + 3
-    first = [[r for r in folders.read_log(folder) if r.get("stage") == "distill_rl"
+    first = [[r for r in folder.read_log(folder) if r.get("stage") == "distill_rl"
               and r.get("step") == 0] for folder in (micro, tmp_path / "on", tmp_path / "new")]
     assert [r["kind"] for r in first[0]] == ["dev", "samples"] and first[0] == first[1] == first[2]
 
@@ -1885,10 +1888,10 @@ def test_step_0_is_asked_once(micro, tmp_path, monkeypatch):
 def test_each_reward_is_where_it_belongs(micro):
     """Zero: accuracy, format; Dev2 and R1 the language too; R1 alone, from its last quarter on,
     has general prompts and the reward models' opinion of them."""
-    for r in folders.read_log(micro):
+    for r in folder.read_log(micro):
         if r["kind"] in ("zero", "dev2", "r1"):
             assert ("language" in r) and ("preference" in r) == (r["kind"] == "r1")
-            s = getattr(words.resolve("micro", []), r["kind"])
+            s = getattr(cli.resolve("micro", []), r["kind"])
             if r["kind"] == "r1" and r["step"] == 4:
                 assert r["preference"] > 0
                 continue
@@ -1909,16 +1912,16 @@ def test_a_stopped_run_goes_on_to_the_same_bits(micro, tmp_path, monkeypatch, co
     """Killed again and again, saving every 2 steps: the log and all weights are the same."""
     rewind(micro, tmp_path, before) if before != "base" else None
     argv = [command, *FEW, "--out", str(tmp_path), "--save-every", "2"]
-    clock = folders.Folder.clock
+    clock = folder.Folder.clock
     for place in kills:
         def kill(self, name, step, *rest):
             if (name, step) == place:
                 raise RuntimeError("killed")
             return clock(self, name, step, *rest)
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-            patch.setattr(folders.Folder, "clock", kill)
-            r1mini.main(list(argv))
-    assert r1mini.main(argv) == 0
+            patch.setattr(folder.Folder, "clock", kill)
+            cli.main(list(argv))
+    assert cli.main(argv) == 0
     after = STAGES[STAGES.index(command) + 1]
     assert (tmp_path / "log.jsonl").read_bytes() == log_until(micro, after)
     for stage in STAGES[STAGES.index(before):STAGES.index(after)]:
@@ -1945,7 +1948,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(micro, tmp_path):
 
 def furthest_apart(a, b):
     """The largest difference of two checkpoints' weights, beside the largest weight of its kind."""
-    one, two = (moe.load(path)[0].state_dict() for path in (a, b))
+    one, two = (checkpoint.load(path)[0].state_dict() for path in (a, b))
     return max(float((one[k] - two[k]).abs().max() / one[k].abs().max().clamp(min=1e-2))
                for k in one)
 
@@ -1954,19 +1957,19 @@ def test_two_processes_take_the_steps_of_one(tmp_path, monkeypatch, capsys):
     """Pretraining, its evaluation and GRPO with half of each step in another process: weights and
     log of one process but for rounding. A process killed on the way stops the other with one line,
     and the same command goes on to the bits of two processes left alone."""
-    started, clock = [], folders.Folder.clock
+    started, clock = [], folder.Folder.clock
 
     def start(*args, **more):
         started.append(subprocess.Popen(*args, **more))
         return started[-1]
     monkeypatch.setattr(moe, "subprocess", SimpleNamespace(Popen=start))
     command = ["zero", *FEW, "base.steps=4", "zero.steps=3", "--save-every", "1", "--out"]
-    assert r1mini.main([*command, str(tmp_path / "one")]) == 0 and not started
+    assert cli.main([*command, str(tmp_path / "one")]) == 0 and not started
     two = ["zero", "--processes", "2", "--threads", "2", *command[1:]]
-    assert r1mini.main([*two, str(tmp_path / "whole")]) == 0 and len(started) == 1
+    assert cli.main([*two, str(tmp_path / "whole")]) == 0 and len(started) == 1
     for stage in ("base", "zero"):
         assert furthest_apart(tmp_path / f"one/{stage}.pt", tmp_path / f"whole/{stage}.pt") < 1e-5
-    for one, other in zip(*(folders.read_log(tmp_path / run) for run in ("one", "whole"))):
+    for one, other in zip(*(folder.read_log(tmp_path / run) for run in ("one", "whole"))):
         for key in {"loss", "pass@1", "accuracy", "length", "tokens", "kl"} & one.keys():
             assert other[key] == pytest.approx(one[key], rel=1e-5, abs=1e-6), (one["kind"], key)
 
@@ -1974,10 +1977,10 @@ def test_two_processes_take_the_steps_of_one(tmp_path, monkeypatch, capsys):
         if (name, step) == ("zero", 1) and len(started) == 2:
             started[-1].kill()
         return clock(self, name, step, *rest)
-    monkeypatch.setattr(folders.Folder, "clock", kill)
-    assert r1mini.main([*two, str(tmp_path / "killed")]) == 2
+    monkeypatch.setattr(folder.Folder, "clock", kill)
+    assert cli.main([*two, str(tmp_path / "killed")]) == 2
     assert "another process of this run is gone" in capsys.readouterr().err
-    assert r1mini.main([*two, str(tmp_path / "killed")]) == 0 and len(started) == 3
+    assert cli.main([*two, str(tmp_path / "killed")]) == 0 and len(started) == 3
     for stage in ("base", "zero"):
         assert same_weights(tmp_path / f"whole/{stage}.pt", tmp_path / f"killed/{stage}.pt")
     assert (tmp_path / "whole/log.jsonl").read_bytes() == (
@@ -1989,9 +1992,9 @@ def test_a_finished_run_is_not_done_again(micro, capsys):
     """The same command skips what is finished, and says so; other settings are refused."""
     before = {f.name: f.read_bytes() for f in [*micro.glob("*.pt"), micro / "log.jsonl"]}
     argv = [*FEW, "--out", str(micro)]
-    assert r1mini.main(list(argv)) == 0
+    assert cli.main(list(argv)) == 0
     assert capsys.readouterr().out.count("finished before") == len(STAGES)
-    assert r1mini.main(["zero", *argv, "--set", "zero.lr=1"]) == 2
+    assert cli.main(["zero", *argv, "--set", "zero.lr=1"]) == 2
     assert "zero.lr" in capsys.readouterr().err
     assert before == {f.name: f.read_bytes() for f in [*micro.glob("*.pt"), micro / "log.jsonl"]}
 
@@ -2001,7 +2004,7 @@ def test_a_finished_run_is_not_done_again(micro, capsys):
     ("dev1", "zero.pt", ["dev1"])])
 def test_a_run_goes_on_from_anothers_checkpoint(micro, tmp_path, command, start, own):
     """--from: the later stages only, and they come to the same bits as in the run it belongs to."""
-    assert r1mini.main([command, *FEW, "--out", str(tmp_path), "--from", str(micro / start)]) == 0
+    assert cli.main([command, *FEW, "--out", str(tmp_path), "--from", str(micro / start)]) == 0
     assert [stage for stage in STAGES if (tmp_path / f"{stage}.pt").exists()] == own
     assert all(same_weights(tmp_path / f"{stage}.pt", micro / f"{stage}.pt") for stage in own)
 
@@ -2009,7 +2012,7 @@ def test_a_run_goes_on_from_anothers_checkpoint(micro, tmp_path, command, start,
 def test_only_leaves_out_the_other_stages(micro, tmp_path):
     """--only safe in a folder that has come as far as Dev3: no other model is made, same bits."""
     rewind(micro, tmp_path, "helpful")
-    assert r1mini.main(["r1", *FEW, "--out", str(tmp_path), "--only", "safe"]) == 0
+    assert cli.main(["r1", *FEW, "--out", str(tmp_path), "--only", "safe"]) == 0
     assert same_weights(tmp_path / "safe.pt", micro / "safe.pt")
     assert not (tmp_path / "helpful.pt").exists() and not (tmp_path / "r1.pt").exists()
 
@@ -2018,18 +2021,18 @@ def test_a_student_learns_from_a_file_of_dialogues(micro, tmp_path, capsys):
     """distill --data: SFT on the file alone, no R1; a bad file is one clear line."""
     argv = ["distill", *FEW, "--from", str(micro / "student.pt"), "--data"]
     file = tmp_path / "mine.jsonl"
-    file.write_text(tasks.chat_line("2+3", "5") * 3, "utf-8")
+    file.write_text(jsonl.chat_line("2+3", "5") * 3, "utf-8")
     out = tmp_path / "out"
-    assert r1mini.main([*argv, str(file), "--out", str(out)]) == 0
+    assert cli.main([*argv, str(file), "--out", str(out)]) == 0
     assert {f.name for f in out.glob("*.pt")} == {"distill.pt"} and not list(out.glob("d*.jsonl"))
-    first = next(r for r in folders.read_log(out) if r["kind"] == "distill")
+    first = next(r for r in folder.read_log(out) if r["kind"] == "distill")
     length = len(tasks.encode_prompt("2+3") + tasks.encode_response("5"))
-    assert first["tokens"] == length * words.resolve("micro", []).distill.documents
+    assert first["tokens"] == length * cli.resolve("micro", []).distill.documents
     capsys.readouterr()
-    for content, what in (("", "mine.jsonl"), ("{}\n", "line 1"), (tasks.chat_line(
+    for content, what in (("", "mine.jsonl"), ("{}\n", "line 1"), (jsonl.chat_line(
             "1+" * 400, "5"), "dialogue 1")):
         file.write_text(content, "utf-8")
-        assert r1mini.main([*argv, str(file), "--out", str(tmp_path / what[:4])]) == 2
+        assert cli.main([*argv, str(file), "--out", str(tmp_path / what[:4])]) == 2
         error = capsys.readouterr().err.strip()
         assert what in error and error.startswith("r1mini: ") and "\n" not in error
 
@@ -2039,8 +2042,8 @@ def test_a_student_learns_from_a_file_of_dialogues(micro, tmp_path, capsys):
 @pytest.fixture
 def graph(micro, tmp_path, monkeypatch):
     """(begun, asked, finished): what each stage starts from, asks and ends as, without its loop."""
-    begun, asked, models = {}, {}, {s: moe.load(micro / f"{s}.pt")[0] for s in STAGES}
-    models["distill_logits"] = moe.load(micro / "distill.pt")[0]  # no ablation, for once
+    begun, asked, models = {}, {}, {s: checkpoint.load(micro / f"{s}.pt")[0] for s in STAGES}
+    models["distill_logits"] = checkpoint.load(micro / "distill.pt")[0]  # no ablation, for once
     monkeypatch.setattr(r1mini, "ABLATIONS", {"student_rl_no_format"})
     for i, model in enumerate(models.values()):  # a stage that learnt nothing is told apart too
         model.norm.weight.data += i / 100
@@ -2063,10 +2066,10 @@ def graph(micro, tmp_path, monkeypatch):
         monkeypatch.setattr(r1mini, name, spy)
     shutil.copytree(micro, tmp_path / "out", ignore=shutil.ignore_patterns("*.pt"))
     remember("preference", r1mini.preference), remember("teacher_logits", r1mini.teacher_logits)
-    monkeypatch.setattr(folders.Folder, "stage", stage)
+    monkeypatch.setattr(folder.Folder, "stage", stage)
     monkeypatch.setattr(r1mini, "collect", collect)
     monkeypatch.setattr(r1mini, "test_stage", lambda *_: None)
-    assert r1mini.main([*FEW, "--out", str(tmp_path / "out")]) == 0
+    assert cli.main([*FEW, "--out", str(tmp_path / "out")]) == 0
     return begun, asked, finished
 
 
@@ -2109,7 +2112,7 @@ CPU = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, fresh=Fal
 
 def run_of(**changes):
     """The nano Run with some settings changed."""
-    return words.resolve("nano", [f"{key}={value}" for key, value in changes.items()])
+    return cli.resolve("nano", [f"{key}={value}" for key, value in changes.items()])
 
 
 def world_of(stage, monkeypatch):
@@ -2323,7 +2326,7 @@ def collected(monkeypatch, tmp_path, texts, **changes):
     monkeypatch.setattr(r1mini, "sample_answers", lambda *_, **__: [
         tasks.encode_response(text.format(problem.answer)) for text in texts])
     run = run_of(**{"data.tries": len(texts)} | changes)
-    folder = folders.Folder(tmp_path, run, CPU, STAGES)
+    folder = folder.Folder(tmp_path, run, CPU, STAGES)
     found = r1mini.collect(folder, "dev3", None, 1, r1mini.fit)
     return problem, [ENCODING.decode(d.tokens) for d in found]
 
@@ -2339,10 +2342,10 @@ def test_collect_keeps_what_is_fit_once(monkeypatch, tmp_path):
     problem, found = collected(monkeypatch, tmp_path, texts)  # what was begun is done again
     want = [texts[i].format(problem.answer) for i in (0, 3)]
     assert found == [f"<|user|>{problem.question}<|assistant|>{text}<|end|>" for text in want]
-    assert tasks.read_chat(tmp_path / "dev3.jsonl") == [(problem.question, text) for text in want]
+    assert jsonl.read_chat(tmp_path / "dev3.jsonl") == [(problem.question, text) for text in want]
     monkeypatch.setattr(r1mini.tasks, "chat_line", None)  # from the file, nothing is written
     assert r1mini.collect(SimpleNamespace(run=run_of(), path=tmp_path), "dev3", None, 1, None)
-    [record] = [r for r in folders.read_log(tmp_path) if r["kind"] == "collected"]
+    [record] = [r for r in folder.read_log(tmp_path) if r["kind"] == "collected"]
     assert (record["stage"], record["kept"], record["of"]) == ("dev3", 2, 6)
     assert record["tokens"] == sum(
         len(tasks.encode_response(text.format(problem.answer))) for text in texts)
@@ -2350,7 +2353,7 @@ def test_collect_keeps_what_is_fit_once(monkeypatch, tmp_path):
 
 def test_collecting_nothing_is_one_clear_line(monkeypatch, tmp_path):
     """Where no answer is fit the user is told, and no file is left; micro has a stand-in."""
-    with pytest.raises(moe.UserError, match="none of 1 answers is fit") as error:
+    with pytest.raises(UserError, match="none of 1 answers is fit") as error:
         collected(monkeypatch, tmp_path, ["x"])
     assert "\n" not in str(error.value) and not list(tmp_path.glob("dev3*"))
     problem, [text] = collected(monkeypatch, tmp_path / "micro", ["x"], **{"data.stand_in": "true"})
@@ -2390,7 +2393,7 @@ def test_general_figures_agree_with_hand_counted_answers(monkeypatch):
         return [tasks.encode_response(text) for text in texts]
     monkeypatch.setattr(r1mini, "prompts_of", lambda asked: asked)
     monkeypatch.setattr(r1mini, "sample_answers", scripted)
-    r = r1mini.evaluate_general(None, run_of(**{"data.prompts": 6}))
+    r = evaluate.evaluate_general(None, run_of(**{"data.prompts": 6}))
     assert len(asked_of) == 4 * 6 * 4 and all(
         asked_of[i:i + 4] == [asked_of[i]] * 4 for i in range(0, 96, 4))
     assert not any(p.question in prompts_of("train", p.kind) for p in asked_of)
@@ -2416,10 +2419,10 @@ def test_evaluate_agrees_with_hand_counted_answers(monkeypatch):
                "<think>1+2=3 check 1</think><answer>7</answer>", "33",
                "<answer>5</answer>", "<answer>5</answer>", "<answer>4</answer>", "x"]
     ids = [tasks.encode_response(text) for text in scripts]
-    answer = moe.pad([[1] * len(i) for i in ids], 0).bool()
-    samples = grpo.Samples(moe.pad(ids, tasks.PAD_ID), answer, torch.zeros(1), torch.ones(8))
+    answer = sampling.pad([[1] * len(i) for i in ids], 0).bool()
+    samples = sampling.Samples(sampling.pad(ids, tasks.PAD_ID), answer, torch.zeros(1), torch.ones(8))
     monkeypatch.setattr(r1mini, "generate", lambda *a, **k: samples)
-    r, each = r1mini.evaluate(None, problems, 4, 1.0, 1.0, 10)
+    r, each = evaluate.evaluate(None, problems, 4, 1.0, 1.0, 10)
     assert r["pass@1"] == pytest.approx(3 / 8) and r["pass@4"] == 1.0
     assert r["pass@2"] == pytest.approx((5 / 6 + 1 / 2) / 2, abs=1e-6)
     assert r["cons@4"] == 0.5 and [e["vote"] for e in each] == ["33", "5"]
@@ -2429,31 +2432,31 @@ def test_evaluate_agrees_with_hand_counted_answers(monkeypatch):
     assert r["cut_off"] == 0.0
     monkeypatch.setattr(r1mini, "generate", lambda *a, **k: dataclasses.replace(
         samples, answer=F.pad(answer[:, 1:], (0, 1)) & (samples.tokens != tasks.END_ID)))
-    assert r1mini.evaluate(None, problems, 4, 1.0, 1.0, 10)[0]["cut_off"] == 1.0
+    assert evaluate.evaluate(None, problems, 4, 1.0, 1.0, 10)[0]["cut_off"] == 1.0
 
 
 def test_answers_are_sampled_some_at_a_time():
     """Every prompt has its answer, in order; no two lots are drawn with the same numbers."""
     torch.manual_seed(0)
     model, prompt = moe.Transformer(MICRO), tasks.encode_prompt("Compute 1+2")
-    found = r1mini.sample_answers(model, [prompt] * 6, 12, 2)
+    found = evaluate.sample_answers(model, [prompt] * 6, 12, 2)
     assert len(found) == 6 and len(set(map(tuple, found))) == 6
-    assert r1mini.sample_answers(model, [prompt] * 2, 12, 2) == found[:2]
-    assert r1mini.sample_answers(model, [prompt] * 6, 12, 2, seed=1)[:2] != found[:2]
+    assert evaluate.sample_answers(model, [prompt] * 2, 12, 2) == found[:2]
+    assert evaluate.sample_answers(model, [prompt] * 6, 12, 2, seed=1)[:2] != found[:2]
 
 
 @pytest.mark.parametrize("n, c, k, expected", [(10, 3, 1, .3), (10, 3, 5, .916667), (5, 0, 3, 0),
                                                (64, 8, 16, .914746), (5, 4, 2, 1)])
 def test_pass_at_k_is_the_hand_worked_one(n, c, k, expected):
     """PAPERS section 6, and 1 - C(n-c, k) / C(n, k)."""
-    assert tasks.pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-6)
-    assert tasks.pass_at_k(n, c, k) == pytest.approx(1 - math.comb(n - c, k) / math.comb(n, k))
+    assert evaluate.pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-6)
+    assert evaluate.pass_at_k(n, c, k) == pytest.approx(1 - math.comb(n - c, k) / math.comb(n, k))
 
 
 def test_the_vote_breaks_ties_by_first_occurrence():
     """Most frequent readable answer; unreadable ones do not vote."""
-    assert tasks.majority(["7", "5", "5", "7", None, None, None]) == "7"
-    assert tasks.majority([None]) is None
+    assert evaluate.majority(["7", "5", "5", "7", None, None, None]) == "7"
+    assert evaluate.majority([None]) is None
 
 
 BAD = {  # words of a command -> what the one line must name
@@ -2553,7 +2556,7 @@ def test_bad_input_is_one_clear_line(micro, tmp_path, capsys, line):
     if "--from" in argv and "--preset" not in argv:
         argv += ["--preset", "micro"]
     try:
-        code = r1mini.main(argv)
+        code = cli.main(argv)
     except SystemExit as end:
         code = end.code
     error = capsys.readouterr().err.strip()
@@ -2573,11 +2576,11 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch, capsys):
         real(record, file)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
-        assert r1mini.main(list(argv)) == 2
+        assert cli.main(list(argv)) == 2
     assert "free some space" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.tmp"))
-    assert moe.load(tmp_path / "base.partial.pt")[1]["step"] == 5
-    assert r1mini.main(list(argv)) == 0
+    assert checkpoint.load(tmp_path / "base.partial.pt")[1]["step"] == 5
+    assert cli.main(list(argv)) == 0
 
 
 def test_the_supervised_loop_learns():
@@ -2618,7 +2621,7 @@ def test_the_design_is_kept():
 def test_scores_that_differ_by_noise_are_equal(monkeypatch):
     """Two replies whose scores differ in the fifth digit earn the same: no advantage of noise."""
     monkeypatch.setattr(r1mini, "score", lambda judge, rows, pad: torch.tensor([1.0, 1.00001]))
-    judge = moe.Transformer(moe.PRESETS["micro"])
+    judge = moe.Transformer(r1mini.PRESETS["micro"])
     one, two = r1mini.preference(judge, judge)(["<answer>green</answer>"] * 2, [GRASS] * 2)
     assert one == two == 0.73
 
@@ -2628,13 +2631,13 @@ def test_a_thought_that_never_ends_shows_and_earns_nothing():
     text = "<think>sorry I cannot help"
     assert tasks.summary_of(text) == "" and not tasks.refuses(text) and tasks.safety(text) == 0
     assert tasks.summary_of("<think>a</think>b<think>c") == ""
-    judge = moe.Transformer(dataclasses.replace(moe.PRESETS["micro"], n_outputs=1))
+    judge = moe.Transformer(dataclasses.replace(r1mini.PRESETS["micro"], n_outputs=1))
     assert r1mini.preference(judge, judge)(["<think>green"], [GRASS]) == [0.0]
 
 
 def test_what_is_not_asked_is_not_averaged():
     """A reward of nan, on a prompt without a right number, leaves the logged mean alone."""
-    samples = grpo.Samples(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), None,
+    samples = sampling.Samples(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), None,
                           torch.ones(2, dtype=torch.bool))
     rollout = grpo.Rollout([GRASS], samples, ["", ""], {"accuracy": torch.tensor([1.0, math.nan])},
                            torch.ones(1, 2), torch.zeros(1, 2))
@@ -2644,7 +2647,7 @@ def test_what_is_not_asked_is_not_averaged():
 
 def test_what_was_collected_stays_in_the_log(micro):
     """The stage that learns from it begins after its record, and does not cut it off."""
-    log = folders.read_log(micro)
+    log = folder.read_log(micro)
     assert {r["stage"] for r in log if r["kind"] == "collected"} == set(COLLECTED)
 
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(HERE.parent))
 import grpo
 import moe
 import tasks
+from engine.errors import UserError
 
 
 @dataclass
@@ -296,11 +297,11 @@ def load(name, folder):
         spec.loader.exec_module(module)
         return getattr(module, wanted)
     except SyntaxError as error:
-        raise moe.UserError(f"{path}, line {error.lineno}: {error.msg}") from None
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
     except AttributeError:
-        raise moe.UserError(f"{path}: there is no function {wanted} in it") from None
+        raise UserError(f"{path}: there is no function {wanted} in it") from None
     except Exception as error:
-        raise moe.UserError(f"{path}: {type(error).__name__}: {error}") from None
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
 
 
 def main(words, folder=HERE / "exercises"):
@@ -315,7 +316,7 @@ def main(words, folder=HERE / "exercises"):
         try:
             trouble = judge(EXERCISES[name], load(name, folder))
             print(f"{name:10} {f'yours {trouble}' if trouble else 'right'}")
-        except moe.UserError as error:
+        except UserError as error:
             print(trouble := error)
         worst = max(worst, int(bool(trouble)))
     return worst

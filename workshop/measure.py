@@ -25,8 +25,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 from experiments import EXPERIMENTS, PLAIN, SHORT, STARTS, Experiment
-from extras.folder import read_log
-from moe import UserError
+
+from engine.errors import UserError
+from engine.folder import read_log
 
 ON_DEV = ("pass@1", "length", "reflection", "mixing", "language", "format", "cut_off")
 EACH_STEP = ("accuracy", "loss", "kl", "clip", "entropy", "dead_groups", "expert_load")
@@ -51,7 +52,8 @@ def edited(edits):
         yield ROOT
         return
     with tempfile.TemporaryDirectory() as copy:
-        for path in (*ROOT.glob("*.py"), *ROOT.glob("extras/*.py")):
+        parts = ("", "engine/", "tools/", "studies/")
+        for path in (path for part in parts for path in ROOT.glob(f"{part}*.py")):
             target = Path(copy) / path.relative_to(ROOT)
             target.parent.mkdir(exist_ok=True)
             shutil.copy(path, target)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
+
 import moe
+import r1mini
 import tasks
 from grpo import RL, Task, train_rl
 from r1mini import Train, train
@@ -33,7 +35,7 @@ def right(texts, problems):      # your reward: a number for each text, by rule
 def main(base_steps=300, rl_steps=20):
     """Trains a base and improves it by RL; returns the accuracy of each rollout."""
     torch.manual_seed(0)
-    model = moe.Transformer(moe.PRESETS["micro"])
+    model = moe.Transformer(r1mini.PRESETS["micro"])
     for record, _ in train(model, Train(steps=base_steps), document, seed=0):
         pass
     task = Task(question, lambda p: tasks.encode_prompt(p.question), tasks.decode,

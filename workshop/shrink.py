@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import moe
+from engine import checkpoint
+from engine.errors import UserError
 
 
 def shrink(source, target):
     """Writes the checkpoint `source` to `target` in bfloat16. Returns the bytes it takes."""
-    model, record = moe.load(source)
-    moe.save(target, model.bfloat16(), preset=record.get("preset", "nano"))
+    model, record = checkpoint.load(source)
+    checkpoint.save(target, model.bfloat16(), preset=record.get("preset", "nano"))
     return Path(target).stat().st_size
 
 
@@ -24,9 +25,9 @@ def main(words):
     """Shrinks one checkpoint. Returns 0, or 2 for what the user can mend."""
     try:
         if len(words) != 2:
-            raise moe.UserError("wanted two files: python workshop/shrink.py FROM.pt TO.pt")
+            raise UserError("wanted two files: python workshop/shrink.py FROM.pt TO.pt")
         size = shrink(*words)
-    except (moe.UserError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"shrink: {error}", file=sys.stderr)
         return 2
     print(f"{words[1]}: {size:,} bytes")

@@ -1,0 +1,1 @@
+"""What the four lesson files stand on: devices, checkpoints, optimizers, sampling, run folders."""

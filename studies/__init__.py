@@ -1,0 +1,1 @@
+"""One claim of the papers a file: `python r1mini.py study NAME`."""

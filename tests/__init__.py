@@ -1,0 +1,1 @@
+"""The tests of engine, tools, studies and workshop, one file a module."""

@@ -1,0 +1,28 @@
+"""Runs a command of the checkout in this folder, and keeps the token ids of its first rollout.
+
+    python tests/first_rollout.py OUT.json WORDS OF THE COMMAND
+
+A part of tests/reference.sh. It works with every version of the code since commit 308ae82.
+"""
+import importlib
+import json
+import sys
+
+target, *words = sys.argv[1:]
+sys.path.insert(0, ".")
+grpo, r1mini = importlib.import_module("grpo"), importlib.import_module("r1mini")
+main = getattr(r1mini, "main", None) or importlib.import_module("tools.cli").main
+act = grpo.act
+
+
+def act_and_keep(*arguments):
+    """grpo.act, which also writes the first rollout's ids; after that it is grpo.act alone."""
+    grpo.act = act
+    rollout = act(*arguments)
+    with open(target, "w", encoding="utf-8") as file:
+        json.dump(rollout.samples.tokens.tolist(), file)
+    return rollout
+
+
+grpo.act = act_and_keep
+sys.exit(main(words))

@@ -1,0 +1,99 @@
+"""A module imports from its own layer or from a lower one: the house stays as it was built."""
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Lowest first. A module that is not named belongs to its folder.
+LAYERS = (
+    ("engine/errors.py", "engine/tokenizer.py", "engine/jsonl.py", "engine/doctor.py",
+     "engine/kernels.py"),
+    ("moe.py", "tasks.py"),
+    ("engine/devices.py", "engine/checkpoint.py", "engine/optim.py", "engine/sampling.py"),
+    ("grpo.py",),
+    ("engine/evaluate.py", "engine/folder.py"),
+    ("r1mini.py",),
+    ("tools/",),
+    ("studies/",),
+    ("workshop/", "tests/", "test_r1mini.py"),
+)
+FOLDERS = ("engine", "tools", "studies", "workshop", "tests")
+FILES = sorted(str(path.relative_to(ROOT)) for path in (
+    *ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))))
+# What starts the program, and what calls a study by its name (it imports none by a statement).
+STARTS = {("r1mini.py", "tools/cli.py")}
+
+
+def layer_of(name):
+    """The number of a file's layer; None if it has none."""
+    for number, names in enumerate(LAYERS):
+        if name in names or any(x.endswith("/") and name.startswith(x) for x in names):
+            return number
+    return None
+
+
+def statements(name):
+    """All import statements of a file, inside functions too, as (module, is it the last lines')."""
+    tree = ast.parse((ROOT / name).read_text("utf-8"))
+    last = {id(inner) for node in tree.body if isinstance(node, ast.If)
+            and "__main__" in ast.dump(node.test) for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for module in modules:
+            yield module, id(node) in last
+
+
+def own_files(name):
+    """(file of this project that is imported, whether by the last lines) of a file."""
+    for module, last in statements(name):
+        path = module.replace(".", "/") + ".py"
+        if (ROOT / path).exists():
+            yield path, last
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.endswith("__init__.py")])
+def test_layers_imports_go_down(name):
+    """No module imports from a higher layer than its own, but for the start of the program."""
+    mine = layer_of(name)
+    assert mine is not None, f"{name} is in no layer: put it into LAYERS and DESIGN"
+    for other, last in own_files(name):
+        if last and (name, other) in STARTS:
+            continue
+        assert layer_of(other) <= mine, f"{name} imports {other}, which is in a higher layer"
+
+
+def test_layers_only_devices_names_torch_distributed():
+    """What several processes do is engine/devices.py's alone."""
+    naming = {name for name in FILES for module, _ in statements(name)
+              if module.startswith("torch.distributed")}
+    assert {name for name in naming if layer_of(name) < len(LAYERS) - 1} == {"engine/devices.py"}
+
+
+def reached(name):
+    """All modules, of others too, that are imported when a file is."""
+    modules = {module for module, _ in statements(name)}
+    for other, last in own_files(name):
+        modules |= set() if last else reached(other)
+    return modules
+
+
+@pytest.mark.parametrize("name", ["tasks.py", "engine/tokenizer.py", "engine/jsonl.py"])
+def test_layers_texts_need_no_torch(name):
+    """Problems, the tokenizer and files of problems are read without torch."""
+    assert not {module for module in reached(name) if module.partition(".")[0] == "torch"}
+
+
+def test_layers_lesson_needs_run_time_packages_only():
+    """The four lesson files and the engine import torch, tiktoken, numpy, tqdm and nothing else."""
+    import sys
+    allowed = {"torch", "tiktoken", "numpy", "tqdm", *sys.stdlib_module_names,
+               *(Path(name).stem for name in FILES if "/" not in name), "engine", "tools"}
+    for name in FILES:
+        if layer_of(name) is not None and layer_of(name) <= layer_of("r1mini.py"):
+            assert {module.partition(".")[0] for module, _ in statements(name)} <= allowed, name

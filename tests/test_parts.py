@@ -1,0 +1,53 @@
+"""The tests of study parts: equal work, and what its page says."""
+import dataclasses
+
+import pytest
+
+import r1mini
+from tools import cli, study
+from tools.cost import in_products
+
+
+def products(config):
+    """Counted from the sizes: attention, feed-forward and router of each block, heads, MTP."""
+    c, heads = config, config.n_heads
+    attention = (c.dim * heads * (c.qk_nope_head_dim + c.qk_rope_head_dim)
+                 + c.dim * (c.kv_lora_rank + c.qk_rope_head_dim)
+                 + c.kv_lora_rank * heads * (c.qk_nope_head_dim + c.v_head_dim)
+                 + heads * c.v_head_dim * c.dim)
+    dense = 3 * c.dim * c.inter_dim
+    mixture = 3 * c.dim * c.moe_inter_dim * (c.n_activated_experts + c.n_shared_experts) \
+        + c.dim * c.n_routed_experts
+    layers = [dense] * c.n_dense_layers + [mixture] * (c.n_layers - c.n_dense_layers)
+    mtp = c.n_mtp_layers * (attention + layers[-1] + 2 * c.dim ** 2 + c.vocab_size * c.dim)
+    return sum(attention + layer for layer in layers) + c.vocab_size * c.dim + mtp
+
+
+def settings(name):
+    """(model, steps) of one of the study's bases."""
+    command = next(c for folder, c in study.runs("parts", 0) if folder.endswith(f"{name}-0"))
+    run = cli.resolve("nano", cli.parse(list(command)).set)
+    return run.model, run.base.steps
+
+
+@pytest.mark.parametrize("name", [name for name, _ in study.PARTS.values()])
+def test_the_bases_take_the_same_work(name):
+    """To half a percent, by a count of our own; norms, which are no products, may be in it."""
+    both, steps = settings("both")
+    assert both == dataclasses.replace(r1mini.PRESETS["nano"], vocab_size=both.vocab_size)
+    model, own = settings(name)
+    assert in_products(model) == pytest.approx(products(model), rel=0.005)
+    assert own * products(model) == pytest.approx(steps * products(both), rel=0.006)
+
+
+def test_the_page_says_what_pays():
+    """By hand: MTP raises the loss on both seeds, the mixture lowers it on one."""
+    columns = ("loss", "pass@1", "cons", "reflection", "tflop", "tokens", "steps")
+    values = {"both": (0.5, 0.6), "mixture": (0.4, 0.5), "dense": (0.7, 0.5)}
+    rows = {f"{name}.{key}": {"mean": sum(x) / 2, "std": 0.0, "per_seed": dict(zip("01", x))}
+            for name, x in values.items() for key in columns}
+    text = "\n".join(study.parts_page(rows, {}))
+    assert "By loss, MTP pays on 0 of 2 seeds; gain -0.100 (-0.100, -0.100)." in text
+    assert "By loss, the mixture pays on 1 of 2 seeds; gain +0.050 (+0.200, -0.100)." in text
+    assert "By pass@1, MTP pays on 2 of 2 seeds; gain +0.100" in text
+    assert "| mixture alone | 0.450" in text
