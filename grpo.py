@@ -1,31 +1,28 @@
-"""Group relative policy optimisation (GRPO): the reinforcement learning, in one loop.
+"""Reinforcement learning: group relative policy optimisation (GRPO), in one loop.
 
     repeat
-      1 sample   P problems
-      2 act      the policy writes G answers to each
-      3 score    rules read the texts; no learnt judge that could be hacked (R1 v1 section 2.2.2);
-                 only for general prompts, and late, do reward models judge (R1 v2 section 3.2.2)
-      4 compare  advantage = reward against the mean of its group; no value network
-      5 improve  a few updates on the rollout: clipped ratios, and a KL leash to a reference policy
-      and now and then the reference becomes the policy
+      1 sample   draw P problems
+      2 act      the policy writes G answers to each problem
+      3 score    rules turn each answer's text into a reward
+      4 compare  advantage = reward minus the mean reward of its group; there is no value network
+      5 improve  a few updates: clipped ratios, and a KL penalty to a reference policy
+      every `reference_every` rounds, the policy is copied into the reference
 
-train_rl is that box. What differs between methods is one function each, in OBJECTIVES, and a row
-of SETTINGS.
+train_rl is this box. A method is one function in OBJECTIVES and one row of SETTINGS.
 
-Departures and choices, where the papers (DeepSeekMath, R1) differ or are silent:
-- The ratio and the clip are per token, as in DeepSeekMath's eq 3; R1 prints one ratio per answer.
-- A group's standard deviation is the one with G - 1; where all rewards are equal, advantages are 0.
-- pi_old is what the sampler reported for the ids it drew. Sampler and trainer are the same weights
-  in different arithmetic (absorbed and cached against whole); their gap is logged at every step.
-- The routing bias goes on moving, once an update (V3 stops it late in pretraining); the balance
-  loss is left out, and MTP is not trained.
-- DAPO resamples until its batch is full of mixed groups; here `oversample` times P problems are
-  acted on once, and at most P of the groups whose rewards differ are learnt from.
-- Groups whose rewards are all equal are not learnt from: their advantages are 0, and all that
-  DeepSeekMath's eq 3 leaves of them is the pull of beta. They still count in the denominators.
-  So the load that moves the routing bias is that of live groups (V3: of the whole batch). A
-  minibatch in which no group lives is gone over whole, for the pull of beta and for the log.
-- One rollout serves `minibatches` updates (16 in R1), each answer once.
+What differs from the papers (DeepSeekMath, arXiv 2402.03300; R1, arXiv 2501.12948):
+- The ratio and the clip are per token, as in DeepSeekMath's eq 3. R1 prints one ratio an answer.
+- The standard deviation of a group is the one with G - 1. The papers do not say which they use.
+- A group whose rewards are all equal is called dead. Its advantages are 0, and in eq 3 only its KL
+  term is left. We leave dead groups out of the update, but still count them in the denominators.
+  A minibatch of dead groups alone is trained on, for its KL term and for the log.
+- The old log-probabilities are those that the sampler reported, for the very token ids it drew.
+  Sampler and trainer compute them differently; the log has the gap.
+- The routing bias moves at every update, by the load of the answers that are trained on. V3 stops
+  it late in pretraining. There is no balance loss, and MTP is not trained.
+- DAPO samples until its batch is full of live groups. Here `oversample` times P problems are
+  answered, once, and at most P live groups are trained on.
+- One rollout serves `minibatches` updates (16 in R1), and each answer is used once.
 """
 import math
 import random
@@ -44,36 +41,36 @@ from engine.sampling import Samples, generate, pad
 
 @dataclass(frozen=True)
 class RL:
-    """Settings of the loop; in brackets R1-Zero's own, or R1's where that is said."""
+    """Settings of the loop. In brackets: R1-Zero's value, or R1's where that is said."""
     steps: int = 30                 # rollouts [650]
-    problems: int = 24              # P, questions a rollout [512]
-    group_size: int = 16            # G, answers a question [16]
-    minibatches: int = 2            # updates a rollout [16]
-    max_new_tokens: int = 200       # an answer longer than this is cut off [32768]
+    problems: int = 24              # P, questions in a rollout [512]
+    group_size: int = 16            # G, answers to a question [16]
+    minibatches: int = 2            # updates on a rollout [16]
+    max_new_tokens: int = 200       # a longer answer is cut off [32768]
     temperature: float = 1.0        # of sampling [1]
     objective: str = "grpo"         # one of OBJECTIVES
-    lr: float = 4e-4                # AdamW [3e-6]
-    warmup: int = 2                 # updates until the learning rate is whole
-    decay: float = 0.6              # share of the updates over which it falls to 0 [unpublished]
+    lr: float = 4e-4                # of AdamW [3e-6]
+    warmup: int = 2                 # updates until the learning rate is reached
+    decay: float = 0.6              # last share of the updates: it falls to 0 [unpublished]
     clip_low: float = 0.2           # epsilon below 1 [unpublished; R1's first RL: 10]
     clip_high: float = 0.2          # epsilon above 1
-    beta: float = 0.001             # weight of the KL to the reference [0.001]; 0: no reference
-    reference_every: int = 10       # rollouts until the reference becomes the policy [25]
-    normalize_std: bool = True      # divide the advantage by the group's standard deviation
-    oversample: int = 1             # act on so many times P problems, learn from P live (DAPO)
+    beta: float = 0.001             # weight of the KL penalty [0.001]; 0: no penalty
+    reference_every: int = 10       # rollouts between copies of the policy to the reference [25]
+    normalize_std: bool = True      # divide advantages by the group's standard deviation
+    oversample: int = 1             # answer so many times P problems, train on P live ones (DAPO)
     overlong: int = 0               # L_cache, tokens before the limit with a penalty (DAPO)
     accuracy_weight: float = 1.0    # of the accuracy reward
-    format_weight: float = 0.2      # of the format reward [as accuracy's, R1 v2 eq 4]
+    format_weight: float = 0.2      # of the format reward [the same as accuracy's, R1 v2 eq 4]
     language_weight: float = 0.0    # of the language consistency reward (R1 v2 eq 7)
     preference_weight: float = 1.0  # of the reward models, on general prompts
     general: float = 0.0            # share of general prompts, once they join
     general_from: float = 0.75      # share of the steps before they join [R1: 1300 of 1700]
     levels: tuple[int, ...] = (3, 4, 5, 6)  # levels of the problems, drawn evenly
-    micro_tokens: int = 2048        # tokens in one forward pass; memory and speed only
+    micro_tokens: int = 2048        # tokens in one forward pass; changes memory and speed only
     dev_every: int = 5              # rollouts between evaluations on dev
 
 
-# What a method changes beside its objective (Dr. GRPO, section 3; DAPO, section 3; GSPO).
+# What a method changes besides its objective (Dr. GRPO section 3; DAPO section 3; GSPO).
 SETTINGS = {
     "grpo": {},
     "dr_grpo": {"normalize_std": False, "beta": 0.0},
@@ -82,23 +79,25 @@ SETTINGS = {
 }
 
 
-# -------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------
 # Advantages and objectives
 
 
 def advantages(rewards, normalize_std=True):
-    """Group-relative advantages of rewards (P, G) (DeepSeekMath section 4.1.2)."""
-    centered = rewards - rewards.mean(1, keepdim=True)
-    dead = (rewards == rewards[:, :1]).all(1, keepdim=True)  # or rounding in the mean is a signal
+    """Advantages (P, G) of rewards (P, G): how much better than its group (DeepSeekMath 4.1.2)."""
+    advantage = rewards - rewards.mean(1, keepdim=True)
     if normalize_std:
-        centered = centered / rewards.std(1, keepdim=True).clamp(min=1e-6)
-    return centered.masked_fill(dead, 0.0)
+        advantage = advantage / rewards.std(1, keepdim=True).clamp(min=1e-6)
+    # Exactly 0 in dead groups. Otherwise rounding in the mean gives them tiny advantages, which
+    # the division makes large.
+    dead = (rewards == rewards[:, :1]).all(1, keepdim=True)
+    return advantage.masked_fill(dead, 0.0)
 
 
 def kl_k3(new, reference):
-    """k3 estimate of KL(policy || reference) at each sampled token, >= 0 (DeepSeekMath eq 4)."""
-    log_x = reference - new  # x = pi_ref / pi
-    return log_x.exp() - log_x - 1
+    """An estimate of KL(policy || reference) at each token, never negative (DeepSeekMath eq 4)."""
+    log_ratio = reference - new
+    return log_ratio.exp() - log_ratio - 1
 
 
 def overlong_penalty(lengths, limit, buffer):
@@ -108,189 +107,301 @@ def overlong_penalty(lengths, limit, buffer):
 
 @dataclass(frozen=True)
 class Batch:
-    """Counts of a whole minibatch: how it is cut into micro-batches never changes the gradient."""
+    """Counts over a whole minibatch. With them as denominators, cutting the minibatch into passes
+    never changes the gradient."""
     answers: int   # N
     tokens: int    # sum of |o_i|
 
 
-# An objective takes new and old log-probabilities (n, T), advantages (n,), a mask (n, T) of answer
-# tokens, the Batch's counts and the settings. It returns what is maximised at each token, that
-# token's weight, and where the clip holds the gradient back, all (n, T). The sum of weight times
-# value over all micro-batches is the method's J.
+# An objective takes log-probabilities (n, T) of the new, the old and the reference policy,
+# advantages (n,), a mask (n, T) that is 1 at answer tokens, the Batch and the settings.
+# It returns (J, info). J is to be maximised; J of a minibatch is the sum over its passes.
+# info holds the KL estimate of each token and where the clip acts.
 
 
-def grpo(new, old, advantage, mask, batch, s):
-    """DeepSeekMath eq 3: clipped token ratios, mean over an answer's tokens, then over answers."""
-    ratio, A = (new - old).exp(), advantage.unsqueeze(1)     # r_it (n, T), A_i (n, 1)
-    free, clipped = ratio * A, ratio.clamp(1 - s.clip_low, 1 + s.clip_high) * A
-    weight = mask / mask.sum(1, keepdim=True).clamp(min=1) / batch.answers  # 1 / (N |o_i|)
-    return torch.minimum(free, clipped), weight, clipped < free
+def grpo(new, old, reference, advantage, mask, batch, s):
+    """DeepSeekMath eq 3: the mean over an answer's tokens, then the mean over answers."""
+    A = advantage.unsqueeze(1)                              # (n, 1), A_i
+    ratio = (new - old).exp()                               # (n, T), r_it
+    clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
+    surrogate = torch.minimum(ratio * A, clipped * A)
+    kl = kl_k3(new, reference)                              # (n, T), D_it
+    length = mask.sum(1, keepdim=True).clamp(min=1)         # (n, 1), |o_i|
+    weight = mask / length / batch.answers
+    J = (weight * (surrogate - s.beta * kl)).sum()
+    return J, {"kl": kl, "clip": clipped * A < ratio * A}
 
 
-def dr_grpo(new, old, advantage, mask, batch, s):
-    """Dr. GRPO: the sum over tokens by a constant, so that long wrong answers are not let off."""
-    value, _, held = grpo(new, old, advantage, mask, batch, s)
-    return value, mask / (batch.answers * s.max_new_tokens), held
+def dr_grpo(new, old, reference, advantage, mask, batch, s):
+    """Dr. GRPO: divides by a constant instead of |o_i|, so that a long wrong answer is not punished
+    less for each token."""
+    A = advantage.unsqueeze(1)
+    ratio = (new - old).exp()
+    clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
+    surrogate = torch.minimum(ratio * A, clipped * A)
+    kl = kl_k3(new, reference)
+    weight = mask / (batch.answers * s.max_new_tokens)
+    J = (weight * (surrogate - s.beta * kl)).sum()
+    return J, {"kl": kl, "clip": clipped * A < ratio * A}
 
 
-def dapo(new, old, advantage, mask, batch, s):
-    """DAPO eq 8: every token weighs the same, of the minibatch (DAPO: of a group); the upper clip
-    is wider (clip_high)."""
-    value, _, held = grpo(new, old, advantage, mask, batch, s)
-    return value, mask / batch.tokens, held
+def dapo(new, old, reference, advantage, mask, batch, s):
+    """DAPO eq 8: each token of the minibatch has the same weight (in DAPO: each token of a group).
+    The upper clip is wider, by clip_high."""
+    A = advantage.unsqueeze(1)
+    ratio = (new - old).exp()
+    clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
+    surrogate = torch.minimum(ratio * A, clipped * A)
+    kl = kl_k3(new, reference)
+    weight = mask / batch.tokens
+    J = (weight * (surrogate - s.beta * kl)).sum()
+    return J, {"kl": kl, "clip": clipped * A < ratio * A}
 
 
-def gspo(new, old, advantage, mask, batch, s):
-    """GSPO: one ratio an answer, the geometric mean of its tokens' ratios."""
-    length = mask.sum(1, keepdim=True).clamp(min=1)            # |o_i| (n, 1)
-    mean = ((new - old) * mask).sum(1, keepdim=True) / length  # log s_i (n, 1)
-    return grpo(mean.expand_as(new), torch.zeros_like(old), advantage, mask, batch, s)
+def gspo(new, old, reference, advantage, mask, batch, s):
+    """GSPO: one ratio for an answer, the geometric mean of its tokens' ratios."""
+    A = advantage.unsqueeze(1)
+    length = mask.sum(1, keepdim=True).clamp(min=1)                     # (n, 1), |o_i|
+    ratio = (((new - old) * mask).sum(1, keepdim=True) / length).exp()  # (n, 1), s_i
+    clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
+    surrogate = torch.minimum(ratio * A, clipped * A)                   # (n, 1)
+    kl = kl_k3(new, reference)                                          # (n, T)
+    weight = mask / length / batch.answers
+    J = (weight * (surrogate - s.beta * kl)).sum()
+    return J, {"kl": kl, "clip": clipped * A < ratio * A}
 
 
 OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
 
 
-# -------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------
 # The loop
 
 
 @dataclass(frozen=True)
 class Task:
-    """The world as the loop sees it."""
+    """What the loop needs to know of the world."""
     sample: Callable    # (random.Random, n, step) -> n problems
     encode: Callable    # problem -> token ids of its prompt
     decode: Callable    # token ids of an answer -> text
-    rewards: dict       # name -> (weight, function(texts, problems) -> N numbers, nan: not asked)
-    measures: dict      # name -> function(text, problem) -> number: logged beside the rewards
+    rewards: dict       # name -> (weight, function(texts, problems) -> N numbers; nan: no reward)
+    measures: dict      # name -> function(text, problem) -> number, for the log only
     end_id: int
     pad_id: int
 
 
 @dataclass
 class Rollout:
-    """What one round of acting brought."""
+    """P problems and G answers to each. N = P * G; the answers of a group are neighbours."""
     problems: list          # P
-    samples: Samples        # N = P * G answers, a group's beside each other
+    samples: Samples        # N answers
     texts: list             # N
-    parts: dict             # name of a reward -> (N,) unweighted
-    rewards: Tensor         # (P, G) weighted sum
+    parts: dict             # name of a reward -> (N,), without its weight
+    rewards: Tensor         # (P, G), weighted sum of the parts
     advantages: Tensor      # (P, G)
 
 
+def train_rl(model, task, s, seed=0, state=None):
+    """Trains the model in place. A generator of (record, snapshot) after each step.
+
+    record is for the log. snapshot() is the state to continue from; on a CPU the run then goes on
+    to the same bits, since all random numbers depend on the seed and the step alone.
+    """
+    optimizers, reference = make_optimizers(model, s.lr), copy_model(model).eval()
+    first = 0
+    if state:
+        first = state["step"]
+        restore(reference, state["reference"])
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            restore(optimizer, saved)
+
+    for step in range(first, s.steps):
+        rng = random.Random(f"{seed}/rl/{step}")                          # all stages use the same
+        rollout = act(model, task, s, rng, step)                          # 1, 2, 3, 4
+        model.train()
+        log = improve(model, reference, optimizers, rollout, s, rng, step)  # 5
+        if (step + 1) % s.reference_every == 0:
+            reference.load_state_dict(model.state_dict())
+
+        record = {"step": step + 1} | describe(rollout, task) | log
+        record["tokens"] = int(rollout.samples.answer.sum())
+        record["prompt_tokens"] = s.group_size * sum(
+            len(task.encode(problem)) for problem in rollout.problems)
+        yield record, lambda: {"step": step + 1, "reference": reference.state_dict(),
+                               "optimizers": [o.state_dict() for o in optimizers]}
+
+
 def act(model, task, s, rng, step=0):
-    """Steps 1 to 4 of the box: problems, G answers to each, rewards, advantages, in a Rollout."""
-    problems = task.sample(rng, s.problems * s.oversample, step)
-    asked = [p for p in problems for _ in range(s.group_size)]
-    samples = generate(model, [task.encode(p) for p in asked], s.max_new_tokens, task.end_id,
-                       task.pad_id, s.temperature, seed=rng.getrandbits(60))
+    """Steps 1 to 4 of the box. Returns a Rollout."""
+    problems = task.sample(rng, s.problems * s.oversample, step)                         # 1 sample
+    problem_of_answer = [problem for problem in problems for _ in range(s.group_size)]   # N
+
+    prompts = [task.encode(problem) for problem in problem_of_answer]                    # 2 act
+    samples = generate(model, prompts, s.max_new_tokens, task.end_id, task.pad_id,
+                       s.temperature, seed=rng.getrandbits(60))
     texts = [task.decode(ids) for ids in samples.answers()]
-    parts = {name: torch.tensor(f(texts, asked), dtype=torch.float32)
-             for name, (_, f) in task.rewards.items()}
-    rewards = sum(weight * parts[name].nan_to_num() for name, (weight, _) in task.rewards.items())
+
+    parts, rewards = {}, 0.0                                                             # 3 score
+    for name, (weight, reward) in task.rewards.items():
+        parts[name] = torch.tensor(reward(texts, problem_of_answer), dtype=torch.float32)
+        rewards = rewards + weight * parts[name].nan_to_num()
     if s.overlong:
         lengths = samples.answer.sum(1).cpu()
         parts["overlong"] = overlong_penalty(lengths, s.max_new_tokens, s.overlong)
         rewards = rewards + parts["overlong"]
-    rewards = rewards.view(len(problems), s.group_size)
-    return Rollout(problems, samples, texts, parts, rewards, advantages(rewards, s.normalize_std))
+    rewards = rewards.view(len(problems), s.group_size)                                  # (P, G)
+
+    advantage = advantages(rewards, s.normalize_std)                                     # 4 compare
+    return Rollout(problems, samples, texts, parts, rewards, advantage)
+
+
+def improve(model, reference, optimizers, rollout, s, rng, step):
+    """Step 5 of the box: `minibatches` updates on one rollout. Returns what is logged."""
+    samples, log = rollout.samples, ImproveLog(rollout)
+    lengths = (samples.answer.cumsum(1).argmax(1) + 1).tolist()  # prompt and answer, in tokens
+    live = live_groups(rollout).repeat_interleave(s.group_size)  # (N,)
+    rows = chosen_rows(rollout, s)
+    rng.shuffle(rows)
+    for m in range(s.minibatches):
+        counted = rows[m::s.minibatches]
+        batch = Batch(len(counted), int(samples.answer[counted].sum()))
+        trained = [row for row in counted if live[row]] or counted
+        log.begin_minibatch(trained, lengths)
+        for pass_rows in micro_batches(lengths, trained, s.micro_tokens):
+            part = RolloutPart(rollout, pass_rows or trained[:1], lengths, idle=not pass_rows)
+            new, entropy = logprobs(model, part.tokens, part.mask, part.real, s.temperature)
+            anchor = new.detach()  # without a penalty the policy is its own reference: KL is 0
+            if s.beta:
+                with torch.no_grad():
+                    anchor, _ = logprobs(reference, part.tokens, part.mask, part.real,
+                                         s.temperature)
+            J, info = OBJECTIVES[s.objective](
+                new, part.old, anchor, part.advantage, part.mask.float(), batch, s)
+            (-J).backward()
+            log.add(part, new, entropy, info, first_update=m == 0)
+        factor = learning_rate_at(step * s.minibatches + m, s.steps * s.minibatches,
+                                  s.warmup, s.decay)
+        log.updates.append(update(model, optimizers, factor))
+    return log.record()
+
+
+class RolloutPart:
+    """The rows of a rollout that go through the model in one pass: n rows, the last the longest.
+
+    An idle process, which has no rows left, runs one dummy row with a mask of zeros: all processes
+    have to make the same number of passes.
+    """
+
+    def __init__(self, rollout, rows, lengths, idle):
+        samples, T = rollout.samples, lengths[rows[-1]]
+        device = samples.tokens.device
+        length = torch.tensor([lengths[row] for row in rows], device=device)
+        busy = not idle
+        self.rows = [] if idle else rows
+        self.tokens = samples.tokens[rows, :T]                                        # (n, T)
+        self.mask = samples.answer[rows, :T] & busy                                   # (n, T) bool
+        self.real = (torch.arange(T, device=device) < length.unsqueeze(1)) & busy     # (n, T) bool
+        self.old = samples.logprobs[rows, :T] * busy                                  # (n, T)
+        self.advantage = rollout.advantages.flatten().to(device)[rows]                # (n,)
+
+
+def logprobs(model, tokens, wanted, real=None, temperature=1.0):
+    """The log-probability of each token (N, T) given the tokens before it, and the entropy of that
+    choice: both (N, T), and 0 where `wanted` (N, T) is False."""
+    logits = model(tokens, real, logits_at=F.pad(wanted[:, 1:], (0, 1))).logits
+    if temperature != 1:
+        logits = logits / temperature
+    logp = logits.log_softmax(-1)
+    chosen = logp.gather(-1, tokens[wanted].unsqueeze(-1)).squeeze(-1)
+    with torch.no_grad():
+        entropy = -(logp.exp() * logp).sum(-1)
+    zeros = torch.zeros(tokens.shape, device=tokens.device)
+    return zeros.masked_scatter(wanted, chosen), zeros.masked_scatter(wanted, entropy)
+
+
+def live_groups(rollout):
+    """(P,) True where the rewards of a group differ. All others teach nothing."""
+    return (rollout.rewards != rollout.rewards[:, :1]).any(1)
+
+
+def chosen_rows(rollout, s):
+    """The rows of a rollout to train on: all, or with oversampling the first P live groups."""
+    groups = torch.arange(len(rollout.problems))
+    live = live_groups(rollout)
+    if s.oversample > 1 and live.any():
+        groups = groups[live]
+    first_rows = groups[:s.problems].unsqueeze(1) * s.group_size
+    return (first_rows + torch.arange(s.group_size)).flatten().tolist()
+
+
+# -------------------------------------------------------------------------------------------
+# The log
 
 
 def describe(rollout, task):
-    """What a rollout looks like, for the log: means over its answers."""
+    """A rollout in numbers: means over its answers."""
     samples, N = rollout.samples, len(rollout.texts)
-    asked = [p for p in rollout.problems for _ in range(N // len(rollout.problems))]
+    group_size = N // len(rollout.problems)
+    problem_of_answer = [p for p in rollout.problems for _ in range(group_size)]
     record = {"reward": float(rollout.rewards.mean())}
-    record |= {name: float(part.nanmean()) for name, part in rollout.parts.items()}
-    record |= {name: None for name, x in record.items() if math.isnan(x)}  # asked of none
+    for name, part in rollout.parts.items():
+        mean = float(part.nanmean())  # over the answers that can earn this reward
+        record[name] = None if math.isnan(mean) else mean
     for name, measure in task.measures.items():
-        record[name] = sum(float(measure(t, p)) for t, p in zip(rollout.texts, asked)) / N
+        values = [float(measure(text, p)) for text, p in zip(rollout.texts, problem_of_answer)]
+        record[name] = sum(values) / N
     record["length"] = float(samples.answer.sum(1).float().mean())
     record["cut_off"] = 1 - float(samples.finished.float().mean())
     record["dead_groups"] = 1 - float(live_groups(rollout).float().mean())
     return record
 
 
-def live_groups(rollout):
-    """(P,) whether a group's rewards differ; if not, it teaches nothing."""
-    return (rollout.rewards != rollout.rewards[:, :1]).any(1)
+class ImproveLog:
+    """Sums over the tokens that improve() trains on, for the log."""
 
+    def __init__(self, rollout):
+        self.sums = dict.fromkeys(("entropy", "kl", "clip", "ratio"), 0.0)
+        self.answer = rollout.samples.answer                      # (N, T)
+        self.gap = torch.zeros_like(rollout.samples.logprobs)     # (N, T) of sampler and trainer
+        self.compared = torch.zeros_like(self.answer)             # (N, T) where gap is known
+        self.answer_tokens = self.all_tokens = 0
+        self.updates = []
 
-def chosen_rows(rollout, s):
-    """The rows of a rollout to learn from: all, or with oversampling the first P live groups."""
-    groups = torch.arange(len(rollout.problems))
-    if s.oversample > 1 and live_groups(rollout).any():
-        groups = groups[live_groups(rollout)]
-    groups = groups[:s.problems]
-    return (groups.unsqueeze(1) * s.group_size + torch.arange(s.group_size)).flatten().tolist()
+    def begin_minibatch(self, trained, lengths):
+        """Counts the tokens of the rows that a minibatch trains on."""
+        self.answer_tokens += int(self.answer[trained].sum())
+        self.all_tokens += sum(lengths[row] for row in trained)   # for the FLOPs
+        if not self.updates:
+            self.compared[trained] = self.answer[trained]
 
+    def add(self, part, new, entropy, info, first_update):
+        """Adds one pass."""
+        log_ratio = new.detach() - part.old
+        if first_update:  # the weights are still those that sampled: the ratio should be 1
+            self.gap[part.rows, :log_ratio.size(1)] = log_ratio.abs()
+        tokens = info | {"entropy": entropy, "ratio": log_ratio.exp()}
+        for name in self.sums:
+            self.sums[name] += float((tokens[name].detach() * part.mask).sum())
 
-def logprobs(model, tokens, wanted, real=None, temperature=1.0):
-    """Log-probability of tokens (N, T) given what stands before them, and the entropy there: both
-    (N, T), zero where `wanted` (N, T) is False."""
-    logits = model(tokens, real, at=F.pad(wanted[:, 1:], (0, 1))).logits
-    logp = (logits / temperature if temperature != 1 else logits).log_softmax(-1)
-    chosen = logp.gather(-1, tokens[wanted].unsqueeze(-1)).squeeze(-1)
-    with torch.no_grad():
-        entropy = -(logp.exp() * logp).sum(-1)
-    blank = torch.zeros(tokens.shape, device=tokens.device)
-    return blank.masked_scatter(wanted, chosen), blank.masked_scatter(wanted, entropy)
-
-
-def improve(model, reference, optimizers, rollout, s, rng, step):
-    """Step 5 of the box: `minibatches` updates on one rollout. Returns means over the tokens learnt
-    from, those of live groups, for the log."""
-    tokens, answer, old = rollout.samples.tokens, rollout.samples.answer, rollout.samples.logprobs
-    advantage = rollout.advantages.flatten().to(tokens.device)
-    ends = answer.cumsum(1).argmax(1) + 1                     # (N,) columns up to the answer's end
-    lengths, rows = ends.tolist(), chosen_rows(rollout, s)
-    rng.shuffle(rows)
-    live = live_groups(rollout).repeat_interleave(s.group_size)  # (N,)
-    sums, updates = dict.fromkeys(("entropy", "kl", "clip", "ratio"), 0.0), []
-    gap, compared = torch.zeros_like(old), torch.zeros_like(answer)  # sampler to trainer
-    answered = passed = 0
-    for m in range(s.minibatches):
-        counted = rows[m::s.minibatches]
-        batch = Batch(len(counted), int(answer[counted].sum()))  # first, over the whole minibatch
-        learnt = [row for row in counted if live[row]] or counted  # others' advantages are all 0
-        answered += int(answer[learnt].sum())                 # tokens, for the means
-        passed += sum(lengths[row] for row in learnt)         # with prompts, for the FLOPs
-        for micro in micro_batches(lengths, learnt, s.micro_tokens):
-            some, work = micro or learnt[:1], bool(micro)     # no rows: one of which nothing counts
-            T = lengths[some[-1]]                             # the last row is the longest
-            ids, mask, before = tokens[some, :T], answer[some, :T] & work, old[some, :T] * work
-            real = (torch.arange(T, device=ids.device) < ends[some].unsqueeze(1)) & work
-            new, entropy = logprobs(model, ids, mask, real, s.temperature)
-            value, weight, held = OBJECTIVES[s.objective](
-                new, before, advantage[some], mask.float(), batch, s)
-            kl = torch.zeros_like(new)
-            if s.beta:
-                with torch.no_grad():
-                    anchor, _ = logprobs(reference, ids, mask, real, s.temperature)
-                kl = kl_k3(new, anchor)
-            loss = -(weight * (value - s.beta * kl)).sum()    # J is maximised
-            loss.backward()
-            ratio = (new.detach() - before).exp()
-            if m == 0:                                        # before any update, it should be 1
-                gap[micro, :T], compared[learnt] = (new.detach() - before).abs(), answer[learnt]
-            for name, x in (("entropy", entropy), ("kl", kl), ("clip", held), ("ratio", ratio)):
-                sums[name] += float((x.detach() * mask).sum())
-        done, of = step * s.minibatches + m, s.steps * s.minibatches
-        factor = learning_rate_at(done, of, s.warmup, s.decay)
-        updates.append(update(model, optimizers, factor))
-    means = all_sum(torch.tensor(list(sums.values()), dtype=torch.float64)) / answered
-    record = dict(zip(sums, means.tolist())) | gap_between(all_sum(gap), compared)
-    return record | {"learnt_tokens": passed, "grad_norm": max(u["grad_norm"] for u in updates),
-                     "expert_load": max(u["expert_load"] for u in updates),
-                     "loads": updates[-1]["loads"],
-                     "skipped": sum(u["skipped"] for u in updates)}
+    def record(self):
+        """Means over tokens, the gap, and what the updates reported."""
+        sums = all_sum(torch.tensor(list(self.sums.values()), dtype=torch.float64))
+        means = (sums / self.answer_tokens).tolist()
+        record = dict(zip(self.sums, means)) | gap_between(all_sum(self.gap), self.compared)
+        return record | {
+            "learnt_tokens": self.all_tokens,
+            "grad_norm": max(u["grad_norm"] for u in self.updates),
+            "expert_load": max(u["expert_load"] for u in self.updates),
+            "loads": self.updates[-1]["loads"],
+            "skipped": sum(u["skipped"] for u in self.updates)}
 
 
 def gap_between(gap, compared):
-    """How far sampler and trainer were apart: of gap (N, T), |differences of log-probabilities|,
-    where compared (N, T).
+    """How far sampler and trainer are apart. gap (N, T) holds absolute differences of
+    log-probabilities, compared (N, T) is True where they are known.
 
-    In float32 a gap over 1e-3 betrays a routing flip: two experts all but tied, and the other
-    batch shape rounded the other way. flips counts the answers in which that happened.
+    In float32 a gap above 1e-3 comes from routing: two experts nearly tie, and the shape of the
+    batch decides between them by rounding. flips counts the answers where that happened.
     """
     ordered = gap[compared].sort().values
     return {"gap_p999": float(ordered[math.ceil(0.999 * (len(ordered) - 1))]),
@@ -298,50 +409,25 @@ def gap_between(gap, compared):
             "flips": int(((gap > 1e-3) & compared).any(1).sum())}
 
 
-def train_rl(model, task, s, seed=0, state=None):
-    """Trains the model in place; a generator of (record, snapshot) after each step.
-
-    snapshot() is the state to continue from, on a CPU to the same bits: all randomness is drawn
-    afresh from the seed and the step.
-    """
-    optimizers, reference = make_optimizers(model, s.lr), copy_model(model).eval()
-    first = state["step"] if state else 0
-    if state:
-        restore(reference, state["reference"])
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            restore(optimizer, saved)
-    for step in range(first, s.steps):
-        rng = random.Random(f"{seed}/rl/{step}")  # each stage meets the same problems
-        rollout = act(model, task, s, rng, step)
-        record = {"step": step + 1} | describe(rollout, task)
-        model.train()
-        record |= improve(model, reference, optimizers, rollout, s, rng, step)
-        if (step + 1) % s.reference_every == 0:
-            reference.load_state_dict(model.state_dict())
-        record["tokens"] = int(rollout.samples.answer.sum())
-        record["prompt_tokens"] = sum(len(task.encode(p)) for p in rollout.problems) * s.group_size
-        yield record, lambda: {"step": step + 1, "reference": reference.state_dict(),
-                               "optimizers": [o.state_dict() for o in optimizers]}
-
-
-# -------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------
 # Reward models, for general prompts: the same Transformer with a head of one output
 
 
-def score(judge, rows, pad_id):
-    """(N,) scores of N token lists: the head's output at the last token of each."""
-    tokens = pad(rows, pad_id, judge.head.weight.device)
-    ends = torch.tensor([len(row) for row in rows] or [0], device=tokens.device)
+def judge_scores(judge, sequences, pad_id):
+    """Scores (N,) of N token lists: the head's output at the last token of each."""
+    tokens = pad(sequences, pad_id, judge.device)
+    length = torch.tensor([len(ids) for ids in sequences] or [0], device=tokens.device)
     column = torch.arange(tokens.size(1), device=tokens.device)
-    real, last = column < ends.unsqueeze(1), column == ends.unsqueeze(1) - 1
-    return judge(tokens, real, at=last).logits.squeeze(-1).float()
+    real = column < length.unsqueeze(1)
+    last = column == length.unsqueeze(1) - 1
+    return judge(tokens, real, logits_at=last).logits.squeeze(-1).float()
 
 
 def preference_loss(better, worse):
-    """Helpfulness, pairwise: -log sigmoid(s_better - s_worse), summed (R1 v2 section 3.1)."""
+    """Helpfulness, pairwise: the sum of -log sigmoid(better - worse) (R1 v2 section 3.1)."""
     return F.softplus(worse - better).sum()
 
 
 def safety_loss(scores, safe):
-    """Safety, pointwise: the cross-entropy of safe (1) and unsafe (0), summed."""
+    """Safety, pointwise: the summed cross-entropy of safe (1) and unsafe (0) (R1 v2, 3.1)."""
     return F.binary_cross_entropy_with_logits(scores, safe, reduction="sum")

@@ -1,16 +1,27 @@
-"""The model: a DeepSeek-V3 transformer in miniature.
+"""The model: DeepSeek-V3 in miniature.
 
-    MLA          multi-head latent attention: keys and values share a small latent (V3 eq 1-11)
-    Router       sigmoid affinities, node-limited groups, a bias that balances the load (eq 13-16)
-    Experts      stacked weights, tokens sorted by expert, none dropped; MoE adds the shared experts
-    MTP          one more block that predicts the token after the next (eq 21-25)
-    Transformer  the whole, with a cache of latents
-    supervised_loss, balance   V3's training loss, and the step of the routing bias
+    MLA          multi-head latent attention: keys and values share a small latent (eq 1-11)
+    Router       chooses the experts of each token; a bias balances their load (eq 13-16)
+    Experts      the routed experts; MoE adds the shared ones and the balance loss (eq 12, 17-20)
+    MTP          multi-token prediction: one more block predicts the token after the next (eq 21-23)
+    Transformer  embedding, blocks, head; a cache of latents for sampling
+    supervised_loss, update_routing_bias
+                 what one training step needs besides (eq 24-25 and section 2.1.2)
 
-Axes: B batch, T time, C width (dim), H heads, E routed experts, K experts a token, N = B*T tokens.
+All equation numbers are those of the DeepSeek-V3 report (arXiv 2412.19437).
 
-Departures from V3: no YaRN, FP8 or pipeline; latents have norms, as in its code, not its equations.
-MTP reads the state after the final norm; a norm of its own is before the shared head, as released.
+Axes: B batch, T time, C width, H heads, N = B * T tokens, E routed experts, K experts of a token,
+M = N * K pairs of a token and one of its experts. A name such as gates_NK carries its shape.
+
+What differs from the report:
+- The latents have a norm, as in DeepSeek's code. The equations leave it out.
+- MTP reads the hidden state after the final norm, and has a norm of its own before the shared
+  head, as in the released weights.
+- Questions are given and not predicted, and documents are padded. V3 packs documents and
+  predicts every token.
+- There is no YaRN, no FP8 and no pipeline.
+
+How several GPUs share the model is not in this file: engine/devices.py changes it from outside.
 """
 import math
 from dataclasses import dataclass
@@ -24,195 +35,261 @@ from engine import kernels
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of a model, named as in DeepSeek's inference code; comments: the paper's symbols."""
+    """The sizes of a model. Names are those of DeepSeek's inference code; comments give the
+    paper's symbols."""
     vocab_size: int = 521
     n_outputs: int = 0             # of the head; 0: the vocabulary, 1: a reward model's score
     dim: int = 64                  # d, width of the residual stream
     inter_dim: int = 192           # hidden width of a dense feed-forward
     moe_inter_dim: int = 64        # hidden width of one expert
     n_layers: int = 3
-    n_dense_layers: int = 1        # the first layers' feed-forward is dense; all of them: no MoE
+    n_dense_layers: int = 1        # the first layers have a dense feed-forward, the others experts
     n_heads: int = 4               # n_h
     n_routed_experts: int = 8      # N_r
-    n_shared_experts: int = 1      # N_s, one feed-forward of width N_s * moe_inter_dim
-    n_activated_experts: int = 2   # K_r, routed experts a token uses
-    n_expert_groups: int = 1       # groups ("nodes") the experts lie in
-    n_limited_groups: int = 1      # M, groups a token may use
-    route_scale: float = 1.0       # factor on the routed experts' sum; 2.5 in V3
-    q_lora_rank: int = 0           # d_c', query latent; 0: queries are not compressed (as V2-Lite)
-    kv_lora_rank: int = 32         # d_c, key-value latent: only it and the rotary key are cached
+    n_shared_experts: int = 1      # N_s, computed as one feed-forward of N_s * moe_inter_dim
+    n_activated_experts: int = 2   # K_r, routed experts that a token uses
+    n_expert_groups: int = 1       # groups ("nodes") of experts
+    n_limited_groups: int = 1      # M, groups that a token may use
+    route_scale: float = 1.0       # factor on the sum of the routed experts; 2.5 in V3
+    q_lora_rank: int = 0           # d_c', query latent; 0: queries are not compressed (V2-Lite)
+    kv_lora_rank: int = 32         # d_c, key-value latent; the cache holds it and the rotary key
     qk_nope_head_dim: int = 16     # d_h, content part of a query and key head
-    qk_rope_head_dim: int = 16     # d_h^R, rotary part, one key shared by all heads
-    v_head_dim: int = 32           # value head; if nope + rope, the fused attention kernel serves
-    n_mtp_layers: int = 1          # D, multi-token prediction depth: 0 or 1
+    qk_rope_head_dim: int = 16     # d_h^R, position part; all heads share one such key
+    v_head_dim: int = 32           # width of a value head
+    n_mtp_layers: int = 1          # D, depth of multi-token prediction: 0 or 1
     mtp_weight: float = 0.3        # lambda, weight of the MTP loss
     balance_alpha: float = 1e-4    # alpha, weight of the sequence-wise balance loss
-    bias_speed: float = 1e-3       # gamma, how far the routing bias moves a step
+    bias_speed: float = 1e-3       # gamma, how far the routing bias moves in a step
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
     init_std: float = 0.05         # of every matrix; 0.006 at V3's width
-    max_seq_len: int = 512         # tokens, prompt and answer
+    max_seq_len: int = 512         # tokens, prompt and answer together
 
 
 NANO = Config()
-V3 = Config(vocab_size=129280, dim=7168, inter_dim=18432, moe_inter_dim=2048, n_layers=61,
-                 n_dense_layers=3, n_heads=128, n_routed_experts=256, n_activated_experts=8,
-                 n_expert_groups=8, n_limited_groups=4, route_scale=2.5, q_lora_rank=1536,
-                 kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
-                 init_std=0.006, max_seq_len=4096)
+V3 = Config(
+    vocab_size=129280, dim=7168, inter_dim=18432, moe_inter_dim=2048,
+    n_layers=61, n_dense_layers=3, n_heads=128,
+    n_routed_experts=256, n_activated_experts=8,
+    n_expert_groups=8, n_limited_groups=4, route_scale=2.5,
+    q_lora_rank=1536, kv_lora_rank=512,
+    qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
+    init_std=0.006, max_seq_len=4096)
 
 
-# --------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------
 # Attention
 
 
-def rope_turns(config):
-    """e^(i angle) of every position and frequency, (max_seq_len, qk_rope_head_dim / 2) complex."""
-    twice = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32)              # 2i
-    frequency = config.rope_theta ** (-twice / config.qk_rope_head_dim)
-    angle = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float32), frequency)
+def make_rotations(config):
+    """e^(i angle) for each position and frequency, complex (max_seq_len, qk_rope_head_dim / 2)."""
+    double_index = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32)
+    frequency = config.rope_theta ** (-double_index / config.qk_rope_head_dim)
+    position = torch.arange(config.max_seq_len, dtype=torch.float32)
+    angle = torch.outer(position, frequency)
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def rotate(x, turn):
-    """Rotates pairs (x0, x1), (x2, x3), ... of (B, T, H, R), as DeepSeek does (Llama: halves)."""
+def rotate(x, rotation):
+    """Rotates the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by the angles of their positions.
+
+    DeepSeek pairs neighbours. Llama pairs the first half with the second.
+    """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (B, T, H, R/2)
-    return torch.view_as_real(pairs * turn.unsqueeze(-2)).flatten(-2).type_as(x)
+    rotated = pairs * rotation.unsqueeze(-2)
+    return torch.view_as_real(rotated).flatten(-2).type_as(x)
 
 
 @dataclass
 class Cache:
-    """All that MLA remembers of a token: the normalised latent and the rotated shared key."""
-    latent: Tensor   # (layers, B, S, kv_lora_rank + qk_rope_head_dim), S columns reserved
-    real: Tensor     # (B, S) False at left padding and at drafts that were rejected
-    length: int = 0  # columns filled
+    """All that MLA remembers of each token: its normalised latent and its rotated key."""
+    latent: Tensor   # (layers, B, S, kv_lora_rank + qk_rope_head_dim), S reserved columns
+    real: Tensor     # (B, S) False at padding on the left and at rejected drafts
+    length: int = 0  # columns that are filled
 
-    def keep(self, rows, more=0):
-        """The cache of some rows, by number, repeated or not, and `more` columns, undefined yet."""
-        layers, _, S, width = self.latent.size()
-        latent = self.latent.new_empty(layers, len(rows), S + more, width)
-        torch.index_select(self.latent[:, :, :self.length], 1, rows, out=latent[:, :, :self.length])
-        return Cache(latent, F.pad(self.real[rows], (0, more), value=True), self.length)
+    def keep_rows(self, rows, extra_columns=0):
+        """A cache of the rows with these numbers, which may repeat, with room for more columns."""
+        layers, _, columns, width = self.latent.size()
+        latent = self.latent.new_empty(layers, len(rows), columns + extra_columns, width)
+        filled = latent[:, :, :self.length]
+        torch.index_select(self.latent[:, :, :self.length], 1, rows, out=filled)
+        real = F.pad(self.real[rows], (0, extra_columns), value=True)
+        return Cache(latent, real, self.length)
 
     def view(self, T):
-        """Positions (B, T) of the last T columns, and their mask (B, 1, T, filled), 0 or -inf."""
-        column = torch.arange(self.length, device=self.real.device)
-        real, query = self.real[:, :self.length], column[-T:].unsqueeze(-1)          # query (T, 1)
-        visible = (column <= query) & real[:, None, None] | (column == query)
-        return (real.cumsum(1)[:, -T:] - 1).clamp(min=0), torch.where(visible, 0.0, -math.inf)
+        """Positions (B, T) of the last T columns, and their mask (B, 1, T, length): 0 or -inf."""
+        key_column = torch.arange(self.length, device=self.real.device)
+        query_column = key_column[-T:].unsqueeze(-1)         # (T, 1)
+        real = self.real[:, :self.length]
+        visible = (key_column <= query_column) & real[:, None, None]
+        # Padding sees itself. Otherwise its softmax would be over nothing, which is NaN.
+        visible = visible | (key_column == query_column)
+        positions = (real.cumsum(1)[:, -T:] - 1).clamp(min=0)
+        return positions, torch.where(visible, 0.0, -math.inf)
 
 
-def make_cache(model, rows, size, drafts=False):
-    """An empty cache of `size` columns for a number of rows; with drafts, a layer more for MTP."""
-    config, device = model.config, model.turns.device
-    size = config.n_layers + drafts, rows, size, config.kv_lora_rank + config.qk_rope_head_dim
-    latent = torch.zeros(size, dtype=model.compute_dtype, device=device)  # as products round it
-    return Cache(latent, torch.ones(size[1:3], dtype=torch.bool, device=device))
+def make_cache(model, rows, columns, drafts=False):
+    """An empty cache. With drafts it has one more layer, for MTP."""
+    config = model.config
+    layers = config.n_layers + (1 if drafts else 0)
+    width = config.kv_lora_rank + config.qk_rope_head_dim
+    latent = torch.zeros(layers, rows, columns, width,
+                         dtype=model.compute_dtype, device=model.device)
+    return Cache(latent, torch.ones(rows, columns, dtype=torch.bool, device=model.device))
 
 
 class MLA(nn.Module):
-    """Multi-head latent attention (V3 section 2.1.1, eq 1-11)."""
+    """Multi-head latent attention (section 2.1.1, eq 1-11)."""
 
     def __init__(self, config):
         super().__init__()
         self.heads, self.value, self.rank = config.n_heads, config.v_head_dim, config.kv_lora_rank
         self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.scale = (self.nope + self.rope) ** -0.5
-        q_dim, kv_dim = self.heads * (self.nope + self.rope), self.heads * (self.nope + self.value)
+        q_dim = self.heads * (self.nope + self.rope)
+        kv_dim = self.heads * (self.nope + self.value)
         if config.q_lora_rank:
             self.wq_a = nn.Linear(config.dim, config.q_lora_rank, bias=False)  # W_DQ
             self.q_norm = nn.RMSNorm(config.q_lora_rank, config.norm_eps)
-            self.wq_b = nn.Linear(config.q_lora_rank, q_dim, bias=False)       # W_UQ, W_QR by head
+            self.wq_b = nn.Linear(config.q_lora_rank, q_dim, bias=False)       # W_UQ and W_QR
         else:
             self.wq = nn.Linear(config.dim, q_dim, bias=False)
-        self.wkv_a = nn.Linear(config.dim, self.rank + self.rope, bias=False)  # W_DKV, W_KR
+        self.wkv_a = nn.Linear(config.dim, self.rank + self.rope, bias=False)  # W_DKV and W_KR
         self.kv_norm = nn.RMSNorm(self.rank, config.norm_eps)
-        self.wkv_b = nn.Linear(self.rank, kv_dim, bias=False)                  # W_UK, W_UV by head
+        self.wkv_b = nn.Linear(self.rank, kv_dim, bias=False)                  # W_UK and W_UV
         self.wo = nn.Linear(self.heads * self.value, config.dim, bias=False)   # W_O
 
-    def forward(self, x, turn, cache=None, mask=None):
-        """x (B, T, C) -> (B, T, C). cache (B, S, .), its last T columns empty; mask: Cache.view."""
+    def forward(self, x, rotation, cache=None, mask=None):
+        """x (B, T, C) -> (B, T, C).
+
+        cache (B, S, .) is this layer's; the last T of its S columns are written here. mask is
+        Cache.view's.
+        """
         B, T, _ = x.size()
-        q = self.wq(x) if hasattr(self, "wq") else self.wq_b(self.q_norm(self.wq_a(x).float()))
-        q, q_rope = q.view(B, T, self.heads, -1).split((self.nope, self.rope), -1)  # (B, T, H, .)
-        latent, k_rope = self.wkv_a(x).split((self.rank, self.rope), -1)            # (B, T, .)
-        latent = self.kv_norm(latent.float())                                       # c_KV
-        q_rope, k_rope = rotate(q_rope, turn), rotate(k_rope.unsqueeze(2), turn)    # k_R, one head
+        if hasattr(self, "wq"):
+            q = self.wq(x)
+        else:
+            q = self.wq_b(self.q_norm(self.wq_a(x).float()))               # eq 6
+        q_nope, q_rope = q.view(B, T, self.heads, -1).split((self.nope, self.rope), -1)  # eq 7
+        q_rope = rotate(q_rope, rotation)                                  # eq 8, (B, T, H, R)
+        latent, k_rope = self.wkv_a(x).split((self.rank, self.rope), -1)   # (B, T, .)
+        latent = self.kv_norm(latent.float())                              # eq 1, c_KV
+        k_rope = rotate(k_rope.unsqueeze(2), rotation)                     # eq 3, (B, T, 1, R)
+
         if cache is not None:
             cache[:, -T:] = torch.cat((latent, k_rope.squeeze(2)), -1)
-        if cache is None or T == cache.size(1) > 128:  # a prompt so long that scores fill memory
-            return self.wo(self.attend(q, q_rope, latent, k_rope, mask).flatten(2))
-        return self.wo(self.attend_absorbed(q, q_rope, cache, mask, x.is_cuda).flatten(2))
+        # A long prompt is read like a training batch: the scores of the absorbed form would need
+        # too much memory.
+        long_prompt = cache is not None and T == cache.size(1) and T > 128
+        if cache is None or long_prompt:
+            o = self.attend(q_nope, q_rope, latent, k_rope, mask)
+        else:
+            o = self.attend_absorbed(q_nope, q_rope, cache, mask)
+        return self.wo(o.flatten(2))                                       # eq 11
 
-    def attend(self, q, q_rope, latent, k_rope, mask=None):
-        """The form for training and long prompts: each head's keys and values. (B, T, H, value)"""
-        k, v = self.wkv_b(latent).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), -1)
-        q, q_rope, k, k_rope, v = (x.transpose(1, 2) for x in (q, q_rope, k, k_rope, v))
-        q = torch.cat((q, q_rope), -1)                                 # (B, H, T, nope + rope)
-        k = torch.cat((k, k_rope.expand(-1, self.heads, -1, -1)), -1)  # k_C, k_R
-        return kernels.attention(q, k, v, mask).transpose(1, 2)
+    def attend(self, q_nope, q_rope, latent, k_rope, mask=None):
+        """The form for training: each head has its own keys and values. Returns (B, T, H, value).
 
-    def attend_absorbed(self, q, q_rope, cache, mask, fused=False):
-        """The form for decoding (V2 section 2.1.2): W_UK moves to the query and W_UV to the output;
-        all heads share the cached latents as keys. fused: by torch's kernel, slow on a CPU."""
-        w_ukv = self.wkv_b.weight.view(self.heads, -1, self.rank)  # (H, nope + value, rank)
+        Without a mask, attention is causal.
+        """
+        kv = self.wkv_b(latent).unflatten(-1, (self.heads, -1))            # (B, T, H, .)
+        k_nope, v = kv.split((self.nope, self.value), -1)                  # eq 2 and eq 5
+        k_rope = k_rope.expand(-1, -1, self.heads, -1)                     # one key for all heads
+        q_nope, q_rope, k_nope, k_rope, v = (
+            x.transpose(1, 2) for x in (q_nope, q_rope, k_nope, k_rope, v))  # (B, H, T, .)
+        if mask is None and kernels.fused_attention_is_slow(q_nope):
+            score = q_nope * self.scale @ k_nope.mT                        # the content ...
+            score = score + q_rope * self.scale @ k_rope.mT                # ... and the position
+            o = (score + kernels.causal_mask(score)).softmax(-1) @ v       # eq 10
+        else:                                                              # the same, in one kernel
+            q = torch.cat((q_nope, q_rope), -1)                            # eq 9
+            k = torch.cat((k_nope, k_rope), -1)                            # eq 4
+            o = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)  # eq 10
+        return o.transpose(1, 2)
+
+    def attend_absorbed(self, q_nope, q_rope, cache, mask):
+        """The form for sampling (V2, section 2.1.2): all heads attend to the cached latents.
+
+            q_nope . k_nope = q_nope . (W_UK c_KV) = (W_UK^T q_nope) . c_KV
+
+        So W_UK moves to the query and W_UV to the output, and no key or value of the past is
+        ever computed. Returns (B, T, H, value).
+        """
+        w_ukv = self.wkv_b.weight.view(self.heads, -1, self.rank)   # (H, nope + value, rank)
         w_uk, w_uv = w_ukv.split((self.nope, self.value), 1)
-        q = torch.einsum("bthd,hdr->bhtr", q, w_uk)                # the query's content as a latent
-        q = torch.cat((q, q_rope.transpose(1, 2)), -1)             # (B, H, T, rank + rope)
-        mask, v = mask.expand(-1, self.heads, -1, -1).flatten(1, 2), cache[..., :self.rank]
-        z = kernels.attention_of_one_key_head(                     # heads: queries of one head
-            q.flatten(1, 2), cache, v, mask, self.scale, fused)    # (B, H*T, rank)
-        return torch.einsum("bhtr,hvr->bthv", z.unflatten(1, (self.heads, -1)), w_uv)
+        q_latent = torch.einsum("bthd,hdr->bhtr", q_nope, w_uk)
+        # The cache holds (c_KV; k_rope), so one product adds up content and position.
+        q = torch.cat((q_latent, q_rope.transpose(1, 2)), -1)       # (B, H, T, rank + rope)
+        v = cache[..., :self.rank]                                  # (B, S, rank)
+        mask = mask.expand(-1, self.heads, -1, -1)                  # (B, H, T, S)
+        z = kernels.attend_to_one_key_head(
+            q.flatten(1, 2), cache, v, mask.flatten(1, 2), self.scale)  # (B, H*T, rank)
+        z = z.unflatten(1, (self.heads, -1))
+        return torch.einsum("bhtr,hvr->bthv", z, w_uv)
 
 
-# --------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------
 # Mixture of experts
 
 
+def swiglu(x, w13, w2):
+    """W2 (silu(W1 x) * W3 x). w13 is W1 above W3, so that both need one product."""
+    gate, up = F.linear(x, w13).chunk(2, -1)
+    return F.linear(F.silu(gate) * up, w2)
+
+
 class MLP(nn.Module):
-    """SwiGLU feed-forward: w2(silu(w1 x) * w3 x)."""
+    """A SwiGLU feed-forward."""
 
     def __init__(self, dim, inter_dim):
         super().__init__()
-        self.w13 = nn.Linear(dim, 2 * inter_dim, bias=False)  # w1 (gate) above w3 (up): one product
+        self.w13 = nn.Linear(dim, 2 * inter_dim, bias=False)
         self.w2 = nn.Linear(inter_dim, dim, bias=False)
 
     def forward(self, x):
         """x (.., C) -> (.., C)"""
-        gate, up = self.w13(x).chunk(2, -1)
-        return self.w2(F.silu(gate) * up)
+        return swiglu(x, self.w13.weight, self.w2.weight)
 
 
 class Router(nn.Module):
-    """Which K experts a token goes to, with what gates (V3 eq 13-16; node limit: section 2.1.2)."""
+    """Chooses K experts for each token, and their gates (eq 13-16; node limit: section 2.1.2)."""
 
     def __init__(self, config):
         super().__init__()
         self.config, E = config, config.n_routed_experts
         self.weight = nn.Parameter(torch.empty(E, config.dim))          # centroids e_i
-        self.register_buffer("bias", torch.zeros(E))                    # b_i, moved by balance()
-        self.register_buffer("load", torch.zeros(E), persistent=False)  # c_i since the last step
+        self.register_buffer("bias", torch.zeros(E))                    # b_i
+        self.register_buffer("load", torch.zeros(E), persistent=False)  # tokens since the last step
 
     def forward(self, x_NC):
-        """Returns scores (N, E), gates (N, K) and the chosen experts (N, K)."""
+        """Returns scores (N, E), gates (N, K) and the chosen experts' numbers (N, K)."""
         config = self.config
-        with torch.autocast(x_NC.device.type, enabled=False):          # float32: near-ties decide
-            scores_NE = F.linear(x_NC.float(), self.weight.float()).sigmoid()  # s_i
-        biased_NE = scores_NE.detach() + self.bias                     # only the choice is biased
+        # In float32: rounding would decide between experts whose scores nearly tie.
+        with torch.autocast(x_NC.device.type, enabled=False):
+            scores_NE = F.linear(x_NC.float(), self.weight.float()).sigmoid()  # eq 15, s_i
+        biased_NE = scores_NE.detach() + self.bias
         if config.n_expert_groups > 1:
-            groups = biased_NE.unflatten(-1, (config.n_expert_groups, -1))  # (N, groups, E/groups)
-            score = groups.topk(2, -1).values.sum(-1)        # its best 2, as in DeepSeek's code
-            best = score.topk(config.n_limited_groups, -1).indices
-            outside = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, best, False)
-            biased_NE = groups.masked_fill(outside.unsqueeze(-1), -math.inf).flatten(-2)
-        chosen_NK = biased_NE.topk(config.n_activated_experts, -1).indices
-        gates_NK = scores_NE.gather(-1, chosen_NK)                     # g_i, from unbiased scores
-        gates_NK = gates_NK / (gates_NK.sum(-1, keepdim=True) + 1e-20) * config.route_scale
-        return scores_NE, gates_NK.type_as(x_NC), chosen_NK
+            biased_NE = self.limit_groups(biased_NE)
+        expert_ids_NK = biased_NE.topk(config.n_activated_experts, -1).indices
+        gates_NK = scores_NE.gather(-1, expert_ids_NK)                  # eq 16, g'_i: no bias here
+        gates_NK = gates_NK / (gates_NK.sum(-1, keepdim=True) + 1e-20)  # eq 13, g_i
+        gates_NK = gates_NK * config.route_scale
+        return scores_NE, gates_NK.type_as(x_NC), expert_ids_NK
+
+    def limit_groups(self, biased_NE):
+        """-inf for all experts outside the M best groups of a token.
+
+        A group's score is the sum of its best 2 experts. (The report says K_r/M, which is 2 in V3.)
+        """
+        groups = biased_NE.unflatten(-1, (self.config.n_expert_groups, -1))  # (N, groups, E/groups)
+        score = groups.topk(2, -1).values.sum(-1)                            # (N, groups)
+        best = score.topk(self.config.n_limited_groups, -1).indices
+        outside = torch.ones_like(score, dtype=torch.bool).scatter(-1, best, False)
+        return groups.masked_fill(outside.unsqueeze(-1), -math.inf).flatten(-2)
 
 
 class Experts(nn.Module):
-    """All routed experts as stacked weights."""
+    """The routed experts. The weights of all experts are stacked."""
 
     def __init__(self, config):
         super().__init__()
@@ -220,23 +297,38 @@ class Experts(nn.Module):
         self.w13 = nn.Parameter(torch.empty(E, 2 * I, C))
         self.w2 = nn.Parameter(torch.empty(E, C, I))
 
-    def forward(self, x_NC, gates_NK, chosen_NK):
-        """The gated sum of each token's experts (N, C)."""
+    def forward(self, x_NC, gates_NK, expert_ids_NK):
+        """The sum of each token's experts, weighted by its gates: (N, C)."""
+        if kernels.has_grouped_product(x_NC):
+            return self.forward_grouped(x_NC, gates_NK, expert_ids_NK)
+        return self.forward_loop(x_NC, gates_NK, expert_ids_NK)
+
+    def forward_loop(self, x_NC, gates_NK, expert_ids_NK):
+        """The sum over i of g_i FFN_i(u) in eq 12, as it is printed: one expert after the other."""
+        y_NC = torch.zeros_like(x_NC)
+        for i, (w13, w2) in enumerate(zip(self.w13, self.w2)):
+            token, choice = (expert_ids_NK == i).nonzero(as_tuple=True)
+            gate = gates_NK[token, choice].unsqueeze(-1)
+            y_NC = y_NC.index_add(0, token, gate * swiglu(x_NC[token], w13, w2))
+        return y_NC
+
+    def forward_grouped(self, x_NC, gates_NK, expert_ids_NK):
+        """The same with two products for all experts, of tokens that are sorted by expert."""
         dtype = kernels.product_dtype(x_NC)
         token_M, gates_M, counts_E = kernels.sort_by_expert(
-            chosen_NK, gates_NK, len(self.w2), dtype)
-        y_MC = self.products(x_NC.index_select(0, token_M).to(dtype), counts_E)
-        y_MC = y_MC.type_as(gates_NK) * gates_M.unsqueeze(-1)          # mixed types: slow on a CPU
+            expert_ids_NK, gates_NK, len(self.w2), dtype)
+        x_MC = x_NC.index_select(0, token_M).to(dtype)
+        y_MC = self.products(x_MC, counts_E).type_as(gates_NK)
+        y_MC = y_MC * gates_M.unsqueeze(-1)
         return torch.zeros_like(x_NC, dtype=y_MC.dtype).index_add(0, token_M, y_MC)
 
     def products(self, x_MC, counts_E):
-        """What experts make of rows sorted by expert, counts_E each: (M, C)."""
-        return swiglu_by_group(x_MC, counts_E, self.w13, self.w2)
+        """What the experts make of rows that are sorted by expert: (M, C)."""
+        return grouped_swiglu(x_MC, counts_E, self.w13, self.w2)
 
 
-def swiglu_by_group(x_MC, counts_E, w13, w2):
-    """SwiGLU of rows in groups of counts_E each, with stacked weights: w13 (E, 2I, C), w2 (E, C, I)
-    -> (M, C)."""
+def grouped_swiglu(x_MC, counts_E, w13, w2):
+    """swiglu() of sorted rows: the first counts_E[0] by expert 0, the next by expert 1, ..."""
     w13, w2 = (w.to(x_MC.dtype).transpose(1, 2) for w in (w13, w2))
     ends = counts_E.cumsum(0).int()
     gate, up = F.grouped_mm(x_MC, w13, offs=ends).chunk(2, -1)
@@ -244,7 +336,7 @@ def swiglu_by_group(x_MC, counts_E, w13, w2):
 
 
 class MoE(nn.Module):
-    """Shared and routed experts (V3 eq 12)."""
+    """Shared and routed experts (eq 12)."""
 
     def __init__(self, config):
         super().__init__()
@@ -252,165 +344,205 @@ class MoE(nn.Module):
         self.shared = MLP(config.dim, config.n_shared_experts * config.moe_inter_dim)
 
     def forward(self, x, real):
-        """x (B, T, C), real (B, T) -> (B, T, C), balance loss. Counts load in training."""
+        """x (B, T, C) and real (B, T) -> (B, T, C) and the balance loss.
+
+        real is False at padding. In training, the load counts real tokens only.
+        """
         x_NC = x.flatten(0, 1)
-        scores_NE, gates_NK, chosen_NK = self.router(x_NC)
+        scores_NE, gates_NK, expert_ids_NK = self.router(x_NC)
         loss = 0.0
         if self.training:
-            taken_NE = F.one_hot(chosen_NK, scores_NE.size(1)).sum(1) * real.flatten().unsqueeze(-1)
-            self.router.load += taken_NE.sum(0)
+            uses_NE = F.one_hot(expert_ids_NK, scores_NE.size(1)).sum(1)
+            self.router.load += (uses_NE * real.flatten().unsqueeze(-1)).sum(0)
             loss = self.balance_loss(scores_NE.unflatten(0, x.shape[:2]), real)
-        y_NC = self.experts(x_NC, gates_NK, chosen_NK) + self.shared(x_NC).float()
+        routed_NC = self.experts(x_NC, gates_NK, expert_ids_NK)
+        y_NC = routed_NC + self.shared(x_NC).float()  # eq 12; Block adds u
         return y_NC.view_as(x), loss
 
     def balance_loss(self, scores_BTE, real):
-        """The sequence-wise balance loss (V3 eq 17-20), over all sequences; alpha each if even."""
+        """The sequence-wise balance loss, summed over the sequences. It is alpha for each sequence
+        whose load is even."""
         K, E = self.config.n_activated_experts, self.config.n_routed_experts
-        mask = real.unsqueeze(-1).float()           # (B, T, 1)
-        length = mask.sum(1).clamp(min=1)           # T of each sequence, (B, 1)
-        top = torch.zeros_like(scores_BTE).scatter(-1, scores_BTE.topk(K, -1).indices, 1.0)
-        f = E / (K * length) * (top * mask).sum(1)  # (B, E)
-        p = (scores_BTE / scores_BTE.sum(-1, keepdim=True) * mask).sum(1) / length
-        return self.config.balance_alpha * (f * p).sum()
+        mask = real.unsqueeze(-1).float()                               # (B, T, 1)
+        length = mask.sum(1).clamp(min=1)                               # T of each sequence, (B, 1)
+        # The report counts the best K by scores without the bias, though the bias decides routing.
+        best = scores_BTE.topk(K, -1).indices
+        chosen = torch.zeros_like(scores_BTE).scatter(-1, best, 1.0)
+        f = E / (K * length) * (chosen * mask).sum(1)                   # eq 18, (B, E)
+        share = scores_BTE / scores_BTE.sum(-1, keepdim=True)           # eq 19
+        P = (share * mask).sum(1) / length                              # eq 20, (B, E)
+        return self.config.balance_alpha * (f * P).sum()                # eq 17
 
 
-# --------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------
 # The transformer
 
 
 class Block(nn.Module):
-    """Pre-norm attention, then a dense or mixture-of-experts feed-forward."""
+    """Attention, then a dense feed-forward or a mixture of experts. Inputs are normalised."""
 
     def __init__(self, config, dense):
         super().__init__()
-        self.attn_norm, self.ffn_norm = (nn.RMSNorm(config.dim, config.norm_eps) for _ in range(2))
+        self.attn_norm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.attn = MLA(config)
         self.ffn = MLP(config.dim, config.inter_dim) if dense else MoE(config)
 
-    def forward(self, x, turn, real, cache=None, mask=None):
-        """x (B, T, C) -> (B, T, C), balance loss."""
-        x = x + self.attn(self.attn_norm(x), turn, cache, mask).float()  # mixed sums: slow on a CPU
-        h = self.ffn_norm(x)
-        y, loss = self.ffn(h, real) if isinstance(self.ffn, MoE) else (self.ffn(h), 0.0)
+    def forward(self, x, rotation, real, cache=None, mask=None):
+        """x (B, T, C) -> (B, T, C) and the balance loss."""
+        # .float(): adding two dtypes is slow on a CPU.
+        x = x + self.attn(self.attn_norm(x), rotation, cache, mask).float()
+        u, loss = self.ffn_norm(x), 0.0
+        if isinstance(self.ffn, MoE):
+            y, loss = self.ffn(u, real)
+        else:
+            y = self.ffn(u)
         return x + y.float(), loss
 
 
 class MTP(nn.Module):
-    """Multi-token prediction of depth 1 (V3 section 2.2): h_i and Emb(t_{i+1}) predict t_{i+2}."""
+    """Multi-token prediction of depth 1 (section 2.2).
+
+    Position i reads the hidden state h_i and the embedding of token i+1, and predicts token i+2.
+    """
 
     def __init__(self, config):
         super().__init__()
-        norms = (nn.RMSNorm(config.dim, config.norm_eps) for _ in range(3))
-        self.hidden_norm, self.embed_norm, self.norm = norms
+        self.hidden_norm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.embed_norm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.proj = nn.Linear(2 * config.dim, config.dim, bias=False)  # M_1
         self.block = Block(config, dense=config.n_dense_layers == config.n_layers)
 
-    def forward(self, hidden, embedded, turn, real, cache=None, mask=None):
-        """hidden (B, T, C), embedded (B, T, C) of the next -> (B, T, C) for the shared head."""
-        x = torch.cat((self.hidden_norm(hidden), self.embed_norm(embedded)), -1)  # eq 21
-        x, loss = self.block(self.proj(x).float(), turn, real, cache, mask)
+    def forward(self, hidden, next_embedding, rotation, real, cache=None, mask=None):
+        """hidden (B, T, C) and the next token's embedding (B, T, C) -> (B, T, C) for the head."""
+        x = torch.cat((self.hidden_norm(hidden), self.embed_norm(next_embedding)), -1)
+        x = self.proj(x).float()                                       # eq 21
+        x, loss = self.block(x, rotation, real, cache, mask)           # eq 22
         return self.norm(x), loss
 
 
 @dataclass
 class Output:
     """What a forward pass returns."""
-    logits: Tensor  # (B, T, vocabulary), or (M, vocabulary) of the positions asked for
-    hidden: Tensor  # (B, T, C) after the final norm
-    balance: Tensor | float  # balance loss, summed over layers and sequences
+    logits: Tensor                # (B, T, vocabulary), or (M, vocabulary) with logits_at
+    hidden: Tensor                # (B, T, C) after the final norm
+    balance_loss: Tensor | float  # sum over layers and sequences
 
 
 class Transformer(nn.Module):
-    """The whole model. Every weight of the embedding is separate from the head's, as in V3."""
+    """The whole model. Embedding and head are not tied, as in V3."""
 
     def __init__(self, config):
         super().__init__()
         self.config, self.compute_dtype = config, torch.float32
         self.embed = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Block(config, dense=i < config.n_dense_layers)
-                                    for i in range(config.n_layers))
+        self.layers = nn.ModuleList(
+            Block(config, dense=i < config.n_dense_layers) for i in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.head = nn.Linear(config.dim, config.n_outputs or config.vocab_size, bias=False)
         self.mtp = MTP(config) if config.n_mtp_layers else None
-        self.register_buffer("turns", rope_turns(config), persistent=False)
-        for parameter in (p for p in self.parameters() if p.dim() > 1):
-            nn.init.normal_(parameter, std=config.init_std)
+        self.register_buffer("rotations", make_rotations(config), persistent=False)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=config.init_std)
 
-    def forward(self, tokens, real=None, cache=None, at=None):
-        """tokens (B, T) -> Output. real (B, T): False at padding, on the right, in no load;
-        anywhere with a cache, which tokens continue. at (B, T): True where logits are wanted."""
+    @property
+    def device(self):
+        """The device of the weights."""
+        return self.rotations.device
+
+    def forward(self, tokens, real=None, cache=None, logits_at=None):
+        """tokens (B, T) -> Output.
+
+        real (B, T) is False at padding. Without a cache, padding is on the right. With a cache, the
+        tokens continue it, and padding may be anywhere.
+        logits_at (B, T) is True where logits are wanted; by default they are computed everywhere.
+        """
         T, mask = tokens.size(1), None
         if cache is None:
             real = torch.ones_like(tokens).bool() if real is None else real
-            position = torch.arange(T, device=tokens.device)
+            position = torch.arange(T, device=tokens.device)                    # (T,)
         else:
             cache.length += T
-            cache.real[:, cache.length - T:cache.length] = True if real is None else real
-            position, mask = cache.view(T)
-        turn = self.turns[position]  # (T, R/2), with a cache (B, T, R/2)
+            new_columns = slice(cache.length - T, cache.length)
+            cache.real[:, new_columns] = True if real is None else real
+            position, mask = cache.view(T)                                      # (B, T)
+        rotation = self.rotations[position]
         with self.precision():
-            x, balance = self.embed(tokens), 0.0
+            x, balance_loss = self.embed(tokens), 0.0
             for i, layer in enumerate(self.layers):
-                columns = None if cache is None else cache.latent[i, :, :cache.length]
-                x, loss = layer(x, turn, real, columns, mask)
-                balance = balance + loss
+                layer_cache = None if cache is None else cache.latent[i, :, :cache.length]
+                x, loss = layer(x, rotation, real, layer_cache, mask)
+                balance_loss = balance_loss + loss
             hidden = self.norm(x)
-        logits = self.head(hidden if at is None else hidden[at])  # in float32, whatever precision()
-        return Output(logits, hidden, balance)
+        # The head computes in float32, whatever precision() says.
+        logits = self.head(hidden if logits_at is None else hidden[logits_at])
+        return Output(logits, hidden, balance_loss)
 
     def precision(self):
         """A context in which products are computed in compute_dtype, from float32 weights."""
-        return torch.autocast(self.head.weight.device.type, self.compute_dtype,
+        return torch.autocast(self.device.type, self.compute_dtype,
                               enabled=self.compute_dtype != torch.float32)
 
-    def predict_second(self, tokens, real, hidden, at):
-        """MTP's Output for the token after the next: place i reads hidden (B, T, C) of tokens 0..i
-        and the embedding of token i+1, and predicts token i+2. at (B, T-1): True if wanted."""
+    def predict_second(self, tokens, real, hidden, logits_at):
+        """MTP's Output for the token after the next.
+
+        tokens and real (B, T), hidden (B, T, C) of forward(), logits_at (B, T-1).
+        """
         with self.precision():
-            embedded, turn = self.embed(tokens[:, 1:]), self.turns[:tokens.size(1) - 1]
-            h, loss = self.mtp(hidden[:, :-1], embedded, turn, real[:, 1:])
-        return Output(self.head(h[at]), h, loss)
+            next_embedding = self.embed(tokens[:, 1:])
+            rotation = self.rotations[:tokens.size(1) - 1]
+            h, loss = self.mtp(hidden[:, :-1], next_embedding, rotation, real[:, 1:])
+        return Output(self.head(h[logits_at]), h, loss)                        # eq 23
 
 
-
-# --------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------
 # Training
 
 
-# In pretraining too, questions are given, not predicted, and documents padded (V3 predicts all
-# tokens, of packed documents).
-
-
 def supervised_loss(model, tokens, real, weight, targets, sequences):
-    """V3's training loss: next token, MTP (eq 24-25) and balance (eq 17). Returns (loss, info).
+    """V3's training loss: next token, MTP and balance. Returns (loss, info).
 
-    tokens (B, T), real (B, T) False at padding, weight (B, T) of predicting each token. targets and
-    sequences count the global batch, so cutting it into micro-batches never changes the gradient.
+    tokens (B, T). real (B, T) is False at padding. weight (B, T) says how much the prediction of
+    each token counts. targets is the sum of all weights and sequences the number of sequences in
+    the global batch, so that cutting a batch into passes never changes the gradient.
     """
-    def nll(hidden, shift):                        # place i predicts token i + shift
-        at = weight[:, shift:] > 0
-        total = kernels.cross_entropy_sum(model.head, hidden[:, :at.size(1)][at],
-                                          tokens[:, shift:][at], weight[:, shift:][at])
+    def negative_log_likelihood(hidden, shift):
+        """Position i predicts token i + shift. Summed over the pass, divided by targets."""
+        wanted = weight[:, shift:] > 0
+        predicting = hidden[:, :wanted.size(1)][wanted]                        # (M, C)
+        total = kernels.cross_entropy_sum(model.head, predicting, tokens[:, shift:][wanted],
+                                          weight[:, shift:][wanted])
         return total / targets
-    nowhere = torch.zeros_like(real)               # no logits from the model: nll makes them
-    output = model(tokens, real, at=nowhere)
-    main, second, balance = nll(output.hidden, 1), 0.0, output.balance
+
+    nowhere = torch.zeros_like(real)  # no logits here: cross_entropy_sum makes them in parts
+    output = model(tokens, real, logits_at=nowhere)
+    main = negative_log_likelihood(output.hidden, 1)
+    loss, balance_loss = main, output.balance_loss
     if model.mtp is not None and model.config.mtp_weight:
-        ahead = model.predict_second(tokens, real, output.hidden, nowhere[:, 1:])
-        second = model.config.mtp_weight * nll(ahead.hidden, 2)  # by targets too (eq 24: 1/T)
-        balance = balance + ahead.balance
-    return main + second + balance / sequences, {"loss": main.detach()}
+        second = model.predict_second(tokens, real, output.hidden, nowhere[:, 1:])
+        mtp_loss = negative_log_likelihood(second.hidden, 2)                   # eq 24: 1/T too
+        loss = loss + model.config.mtp_weight * mtp_loss                       # eq 25, D = 1
+        balance_loss = balance_loss + second.balance_loss
+    return loss + balance_loss / sequences, {"loss": main.detach()}
 
 
 @torch.no_grad()
-def balance(model, moving=True):
-    """Moves every routing bias by gamma * sign(mean load - load) (V3 section 2.1.2) and forgets the
-    load. Returns it over its mean: of each mixture a list, an expert's load after the other."""
+def update_routing_bias(model, moving=True):
+    """Moves each routing bias by gamma: up if its expert had less than the mean load, down if it
+    had more (section 2.1.2). Then forgets the load. If not `moving`, it only forgets.
+
+    Returns the load over its mean: for each mixture a list with one number an expert.
+    """
     loads = []
-    for router in (m for m in model.modules() if isinstance(m, Router)):
+    for router in model.modules():
+        if not isinstance(router, Router):
+            continue
         mean = router.load.mean()
         if mean > 0:
             loads.append([round(x, 3) for x in (router.load / mean).tolist()])
-            router.bias += moving * router.config.bias_speed * torch.sign(mean - router.load)
+            if moving:
+                router.bias += router.config.bias_speed * torch.sign(mean - router.load)
         router.load.zero_()
     return loads

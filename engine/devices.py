@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from engine.errors import UserError
-from moe import Experts, Router, Transformer, swiglu_by_group
+from moe import Experts, Router, Transformer, grouped_swiglu
 
 
 def rank_and_size():
@@ -154,7 +154,7 @@ class ParallelExperts(Experts):
         expert = torch.arange(counts.size(1), device=x_MC.device).repeat(group.size())
         order = expert.repeat_interleave(arriving).argsort(stable=True)
         rows = all_to_all(x_MC, got, sent, group)[order]
-        y = swiglu_by_group(rows, counts.sum(0), local(self.w13), local(self.w2))
+        y = grouped_swiglu(rows, counts.sum(0), local(self.w13), local(self.w2))
         return all_to_all(y[order.argsort()], sent, got, group)
 
 
@@ -177,7 +177,7 @@ def gathered_weights(model):
 
 def copy_model(model):
     """A copy of a model, spread as it is."""
-    other = place(Transformer(model.config), model.turns.device, model.compute_dtype,
+    other = place(Transformer(model.config), model.device, model.compute_dtype,
                   *layout_of(model))
     other.load_state_dict(model.state_dict())
     return other.train(model.training)

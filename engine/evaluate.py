@@ -122,7 +122,7 @@ END_THINK_ID = tasks.ENCODING.encode_single_token(tasks.END_THINK)
 def embeddings(model, prompts, answers, rows):
     """(N, C) the model's own mean last hidden state over each answer's thinking: its tokens up to
     </think>, so that the answer itself is not seen, or all of them where there is no </think>."""
-    found, device = [], model.head.weight.device
+    found, device = [], model.device
     for i in range(0, len(answers), rows):
         asked = prompts[i:i + rows]
         thoughts = [ids[:ids.index(END_THINK_ID) + 1] if END_THINK_ID in ids else ids
@@ -132,7 +132,7 @@ def embeddings(model, prompts, answers, rows):
         begin = torch.tensor([[len(p)] for p in asked], device=device)                  # (n, 1)
         end = begin + torch.tensor([[len(t)] for t in thoughts], device=device)
         real, mine = column < end, (column >= begin) & (column < end)                   # (n, T)
-        hidden = model(tokens, real, at=torch.zeros_like(real)).hidden.float()          # (n, T, C)
+        hidden = model(tokens, real, logits_at=torch.zeros_like(real)).hidden.float()          # (n, T, C)
         found.append((hidden * mine.unsqueeze(-1)).sum(1) / mine.sum(1, keepdim=True))
     return torch.cat(found).cpu()
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from engine.devices import all_sum, full, local, rank_and_size, shard_like, share, sum_gradients
-from moe import balance
+from moe import update_routing_bias
 
 
 class Muon(torch.optim.Optimizer):
@@ -115,7 +115,7 @@ def update(model, optimizers, factor=1.0, max_norm=1.0):
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         optimizer.step()
     model.zero_grad()
-    loads = balance(model, finite)  # the busiest expert's is the figure to watch; no mixture: 0
+    loads = update_routing_bias(model, finite)  # the busiest expert's is the figure to watch; no mixture: 0
     return {"grad_norm": norm if finite else 0.0, "skipped": int(not finite),
             "expert_load": max(map(max, loads), default=0.0), "loads": loads}
 

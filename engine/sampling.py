@@ -77,7 +77,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     than a quarter of it is idle. Each process writes its share of the answers and all return all,
     so a group is compared whole. watch sees each round's tokens (rows, 1), of ended rows too.
     """
-    device, config, longest = model.head.weight.device, model.config, max(map(len, prompts))
+    device, config, longest = model.device, model.config, max(map(len, prompts))
     check_length(config, longest, max_new_tokens)
     training = model.training
     model.eval()
@@ -98,7 +98,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
             if t == 0:
                 read = torch.tensor([place[tuple(p)] for p in mine], device=device)
                 logits = model(fed, real, cache, last).logits[read]
-                cache = cache.keep(read, max_new_tokens)
+                cache = cache.keep_rows(read, max_new_tokens)
             else:
                 logits = model(fed, cache=cache).logits[:, -1]
             policy = sampling_logprobs(logits, temperature, top_p)
@@ -112,7 +112,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
                 break
             if 0 < count < 0.75 * len(rows):
                 left = alive.nonzero().squeeze(1)
-                cache, rows, alive = cache.keep(left), rows[left], alive[left]
+                cache, rows, alive = cache.keep_rows(left), rows[left], alive[left]
                 fed, uniform = fed[left], uniform[left]
     model.train(training)
     return lay_out(prompts, *(gather(x) if shared else x for x in (ids, logp)), end_id, pad_id)
@@ -142,7 +142,7 @@ def draft_logits(model, hidden, following, cache):
     with hidden states (N, T, C)."""
     position, mask = cache.view(following.size(1))
     with model.precision():
-        h, _ = model.mtp(hidden, model.embed(following), model.turns[position], None,
+        h, _ = model.mtp(hidden, model.embed(following), model.rotations[position], None,
                          cache.latent[-1, :, :cache.length], mask)
     return model.head(h)
 
@@ -184,7 +184,7 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
     """
     if model.mtp is None:
         raise UserError("no drafts: this model has no MTP layer")
-    device, N = model.head.weight.device, len(prompts)
+    device, N = model.device, len(prompts)
     room = max(map(len, prompts)) + 2 * max_new_tokens  # columns, if every draft were rejected
     if room > model.config.max_seq_len:
         raise UserError(f"prompts and drafts need {room} columns, more than max_seq_len")

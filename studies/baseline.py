@@ -20,7 +20,8 @@ import tasks
 from engine import checkpoint
 from engine.evaluate import sample_answers, selection
 from engine.folder import read_log
-from r1mini import collect, train, watcher
+from engine.watch import Watch
+from r1mini import collect, train
 from tools.cost import in_products
 from tools.report import of_flops
 from tools.study import once, tested
@@ -50,7 +51,7 @@ def rejection_sampling(folder, base, log):
     s = dataclasses.replace(run.dev3, steps=max(1, round(left / step)))
     model = folder.stage("sft", copy.deepcopy(base), lambda m, state: train(
         m, s, lambda rng: rng.choice(documents), run.seed, state), s.steps,
-        watcher(folder, "sft", s.dev_every, s.steps))
+        Watch(folder, "sft", s.dev_every, s.steps))
     return model, {"sft.kept": drawn["kept"], "sft.of": drawn["of"], "sft.steps": s.steps,
                    "sft.epochs": s.steps * s.documents / len(documents)}
 

@@ -21,8 +21,9 @@ import moe
 import tasks
 from engine import checkpoint
 from engine.folder import read_log
+from engine.watch import Watch
 from grpo import Task, train_rl
-from r1mini import ask, each, rl, train, watcher
+from r1mini import ask, for_each, rl, train
 from tools.report import of_flops
 from tools.tables import FLOPS, cell, per_seed, table
 
@@ -120,8 +121,8 @@ def by_success(folder, s):
     return Task(sample=sample, encode=lambda problem: tasks.encode_prompt(problem.question),
                 decode=tasks.decode, measures=tasks.MEASURES, end_id=tasks.END_ID,
                 pad_id=tasks.PAD_ID, rewards={
-                    "accuracy": (s.accuracy_weight, each(tasks.accuracy)),
-                    "format": (s.format_weight, each(tasks.format_reward))})
+                    "accuracy": (s.accuracy_weight, for_each(tasks.accuracy)),
+                    "format": (s.format_weight, for_each(tasks.format_reward))})
 
 
 def measure(folder):
@@ -131,12 +132,12 @@ def measure(folder):
     model = folder.place(moe.Transformer(run.model))
     model = folder.stage("growing", model, lambda m, state: growing(
         m, run.base, lambda rng: tasks.make_document(rng, run.corpus), run.seed, state),
-        run.base.steps, watcher(folder, "growing", run.base.dev_every, run.base.steps))
+        run.base.steps, Watch(folder, "growing", run.base.dev_every, run.base.steps))
     rl(folder, "grown", {"growing": model}, "growing", run.zero)
     base, _ = checkpoint.load(given / "base.pt", folder.options.device, folder.options.dtype)
     folder.stage("curriculum", base, lambda m, state: train_rl(
         m, by_success(folder, run.zero), run.zero, run.seed, state), run.zero.steps,
-        watcher(folder, "curriculum", run.zero.dev_every, run.zero.steps, run.zero))
+        Watch(folder, "curriculum", run.zero.dev_every, run.zero.steps, run.zero))
     own, usual = read_log(folder.path), read_log(given)
     grown = called(own, growing="base", grown="zero")
     logs = (grown, grown), (usual, called(own, curriculum="zero"))

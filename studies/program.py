@@ -27,7 +27,7 @@ from engine import devices
 from engine.evaluate import mean, prompts_of, sample_answers
 from engine.folder import read_log
 from grpo import Task, train_rl
-from r1mini import each, train
+from r1mini import for_each, train
 from tools.study import once
 from tools.tables import cell, table
 
@@ -121,7 +121,7 @@ def task_of(rule):
     """The world as RL sees it, with a reward."""
     return Task(sample=lambda rng, n, step: rng.choices(PROGRAMS["train"], k=n),
                 encode=lambda problem: tasks.encode_prompt(problem.question), decode=tasks.decode,
-                rewards={"tests": (1.0, each(rule))}, measures=MEASURES, end_id=tasks.END_ID,
+                rewards={"tests": (1.0, for_each(rule))}, measures=MEASURES, end_id=tasks.END_ID,
                 pad_id=tasks.PAD_ID)
 
 

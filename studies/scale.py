@@ -44,7 +44,8 @@ ATOMS = (*TAGS, *TAGS, *map(str.upper, TAGS), "< answer>", "<answer >", "<answer
          "\n", "\r", " ", "\t", "\x1c", "\x85", "\u2028", "\u200b", "\ufeff", "\u202e", "\ud800",
          "e\u0301", "３", "٣", "²", "Ⅷ", "三十三", "〇", "−", "+", "-", "=", "*", "(", ")",
          "0", "7", "x", "_", ".", ",", "1e9", "0x21", "9**9**9", "__import__('os')", "lambda: 0",
-         "\\boxed{", "check", "wait", "等等", "the answer is ", "答案就是", "25-7=18 then 18+9=27", "🙂")
+         "\\boxed{", "check", "wait", "等等", "the answer is ", "答案就是",
+         "25-7=18 then 18+9=27", "🙂")
 THOUGHTS = ("", "25-7=18 then 18+9=27", "25-7=18然后18+9=27", "25-7=17 check 17+7=24 wait", " ")
 SUMMARIES = ("", "the answer is ", "答案就是", "x" * 40, "x" * 41)
 

@@ -95,7 +95,7 @@ def make(config, device, dtype, weights=None):
 
 def train_step(model, rows=ROWS, length=LENGTH, limit=PASS):
     """One update on random tokens, cut into micro-batches of `limit` tokens as in training."""
-    device = model.head.weight.device
+    device = model.device
     tokens = torch.randint(model.config.vocab_size, (rows, length), device=device)
     real, weight = torch.ones_like(tokens).bool(), torch.ones_like(tokens).float()
     optimizers = optim.make_optimizers(model.train(), 1e-3)
