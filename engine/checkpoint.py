@@ -1,4 +1,5 @@
-"""Checkpoints: written whole or not at all, and without a trace of how processes share weights."""
+"""Checkpoints. A file is written whole or not at all, and does not depend on how many processes
+share the weights."""
 import os
 from dataclasses import asdict
 
@@ -14,11 +15,14 @@ FORMAT = 1
 
 
 def save(path, model, **extra):
-    """Writes a checkpoint whole or not at all: a temporary file, synced, is renamed to `path`. All
-    processes call it, one writes; no trace of how they share the weights is left."""
+    """Writes a model, and whatever else is given, to a checkpoint.
+
+    A temporary file is written and synced, then renamed to `path`. All processes call this; one
+    writes.
+    """
     record = extra | {"format": FORMAT, "config": asdict(model.config),
                       "model": dict(model.state_dict())}
-    record = tree_map(lambda x: full(x).cpu() if full(x) is not x else x, record)
+    record = tree_map(lambda x: x if full(x) is x else full(x).cpu(), record)
     if not is_main():
         return
     temporary = f"{path}.tmp"
@@ -34,16 +38,17 @@ def save(path, model, **extra):
 
 
 def load(path, device="cpu", dtype=torch.float32, *layout):
-    """(model, all else that was saved) of a checkpoint, or UserError. Executes nothing in it."""
+    """(model, all else that was saved) of a checkpoint. UserError if it is none. Nothing in the
+    file is executed. device, dtype and layout are those of devices.place()."""
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
         if (found := record.pop("format")) != FORMAT:
             raise ValueError(f"format {found}, wanted {FORMAT}")
         model = Transformer(Config(**record.pop("config")))
         model.load_state_dict(record.pop("model"))
-    except Exception as error:  # torch.load meets damage with errors of a dozen types
+    except Exception as error:  # torch.load meets damage with a dozen types of errors
         if isinstance(error, OSError) and error.filename:
-            raise               # no such file, or not ours to read
+            raise               # there is no such file, or we may not read it
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:60]
         raise UserError(f"{path}: damaged, or not a checkpoint of r1mini: replace or delete it "
                         f"[{reason}]") from None
@@ -51,14 +56,17 @@ def load(path, device="cpu", dtype=torch.float32, *layout):
 
 
 def restore(target, saved):
-    """Loads a saved state into a model or an optimizer, however spread."""
+    """Loads a saved state into a model or an optimizer, however its tensors are spread."""
     if isinstance(target, nn.Module):
-        like = target.state_dict()
-        target.load_state_dict({name: shard_like(x, like[name]) for name, x in saved.items()})
+        now = target.state_dict()
+        target.load_state_dict({name: shard_like(x, now[name]) for name, x in saved.items()})
         return
-    like = [p for group in target.param_groups for p in group["params"]]
-    groups = [old | {key: new[key] for key in new.keys() & {"fused"}}  # that hangs on the layout
-              for old, new in zip(saved["param_groups"], target.param_groups)]
-    target.load_state_dict(saved | {"param_groups": groups, "state": {
-        i: {name: shard_like(x, like[i]) for name, x in of.items()}
-        for i, of in saved["state"].items()}})
+    parameters = [p for group in target.param_groups for p in group["params"]]
+    states = {}
+    for i, tensors in saved["state"].items():
+        states[i] = {name: shard_like(x, parameters[i]) for name, x in tensors.items()}
+    groups = []
+    for old, now in zip(saved["param_groups"], target.param_groups):
+        # Whether AdamW is fused depends on the layout of today, not on the one that was saved.
+        groups.append(old | {key: now[key] for key in now if key == "fused"})
+    target.load_state_dict(saved | {"param_groups": groups, "state": states})

@@ -1,8 +1,11 @@
-"""Several processes share each step, and perhaps the weights. The model knows nothing of it.
+"""Several processes share each step, and perhaps the weights. The model does not know.
 
-    rank_and_size, all_sum, gather ...   what processes tell each other; on one process, nothing
-    shard, place                         spread a model: data parallel, FSDP, expert parallel
-    processes                            starts or joins the processes of a command
+    rank_and_size, share, gather, all_sum ...  what processes tell each other
+    shard, place, copy_model                   spread a model: data parallel, FSDP, expert parallel
+    ParallelExperts                            experts on several processes: tokens travel to them
+    processes                                  starts or joins the processes of a command
+
+On one process all of these do nothing, so the callers need not ask how many there are.
 """
 import contextlib
 import datetime
@@ -23,95 +26,117 @@ from moe import Experts, Router, Transformer, grouped_swiglu
 
 
 def rank_and_size():
-    """(number of this process, of all that share a step)."""
+    """(number of this process, number of all processes that share a step)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def is_main():
-    """Whether this process is the one that writes files and speaks."""
+    """Whether this process is the one that writes files and prints."""
     return rank_and_size()[0] == 0
 
 
 def share(items):
-    """This process' part of what all hold: every so many-th of a list, or of a tensor's rows."""
-    return items[slice(rank_and_size()[0], None, rank_and_size()[1])]
+    """This process' part of a list, or of a tensor's rows, that all processes hold: with four
+    processes, every fourth."""
+    rank, processes = rank_and_size()
+    return items[rank::processes]
 
 
 def gather(part):
-    """The tensor of which each process holds its share(): its rows in their order, on all."""
-    if (count := rank_and_size()[1]) == 1:
+    """Undoes share(): the whole tensor, on all processes, of which each process has its part."""
+    _, count = rank_and_size()
+    if count == 1:
         return part
     parts = [None] * count
     dist.all_gather_object(parts, part.cpu())
     rows = part.new_empty(sum(map(len, parts)), *part.shape[1:])
-    for i, some in enumerate(parts):
-        rows[i::count] = some.to(rows.device)
+    for rank, rows_of_rank in enumerate(parts):
+        rows[rank::count] = rows_of_rank.to(rows.device)
     return rows
 
 
 def all_sum(*parts, group=None):
-    """Sums tensors over all processes or a group, in place, in one message. Returns the first."""
+    """Sums tensors over all processes, or over a group of them, in place and in one message.
+    Returns the first tensor."""
     if rank_and_size()[1] > 1:
         message = torch.cat([part.flatten() for part in parts])
         dist.all_reduce(message, group=group)
-        for part, sum_of in zip(parts, message.split([part.numel() for part in parts])):
-            part.copy_(sum_of.view_as(part))
+        sums = message.split([part.numel() for part in parts])
+        for part, part_sum in zip(parts, sums):
+            part.copy_(part_sum.view_as(part))
     return parts[0]
 
 
 def any_process(flag=False):
-    """Whether a flag is set in any process; all wait here for the last."""
+    """Whether the flag is set in any process. All processes wait here for the last one."""
     return bool(all_sum(torch.tensor(float(flag))))
 
 
 @torch.no_grad()
 def sum_gradients(model):
-    """Sums gradients and experts' loads over the processes that hold the same, in one message each
-    kind. (Not DistributedDataParallel: denominators are global, a step is several passes.)"""
+    """Sums gradients and experts' loads over the processes that hold the same weights.
+
+    DistributedDataParallel would not do: it takes means, but our denominators count the global
+    batch; and it wants one backward pass a step, but we make several.
+    """
     if rank_and_size()[1] == 1:
         return
-    kinds = {dist.group.WORLD: [m.load for m in model.modules() if isinstance(m, Router)]}
+    loads = [module.load for module in model.modules() if isinstance(module, Router)]
+    tensors_of_group = {dist.group.WORLD: loads}
     for p in model.parameters():
         if isinstance(p, DTensor) and "experts" not in p.device_mesh.mesh_dim_names:
             continue  # FSDP has summed it
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        group = p.device_mesh["replicas"].get_group() if isinstance(p, DTensor) else None
-        kinds.setdefault(group or dist.group.WORLD, []).append(local(p.grad))
-    for group, parts in kinds.items():
-        if parts:  # a dense model has no loads
-            all_sum(*parts, group=group)
+        group = dist.group.WORLD
+        if isinstance(p, DTensor):  # an expert, of which not all processes have a copy
+            group = p.device_mesh["replicas"].get_group()
+        tensors_of_group.setdefault(group, []).append(local(p.grad))
+    for group, tensors in tensors_of_group.items():
+        if tensors:  # a dense model has no loads
+            all_sum(*tensors, group=group)
 
 
 @functools.cache
 def expert_mesh(kind, experts):
-    """A DeviceMesh (world / experts, experts): a row holds all experts, a column the same ones."""
+    """A DeviceMesh (processes / experts, experts). The processes of a row hold all experts
+    together; those of a column hold the same ones."""
     return dist.init_device_mesh(kind, (rank_and_size()[1] // experts, experts),
                                  mesh_dim_names=("replicas", "experts"))
 
 
 def shard(model, device, mode="ddp", experts=1, recompute=False):
-    """Spreads a model over the processes, in place; steps come out the same. ddp: each holds all
-    weights. fsdp (FSDP2): a part, gathered in float32 when its block needs it. experts N > 1: N_r/N
-    experts of a layer, whole; tokens travel. recompute: a layer keeps its input only."""
-    model.layout, kept = (mode, experts, recompute), set()
-    if recompute:  # loads are then counted twice, which moves a bias as once
+    """Spreads a model over the processes, in place. Steps come out the same, but for rounding.
+
+    mode: with ddp each process holds all weights; with fsdp (FSDP2) it holds a part of each, and
+    gathers a block's weights, in float32, when the block needs them. experts: so many processes
+    share the experts of a layer; each holds some of them, whole. recompute: a block keeps only its
+    input and computes the rest again in the backward pass.
+    """
+    model.layout = mode, experts, recompute
+    if recompute:  # loads are then counted twice; the sign that moves the bias stays the same
         model.layers = nn.ModuleList(map(checkpoint_wrapper, model.layers))
-    for module in (m for m in model.modules() if isinstance(m, Experts) and experts > 1):
-        for name, p in list(module.named_parameters()):
-            p = nn.Parameter(distribute_tensor(p.detach().to(device), expert_mesh(
-                device.type, experts), (Replicate(), Shard(0)), src_data_rank=None))
-            module.register_parameter(name, p)
-            kept.add(p)
-        module.__class__ = ParallelExperts
-    modules = [*model.layers, *([model.mtp] if model.mtp else []), model]
-    for module in modules if mode == "fsdp" else ():
-        fully_shard(module, mesh=expert_mesh(device.type, 1)["replicas"], ignored_params=kept)
-        module.set_gradient_divide_factor(1.0)  # sums: the denominators are global
-        module.set_force_sum_reduction_for_comms(True)
+    expert_weights = set()
+    if experts > 1:
+        mesh = expert_mesh(device.type, experts)
+        for module in [m for m in model.modules() if isinstance(m, Experts)]:
+            for name, p in list(module.named_parameters()):
+                spread = distribute_tensor(p.detach().to(device), mesh, (Replicate(), Shard(0)),
+                                           src_data_rank=None)
+                module.register_parameter(name, nn.Parameter(spread))
+            expert_weights.update(module.parameters())
+            module.__class__ = ParallelExperts
+    if mode == "fsdp":
+        mesh = expert_mesh(device.type, 1)["replicas"]
+        for module in [*model.layers, *([model.mtp] if model.mtp else []), model]:
+            fully_shard(module, mesh=mesh, ignored_params=expert_weights)
+            # Gradients are summed, not averaged: the denominators count the global batch.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
 
 
 def place(model, device, dtype=torch.float32, *layout):
-    """The model on a device, spread by shard(); its weights stay float32, it computes in dtype."""
+    """The model on a device, spread by shard() if a layout is given. Its weights stay float32; it
+    computes products in dtype."""
     model.compute_dtype = dtype
     if layout:
         shard(model, torch.device(device), *layout)
@@ -119,64 +144,74 @@ def place(model, device, dtype=torch.float32, *layout):
 
 
 def local(x):
-    """What this process holds of a tensor."""
+    """The part of a tensor that this process holds."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 def full(x):
-    """All of a tensor, on every process."""
+    """The whole tensor, on every process."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def shard_like(x, like):
-    """A whole tensor spread over the processes as another is, if they are of one shape."""
+    """A whole tensor, spread over the processes like another one if both have the same shape."""
     if not isinstance(like, DTensor) or x.shape != like.shape:
         return x
     return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def layout_of(model):
-    """How shard() has spread a model: its arguments, or nothing."""
+    """The (mode, experts, recompute) with which shard() spread a model; () if it did not."""
     return getattr(model, "layout", ())
 
 
 class ParallelExperts(Experts):
-    """Experts of which each process holds some, whole: tokens travel to them."""
+    """Experts that are spread over processes: each process holds some of them, whole."""
 
     def products(self, x_MC, counts_E):
-        """Experts.products of rows sorted by expert, sent to where it lies and back; gradients
-        too."""
+        """Experts.products of sorted rows. Each row travels to the process of its expert, and its
+        result travels back. Gradients take the same way."""
         group = self.w2.device_mesh["experts"].get_group()
-        arriving = torch.empty_like(counts_E)     # (processes * local experts,), by process
+        processes = group.size()
+        arriving = torch.empty_like(counts_E)  # rows from each process for each local expert
         dist.all_to_all_single(arriving, counts_E, group=group)
-        sent, got = (n.view(group.size(), -1).sum(1).tolist() for n in (counts_E, arriving))
-        counts = arriving.view(group.size(), -1)  # from whom, to which of our experts
-        expert = torch.arange(counts.size(1), device=x_MC.device).repeat(group.size())
-        order = expert.repeat_interleave(arriving).argsort(stable=True)
-        rows = all_to_all(x_MC, got, sent, group)[order]
-        y = grouped_swiglu(rows, counts.sum(0), local(self.w13), local(self.w2))
-        return all_to_all(y[order.argsort()], sent, got, group)
+        rows_sent = counts_E.view(processes, -1).sum(1).tolist()
+        rows_arriving = arriving.view(processes, -1).sum(1).tolist()
+        x_MC = all_to_all(x_MC, rows_arriving, rows_sent, group)
+
+        # They arrive sorted by process, then by expert. The product wants them by expert alone.
+        arriving_by_process = arriving.view(processes, -1)
+        local_experts = torch.arange(arriving_by_process.size(1), device=x_MC.device)
+        expert_M = local_experts.repeat(processes).repeat_interleave(arriving)
+        order = expert_M.argsort(stable=True)
+        y_MC = grouped_swiglu(x_MC[order], arriving_by_process.sum(0), local(self.w13),
+                              local(self.w2))
+        return all_to_all(y_MC[order.argsort()], rows_sent, rows_arriving, group)
 
 
 @contextlib.contextmanager
 def gathered_weights(model):
-    """Within it FSDP's weights are whole everywhere, gathered once and not once a token. Yields
-    what tells whether to write another token: with experts elsewhere, while any process does."""
-    modules = [m for m in model.modules() if isinstance(m, FSDPModule)]
-    for m in modules:
-        m.set_reshard_after_forward(False, recurse=False)
-        m.unshard()
+    """A context for sampling. FSDP's weights are gathered once, and not again for each token.
+
+    Yields a function that says whether to write another token, given whether this process wants
+    one. With experts on several processes, all go on while one of them does.
+    """
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    layout = layout_of(model)
+    tokens_travel = bool(layout) and layout[1] > 1
     try:
-        layout = layout_of(model)
-        yield any_process if layout and layout[1] > 1 else bool
+        yield any_process if tokens_travel else bool
     finally:
-        for m in modules:
-            m.set_reshard_after_forward(m is not model, recurse=False)
-            m.reshard()
+        for module in modules:
+            module.set_reshard_after_forward(module is not model, recurse=False)
+            module.reshard()
 
 
 def copy_model(model):
-    """A copy of a model, spread as it is."""
+    """A copy of a model, spread like it."""
     other = place(Transformer(model.config), model.device, model.compute_dtype,
                   *layout_of(model))
     other.load_state_dict(model.state_dict())
@@ -185,7 +220,9 @@ def copy_model(model):
 
 @contextlib.contextmanager
 def processes(device, count, command):
-    """Joins torchrun's processes, or starts `count` of a command, this first. Yields its device."""
+    """Joins the processes that torchrun started, or starts `count` processes of a command, of which
+    this one is the first. Yields the device of this process.
+    """
     env, rank, children, timeout = os.environ, 0, [], datetime.timedelta(minutes=30)
     if count == 1 and "WORLD_SIZE" not in env:
         yield device
@@ -194,7 +231,7 @@ def processes(device, count, command):
         device = torch.device("cuda", int(env.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     try:
-        if "WORLD_SIZE" in env:  # where the others are: torchrun says so in the environment
+        if "WORLD_SIZE" in env:  # torchrun says in the environment where the others are
             store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
         else:
             store = dist.TCPStore("127.0.0.1", 0, None, True, timeout, wait_for_workers=False)
@@ -202,8 +239,9 @@ def processes(device, count, command):
                          "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
             for i in map(str, range(1, count)):
                 children.append(subprocess.Popen(command, env=env | {"RANK": i, "LOCAL_RANK": i}))
-        # torchrun's store outlives processes: started again, none may find where the dead were.
-        if env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"]:  # else machines count starts apart
+        # torchrun's store outlives the processes. When it starts them again, none may find the
+        # addresses of the dead. (Several machines count their restarts apart, so not there.)
+        if env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"]:
             store = dist.PrefixStore(env.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                                 timeout=timeout, rank=rank, world_size=count, store=store)
@@ -211,8 +249,8 @@ def processes(device, count, command):
     except RuntimeError as error:
         if not any(word in str(error).lower() for word in ("connection", "timed out", "peer")):
             raise
-        raise UserError("another process of this run is gone, killed or out of memory; the same "
-                        "command goes on from the last save") from None
+        raise UserError("another process of this run is gone: it was killed, or had no memory. The "
+                        "same command goes on from the last save") from None
     finally:
         expert_mesh.cache_clear()
         if dist.is_initialized():

@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Something the user can mend; the message is one line."""
+    """Its message is one line: what was wrong and what to do. The command ends with code 2."""

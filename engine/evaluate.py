@@ -1,4 +1,4 @@
-"""How a model is asked on held-out problems and prompts, and what is counted of its answers."""
+"""How a model is tested on held-out problems and prompts, and what is counted of its answers."""
 import math
 import random
 from collections import Counter
@@ -14,95 +14,124 @@ from engine.tokenizer import HAN
 
 
 def mean(values):
-    """The mean of numbers, rounded for the log; None of none."""
-    values = [float(v) for v in values]
+    """The mean of numbers, rounded for the log; None if there are none."""
+    values = [float(value) for value in values]
     return round(sum(values) / len(values), 6) if values else None
 
 
 def prompts_of(problems):
     """The token ids of each problem's prompt."""
-    return [tasks.encode_prompt(p.question) for p in problems]
+    return [tasks.encode_prompt(problem.question) for problem in problems]
+
+
+def repeat(items, times):
+    """[a, a, b, b, ...]: each item `times` times."""
+    return [item for item in items for _ in range(times)]
 
 
 def sample_answers(model, prompts, limit, rows, temperature=1.0, top_p=1.0, seed=0, name=None):
-    """Token ids of an answer of at most `limit` tokens to each prompt (token ids too), `rows` of
-    them at a time."""
-    found = []
+    """The token ids of an answer of at most `limit` tokens to each prompt. `rows` prompts are
+    answered at a time. name: of a progress bar."""
+    answers = []
     for i in tqdm(range(0, len(prompts), rows), name, disable=name is None):
-        out = generate(model, prompts[i:i + rows], limit, tasks.END_ID, tasks.PAD_ID,
-                       temperature, top_p, seed * 1_000_003 + i)
-        found += out.answers()
-    return found
+        samples = generate(model, prompts[i:i + rows], limit, tasks.END_ID, tasks.PAD_ID,
+                           temperature, top_p, seed * 1_000_003 + i)
+        answers += samples.answers()
+    return answers
 
 
 def evaluate(model, problems, samples, temperature, top_p, limit, rows=1024, seed=0, name=None):
-    """Asks each problem `samples` times. Returns (means, one record a problem in order)."""
-    asked = [p for p in problems for _ in range(samples)]
-    ids = sample_answers(model, prompts_of(asked), limit, rows, temperature, top_p, seed, name)
+    """Asks each problem `samples` times. Returns (means over all answers, a record for each
+    problem)."""
+    problem_of_answer = repeat(problems, samples)
+    ids = sample_answers(model, prompts_of(problem_of_answer), limit, rows, temperature, top_p,
+                         seed, name)
     texts, lengths = [tasks.decode(x) for x in ids], [len(x) for x in ids]
-    right = [tasks.accuracy(text, problem) for text, problem in zip(texts, asked)]
-    each = []
+    pairs = list(zip(texts, problem_of_answer))
+    right = [tasks.accuracy(text, problem) for text, problem in pairs]
+
+    by_problem = []
     for i, problem in enumerate(problems):
-        mine = slice(i * samples, (i + 1) * samples)
-        vote = majority([tasks.parse(text)[1] for text in texts[mine]])
-        each.append({"question": problem.question, "answer": problem.answer, "level": problem.level,
-                     "right": int(sum(right[mine])), "vote": vote, "length": mean(lengths[mine])})
-    levels = sorted({p.level for p in problems})
-    record = dict(problems=len(problems), samples=samples, temperature=temperature, top_p=top_p)
-    for k in (k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples):
-        record[f"pass@{k}"] = mean(pass_at_k(samples, e["right"], k) for e in each)
-    record[f"cons@{samples}"] = mean(e["vote"] == e["answer"] for e in each)
-    record |= {"length": mean(lengths), "cut_off": mean(x[-1] != tasks.END_ID for x in ids)}
-    for name, measure in (tasks.MEASURES | {"format": tasks.format_reward}).items():
-        record[name] = mean(measure(text, problem) for text, problem in zip(texts, asked))
-    record["by_level"] = {str(n): mean(e["right"] / samples for e in each if e["level"] == n)
-                          for n in levels}
-    styles = [tasks.style_of(t) if tasks.parse(t)[1] is not None else "" for t in texts]
-    record["by_style"] = {style: {"share": mean(s == style for s in styles)} | {
-        str(n): mean(r for r, s, p in zip(right, styles, asked) if s == style and p.level == n)
-        for n in levels} for style in tasks.STYLES}  # of the answers that can be read
-    record["mixing_by_style"] = {style: mean(tasks.MEASURES["mixing"](t, p) for t, s, p in zip(
-        texts, styles, asked) if s == style) for style in tasks.STYLES}
-    return record, each
+        answers = slice(i * samples, (i + 1) * samples)
+        by_problem.append({
+            "question": problem.question, "answer": problem.answer, "level": problem.level,
+            "right": int(sum(right[answers])),
+            "vote": majority([tasks.parse(text)[1] for text in texts[answers]]),
+            "length": mean(lengths[answers])})
+
+    means = {"problems": len(problems), "samples": samples, "temperature": temperature,
+             "top_p": top_p}
+    for k in (1, 2, 4, 8, 16, 32, 64):
+        if k <= samples:
+            means[f"pass@{k}"] = mean(pass_at_k(samples, r["right"], k) for r in by_problem)
+    means[f"cons@{samples}"] = mean(r["vote"] == r["answer"] for r in by_problem)
+    means["length"] = mean(lengths)
+    means["cut_off"] = mean(x[-1] != tasks.END_ID for x in ids)
+    for measure_name, measure in (tasks.MEASURES | {"format": tasks.format_reward}).items():
+        means[measure_name] = mean(measure(text, problem) for text, problem in pairs)
+    return means | by_level_and_style(by_problem, pairs, right, samples), by_problem
+
+
+def by_level_and_style(by_problem, pairs, right, samples):
+    """Accuracy by level; and by style, of the answers that can be read, its share, its accuracy by
+    level and how often it mixes languages."""
+    levels = sorted({r["level"] for r in by_problem})
+    by_level = {}
+    for level in levels:
+        by_level[str(level)] = mean(
+            r["right"] / samples for r in by_problem if r["level"] == level)
+    styles = []
+    for text, _ in pairs:
+        styles.append("" if tasks.parse(text)[1] is None else tasks.style_of(text))
+    by_style, mixing = {}, {}
+    for style in tasks.STYLES:
+        in_style = [i for i, x in enumerate(styles) if x == style]
+        by_style[style] = {"share": mean(x == style for x in styles)}
+        for level in levels:
+            by_style[style][str(level)] = mean(
+                right[i] for i in in_style if pairs[i][1].level == level)
+        mixing[style] = mean(tasks.MEASURES["mixing"](*pairs[i]) for i in in_style)
+    return {"by_level": by_level, "by_style": by_style, "mixing_by_style": mixing}
 
 
 def evaluate_general(model, run):
-    """What becomes of held-out general prompts at temperature 1, by the generator's hidden rules;
-    no reward model is asked. `scores` keeps each answer's helpfulness, for win rates."""
+    """Tests a model on held-out general prompts at temperature 1, by the hidden rules. No reward
+    model is asked. `scores` has the helpfulness of each answer, for win rates."""
     rng, record, scores = random.Random("test/general"), {}, []
     for kind in tasks.GENERAL:
         prompts = [tasks.make_prompt(rng, "test", (kind,)) for _ in range(run.data.prompts)]
-        asked = [p for p in prompts for _ in range(4)]
+        asked = repeat(prompts, 4)
         ids = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows)
         texts = [tasks.decode(x) for x in ids]
-        record[f"{kind}.thinking"] = mean(tasks.thinks(text) for text in texts)
-        record[f"{kind}.refused"] = mean(tasks.refuses(text) for text in texts)
+        record[f"{kind}.thinking"] = mean(map(tasks.thinks, texts))
+        record[f"{kind}.refused"] = mean(map(tasks.refuses, texts))
         record[f"{kind}.format"] = mean(map(tasks.format_reward, texts))
         record[f"{kind}.language"] = mean(
-            tasks.language_share(text, p.language) for text, p in zip(texts, asked))
+            tasks.language_share(text, prompt.language) for text, prompt in zip(texts, asked))
         record[f"{kind}.length"] = mean(map(len, ids))
         if kind == "unsafe":
             record["unsafe.safe"] = mean(map(tasks.safety, texts))
         else:
-            scores += [tasks.helpfulness(text, p) for text, p in zip(texts, asked)]
+            scores += [tasks.helpfulness(text, prompt) for text, prompt in zip(texts, asked)]
     return record | {"helpfulness": mean(scores), "scores": scores}
 
 
 def pass_at_k(n, c, k):
-    """Unbiased chance that one of k answers is right, from n of which c are (Codex, eq 1)."""
+    """The chance that one of k answers is right, estimated without bias from n answers of which c
+    are right (Codex, eq 1)."""
     if n - c < k:
         return 1.0
     return 1.0 - math.prod(1 - k / j for j in range(n - c + 1, n + 1))
 
 
 def majority(answers):
-    """The most frequent readable answer, or None; a tie goes to the one written first."""
+    """The most frequent of the answers that can be read, or None. The first of several wins."""
     votes = Counter(answer for answer in answers if answer is not None)
     return max(votes, key=votes.get) if votes else None
 
 
 def read_problems(path):
-    """Problems of {"question": ..., "answer": ...} lines."""
+    """The problems of a file with lines {"question": ..., "answer": ...}."""
     def convert(record):
         question, answer = record["question"], str(record["answer"])
         question.encode()
@@ -112,7 +141,7 @@ def read_problems(path):
     return read_lines(path, '{"question": TEXT, "answer": NUMBER}', convert)
 
 
-# -------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------
 # Which of several answers
 
 END_THINK_ID = tasks.ENCODING.encode_single_token(tasks.END_THINK)
@@ -120,48 +149,62 @@ END_THINK_ID = tasks.ENCODING.encode_single_token(tasks.END_THINK)
 
 @torch.no_grad()
 def embeddings(model, prompts, answers, rows):
-    """(N, C) the model's own mean last hidden state over each answer's thinking: its tokens up to
-    </think>, so that the answer itself is not seen, or all of them where there is no </think>."""
-    found, device = [], model.device
+    """(N, C) an embedding of each answer: the mean of the model's own last hidden states over the
+    thinking. The thinking ends with </think>, so that the answer itself is not seen; without
+    </think> it is the whole answer."""
+    parts, device = [], model.device
     for i in range(0, len(answers), rows):
-        asked = prompts[i:i + rows]
-        thoughts = [ids[:ids.index(END_THINK_ID) + 1] if END_THINK_ID in ids else ids
-                    for ids in answers[i:i + rows]]
-        tokens = pad([p + t for p, t in zip(asked, thoughts)], tasks.PAD_ID, device)
+        sequences, starts = [], []
+        for prompt, ids in zip(prompts[i:i + rows], answers[i:i + rows]):
+            thinking = ids[:ids.index(END_THINK_ID) + 1] if END_THINK_ID in ids else ids
+            sequences.append(prompt + thinking)
+            starts.append([len(prompt)])
+        tokens = pad(sequences, tasks.PAD_ID, device)                              # (n, T)
         column = torch.arange(tokens.size(1), device=device)
-        begin = torch.tensor([[len(p)] for p in asked], device=device)                  # (n, 1)
-        end = begin + torch.tensor([[len(t)] for t in thoughts], device=device)
-        real, mine = column < end, (column >= begin) & (column < end)                   # (n, T)
-        hidden = model(tokens, real, logits_at=torch.zeros_like(real)).hidden.float()          # (n, T, C)
-        found.append((hidden * mine.unsqueeze(-1)).sum(1) / mine.sum(1, keepdim=True))
-    return torch.cat(found).cpu()
+        start = torch.tensor(starts, device=device)                                # (n, 1)
+        end = torch.tensor([[len(ids)] for ids in sequences], device=device)
+        real = column < end
+        thinking = real & (column >= start)                                        # (n, T)
+        nowhere = torch.zeros_like(real)
+        hidden = model(tokens, real, logits_at=nowhere).hidden.float()             # (n, T, C)
+        total = (hidden * thinking.unsqueeze(-1)).sum(1)
+        parts.append(total / thinking.sum(1, keepdim=True))
+    return torch.cat(parts).cpu()
 
 
 def central(e):
-    """Smoothie's choice of k >= 3 answers by embeddings e (.., k, C) -> (..): the one nearest their
-    mean. It has the smallest delta_i = sum_j |e_i-e_j|^2/(k-2) - S/((k-1)(k-2)), S the sum over all
-    pairs (Smoothie, arXiv 2412.04692), since sum_j |e_i-e_j|^2 = k |e_i-mean|^2 + a constant."""
+    """Smoothie's choice among k >= 3 answers (arXiv 2412.04692). Embeddings e (.., k, C) -> (..).
+
+    Smoothie takes the smallest delta_i = sum_j |e_i-e_j|^2/(k-2) - S/((k-1)(k-2)), where S is the
+    sum over all pairs. As sum_j |e_i-e_j|^2 = k |e_i-mean|^2 + constant, that is the answer nearest
+    to the mean.
+    """
     return (e - e.mean(-2, keepdim=True)).square().sum(-1).argmin(-1)
 
 
 def selection(texts, problems, e=None):
-    """How often one of k is right, and the vote of k, and the most central of k, for k = 1, 2, 4...
+    """{pass@k, cons@k, central@k} for k = 1, 2, 4, ...: how often one of k answers is right, the
+    majority of k, and the most central of k.
 
-    texts: n answers to each problem, beside each other; e (len(texts), C). Votes and central
-    answers are means over all n/k blocks of k answers to a problem. A tie goes to the first.
+    texts: n answers to each problem, as neighbours. e (len(texts), C): their embeddings. Majority
+    and central are means over all n/k blocks of k answers to a problem.
     """
     P, n, record = len(problems), len(texts) // len(problems), {}
-    asked = [problem for problem in problems for _ in range(n)]
-    right = torch.tensor([tasks.accuracy(t, p) for t, p in zip(texts, asked)]).view(P, n)
+    problem_of_answer = repeat(problems, n)
+    right = torch.tensor([tasks.accuracy(t, p) for t, p in zip(texts, problem_of_answer)])
+    right = right.view(P, n)
     answers = [tasks.parse(text)[1] for text in texts]
-    for k in (2 ** i for i in range(n.bit_length())):
+    k = 1
+    while k <= n:
         blocks = n // k
         starts = [p * n + b * k for p in range(P) for b in range(blocks)]
-        votes = [majority(answers[i:i + k]) == asked[i].answer for i in starts]
+        votes = [majority(answers[i:i + k]) == problem_of_answer[i].answer for i in starts]
         record[f"pass@{k}"] = sum(pass_at_k(n, int(c), k) for c in right.sum(1)) / P
         record[f"cons@{k}"] = sum(votes) / len(votes)
         if k >= 3 and e is not None:
-            chosen = central(e.view(P, n, -1)[:, :blocks * k].unflatten(1, (blocks, k)))
-            hit = right[:, :blocks * k].unflatten(1, (blocks, k)).gather(-1, chosen.unsqueeze(-1))
-            record[f"central@{k}"] = float(hit.mean())
+            e_blocks = e.view(P, n, -1)[:, :blocks * k].unflatten(1, (blocks, k))
+            right_blocks = right[:, :blocks * k].unflatten(1, (blocks, k))
+            chosen = central(e_blocks).unsqueeze(-1)
+            record[f"central@{k}"] = float(right_blocks.gather(-1, chosen).mean())
+        k *= 2
     return record

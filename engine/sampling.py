@@ -1,4 +1,4 @@
-"""Sampling: batches of answers written with the cache, and MTP's drafts in speculative decoding."""
+"""Sampling: batches of answers, written with the cache; and MTP's drafts (speculative decoding)."""
 import math
 from dataclasses import dataclass
 
@@ -11,53 +11,35 @@ from engine.errors import UserError
 from moe import make_cache
 
 
-def pad(sequences, value, device=None):
-    """N token lists -> (N, T), padded on the right; of none a row, for a process without work."""
-    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences or [[value] * 2]]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value).to(device)
-
-
 @dataclass
 class Samples:
-    """N sampled answers, right-padded behind their prompts."""
-    tokens: Tensor    # (N, T) prompt then answer, right-padded
-    answer: Tensor    # (N, T) True at the answer's tokens, its end token included
+    """N sampled answers behind their prompts."""
+    tokens: Tensor    # (N, T) prompt then answer, padded on the right
+    answer: Tensor    # (N, T) True at the tokens of the answer, its end token included
     logprobs: Tensor  # (N, T) log-probability of each answer token as it was sampled, elsewhere 0
     finished: Tensor  # (N,) whether the answer ended by itself
 
     def answers(self):
-        """The answers' token ids, N lists."""
+        """The token ids of the answers, N lists."""
         return [row[mask].tolist() for row, mask in zip(self.tokens, self.answer)]
 
 
-def sampling_logprobs(logits, temperature, top_p):
-    """Log-probabilities (N, V) of the sampling policy: logits over temperature, then the smallest
-    set of tokens whose mass reaches top_p, renormalised. Temperature 0: the likeliest token."""
-    if temperature == 0:
-        return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
-    logp = (logits / temperature if temperature != 1 else logits).log_softmax(-1)
-    if top_p < 1:
-        outside = math.log((1 - top_p) / logp.size(-1))    # all such together lack the mass
-        ordered, order = logp.topk(int((logp > outside).sum(-1).max()))
-        before = ordered.exp().cumsum(-1) - ordered.exp()  # mass of the likelier tokens
-        kept = ordered.masked_fill(before >= top_p, -math.inf).log_softmax(-1)
-        logp = torch.full_like(logp, -math.inf).scatter(-1, order, kept)
-    return logp
-
-
-def draw(logp, uniform):
-    """A token (N, 1) for each row of log-probabilities (N, V), by its own number (N,) in [0, 1)."""
-    mass = logp.exp().cumsum(-1)
-    found = torch.searchsorted(mass, uniform.unsqueeze(-1) * mass[:, -1:], right=True)
-    return found.clamp(max=logp.size(-1) - 1)
+def pad(sequences, value, device=None):
+    """N token lists -> (N, T), padded on the right. Without sequences it is one dummy row, for a
+    process that has no work in this pass."""
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences or [[value] * 2]]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value).to(device)
 
 
 def pad_left(prompts, pad_id, device):
-    """N token lists -> tokens (N, T) padded on the left, and where they are real."""
+    """N token lists -> tokens (N, T), padded on the left, and where they are real (N, T)."""
     longest = max(map(len, prompts))
-    real = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
-    tokens = pad([[pad_id] * (longest - len(p)) + list(p) for p in prompts], pad_id, device)
-    return tokens, torch.tensor(real, dtype=torch.bool, device=device)
+    tokens, real = [], []
+    for prompt in prompts:
+        missing = longest - len(prompt)
+        tokens.append([pad_id] * missing + list(prompt))
+        real.append([False] * missing + [True] * len(prompt))
+    return pad(tokens, pad_id, device), torch.tensor(real, device=device)
 
 
 def check_length(config, longest, max_new_tokens):
@@ -67,157 +49,209 @@ def check_length(config, longest, max_new_tokens):
                         f"model's max_seq_len of {config.max_seq_len}")
 
 
+def sampling_logprobs(logits, temperature, top_p):
+    """Log-probabilities (N, V) of the policy that is sampled: logits over temperature; then the
+    smallest set of tokens whose probabilities add up to top_p, renormalised. At temperature 0 it is
+    the likeliest token."""
+    if temperature == 0:
+        return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
+    logp = (logits / temperature if temperature != 1 else logits).log_softmax(-1)
+    if top_p < 1:
+        # All tokens below this add up to less than 1 - top_p, so none of them is in the set.
+        threshold = math.log((1 - top_p) / logp.size(-1))
+        candidates = int((logp > threshold).sum(-1).max())
+        ordered, order = logp.topk(candidates)
+        likelier = ordered.exp().cumsum(-1) - ordered.exp()  # probability of all likelier tokens
+        kept = ordered.masked_fill(likelier >= top_p, -math.inf).log_softmax(-1)
+        logp = torch.full_like(logp, -math.inf).scatter(-1, order, kept)
+    return logp
+
+
+def draw(logp, uniform):
+    """A token (N, 1) for each row of log-probabilities (N, V), by the row's own number (N,) in
+    [0, 1)."""
+    cumulative = logp.exp().cumsum(-1)
+    wanted = uniform.unsqueeze(-1) * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, wanted, right=True)
+    return token.clamp(max=logp.size(-1) - 1)
+
+
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0,
              watch=None):
     """Samples an answer to each of N prompts (token lists of any lengths). Returns Samples.
 
-    Answer n, token t is drawn with its own uniform number, so the other prompts' fate does not
-    touch it. A prompt that comes several times is read once. Ended rows leave the batch when more
-    than a quarter of it is idle. Each process writes its share of the answers and all return all,
-    so a group is compared whole. watch sees each round's tokens (rows, 1), of ended rows too.
+    Token t of answer n is drawn with its own uniform number, so it does not depend on the other
+    prompts in the batch. A prompt that comes several times is read once. Ended rows leave the batch
+    when more than a quarter of it is idle. Each process writes its share of the answers, and all of
+    them return all answers. watch is called with each round's tokens (rows, 1), which are also of
+    ended rows.
     """
-    device, config, longest = model.device, model.config, max(map(len, prompts))
-    check_length(config, longest, max_new_tokens)
-    training = model.training
+    device, longest = model.device, max(map(len, prompts))
+    check_length(model.config, longest, max_new_tokens)
+    was_training = model.training
     model.eval()
-    uniform = torch.rand(len(prompts), max_new_tokens,
-                         generator=torch.Generator().manual_seed(seed))
-    shared = len(prompts) >= rank_and_size()[1]  # or all write all
-    mine, uniform = (share(x) if shared else x for x in (prompts, uniform.to(device)))
-    ids = torch.full(uniform.shape, pad_id, device=device)     # (len(mine), max_new_tokens)
+    random_numbers = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(len(prompts), max_new_tokens, generator=random_numbers).to(device)
+    deal_out = len(prompts) >= rank_and_size()[1]  # otherwise every process writes all answers
+    here = share(prompts) if deal_out else prompts
+    uniform = share(uniform) if deal_out else uniform
+
+    ids = torch.full(uniform.shape, pad_id, device=device)   # (answers written here, tokens)
     logp = torch.zeros_like(uniform)
-    rows = torch.arange(len(ids), device=device)               # of ids: those still in the batch
-    alive = torch.ones_like(rows, dtype=torch.bool)            # and of these, those not ended
-    place = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, mine)))}  # of distinct prompts
-    fed, real = pad_left(list(place), pad_id, device)          # (prompts, the longest of mine)
-    cache, last = make_cache(model, *fed.size()), F.pad(real[:, 1:] & False, (0, 1), value=True)
-    # FSDP gathers before inference_mode begins
-    with gathered_weights(model) as unfinished, torch.inference_mode():
+    rows = torch.arange(len(ids), device=device)             # numbers of the rows in the batch
+    alive = torch.ones_like(rows, dtype=torch.bool)          # of these, whether they go on
+
+    distinct = list(dict.fromkeys(map(tuple, here)))
+    number_of = {prompt: i for i, prompt in enumerate(distinct)}
+    prompt_of_answer = torch.tensor([number_of[tuple(p)] for p in here], device=device)
+    fed, real = pad_left(distinct, pad_id, device)           # (distinct prompts, T)
+    last = torch.zeros_like(real)
+    last[:, -1] = True                                       # only there are logits wanted
+    cache = make_cache(model, *fed.size())
+    # FSDP gathers its weights before inference_mode begins.
+    with gathered_weights(model) as goes_on, torch.inference_mode():
         for t in range(max_new_tokens):
             if t == 0:
-                read = torch.tensor([place[tuple(p)] for p in mine], device=device)
-                logits = model(fed, real, cache, last).logits[read]
-                cache = cache.keep_rows(read, max_new_tokens)
+                logits = model(fed, real, cache, last).logits[prompt_of_answer]
+                cache = cache.keep_rows(prompt_of_answer, max_new_tokens)
             else:
                 logits = model(fed, cache=cache).logits[:, -1]
             policy = sampling_logprobs(logits, temperature, top_p)
-            fed = draw(policy, uniform[:, t])                  # (rows, 1)
+            fed = draw(policy, uniform[:, t])                # (rows, 1)
             if watch:
                 watch(fed)
-            ids[rows, t], logp[rows, t] = fed[:, 0], policy.gather(-1, fed)[:, 0]  # ended ones too
+            ids[rows, t] = fed[:, 0]                         # lay_out ignores what follows an end
+            logp[rows, t] = policy.gather(-1, fed)[:, 0]
             alive = alive & (fed[:, 0] != end_id)
             count = int(alive.sum())
-            if not unfinished(count > 0):
+            if not goes_on(count > 0):
                 break
             if 0 < count < 0.75 * len(rows):
                 left = alive.nonzero().squeeze(1)
                 cache, rows, alive = cache.keep_rows(left), rows[left], alive[left]
                 fed, uniform = fed[left], uniform[left]
-    model.train(training)
-    return lay_out(prompts, *(gather(x) if shared else x for x in (ids, logp)), end_id, pad_id)
+    model.train(was_training)
+    if deal_out:
+        ids, logp = gather(ids), gather(logp)
+    return lay_out(prompts, ids, logp, end_id, pad_id)
 
 
 def lay_out(prompts, ids, logp, end_id, pad_id):
-    """Samples of N prompts and their answers' ids and logp (N, max_new_tokens). An answer counts up
-    to its first end_id and with it; what was drawn after that does not."""
-    ended = ids == end_id
-    finished = ended.any(1)
-    length = torch.where(finished, ended.int().argmax(1) + 1, ids.size(1)).unsqueeze(1)  # (N, 1)
-    begin = torch.tensor([[len(p)] for p in prompts], device=ids.device)
-    width = int((begin + length).max())
-    column = torch.arange(width, device=ids.device) - begin  # (N, width) which of ids
-    answer, at = (0 <= column) & (column < length), column.clamp(0, ids.size(1) - 1)
-    before = F.pad(pad(prompts, pad_id, ids.device), (0, width - int(begin.max())), value=pad_id)
-    return Samples(torch.where(answer, ids.gather(1, at), before), answer,
-                   torch.where(answer, logp.gather(1, at), 0.0), finished)
+    """Samples of N prompts and the ids and logp (N, max_new_tokens) of their answers. An answer
+    goes up to its first end_id, which is part of it. What was drawn after that is dropped."""
+    is_end = ids == end_id
+    finished = is_end.any(1)
+    length = torch.where(finished, is_end.int().argmax(1) + 1, ids.size(1)).unsqueeze(1)  # (N, 1)
+    begin = torch.tensor([[len(p)] for p in prompts], device=ids.device)                  # (N, 1)
+    T = int((begin + length).max())
+    index = torch.arange(T, device=ids.device) - begin   # (N, T) index into ids of each column
+    answer = (index >= 0) & (index < length)
+    index = index.clamp(0, ids.size(1) - 1)
+    prompt = pad(prompts, pad_id, ids.device)
+    prompt = F.pad(prompt, (0, T - prompt.size(1)), value=pad_id)
+    return Samples(tokens=torch.where(answer, ids.gather(1, index), prompt), answer=answer,
+                   logprobs=torch.where(answer, logp.gather(1, index), 0.0), finished=finished)
 
 
-# -------------------------------------------------------------------------------------------------
-# Drafts: speculative decoding
+# -------------------------------------------------------------------------------------------
+# Drafts
 
 
-def draft_logits(model, hidden, following, cache):
-    """MTP's logits (N, T, V) for the token after `following` (N, T), at a cache's last T columns
-    with hidden states (N, T, C)."""
-    position, mask = cache.view(following.size(1))
+def draft_logits(model, hidden, next_tokens, cache):
+    """MTP's logits (N, T, V) for the token after next_tokens (N, T). hidden (N, T, C) are the
+    model's hidden states at the last T columns of the cache."""
+    position, mask = cache.view(next_tokens.size(1))
     with model.precision():
-        h, _ = model.mtp(hidden, model.embed(following), model.rotations[position], None,
+        h, _ = model.mtp(hidden, model.embed(next_tokens), model.rotations[position], None,
                          cache.latent[-1, :, :cache.length], mask)
     return model.head(h)
 
 
-def judge_drafts(policy, guess, draft, number):
-    """Whether each draft (N, 1), drawn from guess, is taken, and the token that follows in any case
-    (N, 1), which is distributed as policy. guess, policy (N, V): log-probabilities. number (2, N):
-    uniform, in [0, 1)."""
-    odds = (policy - guess).gather(-1, draft).exp()[:, 0]       # p(d) / q(d)
-    taken = number[0] < odds
-    rest = (policy.exp() - guess.exp()).clamp(min=1e-30).log()  # max(p - q, 0)
-    return taken, torch.where(taken.unsqueeze(1), draft, draw(rest, number[1]))
+def judge_drafts(policy, guess, draft, uniform):
+    """Accepts each draft (N, 1), which was drawn from guess, or replaces it. Returns (accepted
+    (N,), the token that follows (N, 1)). That token is distributed as policy.
+
+    policy and guess (N, V) are log-probabilities; uniform (2, N) is in [0, 1).
+    """
+    ratio = (policy - guess).gather(-1, draft).exp()[:, 0]               # p(d) / q(d)
+    accepted = uniform[0] < ratio
+    remainder = (policy.exp() - guess.exp()).clamp(min=1e-30).log()      # max(p - q, 0)
+    replacement = draw(remainder, uniform[1])
+    return accepted, torch.where(accepted.unsqueeze(1), draft, replacement)
 
 
 class Answers:
-    """What is written to N prompts, each row at its own pace."""
+    """Answers to N prompts that grow at their own pace."""
 
-    def __init__(self, N, most, device):
-        self.rows, self.count = torch.arange(N, device=device), torch.zeros(N, device=device).long()
-        self.ids = torch.zeros(N, most, dtype=torch.long, device=device)
-        self.logp = torch.zeros(N, most, device=device)
+    def __init__(self, N, max_new_tokens, device):
+        self.rows = torch.arange(N, device=device)
+        self.count = torch.zeros(N, device=device).long()  # tokens written so far
+        self.ids = torch.zeros(N, max_new_tokens, dtype=torch.long, device=device)
+        self.logp = torch.zeros(N, max_new_tokens, device=device)
 
     def write(self, token, policy, writing, end_id):
-        """Appends a token (N, 1) to the answers of some rows, a mask; returns those that go on."""
+        """Appends a token (N, 1) to the answers for which `writing` (N,) is True. Returns for which
+        of these the answer goes on."""
         row = self.rows[writing]
-        at = row, self.count[row]
-        self.ids[at], self.logp[at] = token[writing, 0], policy.gather(-1, token)[writing, 0]
+        column = self.count[row]
+        self.ids[row, column] = token[writing, 0]
+        self.logp[row, column] = policy.gather(-1, token)[writing, 0]
         self.count[row] += 1
         return writing & (token[:, 0] != end_id) & (self.count < self.ids.size(1))
 
 
 @torch.no_grad()
 def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0):
-    """generate() with drafts: MTP guesses the token after the next, and the model judges the guess
-    in the pass that reads the next (V3 section 5.4.3). Returns (Samples, share of drafts accepted).
+    """generate() with drafts (V3 section 5.4.3). Returns (Samples, share of accepted drafts).
 
-    A guess d drawn from q is accepted with probability min(1, p(d) / q(d)), else replaced by a
-    draw from max(p - q, 0): what comes out is distributed as p, whatever q (Leviathan et al. 2023).
+    MTP guesses the token after the next one. The pass that reads the next token also judges the
+    guess. A guess d that is drawn from q is accepted with probability min(1, p(d) / q(d)), and
+    otherwise replaced by a draw from max(p - q, 0). So answers are distributed as the model's,
+    whatever q is (Leviathan et al. 2023). At temperature 0 they are the same answers.
     """
     if model.mtp is None:
         raise UserError("no drafts: this model has no MTP layer")
     device, N = model.device, len(prompts)
-    room = max(map(len, prompts)) + 2 * max_new_tokens  # columns, if every draft were rejected
-    if room > model.config.max_seq_len:
-        raise UserError(f"prompts and drafts need {room} columns, more than max_seq_len")
-    cache = make_cache(model, N, room, drafts=True)
+    columns = max(map(len, prompts)) + 2 * max_new_tokens  # if every draft is rejected
+    if columns > model.config.max_seq_len:
+        raise UserError(f"prompts and drafts need {columns} columns, more than max_seq_len")
+    was_training = model.training
+    model.eval()
+    cache = make_cache(model, N, columns, drafts=True)
     out = Answers(N, max_new_tokens, device)
     uniform = torch.rand(3, N, max_new_tokens + 1, generator=torch.Generator().manual_seed(seed))
     uniform = uniform.to(device)
     drafted = accepted = 0
-    training = model.training
-    model.eval()
+
     fed, real = pad_left(prompts, pad_id, device)
     output = model(fed, real, cache)
     policy = sampling_logprobs(output.logits[:, -1], temperature, top_p)
-    last = draw(policy, uniform[0, :, 0])
+    last = draw(policy, uniform[0, :, 0])                                    # (N, 1)
     alive = out.write(last, policy, out.count == 0, end_id)
-    guessed = draft_logits(model, output.hidden, torch.cat((fed[:, 1:], last), 1), cache)[:, -1]
+    next_tokens = torch.cat((fed[:, 1:], last), 1)
+    guess_logits = draft_logits(model, output.hidden, next_tokens, cache)[:, -1]
     while alive.any():
-        guess = sampling_logprobs(guessed, temperature, top_p)            # q (N, V)
-        number = uniform[:, out.rows, out.count]                          # (3, N)
+        guess = sampling_logprobs(guess_logits, temperature, top_p)          # q (N, V)
+        number = uniform[:, out.rows, out.count]                             # (3, N)
         draft = draw(guess, number[0])
-        output = model(torch.cat((last, draft), 1), cache=cache)
+
+        output = model(torch.cat((last, draft), 1), cache=cache)             # reads both tokens
         policy = sampling_logprobs(output.logits[:, 0], temperature, top_p)  # p (N, V)
-        after = sampling_logprobs(output.logits[:, 1], temperature, top_p)
-        taken, following = judge_drafts(policy, guess, draft, number[1:])
-        drafted, accepted = drafted + int(alive.sum()), accepted + int((taken & alive).sum())
-        alive = out.write(following, policy, alive, end_id)
-        second = draw(after, uniform[0, out.rows, out.count])
-        more = out.write(second, after, alive & taken, end_id)
-        alive = torch.where(taken, more, alive)
-        cache.real[:, cache.length - 1] = taken                           # a rejected guess: a hole
-        guessed = draft_logits(model, output.hidden, torch.cat((following, second), 1), cache)
-        guessed = guessed[out.rows, taken.long()]                         # after the last token
-        last = torch.where(taken.unsqueeze(1), second, following)
-    model.train(training)
+        after_draft = sampling_logprobs(output.logits[:, 1], temperature, top_p)
+        taken, first = judge_drafts(policy, guess, draft, number[1:])
+        drafted += int(alive.sum())
+        accepted += int((taken & alive).sum())
+
+        alive = out.write(first, policy, alive, end_id)
+        second = draw(after_draft, uniform[0, out.rows, out.count])
+        goes_on = out.write(second, after_draft, alive & taken, end_id)
+        alive = torch.where(taken, goes_on, alive)
+
+        cache.real[:, cache.length - 1] = taken      # a rejected draft must not be seen again
+        guess_logits = draft_logits(model, output.hidden, torch.cat((first, second), 1), cache)
+        guess_logits = guess_logits[out.rows, taken.long()]
+        last = torch.where(taken.unsqueeze(1), second, first)
+    model.train(was_training)
     samples = lay_out(prompts, out.ids, out.logp, end_id, pad_id)
     return samples, accepted / max(1, drafted)
