@@ -161,7 +161,7 @@ def test_every_study_has_a_page_and_a_row_in_the_index():
         if name == "schedules":  # a section of choices
             continue
         page = (summary.parent / "README.md").read_text("utf-8")
-        assert f"({name}/README.md)" in index and "<!-- run -->" in page, name
+        assert f"({name}/README.md" in index and "<!-- run -->" in page, name
         for heading in ("**Question.**", "**Paper.**", "**Here.**", "**Finding.**"):
             assert heading in page, (name, heading)
 
