@@ -3,6 +3,8 @@ import importlib
 import json
 import operator
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -173,6 +175,22 @@ def test_the_readme_is_read_in_five_minutes():
     samples = (ROOT / "results" / "r1" / "samples.md").read_text("utf-8")
     answers = re.findall(r"^> - \*\*\w+\*\*, \w+: (`.+`)$", text, re.MULTILINE)
     assert len(answers) == 3 and all(answer in samples for answer in answers)
+
+
+@pytest.mark.parametrize("preset, page, wanted", [
+    ("nano", "README.md", "{millions:.1f} million parameters, {active:.2f} million of them active"),
+    ("nano", "docs/claims.md", "{cache} numbers a token instead of {heads}"),
+    ("v3", "docs/claims.md", "counts {parameters} and")])
+def test_sizes_on_the_pages_are_those_that_cost_counts(preset, page, wanted):
+    """The numbers of parameters, and of the cache."""
+    said = subprocess.run([sys.executable, "r1mini.py", "cost", "--preset", preset], cwd=ROOT,
+                          capture_output=True, text=True, check=True).stdout
+    parameters, active = re.search(r"([\d,]+) parameters in all, ([\d,]+) active", said).groups()
+    cache, heads = re.search(r"cache: ([\d,]+) numbers .* would keep ([\d,]+)", said).groups()
+    wanted = wanted.format(parameters=parameters, cache=cache, heads=heads,
+                           millions=int(parameters.replace(",", "")) / 1e6,
+                           active=int(active.replace(",", "")) / 1e6)
+    assert wanted in (ROOT / page).read_text("utf-8")
 
 
 def test_paper_map_names_exist():

@@ -47,7 +47,7 @@ WORDS = ("commit", "machine", "seeds", "command")  # of summary.json, beside the
 DASH = "—"
 
 NUMBER = r"[-+]?\d(?:[\d,.]*\d)?(?:e[-+]?\d+)?%?"
-VALUE = rf"(?:{NUMBER}(?: (?:±|/|of) {NUMBER})*|`[^`\n]*`|\?)"
+VALUE = rf"(?:{NUMBER}(?: (?:±|/|of) {NUMBER})*|`[^`\n]*`)"
 MARK = re.compile(rf"(?:{VALUE})?<!--([\w-]*):(?!\s)([^\n]*?)-->")  # the number, SOURCE, KEY FORM
 BLOCK = re.compile(r"(<!-- (table|run|curve|times)\b(.*?)-->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
