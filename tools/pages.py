@@ -44,7 +44,8 @@ from engine.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/*.md", "results/README.md", "results/*/README.md", "workshop/*.md")
 WORDS = ("commit", "machine", "seeds", "command")  # of summary.json, beside the metrics
-DASH = "—"
+FORMS = ("%", "points", "std", "seeds", "e")               # beside .N and seed=N
+DASH = "—"                                                 # a cell without a measurement
 
 NUMBER = r"[-+]?\d(?:[\d,.]*\d)?(?:e[-+]?\d+)?%?"
 VALUE = rf"(?:{NUMBER}(?: (?:±|/|of) {NUMBER})*|`[^`\n]*`)"
@@ -87,7 +88,7 @@ class Sources:
         return self.read(f"workshop/curves/{name}.json")
 
     def measured(self, name, key):
-        """The {"mean", "std", "per_seed"} of a metric. An experiment of the workshop has one seed."""
+        """The {"mean", "std", "per_seed"} of a metric. An experiment has one seed."""
         if (record := self.experiment(name)) is not None:
             return summarise({"0": self.of_experiment(name, record, key)})
         if key.startswith("curve."):
@@ -193,6 +194,17 @@ def of_seeds(metric, forms):
     return f"{text} ± {number(metric['std'], forms)}"
 
 
+def compare(metric, other, operator):
+    """Two metrics, seed by seed: their difference or ratio; or the text "3 of 3" of `above`."""
+    seeds = [seed for seed in metric["per_seed"] if seed in other["per_seed"]]
+    pairs = {seed: (metric["per_seed"][seed], other["per_seed"][seed]) for seed in seeds}
+    if operator == "above":
+        return f"{sum(a > b for a, b in pairs.values())} of {len(pairs)}"
+    if operator == "-":
+        return summarise({seed: a - b for seed, (a, b) in pairs.items()})
+    return summarise({seed: a / b for seed, (a, b) in pairs.items()})
+
+
 def look_up(sources, name, words):
     """The text of a mark: KEY FORM..., or KEY OPERATOR KEY FORM..."""
     name = name or sources.own
@@ -207,15 +219,12 @@ def look_up(sources, name, words):
         if len(forms) < 2:
             raise sources.error(f"{words!r} needs a second key")
         operator, other, *forms = forms
-        values, others = metric["per_seed"], sources.measured(name, other)["per_seed"]
-        pairs = {seed: (values[seed], others[seed]) for seed in values if seed in others}
+        metric = compare(metric, sources.measured(name, other), operator)
         if operator == "above":
-            return f"{sum(a > b for a, b in pairs.values())} of {len(pairs)}"
-        metric = summarise({seed: a - b if operator == "-" else a / b
-                            for seed, (a, b) in pairs.items()})
+            return metric
     for form in forms:
-        known = form in ("%", "points", "std", "seeds", "e") or re.fullmatch(r"\.\d", form)
-        if not known and form.removeprefix("seed=") not in metric["per_seed"]:
+        is_seed = form.startswith("seed=") and form[5:] in metric["per_seed"]
+        if not (form in FORMS or is_seed or re.fullmatch(r"\.\d", form)):
             raise sources.error(f"{name}:{words}: {form!r} is no form")
     return of_seeds(metric, forms)
 
