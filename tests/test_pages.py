@@ -59,7 +59,7 @@ def repository(tmp_path):
     ("demo:commit", "`abc1234+`"), ("demo:machine", "`a laptop`"), ("demo:seeds", "`0, 1`"),
     ("demo:curve.grpo.zero.5.pass@1", "0.600"), ("quick:minutes .1", "1.5"),
     ("quick:pass@1", "0.500"), ("quick:kl", "20.0")])
-def test_a_mark_is_filled_in_each_form(repository, mark, wanted):
+def test_fill_writes_a_mark_in_each_form(repository, mark, wanted):
     """Worked by hand. What stood there before is replaced, and filling twice changes nothing."""
     for before in ("", wanted, "12.5", "0.1 ± 0.2", "1 / 2 / 3", "4 of 5", "`old`", "-3%", "1,000"):
         text = f"It is {before}<!--{mark}-->."
@@ -68,7 +68,7 @@ def test_a_mark_is_filled_in_each_form(repository, mark, wanted):
         assert pages.fill(filled, "README.md", repository) == filled
 
 
-def test_a_results_page_may_leave_out_its_source(repository):
+def test_fill_knows_the_source_of_a_results_page(repository):
     """On results/demo/README.md the source is demo; elsewhere this is an error."""
     text = "<!--:zero.length .0-->"
     assert pages.fill(text, "results/demo/README.md", repository) == "81" + text
@@ -76,7 +76,7 @@ def test_a_results_page_may_leave_out_its_source(repository):
         pages.fill(text, "docs/x.md", repository)
 
 
-def test_a_table_is_written_from_its_columns_and_rows(repository):
+def test_fill_writes_a_table_from_its_columns_and_rows(repository):
     """A cell without a measurement is a dash; a row of plain text stays as it is."""
     spec = ("<!-- table demo std\nheld-out | base=base | Zero=zero (%)\n"
             "pass@1 | *.pass@1\ntokens | *.length (.0)\npaper | 15.6 | 77.9\n-->\n")
@@ -87,7 +87,7 @@ def test_a_table_is_written_from_its_columns_and_rows(repository):
     assert pages.fill(text, "README.md", repository) == text
 
 
-def test_the_other_blocks_are_written(repository):
+def test_fill_writes_the_other_blocks(repository):
     """Machine, commit and seeds; an experiment beside its plain run; what experiments cost."""
     text = pages.fill("<!-- run -->\n<!-- end -->\n<!-- curve quick plain: pass@1 kl -->\n"
                       "<!-- end -->\n<!-- times: quick -->\n<!-- end -->\n<!-- change x -->\n",
@@ -113,14 +113,14 @@ def test_the_other_blocks_are_written(repository):
     ("<!-- table demo\n-->\n<!-- end -->", "a table needs a source, columns and rows"),
     ("<!-- curve quick none: kl -->\n<!-- end -->", "no workshop/curves/none.json"),
     ("<!-- run demo -->\n<!-- run demo -->\n<!-- end -->", "has no <!-- end -->")])
-def test_a_wrong_mark_is_told_in_a_line_with_page_and_key(repository, text, said):
+def test_fill_tells_a_wrong_mark_with_page_and_key(repository, text, said):
     """Instead of a number that nobody measured."""
     with pytest.raises(UserError, match=said) as error:
         pages.fill(text, "docs/page.md", repository)
     assert str(error.value).startswith("docs/page.md: ") and "\n" not in str(error.value)
 
 
-def test_a_changed_number_is_found_and_written_anew(repository):
+def test_write_pages_finds_a_changed_number(repository):
     """stale_pages() names the page, write_pages() corrects it."""
     assert pages.stale_pages(repository) == []
     changed = json.loads(json.dumps(SUMMARY).replace('"mean": 0.9', '"mean": 0.95'))
@@ -135,14 +135,14 @@ def test_a_changed_number_is_found_and_written_anew(repository):
 
 
 @pytest.mark.parametrize("page", pages.pages())
-def test_no_page_is_stale(page):
+def test_pages_are_not_stale(page):
     """If one is: python r1mini.py report --pages."""
     text = (ROOT / page).read_text("utf-8")
     assert pages.fill(text, page) == text
 
 
 @pytest.mark.parametrize("page", pages.pages())
-def test_every_link_leads_somewhere(page):
+def test_pages_links_lead_somewhere(page):
     """Links to files and headings of this repository. Pictures once the first one is drawn."""
     text = (ROOT / page).read_text("utf-8")
     for picture, link in re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text):
@@ -157,7 +157,7 @@ def test_every_link_leads_somewhere(page):
                                for t in titles], link
 
 
-def test_every_study_has_a_page_and_a_row_in_the_index():
+def test_results_pages_are_in_the_index():
     """The page has machine and commit; results/README.md links to it."""
     index = (ROOT / "results" / "README.md").read_text("utf-8")
     for summary in (ROOT / "results").glob("*/summary.json"):
@@ -170,7 +170,7 @@ def test_every_study_has_a_page_and_a_row_in_the_index():
             assert heading in page, (name, heading)
 
 
-def test_the_readme_is_read_in_five_minutes():
+def test_readme_is_read_in_five_minutes():
     """Its words, tables included; and its answers are those of seed 0."""
     text = (ROOT / "README.md").read_text("utf-8")
     assert len(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).split()) <= 1450
@@ -190,7 +190,7 @@ def cost(preset):
     ("nano", "README.md", "{millions:.1f} million parameters, {active:.2f} million of them active"),
     ("nano", "docs/claims.md", "{cache} numbers a token instead of {heads}"),
     ("v3", "docs/claims.md", "counts {parameters} and")])
-def test_sizes_on_the_pages_are_those_that_cost_counts(preset, page, wanted):
+def test_pages_sizes_are_those_of_cost(preset, page, wanted):
     """The numbers of parameters, and of the cache."""
     said = cost(preset)
     parameters, active = re.search(r"([\d,]+) parameters in all, ([\d,]+) active", said).groups()
