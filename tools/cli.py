@@ -244,7 +244,9 @@ def parser():
         one.set_defaults(command="export", back=name == "import", device="cpu", dtype="float32",
                          threads=0)  # both are in tools/export.py: no module is named import
     one = commands.add_parser("report", help="means and spread over runs")
-    one.add_argument("runs", nargs="+")
+    one.add_argument("runs", nargs="*")
+    one.add_argument("--pages", action="store_true",
+                     help="write the numbers of results/ into README, docs and workshop")
     one.add_argument("--to", metavar="DIR", help="keep summary.json and the table there")
     one = commands.add_parser("study", parents=[sized], help="the runs behind a table")
     one.add_argument("name", metavar="NAME", help="r1, choices, speed and more: see the README")

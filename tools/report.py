@@ -28,6 +28,7 @@ from engine.folder import read_log
 from grpo import RL
 from moe import Config
 from r1mini import ABLATIONS
+from tools import pages
 from tools.cost import in_products
 from tools.figures import draw
 from tools.tables import (
@@ -395,5 +396,11 @@ def commit():
 
 def main(options):
     """The command report."""
+    if options.pages:
+        changed = pages.write_pages()
+        print("written anew: " + ", ".join(changed) if changed else "all pages are up to date")
+        return 0
+    if not options.runs:
+        raise UserError("report: name runs, such as runs/nano, or give --pages")
     print(report(options.runs, options.to))
     return 0

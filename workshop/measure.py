@@ -4,11 +4,11 @@
     python workshop/measure.py no_std clip_10      these
     python workshop/measure.py try zero zero.lr=1e-3   the code as you have edited it, and settings,
     python workshop/measure.py try base                beside the plain run
-    python workshop/measure.py pages               the pages' figures again, from what was kept
+    python workshop/measure.py pages               the pages again, from what was kept
 
 An experiment that edits code edits a copy. Runs go into runs/workshop/NAME; of each one measured
-curves/NAME.json is kept. In a page a figure stands before a comment that says where it comes from,
-SOURCE:KEY, and a table between two comments; `pages` writes both anew.
+curves/NAME.json is kept. tools/pages.py writes the numbers into the pages; what an experiment
+changes (`<!-- change NAME -->`) is written here.
 """
 import contextlib
 import json
@@ -28,11 +28,11 @@ from experiments import EXPERIMENTS, PLAIN, SHORT, STARTS, Experiment
 
 from engine.errors import UserError
 from engine.folder import read_log
+from tools import pages
 
 ON_DEV = ("pass@1", "length", "reflection", "mixing", "language", "format", "cut_off")
 EACH_STEP = ("accuracy", "loss", "kl", "clip", "entropy", "dead_groups", "expert_load")
 RUNS = "runs/workshop"
-PAGES = ("README.md", "experiments.md", "answers.md", "questions.md")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -129,52 +129,14 @@ def compare(name, record, plain, shows):
     return lines
 
 
-def times():
-    """The table of what each experiment costs."""
-    lines = ["| experiment | tokens | seconds | of one core | on | load before |",
-             "|---|---|---|---|---|---|"]
-    for name in EXPERIMENTS:
-        if record := kept(name):
-            cells = (record[key] for key in ("seconds", "core_seconds", "machine", "load_before"))
-            lines.append(f"| {name} | {record['tokens']:,} | " + " | ".join(map(str, cells)) + " |")
-    return lines
-
-
 def figure(x):
     """A number as the tables have it."""
     return f"{x:.3f}" if abs(x) < 10 else f"{x:.1f}"
 
 
-def look_up(source, key):
-    """The text of a figure SOURCE:KEY: of an experiment its minutes or a curve's last value, of a
-    study a mean ("_" in the key may stand for a space). With % behind, in hundredths."""
-    percent, key = key.endswith("%"), key.removesuffix("%")
-    if source in EXPERIMENTS:
-        record = kept(source)
-        if record is None:
-            return "?"
-        x = record["seconds"] / 60 if key == "minutes" else list(row(record, key).values())[-1]
-    else:
-        path = ROOT / "results" / source / "summary.json"
-        rows = json.loads(path.read_text("utf-8"))["metrics"]
-        x = (rows.get(key) or rows[key.replace("_", " ")])["mean"]
-    return f"{100 * x:.0f}%" if percent else f"{x:.1f}" if key == "minutes" else figure(x)
-
-
-def block(word, name):
-    """The lines of a table of a page: `curve NAME`, `times -`, `change NAME` or `study NAME`."""
-    if word == "times":
-        return times()
-    if word == "study":
-        path = ROOT / "results" / name / "report.md"
-        return path.read_text("utf-8").splitlines()[2:] if path.exists() else [
-            f"Not measured yet: `python r1mini.py study {name}` does it."]
-    experiment = EXPERIMENTS[name]
-    if word == "curve":
-        record = kept(name)
-        return compare(name, record, kept(PLAIN[experiment.start]), experiment.shows) if record \
-            else [f"Not measured yet: `python workshop/measure.py {name}` does it."]
-    lines = []
+def change(name):
+    """The lines of experiments.md that say what an experiment changes, and its command."""
+    experiment, lines = EXPERIMENTS[name], []
     for file, before, after in experiment.edits:
         lines += [f"In `{file}`, instead of", "", "```python", before, "```", "", "put", "",
                   "```python", after, "```", ""]
@@ -183,17 +145,16 @@ def block(word, name):
 
 
 def fill(text):
-    """A page with all its figures and tables written anew."""
-    text = re.sub(r"(<!-- (\w+) (\S+) -->\n).*?(<!-- end -->)", lambda m: m[1] + "\n" + "\n".join(
-        block(m[2], m[3])).strip() + "\n\n" + m[4], text, flags=re.DOTALL)
-    return re.sub(r"[\d.+%?-]*(<!--(\w+):(\S+?)-->)", lambda m: look_up(m[2], m[3]) + m[1], text)
+    """experiments.md with all its changes written anew."""
+    return re.sub(r"(<!-- change (\S+) -->\n).*?(<!-- end -->)", lambda m: "\n".join(
+        [m[1], *change(m[2]), "", m[3]]), text, flags=re.DOTALL)
 
 
 def write_pages():
-    """Fills all pages."""
-    for name in PAGES:
-        path = HERE / name
-        path.write_text(fill(path.read_text("utf-8")), "utf-8")
+    """Writes what the experiments change, then the numbers of all pages."""
+    path = HERE / "experiments.md"
+    path.write_text(fill(path.read_text("utf-8")), "utf-8")
+    pages.write_pages()
 
 
 def main(words):
@@ -215,7 +176,8 @@ def main(words):
             (HERE / "curves").mkdir(exist_ok=True)
             text = re.sub(r"\n\s{3,}", " ", json.dumps(record, indent=1))  # a line a curve
             (HERE / "curves" / f"{name}.json").write_text(text + "\n", "utf-8")
-            print("\n".join(block("curve", name)), flush=True)
+            plain = kept(PLAIN[EXPERIMENTS[name].start])
+            print("\n".join(compare(name, record, plain, EXPERIMENTS[name].shows)), flush=True)
         write_pages()
     except (UserError, OSError) as error:
         print(f"measure: {error}", file=sys.stderr)
