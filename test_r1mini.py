@@ -8,6 +8,7 @@ whole runs in tests/test_runs.py.
 import copy
 import dataclasses
 import math
+import os
 import pathlib
 import random
 import re
@@ -15,7 +16,6 @@ from collections import Counter, defaultdict
 from functools import cache
 from itertools import accumulate
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -489,7 +489,7 @@ def test_describe_leaves_nan_out_of_the_mean():
 
 def test_chosen_rows_are_the_first_live_groups():
     """With oversampling the first P groups whose rewards differ are chosen, and otherwise all rows
-    (DAPO section 3.2)."""
+    (DAPO eq 11)."""
     rewards = torch.tensor([[1., 1], [0, 1], [0, 0], [1, 0], [1, 1], [0, 1]])
     rollout = SimpleNamespace(problems=list(range(6)), rewards=rewards)
     oversampled = small_rl(problems=2, group_size=2, oversample=3)
@@ -508,8 +508,8 @@ def test_logprobs_and_entropy_equal_a_loop(temperature):
         want = (0.0, 0.0)
         if weight[n, i]:
             logits = model(tokens[n:n + 1, :i]).logits[0, -1] / temperature
-            law = torch.distributions.Categorical(logits=logits)
-            want = (float(law.log_prob(tokens[n, i])), float(law.entropy()))
+            policy = torch.distributions.Categorical(logits=logits)
+            want = (float(policy.log_prob(tokens[n, i])), float(policy.entropy()))
         assert (float(got[n, i]), float(entropy[n, i])) == pytest.approx(want, abs=1e-5)
 
 
@@ -598,8 +598,8 @@ def test_train_rl_learns_a_bandit_with_every_objective(objective):
     with torch.no_grad():
         model.head.weight *= 0
     s = small_rl(steps=20, problems=8, group_size=16, max_new_tokens=4, lr=1e-2,
-              **grpo.SETTINGS[objective] | {"objective": objective, "overlong": 0})
-    task = make_task(lambda text, p: text.count("7") + text.count("5"))
+                 **grpo.SETTINGS[objective] | {"objective": objective, "overlong": 0})
+    task = make_task(lambda text, problem: text.count("7") + text.count("5"))
     records = [record for record, _ in grpo.train_rl(model, task, s)]
     assert records[-1]["accuracy"] > 10 * max(records[0]["accuracy"], 0.02)
     assert max(r["gap_p999"] for r in records) < 1e-4
@@ -1025,6 +1025,20 @@ def test_labelled_response_is_labelled_by_the_hidden_rule():
 # The corpus
 
 
+def test_document_weights_are_on_what_is_predicted():
+    """The weight is 0 exactly on the prompt, and in a drill on each fact up to its equals sign."""
+    for document, prompt, response in documents():
+        given_text, loss_text = (ENCODING.decode([
+            token for token, weight in zip(document.tokens, document.weight) if weight == side
+        ]) for side in (0, 1))
+        if document.style == "drill":
+            assert given_text == re.sub("=.*? ", "=", prompt)
+            assert loss_text == re.sub("[^ ]*=", "", prompt)
+        else:
+            assert given_text == f"<|user|>{prompt}<|assistant|>"
+            assert loss_text == f"{response}<|end|>"
+
+
 def test_space_changes_nothing_but_the_spaces():
     """A spaced question without its spaces is the question, with the same answer and expression."""
     for problem in problems(80, language="zh"):
@@ -1034,7 +1048,8 @@ def test_space_changes_nothing_but_the_spaces():
 
 
 def observations(corpus=Corpus()):
-    """(name, whether it is so in one place, its chance there) for each proportion of the corpus."""
+    """(name, whether it holds at one place, its chance to hold there), for each proportion of the
+    corpus and each place in documents() where it is drawn."""
     shares = {style: getattr(corpus, style) for style in (*STYLES, "general")}
     shares["drill"] = 1 - sum(shares.values())
     for document, _, text in documents():
@@ -1045,7 +1060,7 @@ def observations(corpus=Corpus()):
         yield "tags", text != bare, corpus.tags
         if style == "general":
             continue
-        mixed = getattr(corpus, f"{style}_mixed", 0.0)  # a summary's language is one word's
+        mixed = getattr(corpus, f"{style}_mixed", 0.0)  # the summary draws its language like one word
         closing = [spoken["summary"] for spoken in WORDS.values() if spoken["summary"] in text]
         if text != bare:
             yield "summary", closing != [], corpus.summary
@@ -1099,23 +1114,9 @@ def test_make_document_asks_no_held_out_problem():
     bare = [prompt.replace(" ", "").lstrip("Compute计算") for prompt in asked]
     assert {tasks.part_of(expression) for expression in bare} == {"train"} and len(bare) > 3000
     general = {prompt for document, prompt, _ in documents() if document.style == "general"}
-    held_out = set().union(*(general_questions(part, kind) for part in ("dev", "test")
-                             for kind in tasks.GENERAL))
+    held_out = set().union(*(general_questions(part, kind)
+                             for part in ("dev", "test") for kind in tasks.GENERAL))
     assert len(general) > 100 and not general & held_out
-
-
-def test_document_weights_are_on_what_is_predicted():
-    """The weight is 0 exactly on the prompt, and in a drill on each fact up to its equals sign."""
-    for document, prompt, response in documents():
-        given_text, loss_text = (ENCODING.decode([
-            token for token, weight in zip(document.tokens, document.weight) if weight == side
-        ]) for side in (0, 1))
-        if document.style == "drill":
-            assert given_text == re.sub("=.*? ", "=", prompt)
-            assert loss_text == re.sub("[^ ]*=", "", prompt)
-        else:
-            assert given_text == f"<|user|>{prompt}<|assistant|>"
-            assert loss_text == f"{response}<|end|>"
 
 
 def test_drill_is_eight_true_single_steps():
@@ -1238,6 +1239,16 @@ def test_measures_never_raise(text):
     assert all(0 <= measure(text, answered_by("33")) <= 1 for measure in tasks.MEASURES.values())
 
 
+@pytest.mark.parametrize("text, concluded", [
+    ("<think>1+2=3</think>the answer is <answer>3</answer>", True),
+    ("<think></think>答案就是<answer>3</answer>", True), ("</think>the answer is", True),
+    ("<think>the answer is </think><answer>3</answer>", False), ("the answer is 3", True),
+    ("<think>1</think>answer the is <answer>3</answer>", False), ("", False)])
+def test_concludes_only_after_the_thinking(text, concluded):
+    """The summary counts only after the thinking, if there is any, in either language."""
+    assert tasks.concludes(text) == concluded
+
+
 MEASURES = [  # text, share of English (R1 v2 eq 7), mixes, reflects, corrects, style; no summary
     ("", 1, False, False, False, "direct"), ("33", 1, False, False, False, "direct"),
     ("1+2=3 then 3+4=7", 1, False, False, False, "steps"),
@@ -1261,16 +1272,6 @@ def test_measures_equal_hand_counted_ones(text, share, mixes, reflects, corrects
     assert got == {"mixing": mixes, "reflection": reflects, "correction": corrects,
                    "summary": False, "language": pytest.approx(share)}
     assert tasks.style_of(text) == style
-
-
-@pytest.mark.parametrize("text, concluded", [
-    ("<think>1+2=3</think>the answer is <answer>3</answer>", True),
-    ("<think></think>答案就是<answer>3</answer>", True), ("</think>the answer is", True),
-    ("<think>the answer is </think><answer>3</answer>", False), ("the answer is 3", True),
-    ("<think>1</think>answer the is <answer>3</answer>", False), ("", False)])
-def test_concludes_only_after_the_thinking(text, concluded):
-    """The summary counts only after the thinking, if there is any, in either language."""
-    assert tasks.concludes(text) == concluded
 
 
 # -------------------------------------------------------------------------------------------------
@@ -1372,6 +1373,7 @@ def test_reward_model_losses_are_means_over_examples():
 
     def score(row):
         return model(torch.tensor([row])).logits[0, -1, 0]
+
     gaps = torch.stack([score(d.tokens) - score(d.worse) for d in pairs])
     scores = torch.stack([score(d.tokens) for d in labels])
     want = -F.logsigmoid(gaps).mean(), torch.nn.BCEWithLogitsLoss()(
@@ -1403,9 +1405,9 @@ def test_train_step_does_not_depend_on_micro_batches(monkeypatch, name):
         logged += [record["loss"] for record, _ in r1mini.train(twin, s, draw, 0, loss=loss)]
     assert logged == pytest.approx([logged[0]] * 3, rel=1e-5) and logged[0] > 1e-3
     assert max(float(g.abs().max()) for g in gradients[0]) > 1e-4
-    for cut in gradients[1:]:
-        for a, b in zip(gradients[0], cut):
-            assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+    for others in gradients[1:]:
+        for gradient, other in zip(gradients[0], others):
+            assert torch.allclose(gradient, other, rtol=1e-3, atol=1e-6)
 
 
 def test_train_learns():
@@ -1530,7 +1532,7 @@ def test_preference_is_the_sigmoid_of_the_last_output():
     text, helpful, safe = tasks.response("grass is safe", "绿色"), make_judge(1), make_judge(2)
     rewards = r1mini.preference(helpful, safe)([text] * 2, [GRASS, BOMBS])
     for got, model, problem, shown in ((rewards[0], helpful, GRASS, "<answer>绿色</answer>"),
-                                      (rewards[1], safe, BOMBS, text)):
+                                       (rewards[1], safe, BOMBS, text)):
         tags = {"<think>", "</think>", "<answer>", "</answer>", "<|user|>", "<|assistant|>",
                 "<|end|>"}
         ids = ENCODING.encode(f"<|user|>{problem.question}<|assistant|>{shown}<|end|>",
@@ -1572,14 +1574,20 @@ def collect_scripted(monkeypatch, tmp_path, texts, **changes):
 
 
 def test_collect_keeps_each_fit_answer_once(monkeypatch, tmp_path):
-    """Right and readable answers go once each to a file in chat format, which is read and not
-    written again."""
+    """Right and readable answers go once each to a file in chat format, also after a kill, and the
+    finished file is read and not written again."""
     texts = ["<think>1+2=3 then 3+4=7</think><answer>{}</answer>", "<answer>{}</answer>",
              "<think>1+2=3</think><answer>{}1</answer>", "<think>1+2=3</think><answer>{}</answer>",
              "<think>1+2=3</think><answer>{}</answer>",
              "<think>1+2=3正确</think><answer>{}</answer>"]
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(pathlib.Path, "replace", MagicMock(side_effect=RuntimeError("killed")))
+
+    def kill(path, target):
+        if target.name == "dev3.jsonl":
+            raise RuntimeError("killed")
+        os.replace(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(pathlib.Path, "replace", kill)
         collect_scripted(monkeypatch, tmp_path, texts)
     problem, kept = collect_scripted(monkeypatch, tmp_path, texts)  # after the kill it starts again
     want = [texts[i].format(problem.answer) for i in (0, 3)]

@@ -1,6 +1,7 @@
-"""The tests of engine/devices.py that need no other layout than several equal processes.
+"""The tests of engine/devices.py in which all processes hold the same model.
 
-(Every other layout is compared with one process in test_layouts.py.)"""
+(test_layouts.py compares every other layout with one process.)
+"""
 import subprocess
 from types import SimpleNamespace
 

@@ -7,8 +7,6 @@ import torch
 
 import grpo
 
-trl = pytest.importorskip("trl")
-
 
 @pytest.mark.parametrize("name", list(grpo.OBJECTIVES))
 def test_objectives_equal_trls(name):
@@ -23,6 +21,7 @@ def test_objectives_equal_trls(name):
     value, weight, _ = grpo.OBJECTIVES[name](new, old, advantage, mask, grpo.Batch(6, 32), s)
     ours = -(weight * (value - s.beta * grpo.kl_k3(new, reference))).sum()
 
+    from trl import GRPOTrainer  # imported here, since it takes seconds
     trainer = MagicMock(
         beta=s.beta, epsilon_low=s.clip_low, epsilon_high=s.clip_high, loss_type=name,
         importance_sampling_level="token", top_entropy_quantile=1.0, off_policy_mask_threshold=None,
@@ -33,7 +32,7 @@ def test_objectives_equal_trls(name):
     if name == "gspo":
         trainer.loss_type, trainer.importance_sampling_level = "grpo", "sequence"
     trainer._get_per_token_logps_and_entropies.return_value = (new, torch.zeros(6, 9), None)
-    theirs = trl.GRPOTrainer._compute_loss(trainer, None, {
+    theirs = GRPOTrainer._compute_loss(trainer, None, {
         "prompt_ids": torch.zeros(6, 1), "prompt_mask": torch.ones(6, 1), "advantages": advantage,
         "completion_ids": torch.zeros(6, 9), "completion_mask": mask, "old_per_token_logps": old,
         "ref_per_token_logps": reference, "num_items_in_batch": mask.sum()})

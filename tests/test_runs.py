@@ -111,7 +111,7 @@ def test_run_that_is_finished_is_not_repeated(micro, tmp_path, capsys):
     ("r1", "helpful", [("helpful", 3), ("safe", 6), ("r1", 1), ("r1", 3), ("test_r1", 0)]),
 ])
 def test_run_killed_repeatedly_reaches_the_same_bits(micro, tmp_path, monkeypatch, command, before,
-                                                kills):
+                                                     kills):
     """A run that is killed at several points and started again has the log and all weights of the
     run that was never stopped."""
     if before != "base":
