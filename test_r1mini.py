@@ -1060,7 +1060,7 @@ def observations(corpus=Corpus()):
         yield "tags", text != bare, corpus.tags
         if style == "general":
             continue
-        mixed = getattr(corpus, f"{style}_mixed", 0.0)  # the summary draws its language like one word
+        mixed = getattr(corpus, f"{style}_mixed", 0.0)  # also of a summary
         closing = [spoken["summary"] for spoken in WORDS.values() if spoken["summary"] in text]
         if text != bare:
             yield "summary", closing != [], corpus.summary

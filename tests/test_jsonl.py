@@ -1,4 +1,4 @@
-"""The tests of engine/jsonl.py: dialogues in chat format. (test_evaluate.py has files of problems.)"""
+"""The tests of engine/jsonl.py: dialogues in chat format. (Files of problems: test_evaluate.py.)"""
 import json
 import tempfile
 from pathlib import Path
