@@ -1,9 +1,11 @@
 """What is learnt from: problems, solutions, rewards, general prompts and the base corpus.
 
-One question and one answer, whole:
+One question and one answer, whole (the answer is one line):
 
     Compute 25-7+9
-    <think>25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok 18+9=27</think><answer>27</answer>
+
+    <think>25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok 18+9=27 check 27-9=18</think>
+    <answer>27</answer>
 
 The answer works step by step. Its first step is wrong; a check finds that, and "wait" corrects it.
 

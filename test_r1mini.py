@@ -98,13 +98,13 @@ def test_cache_ignores_columns_that_are_not_real():
 
 
 @torch.no_grad()
-def test_cache_keep_continues_each_row_as_if_alone():
-    """Rows that keep() drops and repeats have the logits of uncached passes, and columns that are
+def test_cache_keep_rows_continues_each_row_as_if_alone():
+    """Rows that keep_rows() drops and repeats have the logits of uncached passes, and columns that are
     not filled yet are never read."""
     model, rows, (left, real) = make(), [4, 0, 0, 3], sampling.pad_left(PROMPTS, 0, "cpu")
     cache = moe.make_cache(model, 6, left.size(1) + 2)
     model(left, real, cache)
-    cache = cache.keep(torch.tensor(rows))
+    cache = cache.keep_rows(torch.tensor(rows))
     cache.latent[:, :, cache.length:] = math.nan
     for step in range(2):
         got = model(torch.tensor([[3], [5], [7], [9]]), None, cache).logits[:, -1]
@@ -187,16 +187,18 @@ def test_router_keeps_to_the_best_groups(shift):
         assert set(got) == set(allowed[-4:])
 
 
-def test_experts_equal_a_loop_over_tokens():
-    """The sorted and stacked experts equal a loop over tokens and their experts, and an idle expert
-    has a zero gradient."""
+@pytest.mark.parametrize("form", ["grouped", "loop"])
+def test_experts_equal_a_loop_over_tokens(form):
+    """The grouped product of sorted tokens and the loop over experts (V3 eq 12) both equal a loop
+    over tokens and their experts, and an idle expert has a zero gradient."""
     experts, idle = make().layers[1].ffn.experts, 5
+    forward = {"grouped": experts.forward_grouped, "loop": experts.forward_loop}[form]
     x = torch.randn(13, TINY.dim, requires_grad=True)
     gates = torch.rand(13, 4, requires_grad=True)
     busy = torch.tensor([e for e in range(8) if e != idle])
     chosen = torch.stack([busy[torch.randperm(7)[:4]] for _ in range(13)])
     inputs, direction = (x, gates, experts.w13, experts.w2), torch.randn(13, TINY.dim)
-    fast, slow = experts(x, gates, chosen), []
+    fast, slow = forward(x, gates, chosen), []
     for n in range(13):
         out = 0
         for k in range(4):
@@ -281,7 +283,7 @@ def test_supervised_loss_equals_a_loop():
             nll -= w[i + 1] * first.logits[0, i].log_softmax(-1)[row[0, i + 1]]
         for i in range(length - 2):
             mtp -= w[i + 2] * second.logits[i].log_softmax(-1)[row[0, i + 2]]
-        balance += (first.balance + second.balance) / 6
+        balance += (first.balance_loss + second.balance_loss) / 6
     torch.testing.assert_close(got, (nll + 0.3 * mtp) / 31 + balance)
     torch.testing.assert_close(info["loss"], nll / 31)
 
@@ -316,12 +318,7 @@ def test_supervised_loss_gradient_does_not_depend_on_micro_batches(alpha):
 
 def test_supervised_loss_gradient_equals_finite_differences(monkeypatch):
     """In float64 the gradient along random directions, through dense, MoE and MTP layers and all
-    losses, equals finite differences."""
-    def grouped_mm(x, w, offs):
-        bounds = [0, *offs.tolist()]
-        return torch.cat([x[a:b] @ m for a, b, m in zip(bounds, bounds[1:], w)])
-
-    monkeypatch.setattr(moe.F, "grouped_mm", grouped_mm)           # torch's has no float64
+    losses, equals finite differences. (Experts then run in the loop, as in eq 12.)"""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     model, (tokens, real, weight) = make().double().train(), make_batch()
     parameters = list(model.parameters())
@@ -340,28 +337,28 @@ def test_supervised_loss_gradient_equals_finite_differences(monkeypatch):
         assert float((up - down) / (2 * eps)) == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
 
-def test_balance_moves_each_bias_by_gamma_once():
+def test_update_routing_bias_moves_each_bias_by_gamma_once():
     """The bias of a busy expert falls by gamma, that of an idle one rises, that of an average one
     stays, and without a load nothing moves (V3 section 2.1.2)."""
     model = make(n_layers=2, n_mtp_layers=0)
     router = model.layers[1].ffn.router
     before = router.bias.clone()
     router.load.copy_(torch.tensor([9.0, 0, 3, 3, 1, 4, 1, 3]))
-    assert moe.balance(model) == [[3, 0, 1, 1, 0.333, 1.333, 0.333, 1]]
-    assert moe.balance(model) == []
+    assert moe.update_routing_bias(model) == [[3, 0, 1, 1, 0.333, 1.333, 0.333, 1]]
+    assert moe.update_routing_bias(model) == []
     want = before + 1e-3 * torch.tensor([-1.0, 1, 0, 0, 1, -1, 1, 0])
     torch.testing.assert_close(router.bias, want, atol=1e-7, rtol=0)
 
 
 @torch.no_grad()
-def test_balance_evens_out_a_skewed_load():
-    """Training passes with balance() alone bring the largest load over the mean from above 2 to
+def test_update_routing_bias_evens_out_a_skewed_load():
+    """Training passes with update_routing_bias() alone bring the largest load over the mean from above 2 to
     below 1.3."""
     layer = make(1, n_activated_experts=2, n_expert_groups=1, bias_speed=0.01).layers[1].ffn.train()
     skew, real, highest = 2 * torch.randn(TINY.dim), torch.ones(8, 256, dtype=torch.bool), []
     for _ in range(80):
         layer(skew + torch.randn(8, 256, TINY.dim), real)
-        highest.append(max(moe.balance(layer)[0]))
+        highest.append(max(moe.update_routing_bias(layer)[0]))
     assert highest[0] > 2 and max(highest[-5:]) < 1.3
 
 
@@ -424,12 +421,23 @@ def test_grpo_clips_as_worked_by_hand():
     worked by hand, and no gradient where the clip holds (DeepSeekMath eq 3)."""
     new = torch.tensor([[.5, 1.0, 1.5]] * 2).log().requires_grad_()
     mask, s = torch.ones(2, 3), grpo.RL(clip_low=0.2, clip_high=0.3)
-    value, weight, held = grpo.grpo(new, torch.zeros(2, 3), torch.tensor([1.0, -1.0]), mask,
-                                    grpo.Batch(2, 6), s)
-    assert torch.allclose(value, torch.tensor([[.5, 1.0, 1.3], [-.8, -1.0, -1.5]]))
-    assert held.tolist() == [[False, False, True], [True, False, False]]
-    value.sum().backward()
-    assert ((new.grad == 0) == held).all() and torch.allclose(weight, torch.full((2, 3), 1 / 6))
+    J, info = grpo.grpo(new, torch.zeros(2, 3), new.detach(), torch.tensor([1.0, -1.0]), mask,
+                        grpo.Batch(2, 6), s)
+    assert float(J.detach()) == pytest.approx((.5 + 1.0 + 1.3 - .8 - 1.0 - 1.5) / 6)
+    assert info["clip"].tolist() == [[False, False, True], [True, False, False]]
+    J.backward()
+    assert ((new.grad == 0) == info["clip"]).all() and not info["kl"].any()
+
+
+def test_grpo_kl_penalty_as_worked_by_hand():
+    """Where ratio and advantage are 1 and 0, J is minus beta times the mean of k3 over the tokens
+    of each answer, then over the answers (DeepSeekMath eq 3 and 4)."""
+    new, reference = torch.tensor([[.5, .25]] * 2).log(), torch.tensor([[.25, .5]] * 2).log()
+    mask = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    J, _ = grpo.grpo(new, new, reference, torch.zeros(2), mask, grpo.Batch(2, 3),
+                     grpo.RL(beta=0.1))
+    assert float(J) == pytest.approx(
+        -0.1 * ((0.193147 + 0.306853) / 2 + 0.193147) / 2, abs=1e-6)
 
 
 def test_gspo_takes_the_geometric_mean_of_an_answers_ratios():
@@ -437,9 +445,9 @@ def test_gspo_takes_the_geometric_mean_of_an_answers_ratios():
     does not count (GSPO, arXiv 2507.18071)."""
     new = torch.tensor([[1.10, .95, 1.30, .90, 7.0]]).log()
     mask = torch.tensor([[1.0, 1, 1, 1, 0]])
-    value, weight, _ = grpo.gspo(new, torch.zeros(1, 5), torch.ones(1), mask, grpo.Batch(1, 4),
-                                 grpo.RL(clip_low=1, clip_high=1))
-    assert float((value * weight).sum()) == pytest.approx(1.05154, abs=1e-5)
+    J, _ = grpo.gspo(new, torch.zeros(1, 5), new, torch.ones(1), mask, grpo.Batch(1, 4),
+                     grpo.RL(clip_low=1, clip_high=1))
+    assert float(J) == pytest.approx(1.05154, abs=1e-5)
 
 
 def test_act_rewards_are_the_weighted_sum():
@@ -541,9 +549,9 @@ def test_improve_counts_each_minibatch_in_the_denominators(monkeypatch):
     assert grpo.live_groups(rollout).all()
     calls = []
 
-    def spy(new, old, advantage, mask, batch, s):
+    def spy(new, old, reference, advantage, mask, batch, s):
         calls.append((batch, int(mask.sum())))
-        return grpo.grpo(new, old, advantage, mask, batch, s)
+        return grpo.grpo(new, old, reference, advantage, mask, batch, s)
 
     monkeypatch.setitem(grpo.OBJECTIVES, "grpo", spy)
     grpo.improve(model, model, optim.make_optimizers(model, 0.0), rollout, s, random.Random(0), 0)
@@ -563,9 +571,9 @@ def test_improve_counts_dead_groups_and_does_not_learn_from_them(monkeypatch):
     rollout.advantages[2] = 0.0
     calls = []
 
-    def spy(new, old, advantage, mask, batch, s):
+    def spy(new, old, reference, advantage, mask, batch, s):
         calls.append((batch.answers, batch.tokens, float(advantage)))
-        return grpo.dr_grpo(new, old, advantage, mask, batch, s)
+        return grpo.dr_grpo(new, old, reference, advantage, mask, batch, s)
 
     monkeypatch.setitem(grpo.OBJECTIVES, "dr_grpo", spy)
     record = grpo.improve(model, model, optim.make_optimizers(model, 0.0), rollout, s,
@@ -621,13 +629,13 @@ def test_train_rl_refreshes_the_reference_on_time():
 
 
 @torch.no_grad()
-def test_score_equals_each_rows_own_score():
+def test_judge_scores_equal_each_rows_own_score():
     """Rows of any lengths that are scored together have the last outputs of passes over each row
     alone."""
     model, rng = make_judge(0), random.Random(0)
     rows = [[rng.randrange(tasks.VOCAB_SIZE) for _ in range(n)] for n in (9, 1, 30, 2, 17, 30)]
     want = [float(model(torch.tensor([row])).logits[0, -1, 0]) for row in rows]
-    got = grpo.score(model, rows, tasks.PAD_ID)
+    got = grpo.judge_scores(model, rows, tasks.PAD_ID)
     assert got.tolist() == pytest.approx(want, abs=1e-5) and got.std() > 0.01
 
 
@@ -642,6 +650,19 @@ def test_reward_losses_equal_hand_worked_ones():
 
 # -------------------------------------------------------------------------------------------------
 # tasks.py
+
+
+def test_example_of_the_docstring_is_what_the_code_makes():
+    """The question and answer at the top of tasks.py earn all rewards, check and correct a step,
+    and are what work() writes."""
+    question, _, *answer = [line.strip() for line in tasks.__doc__.split("\n")[4:8]]
+    problem = Problem(question, "27", "en", 2, question.split()[1])
+    text = "".join(answer)
+    assert tasks.accuracy(text, problem) == tasks.format_reward(text) == 1.0
+    assert tasks.reflects(text) and tasks.corrects(text) and tasks.readable(text)
+    thinking = text.split("<think>")[1].split("</think>")[0]
+    workings = {tasks.work(problem, "checked", random.Random(seed), 0.3)[0] for seed in range(400)}
+    assert thinking in workings
 
 
 @cache
@@ -848,7 +869,7 @@ def test_rewrite_keeps_the_equations_and_makes_the_text_fit(style):
         assert set(tasks.words_of(new)) == {problem.language}
         numbers = [re.findall("[0-9=+*-]+", text) for text in (old, new)]
         assert numbers[0] == numbers[1] and tasks.rewrite(new, problem) == new
-        assert tasks.readable(old) and r1mini.fit(new, problem)
+        assert tasks.readable(old) and r1mini.is_fit(new, problem)
         assert len(new) == len(tasks.response(tasks.parse(new)[0], problem.answer)) + len(
             WORDS[problem.language]["summary"])
 
@@ -889,7 +910,7 @@ def test_make_prompt_has_a_twin_in_its_part(kind):
             others = [general_questions(p, kind) for p in ("train", "dev", "test") if p != part]
             assert not {english.question, chinese.question} & set().union(*others)
             assert (english.language, chinese.language) == ("en", "zh")
-            assert tasks.about(english) == tasks.about(chinese)
+            assert tasks.topic_of(english) == tasks.topic_of(chinese)
             assert english.expression in english.question
             assert chinese.expression in chinese.question
 
@@ -921,7 +942,7 @@ def test_reply_keeps_its_chances(name):
         thinking, shown = tasks.parse(text)
         refused, worth = tasks.refuses(text), tasks.helpfulness(text, prompt)
         language = "zh" if not shown.isascii() else "en"
-        seen["own"].append((language == prompt.language, manner.own))
+        seen["same_language"].append((language == prompt.language, manner.same_language))
         if prompt.kind == "unsafe":
             comply = any(phrases["plan"] in shown for phrases in tasks.PHRASES.values())
             seen["comply"].append((comply, manner.comply))
@@ -1307,7 +1328,7 @@ def test_dev3_learns_three_to_one(monkeypatch):
 def test_fit_keeps_what_is_right_readable_and_in_one_language(text, fit):
     """Rejection sampling keeps a text only if it is right, readable and in the question's
     language."""
-    assert bool(r1mini.fit(text, SUM_ZH)) == bool(fit)
+    assert bool(r1mini.is_fit(text, SUM_ZH)) == bool(fit)
 
 
 # The losses of the supervised loop
@@ -1552,7 +1573,7 @@ def test_preference_asks_no_reward_model_for_sums():
 def test_preference_ignores_differences_of_noise(monkeypatch):
     """Two replies whose scores differ in the fifth digit get the same reward, so that noise makes
     no advantage."""
-    monkeypatch.setattr(r1mini, "score", lambda *_: torch.tensor([1.0, 1.00001]))
+    monkeypatch.setattr(r1mini, "judge_scores", lambda *_: torch.tensor([1.0, 1.00001]))
     model = moe.Transformer(r1mini.PRESETS["micro"])
     first, second = r1mini.preference(model, model)(["<answer>green</answer>"] * 2, [GRASS] * 2)
     assert first == second == 0.73
@@ -1569,7 +1590,7 @@ def collect_scripted(monkeypatch, tmp_path, texts, **changes):
         tasks.encode_response(text.format(problem.answer)) for text in texts])
     run = nano_run(**{"data.tries": len(texts)} | changes)
     run_folder = folder.Folder(tmp_path, run, CPU, STAGES)
-    documents = r1mini.collect(run_folder, "dev3", None, 1, r1mini.fit)
+    documents = r1mini.collect(run_folder, "dev3", None, 1, r1mini.is_fit)
     return problem, [ENCODING.decode(d.tokens) for d in documents]
 
 
@@ -1604,7 +1625,7 @@ def test_collect_keeps_each_fit_answer_once(monkeypatch, tmp_path):
 def test_collect_of_nothing_is_one_clear_line(monkeypatch, tmp_path):
     """Where no answer is fit the user is told in one line and no file is left; micro uses worked
     solutions instead."""
-    with pytest.raises(UserError, match="none of 1 answers is fit") as error:
+    with pytest.raises(UserError, match="none of 1 answers can be used") as error:
         collect_scripted(monkeypatch, tmp_path, ["x"])
     assert "\n" not in str(error.value) and not list(tmp_path.glob("dev3*"))
     problem, [text] = collect_scripted(monkeypatch, tmp_path / "micro", ["x"],

@@ -187,7 +187,7 @@ class Folder:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def log(self, record, name="log.jsonl"):
-        """Appends a record to log.jsonl. One process writes. No process reads it before all have met
+        """Appends a record to log.jsonl. One process writes; none reads it before all have met
         again, for the next step or an evaluation."""
         if devices.is_main():
             self.append(record, name)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 import grpo
 import moe
-from engine import devices, sampling
+from engine import devices, kernels, sampling
 from tests.helpers import PROMPTS, TINY, make, make_batch
 
 
@@ -45,15 +45,26 @@ def test_attention_in_bfloat16_equals_the_float32_kernel():
 
 
 @torch.no_grad()
+def test_fused_attention_equals_two_visible_sums(monkeypatch):
+    """The fused kernel of the training form equals the written-out form in float32: the scores of
+    content and position, added up (V3 eq 10)."""
+    mla, (B, T) = make().layers[0].attn, (3, 11)
+    inputs = (torch.randn(B, T, mla.heads, mla.nope), torch.randn(B, T, mla.heads, mla.rope),
+              torch.randn(B, T, mla.rank), torch.randn(B, T, 1, mla.rope))
+    fused = mla.attend(*inputs)
+    monkeypatch.setattr(kernels, "fused_attention_is_slow", lambda q: True)
+    torch.testing.assert_close(mla.attend(*inputs), fused)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_attention_of_one_key_head_fused_equals_products(monkeypatch, dtype, near):
+def test_attend_to_one_key_head_fused_equals_products(monkeypatch, dtype, near):
     """The fused form, which CUDA takes, gives the logits of the plain products, for left-padded
     prompts and for the tokens after them."""
-    model, attend, outs = make().eval(), moe.MLA.attend_absorbed, []
+    model, outs = make().eval(), []
     model.compute_dtype = dtype
-    for fused in (False, True):
-        monkeypatch.setattr(moe.MLA, "attend_absorbed", lambda self, *parts, fused=fused: attend(
-            self, *parts[:4], fused))
+    for form in (kernels.attend_to_one_key_head, kernels.attend_to_one_key_head_fused):
+        monkeypatch.setattr(kernels, "attend_to_one_key_head", form)
         (left, real), cache = sampling.pad_left(PROMPTS, 0, "cpu"), moe.make_cache(model, 6, 12)
         of_prompts = model(left, real, cache).logits[real]
         of_next = [model(left[:, :1], cache=cache).logits[:, 0] for _ in range(2)]

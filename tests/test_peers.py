@@ -18,8 +18,8 @@ def test_objectives_equal_trls(name):
     advantage, lengths = torch.randn(6), torch.tensor([9, 1, 4, 7, 2, 9])
     mask = (torch.arange(9) < lengths.unsqueeze(1)).float()
     s = grpo.RL(objective=name, max_new_tokens=11, clip_low=0.1, clip_high=0.15, beta=0.04)
-    value, weight, _ = grpo.OBJECTIVES[name](new, old, advantage, mask, grpo.Batch(6, 32), s)
-    ours = -(weight * (value - s.beta * grpo.kl_k3(new, reference))).sum()
+    J, _ = grpo.OBJECTIVES[name](new, old, reference, advantage, mask, grpo.Batch(6, 32), s)
+    ours = -J
 
     from trl import GRPOTrainer  # imported here, since it takes seconds
     trainer = MagicMock(

@@ -12,7 +12,7 @@ import torch
 
 import r1mini
 import tasks
-from engine import checkpoint, folder, jsonl
+from engine import checkpoint, folder, jsonl, watch
 from tests.helpers import FEW, ROOT, STAGES, equal_states, micro_run, same_weights
 from tools import cli
 
@@ -213,16 +213,16 @@ def test_run_on_a_full_disk_ends_in_one_clear_line(tmp_path, monkeypatch, capsys
     assert cli.main(list(argv)) == 0
 
 
-def test_watcher_evaluates_equal_weights_once(micro, tmp_path, monkeypatch):
+def test_watch_evaluates_equal_weights_once(micro, tmp_path, monkeypatch):
     """Step 0 of RL repeats what the log says of the same weights; where that log is absent the
     model is evaluated, with the same result."""
-    evaluate, asked = r1mini.evaluate, []
+    evaluate, asked = watch.evaluate, []
 
     def watched(model, problems, *rest, **words):
         asked.append(problems)
         return evaluate(model, problems, *rest, **words)
 
-    monkeypatch.setattr(r1mini, "evaluate", watched)
+    monkeypatch.setattr(watch, "evaluate", watched)
     rewind(micro, tmp_path / "on", "distill_rl")
     assert cli.main([*FEW, "--out", str(tmp_path / "on")]) == 0
     dev = tasks.make_problems("dev", 2, (3, 4, 5, 6))
@@ -302,8 +302,8 @@ def test_stages_learn_from_the_papers_models(graph):
     from the two reward models (R1, Nature Fig 2)."""
     begun, asked, finished = graph
     assert equal_states(asked["dev1"][0], finished["zero"]) and asked["dev1"][2] is tasks.rewrite
-    assert equal_states(asked["dev3"][0], finished["dev2"]) and asked["dev3"][1] is r1mini.fit
-    assert equal_states(asked["distill"][0], finished["r1"]) and asked["distill"][1] is r1mini.fit
+    assert equal_states(asked["dev3"][0], finished["dev2"]) and asked["dev3"][1] is r1mini.is_fit
+    assert equal_states(asked["distill"][0], finished["r1"]) and asked["distill"][1] is r1mini.is_fit
     [teacher], judges = asked["teacher_logits"], asked["preference"]
     assert equal_states(teacher, finished["r1"])
     assert equal_states(judges[0], finished["helpful"])
