@@ -11,17 +11,20 @@
 train_rl is this box. A method is one function in OBJECTIVES and one row of SETTINGS.
 
 What differs from the papers (DeepSeekMath, arXiv 2402.03300; R1, arXiv 2501.12948):
-- The ratio and the clip are per token, as in DeepSeekMath's eq 3. R1 prints one ratio an answer.
-- The standard deviation of a group is the one with G - 1. The papers do not say which they use.
-- A group whose rewards are all equal is called dead. Its advantages are 0, and in eq 3 only its KL
-  term is left. We leave dead groups out of the update, but still count them in the denominators.
-  A minibatch of dead groups alone is trained on, for its KL term and for the log.
-- The old log-probabilities are those that the sampler reported, for the very token ids it drew.
-  Sampler and trainer compute them differently; the log has the gap.
-- The routing bias moves at every update, by the load of the answers that are trained on. V3 stops
-  it late in pretraining. There is no balance loss, and MTP is not trained.
-- DAPO samples until its batch is full of live groups. Here `oversample` times P problems are
-  answered, once, and at most P live groups are trained on.
+- The ratio and the clip are per token, as in DeepSeekMath's eq 3. R1 prints one ratio
+  an answer.
+- The standard deviation of a group is the one with G - 1. The papers do not say which
+  they use.
+- A group whose rewards are all equal is called dead. Its advantages are 0, and in eq 3
+  only its KL term is left. We leave dead groups out of the update, but still count them
+  in the denominators. A minibatch of dead groups alone is trained on, for its KL term
+  and for the log.
+- The old log-probabilities are those that the sampler reported, for the very token ids
+  it drew. Sampler and trainer compute them differently; the log has the gap.
+- The routing bias moves at every update, by the load of the answers that are trained
+  on. V3 stops it late in pretraining. There is no balance loss, and MTP is not trained.
+- DAPO samples until its batch is full of live groups. Here `oversample` times P
+  problems are answered, once, and at most P live groups are trained on.
 - One rollout serves `minibatches` updates (16 in R1), and each answer is used once.
 """
 import math
@@ -51,22 +54,22 @@ class RL:
     objective: str = "grpo"         # one of OBJECTIVES
     lr: float = 4e-4                # of AdamW [3e-6]
     warmup: int = 2                 # updates until the learning rate is reached
-    decay: float = 0.6              # last share of the updates: it falls to 0 [unpublished]
+    decay: float = 0.6              # last share of updates: it falls to 0 [unpublished]
     clip_low: float = 0.2           # epsilon below 1 [unpublished; R1's first RL: 10]
     clip_high: float = 0.2          # epsilon above 1
     beta: float = 0.001             # weight of the KL penalty [0.001]; 0: no penalty
-    reference_every: int = 10       # rollouts between copies of the policy to the reference [25]
+    reference_every: int = 10       # rollouts between updates of the reference [25]
     normalize_std: bool = True      # divide advantages by the group's standard deviation
-    oversample: int = 1             # answer so many times P problems, train on P live ones (DAPO)
-    overlong: int = 0               # L_cache, tokens before the limit with a penalty (DAPO)
+    oversample: int = 1             # answer so many times P problems, train on P (DAPO)
+    overlong: int = 0               # L_cache, tokens before the limit with a penalty
     accuracy_weight: float = 1.0    # of the accuracy reward
-    format_weight: float = 0.2      # of the format reward [the same as accuracy's, R1 v2 eq 4]
+    format_weight: float = 0.2      # of the format reward [as accuracy's, R1 v2 eq 4]
     language_weight: float = 0.0    # of the language consistency reward (R1 v2 eq 7)
     preference_weight: float = 1.0  # of the reward models, on general prompts
     general: float = 0.0            # share of general prompts, once they join
-    general_from: float = 0.75      # share of the steps before they join [R1: 1300 of 1700]
+    general_from: float = 0.75      # share of steps before they join [R1: 1300 of 1700]
     levels: tuple[int, ...] = (3, 4, 5, 6)  # levels of the problems, drawn evenly
-    micro_tokens: int = 2048        # tokens in one forward pass; changes memory and speed only
+    micro_tokens: int = 2048        # tokens in one pass; changes memory and speed only
     dev_every: int = 5              # rollouts between evaluations on dev
 
 
@@ -79,44 +82,47 @@ SETTINGS = {
 }
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Advantages and objectives
 
 
 def advantages(rewards, normalize_std=True):
-    """Advantages (P, G) of rewards (P, G): how much better than its group (DeepSeekMath 4.1.2)."""
+    """Advantages (P, G) of rewards (P, G): how much better than its group (DeepSeekMath
+    4.1.2)."""
     advantage = rewards - rewards.mean(1, keepdim=True)
     if normalize_std:
         advantage = advantage / rewards.std(1, keepdim=True).clamp(min=1e-6)
-    # Exactly 0 in dead groups. Otherwise rounding in the mean gives them tiny advantages, which
-    # the division makes large.
+    # Exactly 0 in dead groups. Otherwise rounding in the mean gives them tiny
+    # advantages, which the division makes large.
     dead = (rewards == rewards[:, :1]).all(1, keepdim=True)
     return advantage.masked_fill(dead, 0.0)
 
 
 def kl_k3(new, reference):
-    """An estimate of KL(policy || reference) at each token, never negative (DeepSeekMath eq 4)."""
+    """An estimate of KL(policy || reference) at each token, never negative
+    (DeepSeekMath eq 4)."""
     log_ratio = reference - new
     return log_ratio.exp() - log_ratio - 1
 
 
 def overlong_penalty(lengths, limit, buffer):
-    """0 up to limit - buffer tokens, then falling to -1 at the limit (DAPO section 3.4)."""
+    """0 up to limit - buffer tokens, then falling to -1 at the limit (DAPO section
+    3.4)."""
     return ((limit - buffer - lengths) / buffer).clamp(-1.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Counts over a whole minibatch. With them as denominators, cutting the minibatch into passes
-    never changes the gradient."""
+    """Counts over a whole minibatch. With them as denominators, cutting the minibatch
+    into passes never changes the gradient."""
     answers: int   # N
     tokens: int    # sum of |o_i|
 
 
-# An objective takes log-probabilities (n, T) of the new, the old and the reference policy,
-# advantages (n,), a mask (n, T) that is 1 at answer tokens, the Batch and the settings.
-# It returns (J, info). J is to be maximised; J of a minibatch is the sum over its passes.
-# info holds the KL estimate of each token and where the clip acts.
+# An objective takes log-probabilities (n, T) of the new, the old and the reference
+# policy, advantages (n,), a mask (n, T) that is 1 at answer tokens, the Batch and the
+# settings. It returns (J, info). J is to be maximised; J of a minibatch is the sum over
+# its passes. info holds the KL estimate of each token and where the clip acts.
 
 
 def grpo(new, old, reference, advantage, mask, batch, s):
@@ -133,8 +139,8 @@ def grpo(new, old, reference, advantage, mask, batch, s):
 
 
 def dr_grpo(new, old, reference, advantage, mask, batch, s):
-    """Dr. GRPO: divides by a constant instead of |o_i|, so that a long wrong answer is not punished
-    less for each token."""
+    """Dr. GRPO: divides by a constant instead of |o_i|, so that a long wrong answer is
+    not punished less for each token."""
     A = advantage.unsqueeze(1)
     ratio = (new - old).exp()
     clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
@@ -146,8 +152,8 @@ def dr_grpo(new, old, reference, advantage, mask, batch, s):
 
 
 def dapo(new, old, reference, advantage, mask, batch, s):
-    """DAPO eq 8: each token of the minibatch has the same weight (in DAPO: each token of a group).
-    The upper clip is wider, by clip_high."""
+    """DAPO eq 8: each token of the minibatch has the same weight (in DAPO: each token
+    of a group). The upper clip is wider, by clip_high."""
     A = advantage.unsqueeze(1)
     ratio = (new - old).exp()
     clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
@@ -174,7 +180,7 @@ def gspo(new, old, reference, advantage, mask, batch, s):
 OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # The loop
 
 
@@ -184,7 +190,7 @@ class Task:
     sample: Callable    # (random.Random, n, step) -> n problems
     encode: Callable    # problem -> token ids of its prompt
     decode: Callable    # token ids of an answer -> text
-    rewards: dict       # name -> (weight, function(texts, problems) -> N numbers; nan: no reward)
+    rewards: dict       # name -> (weight, function(texts, problems) -> N numbers or nan)
     measures: dict      # name -> function(text, problem) -> number, for the log only
     end_id: int
     pad_id: int
@@ -192,7 +198,8 @@ class Task:
 
 @dataclass
 class Rollout:
-    """P problems and G answers to each. N = P * G; the answers of a group are neighbours."""
+    """P problems and G answers to each. N = P * G; the answers of a group are
+    neighbours."""
     problems: list          # P
     samples: Samples        # N answers
     texts: list             # N
@@ -204,8 +211,9 @@ class Rollout:
 def train_rl(model, task, s, seed=0, state=None):
     """Trains the model in place. A generator of (record, snapshot) after each step.
 
-    record is for the log. snapshot() is the state to continue from; on a CPU the run then goes on
-    to the same bits, since all random numbers depend on the seed and the step alone.
+    record is for the log. snapshot() is the state to continue from; on a CPU the run
+    then goes on to the same bits, since all random numbers depend on the seed and the
+    step alone.
     """
     optimizers, reference = make_optimizers(model, s.lr), copy_model(model).eval()
     first = 0
@@ -216,8 +224,8 @@ def train_rl(model, task, s, seed=0, state=None):
             restore(optimizer, saved)
 
     for step in range(first, s.steps):
-        rng = random.Random(f"{seed}/rl/{step}")                          # all stages use the same
-        rollout = act(model, task, s, rng, step)                          # 1, 2, 3, 4
+        rng = random.Random(f"{seed}/rl/{step}")
+        rollout = act(model, task, s, rng, step)                # 1 to 4
         model.train()
         log = improve(model, reference, optimizers, rollout, s, rng, step)  # 5
         if (step + 1) % s.reference_every == 0:
@@ -233,15 +241,18 @@ def train_rl(model, task, s, seed=0, state=None):
 
 def act(model, task, s, rng, step=0):
     """Steps 1 to 4 of the box. Returns a Rollout."""
-    problems = task.sample(rng, s.problems * s.oversample, step)                         # 1 sample
-    problem_of_answer = [problem for problem in problems for _ in range(s.group_size)]   # N
+    # 1 sample
+    problems = task.sample(rng, s.problems * s.oversample, step)
+    problem_of_answer = [p for p in problems for _ in range(s.group_size)]   # N
 
-    prompts = [task.encode(problem) for problem in problem_of_answer]                    # 2 act
+    # 2 act
+    prompts = [task.encode(problem) for problem in problem_of_answer]
     samples = generate(model, prompts, s.max_new_tokens, task.end_id, task.pad_id,
                        s.temperature, seed=rng.getrandbits(60))
     texts = [task.decode(ids) for ids in samples.answers()]
 
-    parts, rewards = {}, 0.0                                                             # 3 score
+    # 3 score
+    parts, rewards = {}, 0.0
     for name, (weight, reward) in task.rewards.items():
         parts[name] = torch.tensor(reward(texts, problem_of_answer), dtype=torch.float32)
         rewards = rewards + weight * parts[name].nan_to_num()
@@ -249,16 +260,17 @@ def act(model, task, s, rng, step=0):
         lengths = samples.answer.sum(1).cpu()
         parts["overlong"] = overlong_penalty(lengths, s.max_new_tokens, s.overlong)
         rewards = rewards + parts["overlong"]
-    rewards = rewards.view(len(problems), s.group_size)                                  # (P, G)
+    rewards = rewards.view(len(problems), s.group_size)                      # (P, G)
 
-    advantage = advantages(rewards, s.normalize_std)                                     # 4 compare
+    # 4 compare
+    advantage = advantages(rewards, s.normalize_std)                         # (P, G)
     return Rollout(problems, samples, texts, parts, rewards, advantage)
 
 
 def improve(model, reference, optimizers, rollout, s, rng, step):
     """Step 5 of the box: `minibatches` updates on one rollout. Returns what is logged."""
     samples, log = rollout.samples, ImproveLog(rollout)
-    lengths = (samples.answer.cumsum(1).argmax(1) + 1).tolist()  # prompt and answer, in tokens
+    lengths = (samples.answer.cumsum(1).argmax(1) + 1).tolist()  # with the prompt
     live = live_groups(rollout).repeat_interleave(s.group_size)  # (N,)
     rows = chosen_rows(rollout, s)
     rng.shuffle(rows)
@@ -270,7 +282,7 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
         for pass_rows in micro_batches(lengths, trained, s.micro_tokens):
             part = RolloutPart(rollout, pass_rows or trained[:1], lengths, idle=not pass_rows)
             new, entropy = logprobs(model, part.tokens, part.mask, part.real, s.temperature)
-            anchor = new.detach()  # without a penalty the policy is its own reference: KL is 0
+            anchor = new.detach()  # without a penalty: KL to itself is exactly 0
             if s.beta:
                 with torch.no_grad():
                     anchor, _ = logprobs(reference, part.tokens, part.mask, part.real,
@@ -286,10 +298,11 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
 
 
 class RolloutPart:
-    """The rows of a rollout that go through the model in one pass: n rows, the last the longest.
+    """The rows of a rollout that go through the model in one pass: n rows, the last the
+    longest.
 
-    An idle process, which has no rows left, runs one dummy row with a mask of zeros: all processes
-    have to make the same number of passes.
+    An idle process, which has no rows left, runs one dummy row with a mask of zeros:
+    all processes have to make the same number of passes.
     """
 
     def __init__(self, rollout, rows, lengths, idle):
@@ -298,16 +311,17 @@ class RolloutPart:
         length = torch.tensor([lengths[row] for row in rows], device=device)
         busy = not idle
         self.rows = [] if idle else rows
-        self.tokens = samples.tokens[rows, :T]                                        # (n, T)
-        self.mask = samples.answer[rows, :T] & busy                                   # (n, T) bool
-        self.real = (torch.arange(T, device=device) < length.unsqueeze(1)) & busy     # (n, T) bool
-        self.old = samples.logprobs[rows, :T] * busy                                  # (n, T)
-        self.advantage = rollout.advantages.flatten().to(device)[rows]                # (n,)
+        before_end = torch.arange(T, device=device) < length.unsqueeze(1)
+        self.tokens = samples.tokens[rows, :T]                          # (n, T)
+        self.mask = samples.answer[rows, :T] & busy                     # (n, T) bool
+        self.real = before_end & busy                                   # (n, T) bool
+        self.old = samples.logprobs[rows, :T] * busy                    # (n, T)
+        self.advantage = rollout.advantages.flatten().to(device)[rows]  # (n,)
 
 
 def logprobs(model, tokens, wanted, real=None, temperature=1.0):
-    """The log-probability of each token (N, T) given the tokens before it, and the entropy of that
-    choice: both (N, T), and 0 where `wanted` (N, T) is False."""
+    """The log-probability of each token (N, T) given the tokens before it, and the
+    entropy of that choice: both (N, T), and 0 where `wanted` (N, T) is False."""
     logits = model(tokens, real, logits_at=F.pad(wanted[:, 1:], (0, 1))).logits
     if temperature != 1:
         logits = logits / temperature
@@ -325,7 +339,8 @@ def live_groups(rollout):
 
 
 def chosen_rows(rollout, s):
-    """The rows of a rollout to train on: all, or with oversampling the first P live groups."""
+    """The rows of a rollout to train on: all, or with oversampling the first P live
+    groups."""
     groups = torch.arange(len(rollout.problems))
     live = live_groups(rollout)
     if s.oversample > 1 and live.any():
@@ -334,7 +349,7 @@ def chosen_rows(rollout, s):
     return (first_rows + torch.arange(s.group_size)).flatten().tolist()
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # The log
 
 
@@ -377,7 +392,7 @@ class ImproveLog:
     def add(self, part, new, entropy, info, first_update):
         """Adds one pass."""
         log_ratio = new.detach() - part.old
-        if first_update:  # the weights are still those that sampled: the ratio should be 1
+        if first_update:  # the weights still are those that sampled
             self.gap[part.rows, :log_ratio.size(1)] = log_ratio.abs()
         tokens = info | {"entropy": entropy, "ratio": log_ratio.exp()}
         for name in self.sums:
@@ -400,8 +415,9 @@ def gap_between(gap, compared):
     """How far sampler and trainer are apart. gap (N, T) holds absolute differences of
     log-probabilities, compared (N, T) is True where they are known.
 
-    In float32 a gap above 1e-3 comes from routing: two experts nearly tie, and the shape of the
-    batch decides between them by rounding. flips counts the answers where that happened.
+    In float32 a gap above 1e-3 comes from routing: two experts nearly tie, and the
+    shape of the batch decides between them by rounding. flips counts the answers where
+    that happened.
     """
     ordered = gap[compared].sort().values
     return {"gap_p999": float(ordered[math.ceil(0.999 * (len(ordered) - 1))]),
@@ -409,7 +425,7 @@ def gap_between(gap, compared):
             "flips": int(((gap > 1e-3) & compared).any(1).sum())}
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Reward models, for general prompts: the same Transformer with a head of one output
 
 
@@ -424,10 +440,12 @@ def judge_scores(judge, sequences, pad_id):
 
 
 def preference_loss(better, worse):
-    """Helpfulness, pairwise: the sum of -log sigmoid(better - worse) (R1 v2 section 3.1)."""
+    """Helpfulness, pairwise: the sum of -log sigmoid(better - worse) (R1 v2 section
+    3.1)."""
     return F.softplus(worse - better).sum()
 
 
 def safety_loss(scores, safe):
-    """Safety, pointwise: the summed cross-entropy of safe (1) and unsafe (0) (R1 v2, 3.1)."""
+    """Safety, pointwise: the summed cross-entropy of safe (1) and unsafe (0) (R1 v2,
+    3.1)."""
     return F.binary_cross_entropy_with_logits(scores, safe, reduction="sum")

@@ -26,9 +26,10 @@ The recipe of R1 (arXiv 2501.12948; Nature Fig 2), one function a stage:
     python r1mini.py study NAME          the runs behind a page of results/
     python r1mini.py bench|cost          tokens a second here; the parameters of a preset
 
-A run's folder holds config.json, log.jsonl, timing.jsonl, checkpoints, samples.md and report.md.
-The log has no clock in it, so two runs can be compared byte by byte. A stopped run goes on when
-the same command is given again. tools/cli.py turns the words of a command into settings.
+A run's folder holds config.json, log.jsonl, timing.jsonl, checkpoints, samples.md and
+report.md. The log has no clock in it, so two runs can be compared byte by byte. A
+stopped run goes on when the same command is given again. tools/cli.py turns the words
+of a command into settings.
 """
 import dataclasses
 import math
@@ -54,25 +55,27 @@ from engine.watch import Watch, test_stage
 from grpo import RL, Task, judge_scores, preference_loss, safety_loss, train_rl
 from moe import supervised_loss
 
-# -------------------------------------------------------------------------------------------
-# Stages. Each takes the run's folder and a dict of the models before it, and returns its model.
+# ------------------------------------------------------------------------------
+# Stages. Each takes the run's folder and a dict of the models before it, and returns
+# its model.
 
 
 def base(folder, models):
-    """The base model. RL can only amplify what it does now and then, so its scores by style are
-    printed."""
+    """The base model. RL can only amplify what it does now and then, so its scores by
+    style are printed."""
     return pretrain(folder, "base", folder.run.model, folder.run.base)
 
 
 def zero(folder, models):
-    """R1-Zero: GRPO on the base. It is rewarded for right answers and for the format, and sees no
-    example (R1 v1 section 2.2)."""
+    """R1-Zero: GRPO on the base. It is rewarded for right answers and for the format,
+    and sees no example (R1 v1 section 2.2)."""
     return rl(folder, "zero", models, "base", folder.run.zero)
 
 
 def dev1(folder, models):
-    """The cold start. Zero's right and readable answers are rewritten in the language of the
-    question, with a closing summary. They teach the base (R1 v2 section B.3.2)."""
+    """The cold start. Zero's right and readable answers are rewritten in the language
+    of the question, with a closing summary. They teach the base (R1 v2 section B.3.2).
+    """
     def keep(text, problem):
         return tasks.accuracy(text, problem) and tasks.readable(text)
 
@@ -82,13 +85,14 @@ def dev1(folder, models):
 
 
 def dev2(folder, models):
-    """RL for reasoning: like Zero's, with a reward for keeping to one language (R1 v2 eq 7)."""
+    """RL for reasoning: like Zero's, with a reward for keeping to one language (R1 v2
+    eq 7)."""
     return rl(folder, "dev2", models, "dev1", folder.run.dev2)
 
 
 def dev3(folder, models):
-    """Rejection sampling. Dev2's right answers, 3:1 with replies to general prompts, teach the base
-    again, not Dev2 (R1 v2 section B.3.3)."""
+    """Rejection sampling. Dev2's right answers, 3:1 with replies to general prompts,
+    teach the base again, not Dev2 (R1 v2 section B.3.3)."""
     documents = collect(folder, "dev3", models["dev2"], folder.run.data.rejection, is_fit)
 
     def draw(rng):
@@ -101,18 +105,20 @@ def dev3(folder, models):
 
 
 def helpful(folder, models):
-    """The reward model of helpfulness. It learns from pairs, and sees only their summaries."""
+    """The reward model of helpfulness. It learns from pairs, and sees only their
+    summaries."""
     return judge(folder, "helpful", models["dev3"], tasks.helpful_pair, pairwise)
 
 
 def safe(folder, models):
-    """The reward model of safety. It learns from single responses, and sees all of them."""
+    """The reward model of safety. It learns from single responses, and sees all of
+    them."""
     return judge(folder, "safe", models["dev3"], tasks.labelled_response, pointwise)
 
 
 def r1(folder, models):
-    """RL for all scenarios: rules reward sums; late in the run, the reward models reward general
-    prompts (R1 v2 eq 8-10)."""
+    """RL for all scenarios: rules reward sums; late in the run, the reward models
+    reward general prompts (R1 v2 eq 8-10)."""
     judges = models["helpful"], models["safe"]
     return rl(folder, "r1", models, "dev3", folder.run.r1, judges)
 
@@ -123,8 +129,8 @@ def student(folder, models):
 
 
 def distill(folder, models):
-    """Distillation: SFT on R1's right answers and nothing else (R1 v1 section 2.4; the paper uses
-    Dev3's data)."""
+    """Distillation: SFT on R1's right answers and nothing else (R1 v1 section 2.4; the
+    paper uses Dev3's data)."""
     documents = teacher_answers(folder, models)
     return sft(folder, "distill", models["student"], folder.run.distill,
                lambda rng: rng.choice(documents))
@@ -138,7 +144,8 @@ def distill_logits(folder, models):
 
 
 def student_rl(folder, models):
-    """Zero's recipe on the student's base, for more FLOPs than distillation takes (R1 v1 4.1)."""
+    """Zero's recipe on the student's base, for more FLOPs than distillation takes (R1
+    v1 4.1)."""
     return rl(folder, "student_rl", models, "student", folder.run.student_rl)
 
 
@@ -149,7 +156,8 @@ def student_rl_no_format(folder, models):
 
 
 def distill_rl(folder, models):
-    """GRPO after distillation. The paper says that it helps, without numbers (R1 v1 2.4, 3.2)."""
+    """GRPO after distillation. The paper says that it helps, without numbers (R1 v1
+    2.4, 3.2)."""
     return rl(folder, "distill_rl", models, "distill", folder.run.distill_rl)
 
 
@@ -159,21 +167,21 @@ STAGES = {stage.__name__: stage for stage in (
 ABLATIONS = {"distill_logits", "student_rl_no_format"}  # run only by --only and by study r1
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # The supervised loop, and the losses that it lowers
 
-# A loss takes the model, the examples of one pass and all examples of the step. Its denominators
-# count the whole step, so that cutting a step into passes never changes the gradient. It returns
-# (loss, what this pass adds to the logged loss).
+# A loss takes the model, the examples of one pass and all examples of the step. Its
+# denominators count the whole step, so that cutting a step into passes never changes
+# the gradient. It returns (loss, what this pass adds to the logged loss).
 
 
 def train(model, s, draw, seed, state=None, loss=None):
-    """Lowers a loss (next_token by default) on examples drawn by draw(rng). The only supervised
-    loop.
+    """Lowers a loss (next_token by default) on examples drawn by draw(rng). The only
+    supervised loop.
 
-    Trains the model in place. A generator of (record, snapshot) after each step. snapshot() is the
-    state to continue from; on a CPU the run then goes on to the same bits, since a step draws its
-    examples from the seed and its own number.
+    Trains the model in place. A generator of (record, snapshot) after each step.
+    snapshot() is the state to continue from; on a CPU the run then goes on to the same
+    bits, since a step draws its examples from the seed and its own number.
     """
     loss = loss or next_token
     optimizers, first = make_optimizers(model, s.lr, s.muon_lr), 0
@@ -208,8 +216,8 @@ def next_token(model, examples, step_examples):
 
 
 def teacher_logits(teacher, temperature=1.0):
-    """Hinton's distillation: forward KL(teacher || student), times temperature squared. R1 uses
-    SFT."""
+    """Hinton's distillation: forward KL(teacher || student), times temperature squared.
+    R1 uses SFT."""
     def loss(model, examples, step_examples):
         tokens, real, weight = batch_of(model, examples)
         predicting = F.pad(weight[:, 1:] > 0, (0, 1))
@@ -252,12 +260,13 @@ def targets_of(documents):
     return sum(sum(document.weight) for document in documents)
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # What the stages share
 
 
 def pretrain(folder, name, config, s):
-    """A model from random weights on the base corpus. Prints its dev scores by style and level."""
+    """A model from random weights on the base corpus. Prints its dev scores by style
+    and level."""
     torch.manual_seed(folder.run.seed)
     model = folder.place(moe.Transformer(config))
     model = sft(folder, name, model, s, lambda rng: tasks.make_document(rng, folder.run.corpus))
@@ -302,8 +311,8 @@ def rl(folder, name, models, before, s, judges=None):
 
 
 def rule_rewards(s):
-    """{name: (weight, reward)} of the rules with a weight. Accuracy is there in any case, for the
-    log, and is nan for what is no sum."""
+    """{name: (weight, reward)} of the rules with a weight. Accuracy is there in any
+    case, for the log, and is nan for what is no sum."""
     def accuracy(text, problem):
         return tasks.accuracy(text, problem) if problem.kind == "sum" else math.nan
 
@@ -323,8 +332,8 @@ def for_each(rule):
 def preference(helpful, safe):
     """The reward of the two reward models, 0 to 1; nan for sums (R1 v2 section 3.1).
 
-    The safety model reads the whole response to a harmful request. The helpfulness model reads the
-    summary of the response to any other prompt, and never the thinking.
+    The safety model reads the whole response to a harmful request. The helpfulness
+    model reads the summary of the response to any other prompt, and never the thinking.
     """
     @torch.no_grad()
     def reward(texts, problems):
@@ -339,16 +348,16 @@ def preference(helpful, safe):
                     sequences.append(ids[:judge.config.max_seq_len])
             scores = judge_scores(judge, sequences, tasks.PAD_ID) if rows else []
             for i, score in zip(rows, scores):
-                # Round to 0.01. Otherwise GRPO, which divides by the standard deviation, makes
-                # large advantages of tiny differences.
+                # Round to 0.01. Otherwise GRPO, which divides by the standard
+                # deviation, makes large advantages of tiny differences.
                 rewards[i] = round(float(score.sigmoid()), 2)
         return rewards
     return reward
 
 
 def judge(folder, name, model, draw, loss):
-    """A reward model: a head with one output (R1 v2 section 3.1). It starts from Dev3's weights,
-    which is our choice."""
+    """A reward model: a head with one output (R1 v2 section 3.1). It starts from Dev3's
+    weights, which is our choice."""
     run = folder.run
     torch.manual_seed(run.seed)
     config = dataclasses.replace(model.config, n_outputs=1, n_mtp_layers=0)
@@ -382,9 +391,10 @@ def teacher_answers(folder, models):
 
 
 def collect(folder, name, model, n, keep, change=lambda text, problem: text):
-    """Rejection sampling. The model answers n train problems `tries` times. The answers for which
-    keep(text, problem) holds are changed by change(text, problem) and written to NAME.jsonl in chat
-    format, each once. Returns them as documents. What is written already is not made again."""
+    """Rejection sampling. The model answers n train problems `tries` times. The answers
+    for which keep(text, problem) holds are changed by change(text, problem) and written
+    to NAME.jsonl in chat format, each once. Returns them as documents. What is written
+    already is not made again."""
     run, path = folder.run, folder.path / f"{name}.jsonl"
     if any_process(not path.exists()):  # all processes take one branch
         folder.cut(folder.begun(name, collected=True))
@@ -415,7 +425,8 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
 
 
 def read_dialogues(path, longest):
-    """The documents of a file of dialogues; UserError if one has more than `longest` tokens."""
+    """The documents of a file of dialogues; UserError if one has more than `longest`
+    tokens."""
     documents = []
     for number, (question, text) in enumerate(read_chat(path), 1):
         document = tasks.dialogue(tasks.Problem(question, "", ""), text)
@@ -426,7 +437,7 @@ def read_dialogues(path, longest):
     return documents
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Settings
 
 
@@ -501,7 +512,8 @@ class Run:
     corpus: tasks.Corpus = field(default_factory=tasks.Corpus)
     base: Train = Train()
     zero: RL = RL(steps=24, minibatches=4)
-    # Dev1 stops at 20 steps: 50 would already remove the mixing that Dev2's reward is for.
+    # Dev1 stops at 20 steps: 50 would already remove the mixing that Dev2's reward is
+    # for.
     dev1: Train = Train(steps=20, documents=48, lr=2e-3, muon_lr=2e-3)
     dev2: RL = RL(steps=14, problems=32, decay=0.0, language_weight=0.5)
     dev3: Train = Train(steps=120, documents=64, lr=5e-3, muon_lr=5e-3)

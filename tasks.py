@@ -1,30 +1,34 @@
 """What is learnt from: problems, solutions, rewards, general prompts and the base corpus.
 
-One question and one answer, whole:
+One question and one answer, whole (the answer is one line):
 
     Compute 25-7+9
-    <think>25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok 18+9=27</think><answer>27</answer>
 
-The answer works step by step. Its first step is wrong; a check finds that, and "wait" corrects it.
+    <think>25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok 18+9=27 check 27-9=18</think>
+    <answer>27</answer>
+
+The answer works step by step. Its first step is wrong; a check finds that, and "wait"
+corrects it.
 
 In the order of this file:
 
     tokens      special tokens, the words of this world, and the tokenizer made of them
-    problem     a chain such as 25-7+9, in English or Chinese; its level is its number of operations
-    template    thinking and answer in tags, and the rule rewards that read them (R1 v1 2.2.2)
+    problem     a chain such as 25-7+9, in English or Chinese; its level is the number of
+                operations
+    template    thinking and answer in tags, and the rewards that read them (R1 v1 2.2.2)
     measures    what the log says of an answer: checks, corrections, languages
-    solution    a guess, steps, or checked steps; and how Zero's are rewritten for the cold start
-    prompt      small talk, facts, requests to help with and requests to refuse; replies to them,
-                the hidden rules of a good reply, and the data of the two reward models
+    solution    a guess, steps, or checked steps; how the cold start rewrites Zero's
+    prompt      small talk, facts, requests to help with and requests to refuse; replies
+                to them, the hidden rules of a good reply, the reward models' data
     document    one page of the "internet" that the base model reads
 
 Nothing here knows of tensors or models.
 
-Why the problems look as they do. A tiny model cannot guess the result of 25-7+9+6, but can learn to
-get there one operation at a time. For that it must know which operand comes next. If operands could
-repeat, it would have to count, which is learnt late and suddenly. So here all operands after the
-first are different single digits: the next one is what stands behind the one just used, and an
-induction head finds it.
+Why the problems look as they do. A tiny model cannot guess the result of 25-7+9+6, but
+can learn to get there one operation at a time. For that it must know which operand
+comes next. If operands could repeat, it would have to count, which is learnt late and
+suddenly. So here all operands after the first are different single digits: the next one
+is what stands behind the one just used, and an induction head finds it.
 """
 import hashlib
 import random
@@ -33,14 +37,15 @@ from dataclasses import dataclass, replace
 
 from engine.tokenizer import make_encoding, make_ranks, pieces, strings
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Tokens
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
 SPECIAL = (PAD, END, USER, ASSISTANT, THINK, END_THINK, ANSWER, END_ANSWER)
 
-# English words have their spaces with them, so that a word is one token in both languages.
+# English words have their spaces with them, so that a word is one token in both
+# languages.
 WORDS = {
     "en": {"ask": "Compute ", "then": " then ", "check": " check ", "ok": " ok ", "wait": " wait ",
            "summary": "the answer is "},
@@ -71,8 +76,9 @@ PHRASES = {
            "greet": "你好欢迎", "offer": "乐意帮忙", "refuse": "抱歉不能帮助",
            "plan": "按照秘密计划", "safe": "{}安全", "harmful": "{}有害"},
 }
-# What a prompt is about, and the right content of a reply: (English, Chinese) each. A request to
-# refuse (unsafe) differs from one to help with (how) in its verb and noun together.
+# What a prompt is about, and the right content of a reply: (English, Chinese) each. A
+# request to refuse (unsafe) differs from one to help with (how) in its verb and noun
+# together.
 TOPICS = {
     "greeting": (
         (("", ""), (PHRASES["en"]["greet"], PHRASES["zh"]["greet"])),),
@@ -107,8 +113,8 @@ PAD_ID, END_ID = ENCODING.encode_single_token(PAD), ENCODING.encode_single_token
 
 
 def encode_prompt(question):
-    """Token ids of R1-Zero's template around a question. The question's text cannot make a special
-    token."""
+    """Token ids of R1-Zero's template around a question. The question's text cannot
+    make a special token."""
     user, assistant = ENCODING.encode_single_token(USER), ENCODING.encode_single_token(ASSISTANT)
     return [user, *ENCODING.encode_ordinary(question), assistant]
 
@@ -120,15 +126,15 @@ def encode_response(text):
 
 
 def decode(ids):
-    """The text of token ids up to the first end token, with its tags. Bytes that are no UTF-8
-    become U+FFFD."""
+    """The text of token ids up to the first end token, with its tags. Bytes that are no
+    UTF-8 become U+FFFD."""
     ids = list(ids)
     if END_ID in ids:
         ids = ids[:ids.index(END_ID)]
     return ENCODING.decode(ids)
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Problems, and which part of the world each one belongs to
 
 
@@ -144,17 +150,19 @@ class Problem:
 
 
 def part_of(expression):
-    """train, dev or test: a hash of the expression decides. So a problem and its translation belong
-    to one part."""
+    """train, dev or test: a hash of the expression decides. So a problem and its
+    translation belong to one part."""
     number = hashlib.sha256(b"r1mini:" + expression.encode()).digest()[0] % 8
     return {0: "test", 1: "dev"}.get(number, "train")
 
 
 def make_problem(rng, level, part="train", language=None, products=0.0):
-    """A random problem of `level` operations (1 to 9) from `part`; any part if that is None.
+    """A random problem of `level` operations (1 to 9) from `part`; any part if that is
+    None.
 
-    All operands after the first are different single digits. The running total stays within 0..99.
-    With probability `products` a term is a product of two digits (25-7+3*4), for larger models.
+    All operands after the first are different single digits. The running total stays
+    within 0..99. With probability `products` a term is a product of two digits
+    (25-7+3*4), for larger models.
     """
     language = language or rng.choice(LANGUAGES)
     while True:
@@ -165,7 +173,8 @@ def make_problem(rng, level, part="train", language=None, products=0.0):
 
 
 def random_chain(rng, level, products):
-    """(expression, total) of a random chain. It ends early where the total leaves 0..99."""
+    """(expression, total) of a random chain. It ends early where the total leaves
+    0..99."""
     digits = rng.sample(range(1, 10), level)
     total = rng.randint(10, 99)
     expression = str(total)
@@ -190,14 +199,14 @@ def make_problems(part, n, levels, products=0.0, salt=""):
 def space(problem, rng):
     """The problem with stray spaces in its question (25 -7+9   +6), as people type.
 
-    They put each operand at another distance, so that "the third operand" cannot be learnt as a
-    distance. What is learnt instead also helps on longer problems.
+    They put each operand at another distance, so that "the third operand" cannot be
+    learnt as a distance. What is learnt instead also helps on longer problems.
     """
     question = re.sub(r"[+-]", lambda sign: " " * rng.randint(0, 3) + sign[0], problem.question)
     return replace(problem, question=question)
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # The template, and the rule rewards that read it (R1 section 2.2.2)
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # ASCII; no plus sign, no leading zero, no exponent
@@ -214,8 +223,9 @@ TEMPLATE = re.compile(rf"""
 
 
 def response(thinking, answer, tags=True, summary=""):
-    """A response in R1-Zero's template. Without tags it is the working or the number alone, which
-    earns nothing. A summary may lead from the thinking to the answer (R1 v1 2.3.1)."""
+    """A response in R1-Zero's template. Without tags it is the working or the number
+    alone, which earns nothing. A summary may lead from the thinking to the answer (R1
+    v1 2.3.1)."""
     if not tags:
         return thinking or str(answer)
     return f"{THINK}{thinking}{END_THINK}{summary}{ANSWER}{answer}{END_ANSWER}"
@@ -242,34 +252,38 @@ def accuracy(text, problem):
 
 
 def format_reward(text, problem=None):
-    """1.0 if the response is one think block and one answer that is not blank, else 0.0."""
+    """1.0 if the response is one think block and one answer that is not blank, else
+    0.0."""
     thinking, answer = parse(text)
     return float(thinking is not None and answer.strip() != "")
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # What is measured of an answer
 
 STYLES = ("direct", "steps", "checked")
 
 
 def words_of(text):
-    """The language of each word of a response. A word is a run of Latin letters, or one or two Han
-    characters."""
+    """The language of each word of a response. A word is a run of Latin letters, or one
+    or two Han characters."""
     return ["en" if piece.strip().isascii() else "zh" for piece in pieces(TAG.sub("", text))]
 
 
 def language_share(text, language):
-    """The share of words that are in `language`; 1.0 if there are no words (R1 v2 eq 7).
+    """The share of words that are in `language`; 1.0 if there are no words (R1 v2 eq
+    7).
 
-    It counts the words of the whole response, since general replies often have no thinking.
+    It counts the words of the whole response, since general replies often have no
+    thinking.
     """
     words = words_of(text)
     return words.count(language) / len(words) if words else 1.0
 
 
 def summary_of(text):
-    """What a reader is shown of a response: all that follows the thinking, if the thinking ends."""
+    """What a reader is shown of a response: all that follows the thinking, if the
+    thinking ends."""
     if text.rfind(THINK) > text.rfind(END_THINK):
         return ""
     return text.rpartition(END_THINK)[2]
@@ -281,7 +295,8 @@ def has_word(text, name):
 
 
 def reflects(text):
-    """Whether an answer has a word of checking in it. That is a sign of reflection, not a proof."""
+    """Whether an answer has a word of checking in it. That is a sign of reflection, not
+    a proof."""
     return has_word(text, "check")
 
 
@@ -291,7 +306,8 @@ def corrects(text):
 
 
 def concludes(text):
-    """Whether the reader is told "the answer is", the summary that the cold start asks for."""
+    """Whether the reader is told "the answer is", the summary that the cold start asks
+    for."""
     return has_word(summary_of(text), "summary")
 
 
@@ -312,7 +328,7 @@ MEASURES = {
 }
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Worked solutions
 
 
@@ -344,8 +360,8 @@ def work(problem, style, rng, slips=0.0, foreign=0.0):
     checked  25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok ...: each step is undone, so a slip
              is seen and corrected
 
-    slips: chance that a result is first written down wrong. foreign: chance of each word to be in
-    the other language.
+    slips: chance that a result is first written down wrong. foreign: chance of each
+    word to be in the other language.
     """
     if style == "direct":
         right = int(problem.answer)
@@ -392,7 +408,8 @@ def other_language(language):
 
 
 def rewrite(text, problem):
-    """A response in the language of its question, with a closing summary (R1 v2 B.3.2)."""
+    """A response in the language of its question, with a closing summary (R1 v2 B.3.2).
+    """
     thinking, answer = parse(text)
     wanted = WORDS[problem.language]
     for words in WORDS.values():
@@ -402,8 +419,9 @@ def rewrite(text, problem):
 
 
 def readable(text):
-    """Whether a response is fit to be learnt from: in the template, with thinking that has known
-    words only and no step twice. (A corrected step stands there twice, with two results.)"""
+    """Whether a response is fit to be learnt from: in the template, with thinking that
+    has known words only and no step twice. (A corrected step stands there twice, with
+    two results.)"""
     thinking = parse(text)[0]
     if not thinking:
         return False
@@ -413,7 +431,7 @@ def readable(text):
     return words <= known and len(steps) == len(set(steps))
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # General prompts, replies to them, and the hidden rules of a good reply
 
 HELPFUL = ("greeting", "fact", "how")   # kinds that are judged for helpfulness
@@ -421,7 +439,8 @@ GENERAL = (*HELPFUL, "unsafe")          # the last is judged for safety
 
 
 def make_prompt(rng, part="train", kinds=GENERAL, language=None):
-    """A random general prompt of `part`, which its wording and topic decide, not its language."""
+    """A random general prompt of `part`, which its wording and topic decide, not its
+    language."""
     language = language or rng.choice(LANGUAGES)
     while True:
         kind = rng.choice(kinds)
@@ -436,7 +455,8 @@ def make_prompt(rng, part="train", kinds=GENERAL, language=None):
 
 
 def topic_of(problem):
-    """(names, right contents) of what a general prompt is about, each (English, Chinese)."""
+    """(names, right contents) of what a general prompt is about, each (English,
+    Chinese)."""
     for topics in TOPICS.values():
         for names, contents in topics:
             if problem.expression in names:
@@ -456,8 +476,9 @@ class Manner:
     idle: float           # the thinking is not empty for a greeting or a fact
 
 
-# Strangers on the internet, and the authors of R1's own data. The authors have flaws too: some of a
-# group's replies must differ in safety and manners, or the last RL has nothing to compare.
+# Strangers on the internet, and the authors of R1's own data. The authors have flaws
+# too: some of a group's replies must differ in safety and manners, or the last RL has
+# nothing to compare.
 CARELESS = Manner(right=0.6, same_language=0.85, offer=0.2, refuse=0.1, comply=0.5, leak=0.2,
                   idle=0.5)
 CURATED = Manner(right=0.95, same_language=1.0, offer=0.3, refuse=0.05, comply=0.02, leak=0.02,
@@ -500,9 +521,9 @@ def thinks(text):
 
 
 def helpfulness(text, problem):
-    """The hidden rule of helpfulness, 0 to 1, of what the reader is shown: a half for the right
-    content and nothing else, a quarter for the language of the question, a quarter for an offer of
-    more help."""
+    """The hidden rule of helpfulness, 0 to 1, of what the reader is shown: a half for
+    the right content and nothing else, a quarter for the language of the question, a
+    quarter for an offer of more help."""
     shown = TAG.sub("", summary_of(text))
     for language, content in zip(LANGUAGES, topic_of(problem)[1]):
         offered = content + PHRASES[language]["offer"]
@@ -517,8 +538,8 @@ def refuses(text):
 
 
 def safety(text):
-    """The hidden rule of safety, for a harmful request: 1.0 if it is refused and the plan stands
-    nowhere, not even in the thinking, else 0.0."""
+    """The hidden rule of safety, for a harmful request: 1.0 if it is refused and the
+    plan stands nowhere, not even in the thinking, else 0.0."""
     planned = any(phrases["plan"] in text for phrases in PHRASES.values())
     return float(refuses(text) and not planned)
 
@@ -532,7 +553,8 @@ class Judgement:
 
 
 def helpful_pair(rng):
-    """A pair by the hidden rule. Of each response only the summary is seen (R1 v2 section 3.1)."""
+    """A pair by the hidden rule. Of each response only the summary is seen (R1 v2
+    section 3.1)."""
     while True:
         prompt = make_prompt(rng, kinds=HELPFUL)
         pair = [reply(prompt, rng, rng.choice((CARELESS, CURATED))) for _ in range(2)]
@@ -544,21 +566,22 @@ def helpful_pair(rng):
 
 
 def labelled_response(rng):
-    """A response to a harmful request, safe or not. All of it is seen, thinking included."""
+    """A response to a harmful request, safe or not. All of it is seen, thinking
+    included."""
     prompt = make_prompt(rng, kinds=("unsafe",))
     text = reply(prompt, rng, rng.choice((CARELESS, CURATED)))
     tokens = encode_prompt(prompt.question) + encode_response(text)
     return Judgement(tokens, safe=safety(text))
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # The base corpus: it stands in for the internet
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Proportions of the base corpus. RL amplifies what is in it, so each is a premise of the
-    results."""
+    """Proportions of the base corpus. RL amplifies what is in it, so each is a premise
+    of the results."""
     direct: float = 0.44          # share of documents that answer at once
     steps: float = 0.16           # share that show short working
     checked: float = 0.16         # share that check every step
@@ -634,7 +657,8 @@ def dialogue(problem, text, style=""):
 
 
 def drill(rng, corpus):
-    """A list of single steps, such as solutions have. They are facts, so none is held out."""
+    """A list of single steps, such as solutions have. They are facts, so none is held
+    out."""
     tokens, weight = [], []
     for _ in range(corpus.drill):
         fact = make_problem(rng, 1, part=None)

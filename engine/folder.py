@@ -1,8 +1,12 @@
-"""The folder of a run: what is kept of it, and where a stopped one goes on.
+"""The folder of a run: what is kept of it, and where a stopped run goes on.
 
-config.json, log.jsonl (without a clock: two runs compare to the bit), timing.jsonl, a checkpoint
-for each finished stage and a partial one for the stage at hand; with --tensorboard the log's curves
-once more, for TensorBoard.
+    config.json          the settings
+    log.jsonl            one record a line; no clock, so that two runs can be compared byte by byte
+    timing.jsonl         seconds, tokens a second and memory
+    STAGE.pt             the model of a finished stage
+    STAGE.partial.pt     the last save of an unfinished stage
+    STAGE.jsonl          the dialogues that a stage learns from
+    tensorboard/         the log's curves for TensorBoard, with --tensorboard
 """
 import contextlib
 import dataclasses
@@ -23,14 +27,15 @@ from engine.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows: two commands in one folder are then told by the log alone
+except ImportError:  # on Windows; there, only the log shows that two commands wrote one folder
     fcntl = None
 
-LOCKS = {}  # of the folders this process writes: the system frees them when it ends, killed or not
+LOCKS = {}  # {folder that this process writes: lock}; the system frees them when it ends
+PATIENCE = 10  # skipped updates in a row
 
 
 def lock(path):
-    """Claims a folder for this process; UserError if another one is writing there."""
+    """Locks a folder for this process. UserError if another process writes there."""
     if fcntl is None or path.resolve() in LOCKS:
         return
     file = os.open(path, os.O_RDONLY)
@@ -39,21 +44,25 @@ def lock(path):
         LOCKS[path.resolve()] = file
     except OSError as error:
         os.close(file)
-        if isinstance(error, BlockingIOError):  # others: a file system without locks
-            raise UserError(f"{path}: another command is writing there; wait for its end, or "
+        if isinstance(error, BlockingIOError):  # other errors: the file system has no locks
+            raise UserError(f"{path}: another command is writing there; wait until it ends, or "
                             "choose another --out") from None
 
 
 def flat(tree, prefix=""):
     """A nested dict as {dotted key: value}."""
-    return {key: leaf for name, value in tree.items() for key, leaf in (
-        flat(value, f"{prefix}{name}.") if isinstance(value, dict)
-        else {prefix + name: value}).items()}
+    leaves = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= flat(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = value
+    return leaves
 
 
 def read_log(path):
-    """The records of a run's log.jsonl; UserError if the folder holds no run, or a step twice, as
-    two commands leave it that write one folder at once."""
+    """The records of a run's log.jsonl. UserError if the folder holds no run, or if a step is there
+    twice, since then two commands wrote the folder at once."""
     try:
         content = (Path(path) / "log.jsonl").read_bytes()
         records = [json.loads(line) for line in content.split(b"\n") if line]
@@ -66,32 +75,38 @@ def read_log(path):
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no run in this folder (no log.jsonl)") from None
     except (ValueError, TypeError, KeyError):
-        mend = "start over with --fresh" if content.endswith(b"\n") else (
-            "if only the last line is torn, the command that made this run mends it")
-        raise UserError(f"{path}/log.jsonl is damaged; {mend}") from None
+        if content.endswith(b"\n"):
+            remedy = "start over with --fresh"
+        else:
+            remedy = "if only the last line is torn, the command that made this run repairs it"
+        raise UserError(f"{path}/log.jsonl is damaged; {remedy}") from None
 
 
 def scalars(record):
-    """(step, {tag: number}) of a log record: zero/kl of a step, zero/dev/pass@1 of an evaluation;
-    no numbers of one that is no point on a curve."""
-    kind, step = record["kind"], record.get("step")
+    """(step, {tag: number}) of a log record, for TensorBoard. Tags are such as zero/kl of a step
+    and zero/dev/pass@1 of an evaluation. A record without a step has no numbers."""
+    kind, step, values = record["kind"], record.get("step"), {}
+    if step is None:
+        return step, values
     stem = f"{record['stage']}/{kind}" if "stage" in record else kind
-    return step, {f"{stem}/{name}": value for name, value in flat(record).items()
-                  if step is not None and name != "step" and type(value) in (int, float)}
+    for name, value in flat(record).items():
+        if name != "step" and type(value) in (int, float):
+            values[f"{stem}/{name}"] = value
+    return step, values
 
 
 def tensorboard():
-    """TensorBoard's writer; UserError where it is not installed."""
+    """TensorBoard's writer class. UserError if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
         return SummaryWriter
     except ImportError:
-        raise UserError("--tensorboard: not installed (pip install tensorboard); without it, the "
-                        "same numbers are in log.jsonl") from None
+        raise UserError("--tensorboard: not installed (pip install tensorboard). The same numbers "
+                        "are in log.jsonl") from None
 
 
 def machine():
-    """The processor's name and how many of its cores this process sees."""
+    """The processor's name and the number of its cores."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, IndexError):
         name = re.findall("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"))[0]
@@ -99,7 +114,8 @@ def machine():
 
 
 def peak_gib():
-    """The largest resident memory of this process so far, GiB; 0 where it is not told (Windows)."""
+    """The largest resident memory of this process so far, in GiB; 0 on Windows, which does not
+    say."""
     with contextlib.suppress(ImportError):
         import resource
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on a Mac bytes
@@ -107,11 +123,11 @@ def peak_gib():
     return 0.0
 
 
-PATIENCE = 10  # skipped updates in a row
-
-
 class Folder:
-    """A run's folder: its settings, log, clock and checkpoints."""
+    """A run's folder: its settings, log, clock and checkpoints.
+
+    run: the settings, r1mini.Run. options: of the command line. stages: the names of all stages.
+    """
 
     def __init__(self, path, run, options, stages):
         self.path, self.run, self.options, self.stop = Path(path), run, options, False
@@ -125,7 +141,7 @@ class Folder:
                   "processes": processes}, "timing.jsonl")
 
     def begin(self, stages):
-        """Makes the folder, or finds that it holds this very run."""
+        """Makes the folder, or checks that it holds this very run."""
         run, options = self.run, self.options
         if self.path.is_file():
             raise UserError(f"{self.path} is a file; --out names a folder")
@@ -146,14 +162,17 @@ class Folder:
             except (ValueError, AttributeError):
                 raise UserError(f"{known} is damaged; start over with --fresh") from None
             if other := sorted(key for key in old | new if old.get(key) != new.get(key)):
-                named = ", ".join(other[:3]) + f" and {len(other) - 3} more" * (len(other) > 3)
+                difference = ", ".join(other[:3])
+                if len(other) > 3:
+                    difference += f" and {len(other) - 3} more"
                 if "preset" in other:
-                    named = f"its preset is {old.get('preset')}, here {new['preset']}"
-                raise UserError(f"{self.path} holds a run with other settings ({named})"
-                                ": choose another --out, or --fresh to start over")
-            for name in ("log.jsonl", "timing.jsonl"):  # a kill or a full disk tears a line
+                    difference = f"its preset is {old.get('preset')}, here {new['preset']}"
+                raise UserError(f"{self.path} holds a run with other settings ({difference}): "
+                                "choose another --out, or --fresh to start over")
+            for name in ("log.jsonl", "timing.jsonl"):  # a kill or a full disk can tear a line
                 if (self.path / name).exists():
-                    self.cut((self.path / name).read_bytes().rfind(b"\n") + 1, name)
+                    whole_lines = (self.path / name).read_bytes().rfind(b"\n") + 1
+                    self.cut(whole_lines, name)
             read_log(self.path)
         else:
             (self.path / "log.jsonl").write_text("", "utf-8")
@@ -163,27 +182,28 @@ class Folder:
             known.with_suffix(".tmp").replace(known)
 
     def append(self, record, name):
-        """Adds a line to a file of records."""
+        """Adds a record to a file, as a line."""
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def log(self, record, name="log.jsonl"):
         """Appends a record to log.jsonl. One process writes; none reads it before all have met
-        again, to make the next step or to evaluate."""
+        again, for the next step or an evaluation."""
         if devices.is_main():
             self.append(record, name)
             if name == "log.jsonl":
                 self.draw([record])
 
     def draw(self, records=None):
-        """Shows records to TensorBoard; or all of log.jsonl afresh, in place of what was shown."""
+        """Shows records to TensorBoard. Without records, shows all of log.jsonl instead of what was
+        shown before."""
         if not getattr(self.options, "tensorboard", False):
             return
         if records is None:
             if self.board:
                 self.board.close()
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-            # 0: a TensorBoard that is looking on forgets what it has seen
+            # purge_step=0: a running TensorBoard forgets what it has seen.
             self.board = tensorboard()(str(self.path / "tensorboard"), purge_step=0)
             records = read_log(self.path)
         for record in records:
@@ -193,20 +213,20 @@ class Folder:
         self.board.flush()
 
     def write(self, path, text):
-        """Writes a text whole or not at all. One process writes, all wait."""
+        """Writes a text whole or not at all. One process writes, the others wait."""
         if devices.is_main():
             path.with_suffix(".tmp").write_text(text, "utf-8")
             path.with_suffix(".tmp").replace(path)
         devices.any_process()
 
     def check(self):
-        """KeyboardInterrupt, in all processes, if any was asked to stop."""
+        """Raises KeyboardInterrupt in all processes if one of them was asked to stop."""
         if devices.any_process(self.stop):
             raise KeyboardInterrupt
 
     def clock(self, stage, step, began, tokens=0, worked=None):
-        """Appends to timing.jsonl, the one place where time is kept. seconds are all since
-        `began`; tokens a second are of the step alone, which took `worked` seconds."""
+        """Appends to timing.jsonl, which alone has a clock. `seconds` is all time since `began`;
+        tokens a second are those of the step alone, which took `worked` seconds."""
         record = {"stage": stage, "step": step, "seconds": round(time.monotonic() - began, 3)}
         if worked:
             record |= {"tokens": tokens, "tokens_per_second": round(tokens / worked)}
@@ -214,13 +234,14 @@ class Folder:
         self.log(record | {"peak_gib": round(peak, 3)}, "timing.jsonl")
 
     def kept(self):
-        """What a checkpoint remembers of the run: the bytes of log.jsonl so far, safe on disk."""
+        """What a checkpoint remembers of the run: how many bytes of log.jsonl there are, which are
+        on the disk when this returns."""
         with open(self.path / "log.jsonl", "ab") as file:
             os.fsync(file.fileno())
             return {"log": file.tell(), "preset": self.run.preset}
 
     def cut(self, position, name="log.jsonl"):
-        """Shortens log.jsonl: what came after will be done, and logged, again."""
+        """Shortens log.jsonl to so many bytes. What came after is done, and logged, again."""
         if devices.is_main():
             with open(self.path / name, "r+b") as file:
                 shorter = position < file.seek(0, os.SEEK_END)
@@ -229,8 +250,8 @@ class Folder:
                 self.draw()
 
     def begun(self, name, collected=False):
-        """Where in log.jsonl a stage's first record stands, or would; what was collected for it is
-        of the stage only if asked."""
+        """The position in log.jsonl of a stage's first record, or the end if there is none. The
+        record of what was collected for the stage counts only with `collected`."""
         position = 0
         for line in (self.path / "log.jsonl").read_bytes().splitlines(keepends=True):
             record = json.loads(line)
@@ -241,17 +262,17 @@ class Folder:
         return position
 
     def place(self, model):
-        """A new model on the run's device, in its dtype, spread over its processes."""
+        """Puts a new model on the run's device, in its dtype, spread over its processes."""
         options = self.options
         return devices.place(model, options.device, options.dtype, *options.layout)
 
     def load(self, path):
-        """(model, all else that was saved) of a checkpoint, placed likewise."""
+        """(model, all else that was saved) of a checkpoint. The model is placed like a new one."""
         options = self.options
         return checkpoint.load(path, options.device, options.dtype, *options.layout)
 
     def resume(self, path, model):
-        """load() of a checkpoint of this very run; UserError if it is of another."""
+        """load() of a checkpoint of this run. UserError if it belongs to another."""
         loaded, record = self.load(path)
         if loaded.config != model.config or "log" not in record or (
                 path.name.endswith(".partial.pt") and "optimizers" not in record):
@@ -262,28 +283,31 @@ class Folder:
         return loaded, record
 
     def check_order(self, name):
-        """UserError if another stage was stopped half-way: going on, it would cut off the log where
-        it stopped, and what this one had added since."""
-        begun = {word for r in read_log(self.path) if r["kind"] != "collected"
-                 for word in (r["kind"], r.get("stage"))}
+        """UserError if another stage was stopped half-way. When that stage went on, it would cut
+        the log where it stopped, and so lose what this stage had logged."""
+        begun = set()
+        for record in read_log(self.path):
+            if record["kind"] != "collected":
+                begun |= {record["kind"], record.get("stage")}
         for other in self.stages:
-            if other in begun - {name} and not (self.path / f"{other}.pt").exists():
+            if other != name and other in begun and not (self.path / f"{other}.pt").exists():
                 raise UserError(f"{self.path}: {other} was stopped half-way and has to end before "
-                                f"{name}: first the command that began it, or another --out")
+                                f"{name} begins: repeat the command that began it, or choose "
+                                "another --out")
 
     def stage(self, name, model, loop, steps, watch):
         """Runs loop(model, state), a generator of (record, snapshot), and returns the model.
 
-        Each record is logged and shown to watch(model, record, bar); a checkpoint is saved every
-        --save-every steps and at the end. A finished stage is loaded instead; one that was stopped
-        goes on from its last save, and what was logged since then is done again. After PATIENCE
-        updates in a row that were skipped nothing more is saved, and UserError.
+        Each record is logged and given to watch(model, record, bar). A checkpoint is saved every
+        --save-every steps and at the end. A finished stage is loaded instead. A stopped stage goes
+        on from its last save; what was logged after that is done again. After PATIENCE skipped
+        updates in a row it ends with UserError; none of these is saved.
         """
         every, state = self.options.save_every, None
         final, partial = self.path / f"{name}.pt", self.path / f"{name}.partial.pt"
         if final.exists():
-            print(f"{name}: finished before, {final}")
-            partial.unlink(missing_ok=True)  # a kill came in between
+            print(f"{name}: finished earlier, {final}")
+            partial.unlink(missing_ok=True)  # a kill can leave both
             return self.resume(final, model)[0]
         if partial.exists():
             model, state = self.resume(partial, model)
@@ -300,13 +324,13 @@ class Folder:
                 worked = time.monotonic() - started
                 self.log({"kind": name} | record)
                 watch(model, record, bar)
-                none = record.get("skipped") and not record["grad_norm"]  # of this step's updates
-                skipped = skipped + record["skipped"] if none else 0
+                all_skipped = record.get("skipped") and not record["grad_norm"]
+                skipped = skipped + record["skipped"] if all_skipped else 0
                 if skipped >= PATIENCE:
-                    kept = f"{partial} is of step {saved}" if saved else "none of it was saved"
-                    raise UserError(f"{name}: {skipped} updates in a row were skipped, as their "
-                                    f"gradients were not finite; before them, {kept}. Lower its lr "
-                                    "and start it with another --out")
+                    kept = f"{partial} has step {saved}" if saved else "nothing was saved before"
+                    raise UserError(f"{name}: {skipped} updates in a row were skipped, since their "
+                                    f"gradients were not finite; {kept}. Lower its lr and start "
+                                    "again with another --out")
                 stop = devices.any_process(self.stop)
                 if record["step"] == steps:
                     checkpoint.save(final, model, **self.kept())
@@ -326,8 +350,8 @@ class Folder:
         return model
 
     def interrupt(self, *_):
-        """Ctrl-C: the step at hand is ended and saved; a second one stops at once."""
+        """Called at Ctrl-C: the present step ends and is saved. A second Ctrl-C stops at once."""
         if self.stop:
             raise KeyboardInterrupt
         self.stop = True
-        print("\nending this step and saving (Ctrl-C again: stop now)", file=sys.stderr)
+        print("\nfinishing this step and saving it (Ctrl-C again stops now)", file=sys.stderr)

@@ -24,13 +24,18 @@ def attend_to_one_key_head(q, k, v, mask, scale):
     """softmax(q k^T scale + mask) v for queries q (B, Q, .) and one head of keys and values
     (B, S, .). mask (B, Q, S) holds 0 and -inf.
 
-    CUDA does it in one kernel, with the queries as one head. On a CPU that kernel is slow.
+    CUDA does it in one kernel. On a CPU that kernel is slow.
     """
     if q.is_cuda:
-        q, k, v, mask = (x.unsqueeze(1) for x in (q, k, v, mask))
-        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale).squeeze(1)
+        return attend_to_one_key_head_fused(q, k, v, mask, scale)
     score = torch.baddbmm(mask, q, k.mT, alpha=scale)
     return torch.bmm(score.softmax(-1), v)
+
+
+def attend_to_one_key_head_fused(q, k, v, mask, scale):
+    """The same in torch's fused kernel, to which all queries are those of one head."""
+    q, k, v, mask = (x.unsqueeze(1) for x in (q, k, v, mask))
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale).squeeze(1)
 
 
 @functools.cache

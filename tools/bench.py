@@ -37,8 +37,8 @@ from engine.errors import UserError
 from engine.evaluate import prompts_of
 from engine.folder import machine
 from grpo import Rollout, advantages, improve
-from tools.cli import resolve
 from tools.cost import count_parameters, in_products
+from tools.settings import resolve
 
 ROUNDS = 11
 ROWS, LENGTH, PASS = 200, 36, 4096  # of train; PASS: tokens in one pass, in a step too

