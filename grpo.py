@@ -110,8 +110,7 @@ def kl_k3(new, reference):
 
 
 def overlong_penalty(lengths, limit, buffer):
-    """0 up to limit - buffer tokens, then falling to -1 at the limit (DAPO section
-    3.4)."""
+    """DAPO section 3.4: 0 up to limit - buffer tokens, then falling to -1 at the limit."""
     return ((limit - buffer - lengths) / buffer).clamp(-1.0, 0.0)
 
 
@@ -125,8 +124,9 @@ class Batch:
 
 # An objective takes log-probabilities (n, T) of the new, the old and the reference
 # policy, advantages (n,), a mask (n, T) that is 1 at answer tokens, the Batch and the
-# settings. It returns (J, info). J is to be maximised; J of a minibatch is the sum over
-# its passes. info holds the KL estimate of each token and where the clip acts.
+# settings s. It returns (J, info). J is to be maximised; J of a minibatch is the sum over
+# its passes. info has the KL estimate of each token, and where the clip acts. The four
+# differ in `weight` alone, and GSPO also in `ratio`.
 
 
 def grpo(new, old, reference, advantage, mask, batch, s):

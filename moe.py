@@ -92,10 +92,10 @@ V3 = Config(
 
 
 def make_rotations(config):
-    """e^(i angle) for each position and frequency, complex (max_seq_len,
-    qk_rope_head_dim / 2)."""
-    even = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32)  # 0, 2, 4, ...
-    frequency = config.rope_theta ** (-even / config.qk_rope_head_dim)
+    """exp(1j * angle) for each position and frequency: complex (max_seq_len, R/2)."""
+    R = config.qk_rope_head_dim
+    even = torch.arange(0, R, 2, dtype=torch.float32)  # 0, 2, 4, ...
+    frequency = config.rope_theta ** (-even / R)
     position = torch.arange(config.max_seq_len, dtype=torch.float32)
     angle = torch.outer(position, frequency)
     return torch.polar(torch.ones_like(angle), angle)
@@ -287,8 +287,10 @@ class MLP(nn.Module):
 
 
 class Router(nn.Module):
-    """Chooses K experts for each token, and their gates (eq 13-16; node limit: section
-    2.1.2)."""
+    """Chooses K experts for each token, and their gates (eq 13-16; section 2.1.2).
+
+    With the bias, eq 16 takes the place of eq 14.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -341,7 +343,7 @@ class Experts(nn.Module):
         return self.forward_loop(x_NC, gates_NK, expert_ids_NK)
 
     def forward_loop(self, x_NC, gates_NK, expert_ids_NK):
-        """The sum over i of g_i FFN_i(u) in eq 12, as it is printed: one expert after
+        """The sum over i of g_i FFN_i(u) in eq 12, literally: one expert after
         the other."""
         y_NC = torch.zeros_like(x_NC)
         for i, (w13, w2) in enumerate(zip(self.w13, self.w2)):
@@ -351,8 +353,8 @@ class Experts(nn.Module):
         return y_NC
 
     def forward_grouped(self, x_NC, gates_NK, expert_ids_NK):
-        """The same with two products for all experts, of tokens that are sorted by
-        expert."""
+        """The same sum. The pairs of token and expert are sorted by expert, so that two
+        grouped products serve all experts."""
         dtype = kernels.product_dtype(x_NC)
         token_M, gates_M, counts_E = kernels.sort_by_expert(
             expert_ids_NK, gates_NK, len(self.w2), dtype)
@@ -505,9 +507,11 @@ class Transformer(nn.Module):
     def forward(self, tokens, real=None, cache=None, logits_at=None):
         """tokens (B, T) -> Output.
 
-        real (B, T) is False at padding. Without a cache, padding is on the right. With
-        a cache, the tokens continue it, and padding may be anywhere. logits_at (B, T)
-        is True where logits are wanted; by default they are computed everywhere.
+        real (B, T) is False at padding. Without a cache, padding is on the right, where
+        no real token sees it. With a cache, the tokens continue it, the cache is
+        extended in place, and padding may be anywhere.
+
+        logits_at (B, T) is True where logits are wanted; without it, everywhere.
         """
         T, mask = tokens.size(1), None
         if cache is None:

@@ -113,7 +113,7 @@ def test_choices_curriculum_draws_weak_levels_more_often(tmp_path):
     run = cli.resolve("micro", ["zero.levels=3,6"])
     task = choices.by_success(SimpleNamespace(path=tmp_path, run=run), run.zero)
     for step, share in ((4, 0.5), (5, 0.95), (9, 0.95), (10, 0.05)):
-        problems = task.sample(random.Random(0), 2000, step)
+        problems = task.draw(random.Random(0), 2000, step)
         assert sum(p.level == 6 for p in problems) / 2000 == pytest.approx(share, abs=0.03)
 
 

@@ -103,7 +103,7 @@ def test_cli_longest_question_has_room():
     """No prompt of the corpus, stray spaces included, is longer than the room that check() leaves
     for it."""
     rng = random.Random(0)
-    questions = [tasks.space(tasks.make_problem(rng, 7, products=p), rng).question
+    questions = [tasks.add_spaces(tasks.make_problem(rng, 7, products=p), rng).question
              for p in (0.0, 0.5) for _ in range(3000)]
     questions += [p.question for p in tasks.make_problems("test", 200, (9,))]
     questions += [tasks.make_prompt(rng).question for _ in range(3000)]

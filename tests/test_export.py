@@ -99,7 +99,7 @@ def test_export_mtp_logits_equal_transformers(folder, monkeypatch):
         0, hidden, torch.arange(19).unsqueeze(0), MtpCache(config=main.config.get_mtp_config()),
         input_ids=tokens[:, 1:]))
     at = torch.ones(2, 19, dtype=torch.bool)
-    ours = model.predict_second(tokens, tokens >= 0, model(tokens).hidden, at).logits
+    ours = model.predict_after_next(tokens, tokens >= 0, model(tokens).hidden, at).logits
     assert ours.std() > 0.3 and (ours - theirs.flatten(0, 1)).abs().max() < 1e-4
 
 

@@ -54,7 +54,7 @@ def test_program_hostile_text_has_no_value(text):
 def test_program_reward_is_the_share_of_tests_passed(answer, share):
     """By hand, for f(0)=3, f(1)=5, f(-2)=-1: every form of 2x+3 passes all tests, and other answers
     earn the share that they pass."""
-    problem = tasks.Problem("", "2*x+3", "en", kind="program", expression="f(0)=3 f(1)=5 f(-2)=-1")
+    problem = tasks.Problem("f(0)=3 f(1)=5 f(-2)=-1", "2*x+3", "en", kind="program")
     text = f"<think>1+1=2</think><answer>{answer}</answer>"
     assert program.tests_passed(text, problem) == pytest.approx(share)
     assert program.tests_passed(answer, problem) == 0                    # outside the template

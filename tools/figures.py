@@ -538,7 +538,7 @@ def draw_answer(plot, top, name, text, problem, font):
     size, line_height, left = 14.5, 20.5, 14
     width = plot.get_xlim()[1]
     lines = steps_of(tasks.parse(text)[0]) or ["(no thinking)"]
-    lines.append(tasks.TAG.sub("", tasks.summary_of(text)))
+    lines.append(tasks.TAG.sub("", tasks.shown_part(text)))
     bottom = top + (1 + len(lines)) * line_height + 12
     colour, words = verdict(text, problem)
     plot.fill_between([0, width], top, bottom, color="0.955", lw=0)
