@@ -23,7 +23,7 @@ from engine.folder import read_log
 from engine.watch import Watch
 from r1mini import collect, train
 from tools.cost import in_products
-from tools.report import of_flops
+from tools.report import flops_by_stage
 from tools.study import once, tested
 from tools.tables import cell, table
 
@@ -35,7 +35,8 @@ def cost_of_rl(log):
     updates, s = [r for r in log if r["kind"] == "zero"], log[0]["zero"]
     return (len(updates) * s["problems"] * s["group_size"] * s["oversample"],
             sum(r["prompt_tokens"] for r in updates),
-            of_flops(log)["zero"] * 1e12 / in_products(moe.Config(**log[0]["model"]), mtp=False))
+            flops_by_stage(log)["zero"] * 1e12
+            / in_products(moe.Config(**log[0]["model"]), mtp=False))
 
 
 def rejection_sampling(folder, base, log):

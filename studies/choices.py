@@ -3,7 +3,7 @@
     python r1mini.py study choices
 
 Each recipe is the default's with one change (AdamW with a rate of its own). What it costs to come
-there is counted in operations (report.FLOPS), which a busy machine does not change.
+there is counted in operations (tools.tables.FLOPS_NOTE), which a busy machine does not change.
 Test problems are few, for nothing is read off them. Two recipes more, which no setting makes:
 
 growing      pretraining whose steps read half as many documents as usual in the first third, and
@@ -24,8 +24,8 @@ from engine.folder import read_log
 from engine.watch import Watch
 from grpo import Task, train_rl
 from r1mini import draw_problem, for_each, rl, train
-from tools.report import of_flops
-from tools.tables import FLOPS, cell, per_seed, table
+from tools.report import flops_by_stage
+from tools.tables import FLOPS_NOTE, cell, per_seed, table
 
 LIMIT = 0.85  # pass@1 on dev, at temperature 1, asked after every fifth RL step and the last
 # What a recipe is called: its folder, and what it changes. Some change the base, some RL alone.
@@ -71,13 +71,13 @@ def climb(base, log):
     reached = next((r["step"] for r in asked if r["pass@1"] >= LIMIT), None)
     if reached is not None:
         steps = [r for r in log if r["kind"] == "zero" and r["step"] <= reached]
-        pretraining = of_flops(base)["base"]
+        pretraining = flops_by_stage(base)["base"]
         found |= {"steps": reached, "base_tflop": pretraining,
-                  "tflop": pretraining + of_flops([log[0], *steps])["zero"]}
+                  "tflop": pretraining + flops_by_stage([log[0], *steps])["zero"]}
     return found
 
 
-def figures(seed, at="runs/"):
+def numbers(seed, at="runs/"):
     """What became of each recipe of a seed, by key such as Dr. GRPO.tflop."""
     return {f"{text}.{key}": x for text, (start, own) in folders(seed, at).items()
             for key, x in climb(read_log(start), read_log(own)).items()}
@@ -173,4 +173,4 @@ def compared(rows, names):
                      f"{there} of {count}"])
     return [*table(["recipe", *columns.values(), "seeds at 85%"], body), "",
             "pass@1 on dev problems at temperature 1, 16 answers to each, after every fifth RL "
-            f"step and the last. {FLOPS} Muon's own products are left out too."]
+            f"step and the last. {FLOPS_NOTE} Muon's own products are left out too."]

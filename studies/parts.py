@@ -18,7 +18,7 @@ PARTS = {"mixture and MTP": ("both", "model.n_mtp_layers=1"),
 RUNS = [(f"parts-{name}-{{seed}}", f"base --set {words}") for name, words in PARTS.values()]
 
 
-def figures(seed, at="runs/"):
+def numbers(seed, at="runs/"):
     """What became of each base of a seed, by key such as dense.pass@1; loss is the mean of the
     last hundred steps, all of documents never read before."""
     found = {}

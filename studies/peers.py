@@ -46,15 +46,15 @@ from tools.bench import (
     ROWS,
     SHAPES,
     announce,
-    benched,
-    by_round,
-    even_works,
+    run_bench,
+    seconds_by_round,
+    equal_length_works,
     grpo_step,
-    make,
-    real_work,
-    sampled,
+    make_model,
+    zero_work,
+    sample_call,
     seconds,
-    setting,
+    describe_setting,
     train_step,
 )
 from tools.cli import load_writer
@@ -67,10 +67,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def theirs(config, device, weights=None):
-    """transformers' DeepseekV3ForCausalLM of the same sizes and the weights make() has."""
+    """transformers' DeepseekV3ForCausalLM of the same sizes and the weights make_model() has."""
     from transformers import DeepseekV3ForCausalLM
     with tempfile.TemporaryDirectory() as path:
-        export.write(f"{path}/model", make(config, "cpu", torch.float32, weights))
+        export.write(f"{path}/model", make_model(config, "cpu", torch.float32, weights))
         return DeepseekV3ForCausalLM.from_pretrained(f"{path}/model").to(device)
 
 
@@ -179,7 +179,8 @@ def best_of(taken):
 
 def tried(works, device, rounds=6):
     """best_of calls by (dtype, threads), each by its fastest of some rounds in turn."""
-    return best_of({way: min(each) for way, each in by_round(works, device, rounds).items()})
+    return best_of({way: min(each) for way, each in seconds_by_round(
+        works, device, rounds).items()})
 
 
 def our_ways():
@@ -223,7 +224,7 @@ def in_turn_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6)
     def by_token(works, rounds):
         """{way: seconds a token in each round}, by the first process' tokens: all choose alike."""
         found = {}
-        for way, times in by_round(works, device, rounds).items():
+        for way, times in seconds_by_round(works, device, rounds).items():
             last = torch.tensor(counts[way][-len(times):], dtype=torch.float64)
             told = devices.all_sum(last * devices.is_main()).tolist()
             found[way] = [x / n for x, n in zip(times, told)]
@@ -246,15 +247,15 @@ def training(config, device, rounds=None):
     def counted(step):
         return lambda: step() or ROWS * LENGTH
     return in_turn_with_transformers(
-        "train", lambda dtype: counted(train_step(make(config, device, dtype))),
+        "train", lambda dtype: counted(train_step(make_model(config, device, dtype))),
         lambda dtype: counted(their_train_step(theirs(config, device), dtype)), device, rounds)
 
 
 def writing(config, device, work, rounds=None, trial=6):
     """Tokens a second of sampling, ours and transformers', and ratios."""
     return in_turn_with_transformers(
-        f"sample{work.even}",
-        lambda dtype: sampled(make(config, device, dtype, work.weights), work),
+        f"sample{work.key_part}",
+        lambda dtype: sample_call(make_model(config, device, dtype, work.weights), work),
         lambda dtype: their_sampled(theirs(config, device, work.weights), dtype, work),
         device, rounds, trial)
 
@@ -280,13 +281,13 @@ def against_trl(config, run, device, work, rounds=None, trial=6):
                 our_turn()
         told = devices.all_sum(torch.tensor(steps)).tolist()
         return told, {name: each[1:] for name, each in ours.items()}
-    works = {way: grpo_step(make(config, device, way[0], work.weights), run, work)["whole"]
+    works = {way: grpo_step(make_model(config, device, way[0], work.weights), run, work)["whole"]
              for way in our_ways()}
     best = list(zip(tried(works, device, trial), best_of({
         way: min(beside(way, {}, 2)[0]) for way in their_ways()})))
     works = {mine: works[mine] for mine, _ in best}
     taken = {other: beside(other, works, rounds) for other in dict.fromkeys(b for _, b in best)}
-    return compared(f"step{work.even}", "trl", [
+    return compared(f"step{work.key_part}", "trl", [
         (mine, other, taken[other][1][mine], taken[other][0]) for mine, other in best])
 
 
@@ -295,10 +296,10 @@ def against(run, device, weights=None, rounds=None):
     checkpoint, of a rollout and a step by it; else also of training, and all of one length."""
     plain = dataclasses.replace(run.model, n_mtp_layers=0)
     if weights:
-        work, rounds = real_work(run, weights), rounds or REAL_ROUNDS
+        work, rounds = zero_work(run, weights), rounds or REAL_ROUNDS
         return (writing(plain, device, work, rounds, 2)
                 | against_trl(plain, run, device, work, rounds, 2))
-    to_sample, to_learn = even_works(plain)
+    to_sample, to_learn = equal_length_works(plain)
     return (training(plain, device, rounds) | writing(plain, device, to_sample, rounds)
             | against_trl(plain, run, device, to_learn, rounds))
 
@@ -310,8 +311,8 @@ def measure(folder):
     """The figures of bench --against, and of its rollouts by a run's Zero, each in a process of
     its own."""
     zero = str(Path(folder.run.start).parent / "zero.pt")
-    found = (once(folder, "bench --against", lambda: benched(folder, "--against"))
-             | once(folder, "rollouts", lambda: benched(folder, "--against", "--from", zero)))
+    found = (once(folder, "bench --against", lambda: run_bench(folder, "--against"))
+             | once(folder, "rollouts", lambda: run_bench(folder, "--against", "--from", zero)))
     return {key: x for key, x in found.items() if key != "machine"}
 
 
@@ -333,9 +334,9 @@ def main(options):
         logging.getLogger(name).setLevel(logging.ERROR)
     with devices.processes(options.device, options.processes, options.itself) as device:
         announce("nano takes nine minutes on two idle cores, with --from ten")
-        found = {"machine": setting(options)}
+        found = {"machine": describe_setting(options)}
         if not weights:
-            found |= {"shapes": SHAPES} | bench.ours(run, device, options.dtype)
+            found |= {"shapes": SHAPES} | bench.measure_ours(run, device, options.dtype)
         found |= against(run, device, weights)
-    print(json.dumps(found) if options.json else bench.page(found))
+    print(json.dumps(found) if options.json else bench.console_text(found))
     return 0

@@ -281,7 +281,7 @@ def rates(folder):
     """Tokens a second of pretraining and of a GRPO step, by processes."""
     found = {}
     for count in (1, 2):
-        figures = bench.benched(folder, "--processes", str(count))
+        figures = bench.run_bench(folder, "--processes", str(count))
         found[f"rates.{count}.pretraining"] = figures["documents"]
         found[f"rates.{count}.step"] = (
             bench.QUESTIONS * bench.GROUP * bench.ANSWER / figures["step.whole"])

@@ -22,7 +22,7 @@ from engine.evaluate import prompts_of
 from engine.folder import read_log
 from studies import peers
 from tools import bench
-from tools.report import of_times
+from tools.report import read_timing
 from tools.study import once
 from tools.tables import table
 
@@ -39,7 +39,7 @@ KINDS = {"products": ("aten::mm", "aten::addmm"),
 def minutes(run):
     """What a run took in all, and until Zero was right on 85% of dev, from random weights and tests
     apart."""
-    times = of_times(run)[2]
+    times = read_timing(run)[2]
     if not times:
         raise UserError(f"{run} shared its machine: no minutes to be had; run it again, alone")
     log = read_log(run)
@@ -59,8 +59,8 @@ def spent(folder):
     """Shares of the processor's time that operations of each kind take, on one process."""
     device, config, found = folder.options.device, folder.run.model, {}
     for name, work in (
-            ("train", bench.train_step(bench.make(config, device, folder.options.dtype))),
-            ("decode", bench.decode(bench.make(config, device, folder.options.dtype)))):
+            ("train", bench.train_step(bench.make_model(config, device, folder.options.dtype))),
+            ("decode", bench.decode(bench.make_model(config, device, folder.options.dtype)))):
         work()
         with torch.profiler.profile() as watched:
             work()
@@ -73,7 +73,7 @@ def spent(folder):
 
 def in_bfloat16(folder):
     """What training and decoding would be with products in bfloat16."""
-    found = bench.benched(folder, "--dtype", "bfloat16")
+    found = bench.run_bench(folder, "--dtype", "bfloat16")
     return {f"bfloat16.{key}": found[key] for key in ("train", "documents", "decode")}
 
 
@@ -83,13 +83,15 @@ def growth(folder):
     On one process: to be compared with each other only."""
     device, config, found = folder.options.device, folder.run.model, {}
     rows = {"2k": 56, "16k": 448, "64k": 1792}
-    taken = bench.in_turn({name: bench.train_step(
-        bench.make(config, device, folder.options.dtype), n, limit=folder.run.zero.micro_tokens)
+    taken = bench.median_seconds({name: bench.train_step(
+        bench.make_model(config, device, folder.options.dtype), n,
+        limit=folder.run.zero.micro_tokens)
         for name, n in rows.items()}, device, 9)
     rates = [rows[name] * bench.LENGTH / x for name, x in taken.items()]
     found |= {f"train.{name}": rate for name, rate in zip(rows, rates)}
     found["train.spread"] = max(rates) / min(rates)
-    long = bench.make(dataclasses.replace(config, max_seq_len=2048), device, folder.options.dtype)
+    long = bench.make_model(dataclasses.replace(config, max_seq_len=2048), device,
+                            folder.options.dtype)
     for n, name in ((1, "decode.one"), (PROMPTS, "decode")):  # last what takes gigabytes to read
         pairs = [[decoding(long, context, n) for context in (128, 1024)] for _ in range(21)]
         found[f"{name}.128"], found[f"{name}.1024"] = map(median, zip(*pairs))
@@ -121,7 +123,7 @@ def drafting(folder):
 
             def drafted():
                 kept["drafted"], kept["share"] = sampling.speculate(model, prompts[:n], 120, *ends)
-            taken = bench.in_turn({"plain": plain, "drafted": drafted}, device, 3)
+            taken = bench.median_seconds({"plain": plain, "drafted": drafted}, device, 3)
             for name, x in taken.items():
                 found[f"{stage}.{name}.{n}"] = int(kept[name].answer.sum()) / x
         found[f"{stage}.accepted"] = kept["share"]

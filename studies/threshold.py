@@ -8,7 +8,7 @@ ones did (R1 v2 G.1).
 """
 from engine.folder import read_log
 from tools.figures import sheet, threshold_picture
-from tools.report import of_flops
+from tools.report import flops_by_stage
 from tools.study import tested
 from tools.tables import table
 
@@ -24,7 +24,7 @@ RUNS = [(f"threshold-{dim}-{steps}-{{seed}}",
 FATES = {"base": "student", "RL": "student_rl", "distilled": "distill"}
 
 
-def figures(seed, at="runs/"):
+def numbers(seed, at="runs/"):
     """pass@1 of what became of each student of a seed, and the TFLOP that took, by key such as
     64-500.RL and 64-500.RL.tflop."""
     folders = {f"{dim}-{steps}": f"{at}threshold-{dim}-{steps}-{seed}" for dim, steps in POINTS}
@@ -36,7 +36,7 @@ def figures(seed, at="runs/"):
         found[f"{name}.base, on dev"] = dev[-1]["pass@1"]
         for fate, stage in FATES.items():
             found[f"{name}.{fate}"] = tested(folder, stage)["pass@1"]
-            found[f"{name}.{fate}.tflop"] = of_flops(log)[stage]
+            found[f"{name}.{fate}.tflop"] = flops_by_stage(log)[stage]
     return found
 
 

@@ -19,9 +19,9 @@ def test_bench_prints_every_number(capsys, monkeypatch):
     assert 0 < found["train.peak_share"] < 1
     assert min(found[f"step.{part}"] for part in ("sample", "reward", "learn", "whole")) > 0
     assert (found["cache.latent"], found["cache.heads"]) == (4 * 2 * 24, 4 * 2 * 2 * 32)
-    assert "times as fast" in bench.page({"step.vs_trl": 4.0, "train": 1e5})
+    assert "times as fast" in bench.console_text({"step.vs_trl": 4.0, "train": 1e5})
     for rate, advised in ((300.0, True), (120.0, False)):
-        page = bench.page({"gemm": 100.0, "gemm.bfloat16": rate})
+        page = bench.console_text({"gemm": 100.0, "gemm.bfloat16": rate})
         assert ("as fast in bfloat16" in page) == advised
 
 
@@ -34,7 +34,7 @@ def test_bench_rates_equal_hand_results(monkeypatch):
         name: by_hand.get(name, [1, 1]) for name in works})
     monkeypatch.setattr(bench, "document_step", lambda *_: (
         None, [100, 10, 30]))  # tokens by round; the first round is dropped
-    found = bench.ours(cli.resolve("micro", []), torch.device("cpu"), torch.float32)
+    found = bench.measure_ours(cli.resolve("micro", []), torch.device("cpu"), torch.float32)
     assert found["gemm"] == pytest.approx(2048 ** 3 / 1e9)
     assert found["gemm.bfloat16"] == 4 * found["gemm"]
     assert (found["train"], found["prefill"], found["decode"]) == (
@@ -54,8 +54,8 @@ def test_bench_whole_step_samples_rewards_and_learns(monkeypatch):
     monkeypatch.setattr(bench, "improve", lambda model, reference, optimizers, rollout, s, *_: (
         done.append(("learn", s.beta))))
     run = cli.resolve("micro", [])
-    model = bench.make(run.model, torch.device("cpu"), torch.float32)
-    step = bench.grpo_step(model, run, bench.even_works(run.model)[1])
+    model = bench.make_model(run.model, torch.device("cpu"), torch.float32)
+    step = bench.grpo_step(model, run, bench.equal_length_works(run.model)[1])
     for seed in (1, 2):
         torch.manual_seed(seed)
         step["whole"]()
@@ -69,7 +69,7 @@ def test_bench_in_turn_alternates_and_drops_the_first_round(monkeypatch):
     order, clock = [], iter([9, 9, 1, 10, 5, 20, 2, 30])
     monkeypatch.setattr(bench, "seconds", lambda work, device: work() or next(clock))
     works = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    assert bench.in_turn(works, None, 3) == {"a": 2, "b": 20}
+    assert bench.median_seconds(works, None, 3) == {"a": 2, "b": 20}
     assert order == ["a", "b"] * 4
 
 
@@ -84,11 +84,11 @@ def test_bench_of_a_command_reads_the_last_line_as_numbers(monkeypatch):
                                stderr="words\nno memory\n")
     monkeypatch.setattr(bench.subprocess, "run", run)
     folder = SimpleNamespace(run=SimpleNamespace(preset="micro", device="cpu"))
-    assert bench.benched(folder, "--processes", "2") == {"train": 5}
+    assert bench.run_bench(folder, "--processes", "2") == {"train": 5}
     assert commands[0][2:] == ["bench", "--preset", "micro", "--json", "--device", "cpu",
                                "--processes", "2"]
     with pytest.raises(bench.UserError, match="no memory"):
-        bench.benched(folder)
+        bench.run_bench(folder)
 
 
 def test_bench_from_needs_against(capsys):

@@ -43,7 +43,7 @@ def test_choices_flops_to_85_percent_equal_hand_count(tmp_path):
         for name, _ in recipes.values():
             stages = ("base", "zero") if recipes is choices.BASES else ("zero",)
             write_log(tmp_path / f"choices-{name}-0", stages, 99 if name == "adamw" else 5)
-    found = choices.figures(0, f"{tmp_path}/")
+    found = choices.numbers(0, f"{tmp_path}/")
     model = cli.resolve("nano", ()).model
     base = 6 * 2000 * in_products(model) / in_products(model, mtp=False)
     step = 2 * 15 + 8 * 20

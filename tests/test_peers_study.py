@@ -70,7 +70,7 @@ def test_peers_transformers_rates_equal_hand_results(monkeypatch):
     monkeypatch.setattr(peers, "theirs", lambda *_: torch.nn.Module())
     monkeypatch.setattr(peers, "train_step", lambda dtype: timed("train", dtype))
     monkeypatch.setattr(peers, "their_train_step", lambda model, dtype: timed("their train", dtype))
-    monkeypatch.setattr(peers, "sampled", lambda dtype, work: timed("decode", dtype, 1000))
+    monkeypatch.setattr(peers, "sample_call", lambda dtype, work: timed("decode", dtype, 1000))
     monkeypatch.setattr(peers, "their_sampled", lambda model, dtype, work: timed(
         "their decode", dtype, 500))
     monkeypatch.setattr(peers, "their_ways", lambda: [(dtype, 1) for dtype in peers.DTYPES])
@@ -104,10 +104,10 @@ def test_peers_tokens_count_up_to_the_end_of_an_answer():
             return torch.cat((input_ids, torch.tensor([[5, 9, 0], [5, 6, 7]])), 1)
     work = bench.Work([[3], [4, 4]], 3, 9)
     assert peers.their_sampled(Other(), torch.float32, work)() == 5
-    model = bench.make(resolve("micro", []).model, torch.device("cpu"), torch.float32)
+    model = bench.make_model(resolve("micro", []).model, torch.device("cpu"), torch.float32)
     work = bench.Work([[3], [4, 4]] * 30, 12, 7)
     written = sampling.generate(model, work.prompts, 12, 7, tasks.PAD_ID, seed=0)
-    assert bench.sampled(model, work)() == sum(map(len, written.answers()))
+    assert bench.sample_call(model, work)() == sum(map(len, written.answers()))
 
 
 def test_peers_both_sides_have_the_same_weights():
@@ -115,15 +115,15 @@ def test_peers_both_sides_have_the_same_weights():
     the same token."""
     pytest.importorskip("transformers")
     run = resolve("micro", [])
-    weights = bench.make(run.model, "cpu", torch.float32).state_dict()
+    weights = bench.make_model(run.model, "cpu", torch.float32).state_dict()
     weights["head.weight"] = torch.randn_like(weights["head.weight"])  # unlike those of make()
-    plain, work = dataclasses.replace(run.model, n_mtp_layers=0), bench.real_work(run, weights)
-    ours = bench.make(plain, torch.device("cpu"), torch.float32, weights).eval()
+    plain, work = dataclasses.replace(run.model, n_mtp_layers=0), bench.zero_work(run, weights)
+    ours = bench.make_model(plain, torch.device("cpu"), torch.float32, weights).eval()
     tokens = torch.tensor([work.prompts[0]])
     with torch.no_grad():
         theirs = peers.theirs(plain, torch.device("cpu"), weights).eval()(tokens).logits
         torch.testing.assert_close(ours(tokens).logits, theirs, atol=1e-4, rtol=1e-4)
-    assert len(work.prompts) == bench.QUESTIONS * bench.GROUP and work.even == ""
+    assert len(work.prompts) == bench.QUESTIONS * bench.GROUP and work.key_part == ""
     assert work.end_id == tasks.END_ID and work.prompts[0] == work.prompts[bench.GROUP - 1]
 
 
@@ -134,7 +134,7 @@ def test_peers_every_comparison_on_micro(real):
     for name in ("transformers", "trl", "datasets"):
         pytest.importorskip(name)
     run = resolve("micro", [])
-    weights = bench.make(run.model, "cpu", torch.float32).state_dict() if real else None
+    weights = bench.make_model(run.model, "cpu", torch.float32).state_dict() if real else None
     found = peers.against(run, torch.device("cpu"), weights, 1)
     even = "" if real else ".even"
     for name, peer in (("train", "transformers"), (f"sample{even}", "transformers"),

@@ -74,9 +74,9 @@ def test_report_flops_equal_hand_count():
         p.numel() // (4 if ".experts." in name else 1) for name, p in model.mtp.named_parameters())
     expected = {"zero": (2 * 1000 + 8 * 400) * N, "base": 300 * (N + mtp), "distill": 300 * small,
             "collect_distill": 18 * N, "distill_logits": 30 * small + 10 * N}
-    assert report.of_flops(log) == pytest.approx({k: x / 1e12 for k, x in expected.items()})
+    assert report.flops_by_stage(log) == pytest.approx({k: x / 1e12 for k, x in expected.items()})
     log[0]["zero"] = {"beta": 0}
-    assert report.of_flops(log)["zero"] == pytest.approx((2 * 1000 + 6 * 400) * N / 1e12)
+    assert report.flops_by_stage(log)["zero"] == pytest.approx((2 * 1000 + 6 * 400) * N / 1e12)
 
 
 def test_report_contains_the_pages_of_studies(tmp_path):

@@ -135,7 +135,7 @@ def test_scale_different_end_does_not_count_as_survived(tmp_path, monkeypatch):
 def test_scale_rates_count_documents_and_answers(monkeypatch):
     """The rates of one and of two processes come from `bench`: tokens of documents, and answer
     tokens of a GRPO step over its seconds (24 questions, 16 answers of 42 tokens)."""
-    monkeypatch.setattr(scale.bench, "benched", lambda folder, *words: {
+    monkeypatch.setattr(scale.bench, "run_bench", lambda folder, *words: {
         "documents": 10.0 * int(words[1]), "step.whole": 2.0 / int(words[1])})
     assert scale.rates(SimpleNamespace()) == {
         "rates.1.pretraining": 10.0, "rates.1.step": 24 * 16 * 42 / 2,

@@ -156,7 +156,7 @@ def test_study_publish_writes_mean_std_and_notes(tmp_path, monkeypatch):
     texts as notes; a number that a seed lacks is of the others."""
     monkeypatch.chdir(tmp_path)
     machine = {"machine": "a cpu", "threads": 2}
-    monkeypatch.setattr(study, "of_times", lambda folder: (machine, 0, {}))
+    monkeypatch.setattr(study, "read_timing", lambda folder: (machine, 0, {}))
     options = SimpleNamespace(name="choices", preset="micro", rest=["--seeds", "0", "1"])
     found = {0: {"a": 1.0, "b": 5.0, "text": "note"}, 1: {"a": 3.0, "b": None}}
     study.publish(options, lambda rows, notes: [f"{sorted(rows)} {notes}"], found, ["x", "y"])

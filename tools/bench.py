@@ -1,21 +1,25 @@
-"""bench: how fast this is here, and beside the machine's limit.
+"""bench: how fast this machine trains and samples, also as a share of its peak.
 
-    python r1mini.py bench [--preset P] [--json]      ours
-    python r1mini.py bench --against                  beside others: studies/peers.py
+    python r1mini.py bench [--preset P] [--json]      this project
+    python r1mini.py bench --against                  beside transformers and TRL: studies/peers.py
 
 train       tokens/s of forward, backward and update on 200 rows of 36 random tokens, in passes of
-            at most 4,096 (documents, of all lengths, are padded less in smaller passes)
-documents   tokens/s of the real supervised loop, on documents of the corpus
+            at most 4,096 tokens
+documents   tokens/s of the real supervised loop, on documents of the corpus; they have all lengths,
+            so its passes are smaller, which saves padding
 prefill     tokens/s of reading 64 prompts of 128 tokens into the cache
-decode      tokens/s of writing 64 tokens to each of 512 prompts of 12
-step        seconds of one GRPO step, 24 questions of 12 tokens, 16 answers of 42 each: the whole;
-            and by part sample, reward and learn (train: learn without the reference model)
-gemm        10^9 operations a second of a product of two matrices of 2048 x 2048, in this very run;
-            and in bfloat16: where that is several times as fast (AMX), so may --dtype bfloat16 be
-copy        10^9 bytes a second read and written by a copy of 256 MiB, in this very run
+decode      tokens/s of writing 64 tokens after each of 512 prompts of 12 tokens
+step        seconds per GRPO step: 24 questions of 12 tokens, 16 answers of 42 tokens to each.
+            whole is the whole step; sample, reward and learn are its parts; train is learn without
+            the reference model
+gemm        10^9 operations per second of the product of two 2048 x 2048 matrices. gemm.bfloat16 is
+            the same in bfloat16: if it is several times as fast (AMX), --dtype bfloat16 may be too
+copy        10^9 bytes per second, read and written, by a copy of 256 MiB
+cache       bytes per token: latent (ours), and heads (what multi-head attention would keep)
 
-Figures are medians of ROUNDS runs, after one that is thrown away, and of all processes together
-(--processes).
+gemm and copy are measured in the same rounds as the rest, so that the shares of the peak are fair.
+Each number is the median of ROUNDS rounds, after a first round that is dropped. It counts all
+processes together (--processes).
 """
 import copy
 import dataclasses
@@ -34,87 +38,117 @@ import r1mini
 import tasks
 from engine import devices, optim, sampling
 from engine.errors import UserError
-from engine.evaluate import prompts_of
+from engine.evaluate import prompts_of, repeat
 from engine.folder import machine
 from grpo import Rollout, advantages, improve
 from tools.cost import count_parameters, in_products
 from tools.settings import resolve
 
 ROUNDS = 11
-ROWS, LENGTH, PASS = 200, 36, 4096  # of train; PASS: tokens in one pass, in a step too
-PROMPTS, PROMPT, NEW = 512, 12, 64  # of decode
-READ, READ_LENGTH = 64, 128         # of prefill
-QUESTIONS, GROUP, ANSWER = 24, 16, 42  # of a step
-SHAPES = (f"rows x tokens: train {ROWS} x {LENGTH}, prefill {READ} x {READ_LENGTH}, decode "
-          f"{PROMPTS} x ({PROMPT} + {NEW}); step {QUESTIONS} questions x {GROUP} x "
+ROWS, LENGTH = 200, 36                  # train: rows, tokens per row
+PASS = 4096                             # train and step: tokens per pass
+PREFILL_PROMPTS, PREFILL_LENGTH = 64, 128
+PROMPTS, PROMPT, NEW = 512, 12, 64      # decode: prompts, tokens per prompt, new tokens of each
+QUESTIONS, GROUP, ANSWER = 24, 16, 42   # step: questions, answers per question, tokens per answer
+SHAPES = (f"rows x tokens: train {ROWS} x {LENGTH}, prefill {PREFILL_PROMPTS} x {PREFILL_LENGTH}, "
+          f"decode {PROMPTS} x ({PROMPT} + {NEW}); step {QUESTIONS} questions x {GROUP} x "
           f"({PROMPT} + {ANSWER})")
 
 
-def seconds(work, device):
-    """How long a call takes in the first process, its kernels included; told to all."""
+def main(options):
+    """The command bench."""
+    run = resolve(options.preset, options.set)
+    if options.start:
+        raise UserError("--from is for bench --against")
+    with devices.processes(options.device, options.processes, options.itself) as device:
+        announce("nano takes a minute on two idle cores")
+        numbers = {"machine": describe_setting(options), "shapes": SHAPES}
+        numbers |= measure_ours(run, device, options.dtype)
+    print(json.dumps(numbers) if options.json else console_text(numbers))
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------
+# The clock
+
+
+def seconds(call, device):
+    """How long a call takes in the first process, with its kernels. All processes get this
+    number."""
     devices.any_process()
     began = time.perf_counter()
-    work()
+    call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return float(devices.all_sum(torch.tensor((time.perf_counter() - began) * devices.is_main())))
+    taken = time.perf_counter() - began
+    return float(devices.all_sum(torch.tensor(taken if devices.is_main() else 0.0)))
 
 
-def by_round(works, device, rounds=None):
-    """{name: seconds in each round} of several calls, run in turn: A B A B."""
-    taken = {name: [] for name in works}
+def seconds_by_round(calls, device, rounds=None):
+    """{name: seconds in each round} of several calls, which run in turn: A B A B. The first round
+    is dropped."""
+    times = {name: [] for name in calls}
     for _ in range((rounds or ROUNDS) + 1):
-        for name, work in works.items():
-            taken[name].append(seconds(work, device))
-    return {name: each[1:] for name, each in taken.items()}
+        for name, call in calls.items():
+            times[name].append(seconds(call, device))
+    return {name: times_of_call[1:] for name, times_of_call in times.items()}
 
 
-def in_turn(works, device, rounds=None):
-    """{name: median seconds} of several calls, run in turn."""
-    return {name: median(each) for name, each in by_round(works, device, rounds).items()}
+def median_seconds(calls, device, rounds=None):
+    """{name: median of seconds_by_round}."""
+    times = seconds_by_round(calls, device, rounds)
+    return {name: median(times_of_call) for name, times_of_call in times.items()}
+
+
+# -------------------------------------------------------------------------------------------------
+# What is timed: each function makes a call without arguments
+
+
+def make_model(config, device, dtype, weights=None):
+    """A model of random weights, or of those given."""
+    torch.manual_seed(0)
+    model = moe.Transformer(config)
+    if weights:
+        kept = {name: x for name, x in weights.items()
+                if model.mtp is not None or not name.startswith("mtp.")}
+        model.load_state_dict(kept)
+    return devices.place(model, device, dtype)
 
 
 def gemm(device, dtype, n=2048):
-    """A product of two n x n matrices."""
+    """The product of two n x n matrices."""
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return lambda: a @ b
 
 
-# -------------------------------------------------------------------------------------------------
-# What is timed
-
-
-def make(config, device, dtype, weights=None):
-    """A model of random weights, or of those given."""
-    torch.manual_seed(0)
-    model = moe.Transformer(config)
-    model.load_state_dict({name: x for name, x in (weights or model.state_dict()).items()
-                           if model.mtp is not None or not name.startswith("mtp.")})
-    return devices.place(model, device, dtype)
-
-
 def train_step(model, rows=ROWS, length=LENGTH, limit=PASS):
-    """One update on random tokens, cut into micro-batches of `limit` tokens as in training."""
+    """One update on random tokens, in micro-batches of `limit` tokens as in training."""
     device = model.device
     tokens = torch.randint(model.config.vocab_size, (rows, length), device=device)
     real, weight = torch.ones_like(tokens).bool(), torch.ones_like(tokens).float()
     optimizers = optim.make_optimizers(model.train(), 1e-3)
 
-    def work():
-        for some in filter(None, optim.micro_batches([length] * rows, range(rows), limit)):
-            loss, _ = moe.supervised_loss(model, tokens[some], real[some], weight[some],
-                                           rows * (length - 1), rows)
-            loss.backward()
+    def step():
+        for part in optim.micro_batches([length] * rows, range(rows), limit):
+            if part:  # a process without rows has nothing to do
+                loss, _ = moe.supervised_loss(model, tokens[part], real[part], weight[part],
+                                              rows * (length - 1), rows)
+                loss.backward()
         optim.update(model, optimizers)
-    return work
+    return step
 
 
 def document_step(model, run):
-    """One step of the supervised loop on the corpus; (work, its tokens)."""
+    """One step of the supervised loop on the corpus. Returns (call, a list to which each call adds
+    the number of tokens of its step)."""
     s = dataclasses.replace(run.base, steps=10 ** 9)
     steps = r1mini.train(model, s, lambda rng: tasks.make_document(rng, run.corpus), 0)
-    taken = []
-    return lambda: taken.append(next(steps)[0]["tokens"]), taken
+    tokens_of_step = []
+
+    def step():
+        record, _ = next(steps)
+        tokens_of_step.append(record["tokens"])
+    return step, tokens_of_step
 
 
 def random_prompts(config, n, length):
@@ -122,74 +156,87 @@ def random_prompts(config, n, length):
     return torch.randint(config.vocab_size, (n, length)).tolist()
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What is sampled, and learnt from in a step."""
-    prompts: list               # token ids, a group's beside each other
-    new: int                    # tokens an answer has at most
-    end_id: int = -1            # of the token that ends one; -1: none does, all are of one length
-    weights: dict | None = None  # of a checkpoint; None: random ones
-    limit: int = PASS           # tokens in one pass of learning
-
-    @property
-    def even(self):
-        """What keys of answers of one length have."""
-        return ".even" * (self.end_id < 0)
-
-
-def even_works(config):
-    """Work to sample, and a step's, of random tokens and answers of one length."""
-    return (Work(random_prompts(config, PROMPTS, PROMPT), NEW),
-            Work([ids for ids in random_prompts(config, QUESTIONS, PROMPT)
-                  for _ in range(GROUP)], ANSWER))
-
-
-def real_work(run, weights):
-    """A rollout of Zero's, by a checkpoint's weights: train problems, answers that end."""
-    rng = random.Random(0)
-    problems = [r1mini.draw_problem(rng, run, run.zero.levels) for _ in range(QUESTIONS)]
-    return Work([ids for ids in prompts_of(problems) for _ in range(GROUP)],
-                run.zero.max_new_tokens, tasks.END_ID, weights, run.zero.micro_tokens)
+def prefill(model, n=PREFILL_PROMPTS, length=PREFILL_LENGTH):
+    """Reads n prompts and writes one token to each."""
+    prompts = random_prompts(model.config, n, length)
+    return lambda: sampling.generate(model, prompts, 1, -1, 0)
 
 
 def decode(model, n=PROMPTS, length=PROMPT, new=NEW):
-    """Answers of `new` tokens to n prompts; no token ends one."""
+    """Writes `new` tokens to each of n prompts. No token ends an answer."""
     prompts = random_prompts(model.config, n, length)
     return lambda: sampling.generate(model, prompts, new, -1, 0)
 
 
-def sampled(model, work):
-    """Answers to a Work's prompts; the call returns how many tokens were written."""
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What sampling samples, and what a GRPO step learns from."""
+    prompts: list                # token ids; the prompts of a group are neighbours
+    new: int                     # most tokens per answer
+    end_id: int = -1             # the token that ends an answer; -1: all answers have `new` tokens
+    weights: dict | None = None  # of a checkpoint; None: random weights
+    limit: int = PASS            # tokens per pass of learning
+
+    @property
+    def key_part(self):
+        """".even" in the keys of answers that all have one length."""
+        return ".even" if self.end_id < 0 else ""
+
+
+def equal_length_works(config):
+    """(Work to sample, Work of a GRPO step): random tokens and answers of one length."""
+    to_sample = Work(random_prompts(config, PROMPTS, PROMPT), NEW)
+    to_learn = Work(repeat(random_prompts(config, QUESTIONS, PROMPT), GROUP), ANSWER)
+    return to_sample, to_learn
+
+
+def zero_work(run, weights):
+    """The Work of Zero's RL: train problems, the weights of a checkpoint, answers that end."""
+    rng = random.Random(0)
+    problems = [r1mini.draw_problem(rng, run, run.zero.levels) for _ in range(QUESTIONS)]
+    return Work(repeat(prompts_of(problems), GROUP), run.zero.max_new_tokens, tasks.END_ID,
+                weights, run.zero.micro_tokens)
+
+
+def sample_call(model, work):
+    """Samples an answer to each prompt of a Work. The call returns the number of tokens."""
     seeds = itertools.count()
-    return lambda: int(sampling.generate(model, work.prompts, work.new, work.end_id, tasks.PAD_ID,
-                                     seed=next(seeds)).answer.sum())
+
+    def sample():
+        samples = sampling.generate(model, work.prompts, work.new, work.end_id, tasks.PAD_ID,
+                                    seed=next(seeds))
+        return int(samples.answer.sum())
+    return sample
 
 
 def grpo_step(model, run, work):
-    """{part of a GRPO step on a Work, and whole: a call that does it}."""
+    """The parts of a GRPO step on a Work, and the whole step: {name: call}."""
     s = dataclasses.replace(run.zero, problems=QUESTIONS, group_size=GROUP,
                             max_new_tokens=work.new, micro_tokens=work.limit)
     reference, rng, seeds = copy.deepcopy(model).eval(), random.Random(0), itertools.count()
     problems = [r1mini.draw_problem(rng, run, s.levels) for _ in range(QUESTIONS)]
-    asked = [p for p in problems for _ in range(GROUP)]
-    optimizers, found = optim.make_optimizers(model, 1e-6), {}
+    problem_of_answer = repeat(problems, GROUP)
+    optimizers = optim.make_optimizers(model, 1e-6)
+    newest = {}  # the samples and the rollout that the next part takes
 
     def sample():
-        found["samples"] = sampling.generate(model, work.prompts, work.new, work.end_id,
-                                             tasks.PAD_ID, seed=next(seeds))
+        newest["samples"] = sampling.generate(model, work.prompts, work.new, work.end_id,
+                                              tasks.PAD_ID, seed=next(seeds))
 
     def reward():
-        texts = [tasks.decode(ids) for ids in found["samples"].answers()]
+        texts = [tasks.decode(ids) for ids in newest["samples"].answers()]
         for rule in (tasks.accuracy, tasks.format_reward):
-            [rule(text, p) for text, p in zip(texts, asked)]
-        # Random, so that no group is dead: those ours leaves out. The same in all processes.
+            for text, problem in zip(texts, problem_of_answer):
+                rule(text, problem)
+        # The rewards are random, since learn() would skip groups of equal rewards. They are the
+        # same in all processes.
         rewards = torch.rand(QUESTIONS, GROUP, generator=torch.Generator().manual_seed(0))
-        found["rollout"] = Rollout(problems, found["samples"], texts, {}, rewards,
-                                   advantages(rewards))
+        newest["rollout"] = Rollout(problems, newest["samples"], texts, {}, rewards,
+                                    advantages(rewards))
 
     def learn(beta=s.beta):
         model.train()
-        improve(model, reference, optimizers, found["rollout"],
+        improve(model, reference, optimizers, newest["rollout"],
                 dataclasses.replace(s, beta=beta), random.Random(0), 0)
 
     def whole():
@@ -201,89 +248,101 @@ def grpo_step(model, run, work):
 
 
 # -------------------------------------------------------------------------------------------------
-# The command
+# All numbers
 
 
-def ours(run, device, dtype):
-    """Figures of this project on this machine, by key; rates in tokens a second."""
-    model, peak = make(run.model, device, dtype), 2 * 2048 ** 3 / 1e9
-    work, documents = document_step(make(run.model, device, dtype), run)
-    reading = random_prompts(run.model, READ, READ_LENGTH)
-    here, there = (torch.ones(2 ** 26, device=device) for _ in range(2))
-    works = {
+def measure_ours(run, device, dtype):
+    """{key: number} of this project on this machine."""
+    config, (_, processes) = run.model, devices.rank_and_size()
+    model = make_model(config, device, dtype)
+    document_call, document_tokens = document_step(make_model(config, device, dtype), run)
+    prefill_call = prefill(model)
+    source, target = (torch.ones(2 ** 26, device=device) for _ in range(2))
+    calls = {
         "gemm": gemm(device, dtype), "bfloat16": gemm(device, torch.bfloat16),
-        "copy": lambda: there.copy_(here), "documents": work,
-        "train": train_step(make(run.model, device, dtype)),
-        "prefill": lambda: sampling.generate(model, reading, 1, -1, 0), "decode": decode(model)}
-    times = by_round(works, device)
-    taken = {name: median(each) for name, each in times.items()}
-    found = {"gemm": devices.rank_and_size()[1] * peak / taken["gemm"],
-             "gemm.bfloat16": devices.rank_and_size()[1] * peak / taken["bfloat16"],
-             "train": ROWS * LENGTH / taken["train"],
-             "documents": median(n / x for n, x in zip(documents[1:], times["documents"])),
-             "prefill": READ * READ_LENGTH / taken["prefill"],
-             "decode": PROMPTS * NEW / taken["decode"]}
-    c, width = run.model, 4 if dtype == torch.float32 else 2
-    found["train.peak_share"] = 6 * in_products(c) * found["train"] / 1e9 / found["gemm"]
-    parts = by_round(grpo_step(model, run, even_works(run.model)[1]), device)
-    parts["reference"] = [a - b for a, b in zip(parts["learn"], parts["train"])]
-    found |= {f"step.{part}": median(each) for part, each in parts.items()}
-    found["cache.latent"] = width * c.n_layers * (c.kv_lora_rank + c.qk_rope_head_dim)
-    found["copy"] = devices.rank_and_size()[1] * 2 * here.nbytes / 1e9 / taken["copy"]
-    weights = 4 * devices.rank_and_size()[1] * (count_parameters(c)[0] - c.vocab_size * c.dim)
-    moved = NEW * (weights + PROMPTS * (PROMPT + NEW / 2) * found["cache.latent"]) / 1e9  # at least
-    found["decode.bandwidth_share"] = moved / taken["decode"] / found["copy"]
-    found["cache.heads"] = width * c.n_layers * c.n_heads * (
-        c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim)
-    return found
+        "copy": lambda: target.copy_(source), "documents": document_call,
+        "train": train_step(make_model(config, device, dtype)),
+        "prefill": prefill_call, "decode": decode(model)}
+    times = seconds_by_round(calls, device)
+    taken = {name: median(times_of_call) for name, times_of_call in times.items()}
+    gemm_operations = processes * 2 * 2048 ** 3 / 1e9
+    document_rates = [n / x for n, x in zip(document_tokens[1:], times["documents"])]
+    numbers = {
+        "gemm": gemm_operations / taken["gemm"],
+        "gemm.bfloat16": gemm_operations / taken["bfloat16"],
+        "train": ROWS * LENGTH / taken["train"],
+        "documents": median(document_rates),
+        "prefill": PREFILL_PROMPTS * PREFILL_LENGTH / taken["prefill"],
+        "decode": PROMPTS * NEW / taken["decode"]}
+    numbers["train.peak_share"] = (
+        6 * in_products(config) * numbers["train"] / 1e9 / numbers["gemm"])
+
+    _, work = equal_length_works(config)
+    parts = seconds_by_round(grpo_step(model, run, work), device)
+    parts["reference"] = [learn - train for learn, train in zip(parts["learn"], parts["train"])]
+    for part, times_of_part in parts.items():
+        numbers[f"step.{part}"] = median(times_of_part)
+
+    bytes_per_number = 4 if dtype == torch.float32 else 2
+    latent = config.n_layers * (config.kv_lora_rank + config.qk_rope_head_dim)
+    heads = config.n_layers * config.n_heads * (
+        config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim)
+    numbers["cache.latent"] = bytes_per_number * latent
+    numbers["copy"] = processes * 2 * source.nbytes / 1e9 / taken["copy"]
+    # Each new token reads all weights and, on average, a half-full cache: at least so many bytes.
+    parameters, _ = count_parameters(config)
+    weight_bytes = 4 * processes * (parameters - config.vocab_size * config.dim)
+    cache_bytes = PROMPTS * (PROMPT + NEW / 2) * numbers["cache.latent"]
+    gigabytes = NEW * (weight_bytes + cache_bytes) / 1e9
+    numbers["decode.bandwidth_share"] = gigabytes / taken["decode"] / numbers["copy"]
+    numbers["cache.heads"] = bytes_per_number * heads
+    return numbers
 
 
-def page(found):
-    """What is printed: a line for each figure, and whether the machine is fast at bfloat16."""
-    def line(key, x):
-        if isinstance(x, str):
-            return f"{key:28} {x}"
-        units = {"bandwidth": "of copy", "copy": "GB/s", "share": "of gemm", "gemm": "GFLOP/s",
-                 "vs_": "times as fast", "step": "s", "cache": "bytes a token", "": "tokens/s"}
-        unit = next(unit for part, unit in units.items() if part in key)
-        return f"{key:28} {x:{',.3f' if x < 100 else ',.0f'}} {unit}"
-    lines = [line(*pair) for pair in found.items()]
-    if (gain := found.get("gemm.bfloat16", 0.0) / found.get("gemm", 1.0)) > 1.5:
+def console_text(numbers):
+    """What is printed: a line for each number, and whether bfloat16 is faster here."""
+    lines = []
+    for key, value in numbers.items():
+        if isinstance(value, str):
+            lines.append(f"{key:28} {value}")
+        else:
+            digits = 3 if value < 100 else 0
+            lines.append(f"{key:28} {value:,.{digits}f} {unit_of(key)}")
+    gain = numbers.get("gemm.bfloat16", 0.0) / numbers.get("gemm", 1.0)
+    if gain > 1.5:
         lines.append(f"Large products are {gain:.1f} times as fast in bfloat16 here. On a CPU "
-                     "--dtype bfloat16 pays where shapes come again; see README, Speed.")
+                     "--dtype bfloat16 pays where the same shapes come again: docs/speed.md.")
     return "\n".join(lines)
 
 
-def benched(folder, *words):
-    """The figures of the command bench, in a process of its own."""
-    command = [sys.executable, r1mini.__file__, "bench", "--preset", folder.run.preset, "--json",
-               "--device", folder.run.device, *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{' '.join(command)}: {(done.stderr.strip().splitlines() or [''])[-1]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def unit_of(key):
+    """The unit of a number. The first part that is in the key decides."""
+    units = {"bandwidth": "of copy", "copy": "GB/s", "share": "of gemm", "gemm": "GFLOP/s",
+             "vs_": "times as fast", "step": "s", "cache": "bytes per token"}
+    for part, unit in units.items():
+        if part in key:
+            return unit
+    return "tokens/s"
 
 
-def announce(minutes):
-    """Says in the first process how long it takes."""
-    if devices.is_main():
-        print(f"measuring: {minutes}; all is printed at the end", file=sys.stderr)
-
-
-def setting(options):
-    """The machine, processes, threads, torch and dtype of a measurement, in a text."""
+def describe_setting(options):
+    """The machine, processes, threads, torch and dtype of a measurement, as a text."""
     return (f"{machine()}, {devices.rank_and_size()[1]} processes of {torch.get_num_threads()} "
             f"threads, torch {torch.__version__}, {str(options.dtype).removeprefix('torch.')}")
 
 
-def main(options):
-    """The command bench."""
-    run = resolve(options.preset, options.set)
-    if options.start:
-        raise UserError("--from is for bench --against")
-    with devices.processes(options.device, options.processes, options.itself) as device:
-        announce("nano takes a minute on two idle cores")
-        found = {"machine": setting(options), "shapes": SHAPES}
-        found |= ours(run, device, options.dtype)
-    print(json.dumps(found) if options.json else page(found))
-    return 0
+def announce(duration):
+    """Says in the first process how long the measurement takes."""
+    if devices.is_main():
+        print(f"measuring: {duration}; all numbers are printed at the end", file=sys.stderr)
+
+
+def run_bench(folder, *words):
+    """The numbers of the command bench, which runs in a process of its own."""
+    command = [sys.executable, r1mini.__file__, "bench", "--preset", folder.run.preset, "--json",
+               "--device", folder.run.device, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last_line = (done.stderr.strip().splitlines() or [""])[-1]
+        raise UserError(f"{' '.join(command)}: {last_line}")
+    return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,8 +1,9 @@
-"""cost: what a preset's sizes come to, counted on the meta device (no memory is taken).
+"""cost: the parameters of a preset and the size of its cache.
 
     python r1mini.py cost --preset v3
 
-With --gpus also what training takes: studies/hours.py.
+The parameters are counted on the meta device, which takes no memory. With --gpus, studies/hours.py
+adds what training takes.
 """
 import dataclasses
 from collections import Counter
@@ -13,47 +14,55 @@ import moe
 from engine.errors import UserError
 from r1mini import PRESETS
 
-# A part of the model: what is in the names of its parameters. The first that fits; else norms.
+# {part of the model: a piece of its parameters' names}. The first piece that fits decides. Names
+# without any of them are norms.
 PARTS = {"embedding": "embed.", "head": "head.", "attention": ".attn.", "MTP projection": ".proj.",
          "routed experts": ".experts.", "shared experts": ".shared.", "gates": ".router.",
          "dense feed-forward": ".ffn."}
 
 
+def main(options):
+    """The command cost."""
+    training_options = (options.tokens, options.mfu, options.dollars_per_hour)
+    config = PRESETS[options.preset]
+    total, active = count_parameters(config)
+    latent = config.n_layers * (config.kv_lora_rank + config.qk_rope_head_dim)
+    heads = config.n_layers * config.n_heads * (
+        config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim)
+    print(f"{options.preset}: {total:,} parameters in all, {active:,} active per token "
+          "(without MTP)")
+    print(f"cache: {latent:,} numbers per token; multi-head attention with the same heads would "
+          f"keep {heads:,} ({heads / latent:.0f} times)")
+    if options.gpus is None and any(value is not None for value in training_options):
+        raise UserError("--tokens, --mfu and --dollars-per-hour go with --gpus")
+    return 0
+
+
 def count_parts(config, mtp=True):
-    """(parameters, those of them active a token), each by part."""
+    """(all parameters, parameters active per token), each as {part: number}."""
     with torch.device("meta"):
         model = moe.Transformer(config if mtp else dataclasses.replace(config, n_mtp_layers=0))
     total, active = Counter(), Counter()
+    idle_experts = config.n_routed_experts - config.n_activated_experts
     for name, p in model.named_parameters():
-        part = next((part for part, mark in PARTS.items() if mark in name), "norms")
-        idle = config.n_routed_experts - config.n_activated_experts
+        part = next((part for part, piece in PARTS.items() if piece in name), "norms")
         total[part] += p.numel()
-        active[part] += p.numel() - (part == "routed experts") * idle * p[0].numel()
+        active[part] += p.numel()
+        if part == "routed experts":  # (E, ., .)
+            active[part] -= idle_experts * p[0].numel()
     return total, active
 
 
 def count_parameters(config):
-    """(total, active a token) of a model without MTP."""
+    """(all parameters, parameters active per token) of a model without MTP."""
     total, active = count_parts(config, mtp=False)
     return total.total(), active.total()
 
 
 def in_products(config, mtp=True):
-    """The active parameters that a token in training meets in matrix products: not the embedding,
-    which is looked up; the head twice if MTP, which shares it, is trained too."""
+    """N, the active parameters that a token in training meets in matrix products. The embedding is
+    looked up, so it does not count. MTP uses the head once more, so the head counts twice if MTP
+    is trained."""
     active = count_parts(config, mtp)[1]
-    return active.total() - active["embedding"] + active["head"] * (mtp and config.n_mtp_layers)
-
-
-def main(options):
-    """Prints parameters in all and active a token, and the cache a token needs."""
-    c = PRESETS[options.preset]
-    total, active = count_parameters(c)
-    latent = c.n_layers * (c.kv_lora_rank + c.qk_rope_head_dim)
-    heads = c.n_layers * c.n_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim)
-    print(f"{options.preset}: {total:,} parameters in all, {active:,} active a token (without MTP)")
-    print(f"cache: {latent:,} numbers a token; ordinary multi-head attention with the same heads "
-          f"would keep {heads:,} ({heads / latent:.0f} times)")
-    if options.gpus is None and {options.tokens, options.mfu, options.dollars_per_hour} != {None}:
-        raise UserError("--tokens, --mfu and --dollars-per-hour go with --gpus")
-    return 0
+    heads_of_mtp = config.n_mtp_layers if mtp else 0
+    return active.total() - active["embedding"] + active["head"] * heads_of_mtp

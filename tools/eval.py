@@ -1,6 +1,10 @@
-"""eval: a checkpoint on the held-out problems of its preset, or on those of a user's file.
+"""eval: tests a checkpoint on the held-out problems of its preset, or on the problems of a file.
 
-With --samples above 16 also the vote and the most central answer of k, for each power of 2.
+    python r1mini.py eval runs/nano/r1.pt
+    python r1mini.py eval runs/nano/r1.pt --problems FILE.jsonl --samples 64 --json
+
+With --samples above 16 it also reports, for each power of 2 up to --samples, the majority vote of k
+answers and the most central of k answers.
 """
 import json
 
@@ -11,6 +15,7 @@ from engine.evaluate import (
     evaluate,
     prompts_of,
     read_problems,
+    repeat,
     sample_answers,
     selection,
 )
@@ -19,31 +24,44 @@ from tools.settings import resolve
 
 
 def main(options):
-    """Prints the means, or with --json one object with every problem in file order."""
+    """The command eval. Prints the means, or with --json one object with every problem in the
+    order of the file."""
     model, record = load_writer(options)
     run = resolve(record.get("preset", "nano"), options.set)
     s, limit = run.eval, run.zero.max_new_tokens
-    problems = read_problems(options.problems) if options.problems else \
-        tasks.make_problems("test", s.problems, run.zero.levels, run.corpus.products)
-    room = model.config.max_seq_len - limit
-    for i, problem in enumerate(problems, 1):
-        if (n := len(tasks.encode_prompt(problem.question))) > room:
-            raise UserError(f"problem {i} is too long: {n} tokens; {room} fit beside an "
-                                   "answer")
-    result, each = evaluate(model, problems, options.samples, s.temperature, s.top_p, limit,
-                                   s.rows, seed=1, name="answers")
-    if options.samples > 16:  # the same seed, so the same answers once more
-        prompts = [prompt for prompt in prompts_of(problems)
-                   for _ in range(options.samples)]
+    if options.problems:
+        problems = read_problems(options.problems)
+    else:
+        problems = tasks.make_problems("test", s.problems, run.zero.levels, run.corpus.products)
+    check_room(problems, model.config.max_seq_len - limit)
+
+    means, by_problem = evaluate(model, problems, options.samples, s.temperature, s.top_p, limit,
+                                 s.rows, seed=1, name="answers")
+    if options.samples > 16:
+        # The seed is the same, so these are the same answers once more.
+        prompts = repeat(prompts_of(problems), options.samples)
         ids = sample_answers(model, prompts, limit, s.rows, s.temperature, s.top_p, 1)
-        result |= selection([tasks.decode(x) for x in ids], problems,
-                            embeddings(model.eval(), prompts, ids, s.rows))
+        texts = [tasks.decode(answer) for answer in ids]
+        means |= selection(texts, problems, embeddings(model.eval(), prompts, ids, s.rows))
+
     if options.json:
-        print(json.dumps(result | {"by_problem": each}))
+        print(json.dumps(means | {"by_problem": by_problem}))
         return 0
-    for name, value in result.items():
-        if not isinstance(value, dict):
-            print(f"{name:12} {value:.3f}" if isinstance(value, float) else f"{name:12} {value}")
-    for level, value in result["by_level"].items() if not options.problems else ():
-        print(f"level {level:6} {value:.3f}")
+    for name, value in means.items():
+        if isinstance(value, float):
+            print(f"{name:12} {value:.3f}")
+        elif not isinstance(value, dict):
+            print(f"{name:12} {value}")
+    if not options.problems:  # the problems of a file have no level
+        for level, value in means["by_level"].items():
+            print(f"level {level:6} {value:.3f}")
     return 0
+
+
+def check_room(problems, room):
+    """UserError if a problem has more than `room` tokens."""
+    for i, problem in enumerate(problems, 1):
+        length = len(tasks.encode_prompt(problem.question))
+        if length > room:
+            raise UserError(f"problem {i} is too long: it has {length} tokens, and only {room} fit "
+                            "beside an answer")

@@ -1,17 +1,26 @@
-"""report: the numbers of finished runs, and the paper's tables in miniature.
+"""report: the numbers of finished runs, beside the paper's.
 
-    for each folder        its own figures, from log.jsonl and timing.jsonl: an Account
-    for each seed          the folders together, and what takes two of them (win rates, ratios)
-    over seeds             mean and deviation of each figure: summary.json
-    for each paper table   the same in miniature, and whether it agrees: report.md
+    python r1mini.py report runs/nano                            prints, and writes report.md there
+    python r1mini.py report runs/r1-0 runs/r1-1 --to results/r1  mean and std over seeds
+    python r1mini.py report --pages                              writes the numbers into the pages
 
-summary.json is written here and by tools/study.py, always from the logs of runs:
-{"command", "commit", "machine", "seeds", "metrics": {KEY: {"mean", "std", "per_seed"}}}. Keys are
-stage.metric (zero.pass@1) at temperature 1, the policy as it is; stage.eval.metric as R1 was
-evaluated (temperature 0.6, top-p 0.95); stage.eval.longer.metric so on problems longer than any in
-training. A run that was begun from another's checkpoint speaks for the stages in its own log, one
-with another objective for objective.NAME only, and one given as NAME=PATH for its last tested
-stage, under NAME instead of the stage.
+    for each run folder   read its numbers from log.jsonl and timing.jsonl: read_run()
+    for each seed         join its folders, add what needs two stages (win rates, ratios)
+    over the seeds        mean and standard deviation of each number
+    with --to             write summary.json, curves.json, samples.md and the figures
+    for one run           write report.md: the paper's tables in miniature, and whether they agree
+
+This file and tools/study.py write summary.json, always from the logs of runs:
+{"command", "commit", "machine", "seeds", "metrics": {KEY: {"mean", "std", "per_seed"}}}.
+
+    KEY                          measured on the held-out test problems
+    zero.pass@1                  STAGE.METRIC at temperature 1
+    zero.eval.pass@1             at temperature 0.6 and top-p 0.95, as the paper evaluates
+    zero.eval.longer.pass@1      the same on problems that are longer than any in training
+
+A run that started from another run's checkpoint has numbers for the stages in its own log only.
+A run with another objective has numbers for objective.NAME only. A run given as NAME=PATH has
+numbers for its last tested stage, and NAME stands for this stage in the keys.
 """
 import json
 import re
@@ -28,379 +37,462 @@ from engine.folder import read_log
 from grpo import RL
 from moe import Config
 from r1mini import ABLATIONS
-from tools import pages
+from tools import pages, tables
 from tools.cost import in_products
 from tools.figures import draw
 from tools.tables import (
-    CURVES,
-    SHORT,
-    STUDENTS,
-    TAUGHT,
-    TEACHER,
-    TESTED,
-    bases,
+    DEV_METRICS,
+    STUDENT_KEYS,
+    STUDENT_ROWS,
+    TEACHER_STAGES,
+    TEST_METRICS,
     cell,
-    climb,
-    language,
-    objectives,
     per_seed,
-    stages,
-    story,
-    students,
-    table,
-    times,
-    verdicts,
-    votes,
 )
 
-UPDATES = ("entropy", "dead_groups", "expert_load")  # of RL's steps, not of evaluations on dev
-
-# -------------------------------------------------------------------------------------------------
-# The figures of one folder
-
-
-@dataclass
-class Account:
-    """What one run folder has to say."""
-    name: str       # NAME of NAME=PATH, or ""
-    path: str
-    seed: str
-    config: dict    # the run's settings, and the machine it last ran on
-    figures: dict   # by key
-    stages: list    # those it speaks for, under their own names
-    scores: dict    # by stage: the helpfulness of each answer to the held-out general prompts
-    curves: dict    # by name: [[stage, step, value]], on dev; UPDATES of Zero's steps
-    minutes: float | None  # in all; None if something else may have run beside it
-    peak_gib: float
-
-
-def moving_mean(curve, width=3):
-    """Means over `width` neighbours of a list."""
-    return [sum(curve[i:i + width]) / width for i in range(len(curve) - width + 1)] or curve
-
-
-def of_tests(log, names):
-    """Figures of the held-out test records of a log, by key; names: {stage: its name in keys}."""
-    out = {}
-    for r in (r for r in log if r["kind"] == "test" and r["stage"] in names):
-        longer = r["set"] == "longer"
-        key = names[r["stage"]] + ".eval" * (r["temperature"] != 1.0) + ".longer" * longer
-        out |= {f"{key}.{name}": x for name, x in r.items()
-                if name in TESTED or name.startswith(("pass@", "cons@"))}
-        for i, (level, x) in enumerate(r["by_level"].items(), 1):
-            out[f"{key}.plus{i}" if longer else f"{key}.level{level}"] = x
-        if not longer:
-            out |= {f"{key}.{style}.{n if n == 'share' else f'level{n}'}": x for style, row in
-                    r["by_style"].items() for n, x in row.items() if x is not None}
-            out |= {f"{key}.{style}.mixing": x for style, x in
-                    r.get("mixing_by_style", {}).items() if x is not None}
-    return out
-
-
-def of_general(log, names):
-    """Figures of the held-out general prompts, by key."""
-    out = {}
-    for r in (r for r in log if r["kind"] == "general" and r["stage"] in names):
-        parts = {"helpfulness": r["helpfulness"], "greeting.thinking": r["greeting.thinking"],
-                 "refuse.unsafe": r["unsafe.safe"], "refuse.safe": r["how.refused"]}
-        for name in ("format", "language"):
-            parts[f"general_{name}"] = fmean(r[f"{kind}.{name}"] for kind in tasks.GENERAL)
-        out |= {f"{names[r['stage']]}.{name}": x for name, x in parts.items()}
-    return out
-
-
-def of_climb(log, stage, name):
-    """Figures of an RL stage's curve on dev, from step 0, and of its updates, by key."""
-    climb = [r for r in log if r["kind"] == "dev" and r["stage"] == stage]
-    updates, out = [r for r in log if r["kind"] == stage and "flips" in r], {}
-    if len(climb) < 2 or not updates:
-        return {}
-    for part in ("length", "reflection"):
-        values = [r[part] for r in climb]
-        smooth, first = moving_mean(values[1:]), max(values[0], 1e-9)
-        out[f"{name}.{part}_ratio"] = max(smooth) / first
-        out[f"{name}.{part}_ratio_at_end"] = smooth[-1] / first
-    vote = next(k for k in climb[0] if k.startswith("cons@"))
-    out[f"{name}.vote_above_pass"] = sum(r[vote] > r["pass@1"] for r in climb) / len(climb)
-    reached = [r["step"] for r in climb if r["pass@1"] >= 0.85]
-    out |= {f"{name}.steps_to_85": reached[0]} if reached else {}
-    return out | {f"{name}.{part}": whole([r[part] for r in updates]) for part, whole in (
-        ("gap_p999", max), ("gap_max", max), ("flips", sum), ("skipped", sum),
-        ("expert_load", max))}
-
-
-def of_flops(log):
-    """10^12 operations of each stage, and of the samples collected for it, as FLOPS says."""
-    config, out = log[0], {}
-    teacher, student = (in_products(Config(**config[who]), mtp=False)
-                        for who in ("model", "student"))
-    mtp = in_products(Config(**config["model"])) - teacher
-    for r in (r for r in log if "tokens" in r):
-        stage, N = r["kind"], student if r["kind"] in STUDENTS else teacher
-        if stage == "collected":
-            stage, work = f"collect_{r['stage']}", 2 * teacher * r["tokens"]
-        elif "prompt_tokens" in r:
-            beta = config[stage if stage in config else "student_rl"]["beta"]
-            work = N * (2 * (r["tokens"] + r["prompt_tokens"])
-                        + (8 if beta else 6) * r["learnt_tokens"])
-        else:
-            if stage in config and stage not in STUDENTS:  # reward models have no MTP either
-                N += mtp
-            work = (6 * N + 2 * teacher * (stage == "distill_logits")) * r["tokens"]
-        out[stage] = out.get(stage, 0.0) + work / 1e12
-    return out
-
-
-def of_times(path):
-    """(machine record, largest memory in GiB, minutes by stage) of a run folder; no minutes if
-    something else may have run beside it, as far as its threads can tell."""
-    text = (Path(path) / "timing.jsonl").read_text("utf-8")
-    lines = text.rpartition("\n")[0].splitlines()  # a last line that a kill tore is left out
-    alone, minutes, peak, machine = True, {}, 0.0, json.loads(lines[0])
-    for record in map(json.loads, lines):
-        if "machine" in record:
-            opened = record
-        else:
-            machine = opened  # one that found all finished has timed nothing
-            alone &= machine["machine"].endswith(f", {machine['threads']} cores")
-            stage = record["stage"]
-            minutes[stage] = minutes.get(stage, 0.0) + record["seconds"] / 60
-            peak = max(peak, record["peak_gib"])
-    return machine, peak, minutes if alone else {}
-
-
-def of_objective(figures, objective):
-    """What zero's figures say of its objective, by key."""
-    names = (*TESTED, "length_ratio", "reflection_ratio", "steps_to_85")
-    return {f"objective.{objective}.{key.removeprefix('zero.')}": x for key, x in figures.items()
-            if key.startswith("zero.") and "longer" not in key and key.rsplit(".", 1)[1] in names}
-
-
-def account(word):
-    """The Account of a run, PATH or NAME=PATH; UserError if nothing in it is finished."""
-    name, path = re.fullmatch(r"(?:(\w+)=)?(.+)", str(word)).groups(default="")
-    log = read_log(path)
-    tested = list(dict.fromkeys(r["stage"] for r in log if r["kind"] == "test"))
-    if not tested:
-        raise UserError(f"{path}: this run is not finished, there is no test in its log")
-    if "student" not in log[0] or any(
-            "prompt_tokens" in r and "learnt_tokens" not in r for r in log):
-        raise UserError(f"{path}: a run of an older version; make it again")
-    machine, peak, minutes = of_times(path)
-    config, last = log[0] | machine, tested[-1]
-    names = {last: name} if name else {stage: STUDENTS.get(stage, stage) for stage in tested}
-    figures = of_tests(log, names) | of_general(log, names) | of_climb(
-        log, last if name else "zero", name or "zero")
-    figures |= {f"{cost}.{name or stage}": x for cost, parts in (
-        ("flops", of_flops(log)), ("minutes", minutes))
-        for stage, x in parts.items() if not name or stage == last}
-    if not name:
-        objective = config["zero"]["objective"]
-        own = figures if objective == RL.objective else {}
-        names, figures = names if own else {}, own | of_objective(figures, objective)
-    return Account(
-        name, path, str(config["seed"]), config, figures, list(names) if not name else [],
-        scores={names[r["stage"]]: r["scores"] for r in log
-                if r["kind"] == "general" and r["stage"] in names},
-        curves={part: [[r["stage"], r["step"], r[part]] for r in log
-                       if r["kind"] == "dev" and part in r] for part in CURVES}
-        | {part: [["zero", r["step"], round(r[part], 6)] for r in log
-                  if r["kind"] == "zero" and part in r] for part in UPDATES}
-        | {"loads": [[r["kind"], r["step"], r["loads"]] for r in log if "loads" in r and (
-            r["kind"] == "zero" or r["kind"] == "base" and r["step"] % 30 == 0)]},
-        minutes=sum(minutes.values()) or None, peak_gib=peak)
-
-
-# -------------------------------------------------------------------------------------------------
-# Folders of one seed, and seeds, together
-
-
-def mean(values):
-    """The mean of some numbers."""
-    return round(fmean(values), 9)
-
-
-def deviation(values):
-    """The sample standard deviation; 0 of one number."""
-    values = list(values)
-    return round(stdev(values), 9) if len(values) > 1 else 0.0
-
-
-def of_seed(accounts, stages):
-    """All figures of one seed's accounts, by key; UserError if two speak for the same. `minutes`
-    is of the folder that holds all the stages that any folder does, but for ablations."""
-    out, scores = {"peak_gib": max(a.peak_gib for a in accounts)}, {}
-    for a in accounts:
-        for key, x in a.figures.items():
-            if key in out:
-                raise UserError(f"two of these runs speak for {key}, seed {a.seed}")
-            out[key] = x
-        scores |= a.scores
-        if a.minutes and stages and set(a.stages) >= stages:
-            out["minutes"] = a.minutes
-    for stage in scores if "dev1" in scores else ():  # a tie counts half
-        out[f"{stage}.win_rate_dev1"] = fmean((ours > theirs) + (ours == theirs) / 2 for
-                                              ours, theirs in zip(scores[stage], scores["dev1"]))
-    if {"zero.pass@1", "r1.pass@1"} <= set(out):
-        out["r1.behind_zero"] = out["zero.pass@1"] - out["r1.pass@1"]
-    for name, other in (("distill", "flops.distill"), ("logits", "flops.distill_logits")):
-        if {other, "flops.student_rl"} <= set(out):
-            out[f"flops.rl_to_{name}"] = out["flops.student_rl"] / out[other]
-    if {"dev2.mixing", "no_language_reward.mixing"} <= set(out):
-        out["no_language_reward.ratio"] = (
-            out["no_language_reward.mixing"] / max(out["dev2.mixing"], 1e-9))
-    if {"zero.length", "base.length"} <= set(out):
-        out["zero.test_length_ratio"] = out["zero.length"] / out["base.length"]
-    for cost in ("flops", "minutes"):
-        if all(f"{cost}.{stage}" in out for stage in TEACHER):
-            out[f"{cost}.teacher"] = sum(out.get(f"{cost}.{part}{stage}", 0.0) for stage in TEACHER
-                                         for part in ("", "collect_"))
-    for name in ("greeting.thinking", "refuse.unsafe", "refuse.safe"):
-        out |= {name: out[f"r1.{name}"]} if f"r1.{name}" in out else {}
-    return out
-
-
-def over_seeds(accounts):
-    """{key: {"mean", "std", "per_seed": {seed: value}}}, keys in order."""
-    stages = {stage for a in accounts for stage in a.stages} - ABLATIONS
-    table = {}
-    for seed in dict.fromkeys(a.seed for a in accounts):
-        for key, x in of_seed([a for a in accounts if a.seed == seed], stages).items():
-            table.setdefault(key, {})[seed] = round(x, 9)
-    return {key: {"mean": mean(seeds.values()), "std": deviation(seeds.values()),
-                  "per_seed": seeds} for key, seeds in sorted(table.items())}
-
-
-def curves_of(accounts):
-    """{run: {name: [[stage, step, value]]}}; a run is an objective's or a NAME's, of one seed."""
-    out = {}
-    for a in accounts:
-        run = out.setdefault(f"{a.name or a.config['zero']['objective']}-seed{a.seed}", {})
-        for name, points in a.curves.items():
-            run[name] = run.get(name, []) + points
-    return out
-
-
-# -------------------------------------------------------------------------------------------------
-# The page
-
-
-STUDIES = {"threshold": "From which base on RL works", "compute": "Test-time compute",
-           "baseline": "Baselines", "program": "Programs: a share of the tests, or all",
-           "scale": "Under load"}
-
-
-def studied(target):
-    """{title: lines} of the studies whose reports lie beside the target's, as they are, and of
-    which seeds and commit they are."""
-    found = {}
-    for name, title in STUDIES.items():
-        if (path := target.parent / name / "report.md").exists():
-            text = path.read_text("utf-8").replace("](figures/", f"](../{name}/figures/")
-            found[title] = re.sub("^#", "##", text, flags=re.MULTILINE).splitlines()[2:]
-            summary = json.loads((target.parent / name / "summary.json").read_text("utf-8"))
-            found[title][1:1] = ["", f"Seeds {', '.join(map(str, summary['seeds']))}, commit "
-                                 f"{summary['commit']}."]
-    return found
-
-
-def page(command, rows, curves, target):
-    """The lines of report.md; a section without figures is left out."""
-    figures = [(f"`{key}`", f"{r['mean']:.4g} ± {r['std']:.2g}",
-                " ".join(f"{x:.4g}" for x in r["per_seed"].values())) for key, r in rows.items()]
-    sections = {
-        "Base and R1-Zero": story(rows), "The climb, on dev": climb(curves),
-        "The stages": stages(rows), "The language reward": language(rows, curves),
-        "Distillation and RL on a small model": students(rows),
-        "Accuracy by number of answers": votes(rows),
-        **(studied(target) if "r1.pass@1" in rows else {}),
-        "Minutes": times(rows),
-        "The objectives": objectives(rows),
-        "The bases, by seed and number of operations": bases(rows),
-        "Plots": draw(target, curves, rows),
-        "All figures": table(("figure", "mean ± std", "by seed"), figures)}
-    lines = ["# Report", "", f"`{command}`", ""]
-    for title, body in sections.items():
-        if body:
-            lines += [f"## {title}", "", *body, *verdicts(rows, title), ""]
-    return "\n".join(lines)
-
-
-def brief(rows):
-    """What is printed at the end of a run."""
-    taught = [f"{what} {cell(rows, f'{STUDENTS[stage]}.pass@1')}" for stage, what, _ in TAUGHT
-              if f"{STUDENTS[stage]}.pass@1" in rows]
-    spent = {stage: sum(fmean(per_seed(rows, f"minutes.{part}{stage}").values() or [0.0])
-                        for part in ("", "collect_", "test_")) for stage in (*TEACHER, *STUDENTS)}
-    spent = [f"{stage} {x:.1f}" for stage, x in spent.items() if x]
-    spent += [f"in all {cell(rows, 'minutes')}"] if "minutes" in rows else []
-    beside = [line[:line[:-1].rindex("|") + 1] for line in story(rows)]  # for the console: no paper
-    parts = [beside, stages(rows, SHORT, levels=False)] + [
-        textwrap.wrap(f"{title}: {', '.join(items)}", 98)
-        for title, items in (("pass@1 of the student", taught), ("minutes", spent)) if items]
-    return "\n\n".join("\n".join(part) for part in parts if part)
-
-
-def report(paths, to=None):
-    """Writes report.md (with `to`, there, and summary.json, curves.json and the
-    first run's samples.md) of runs, each a PATH or NAME=PATH; returns what a run prints at its
-    end."""
-    accounts = [account(path) for path in paths]
-    rows, curves = over_seeds(accounts), curves_of(accounts)
-    command = f"python r1mini.py report {' '.join(map(str, paths))}" + (f" --to {to}" if to else "")
-    said = brief(rows)
-    for a in accounts:
-        write_samples(a.path)
-    if to or len(paths) == 1:
-        target = Path(to or accounts[0].path)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "report.md").write_text(page(command, rows, curves, target), "utf-8")
-        said += f"\n\nmore: {target / 'report.md'}"
-    if to:
-        machines = {f"{a.config['machine']}, {a.config['threads']} threads, torch "
-                    f"{a.config['versions']['torch']}" for a in accounts}
-        summary = {"command": command, "commit": commit(), "machine": "; ".join(sorted(machines)),
-                   "seeds": sorted({int(a.seed) for a in accounts}), "metrics": rows}
-        (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
-        (target / "curves.json").write_text(json.dumps(curves), "utf-8")
-        shutil.copy(Path(accounts[0].path) / "samples.md", target)
-    return said
-
-
-def write_samples(path):
-    """samples.md of a run: the same held-out problems answered by each stage."""
-    lines = ["# The same held-out problems, stage by stage", ""]
-    records = [r for r in read_log(path) if r["kind"] == "samples"]
-    for i in range(len(records[0]["answers"]) if records else 0):
-        question, answer, _ = records[0]["answers"][i]
-        a_sum = tasks.INTEGER.fullmatch(answer)  # or a general prompt
-        lines += [f"## {question}" + f" (answer {answer})" * bool(a_sum), ""]
-        for r in records:
-            text = r["answers"][i][2]
-            right = tasks.accuracy(text, tasks.Problem(question, answer, ""))
-            verdict = f", {'right' if right else 'wrong'}" if a_sum else ""
-            lines.append(f"- **{r['stage']}, step {r['step']}**{verdict}: `{text}`")
-        lines.append("")
-    (Path(path) / "samples.md").write_text("\n".join(lines), "utf-8")
-
-
-def commit():
-    """The commit this runs from, with + if files differ from it; empty outside a clone."""
-    try:
-        run = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True,
-                             cwd=Path(__file__).parent, text=True)
-        return run.stdout.strip()
-    except OSError:
-        return ""
+# What curves.json keeps of each step of Zero's RL, beside DEV_METRICS.
+STEP_METRICS = ("entropy", "dead_groups", "expert_load")
+LOADS_EVERY = 30  # steps of pretraining between two kept records of the experts' loads
 
 
 def main(options):
     """The command report."""
     if options.pages:
         changed = pages.write_pages()
-        print("written anew: " + ", ".join(changed) if changed else "all pages are up to date")
+        print("rewritten: " + ", ".join(changed) if changed else "all pages are up to date")
         return 0
     if not options.runs:
         raise UserError("report: name runs, such as runs/nano, or give --pages")
     print(report(options.runs, options.to))
     return 0
+
+
+def report(paths, to=None):
+    """Reports on runs, each a PATH or NAME=PATH. Returns the text for the console.
+
+    With `to`, writes summary.json, curves.json, the first run's samples.md and the figures to this
+    folder. Without it, writes report.md of a single run to the run's folder.
+    """
+    runs = [read_run(path) for path in paths]
+    metrics, curves = metrics_over_seeds(runs), join_curves(runs)
+    command = f"python r1mini.py report {' '.join(map(str, paths))}"
+    for run in runs:
+        write_samples(run.path)
+    text = console_text(metrics)
+    if to:
+        target = Path(to)
+        target.mkdir(parents=True, exist_ok=True)
+        machines = {f"{run.config['machine']}, {run.config['threads']} threads, torch "
+                    f"{run.config['versions']['torch']}" for run in runs}
+        summary = {"command": f"{command} --to {to}", "commit": commit(),
+                   "machine": "; ".join(sorted(machines)),
+                   "seeds": sorted({int(run.seed) for run in runs}), "metrics": metrics}
+        (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
+        (target / "curves.json").write_text(json.dumps(curves), "utf-8")
+        shutil.copy(Path(runs[0].path) / "samples.md", target)
+        draw(target, curves, metrics)
+        return (f"{text}\n\nwritten to {target}: summary.json, curves.json, samples.md, figures\n"
+                "python r1mini.py report --pages writes the numbers of results/ into the pages")
+    if len(runs) == 1:
+        page = Path(runs[0].path) / "report.md"
+        page.write_text(report_page(command, metrics, curves, page.parent), "utf-8")
+        return f"{text}\n\nmore: {page}"
+    return text
+
+
+# -------------------------------------------------------------------------------------------------
+# The numbers of one run folder
+
+
+@dataclass
+class RunNumbers:
+    """All numbers that a report takes from one run folder."""
+    name: str       # NAME of NAME=PATH, or ""
+    path: str
+    seed: str
+    config: dict    # the run's settings, and the machine it last ran on
+    numbers: dict   # {key: number}
+    stages: list    # the stages that it has numbers for, under their own names
+    scores: dict    # {stage: helpfulness of each answer to the held-out general prompts}
+    curves: dict    # {metric: [[stage, step, value]]}, on dev; STEP_METRICS: at every step
+    minutes: float | None  # total; None if other work may have run at the same time
+    peak_gib: float
+
+
+def read_run(word):
+    """The RunNumbers of PATH or NAME=PATH. UserError if none of its stages is finished."""
+    name, path = re.fullmatch(r"(?:(\w+)=)?(.+)", str(word)).groups(default="")
+    log = read_log(path)
+    tested = list(dict.fromkeys(r["stage"] for r in log if r["kind"] == "test"))
+    if not tested:
+        raise UserError(f"{path}: this run is not finished, there is no test in its log")
+    rl_records = [r for r in log if "prompt_tokens" in r]
+    if "student" not in log[0] or any("learnt_tokens" not in r for r in rl_records):
+        raise UserError(f"{path}: a run of an older version; make it again")
+    machine, peak_gib, minutes = read_timing(path)
+    config, last_stage = log[0] | machine, tested[-1]
+
+    if name:
+        key_of_stage = {last_stage: name}
+    else:
+        key_of_stage = {stage: STUDENT_KEYS.get(stage, stage) for stage in tested}
+    numbers = test_numbers(log, key_of_stage) | general_numbers(log, key_of_stage)
+    if name:
+        numbers |= training_curve_numbers(log, last_stage, name)
+    else:
+        numbers |= training_curve_numbers(log, "zero", "zero")
+    for cost, amounts in (("flops", flops_by_stage(log)), ("minutes", minutes)):
+        for stage, amount in amounts.items():
+            if not name:
+                numbers[f"{cost}.{stage}"] = amount
+            elif stage == last_stage:
+                numbers[f"{cost}.{name}"] = amount
+
+    stages = []
+    if not name:
+        objective = config["zero"]["objective"]
+        compared = objective_numbers(numbers, objective)
+        if objective == RL.objective:
+            stages, numbers = list(key_of_stage), numbers | compared
+        else:  # a run of another objective: nothing but the comparison counts
+            key_of_stage, numbers = {}, compared
+    scores = {key_of_stage[r["stage"]]: r["scores"] for r in log
+              if r["kind"] == "general" and r["stage"] in key_of_stage}
+    return RunNumbers(name, path, str(config["seed"]), config, numbers, stages, scores,
+                      read_curves(log), sum(minutes.values()) or None, peak_gib)
+
+
+def test_numbers(log, key_of_stage):
+    """{key: number} of the test records. key_of_stage: {stage: its name in keys}."""
+    numbers = {}
+    for r in log:
+        if r["kind"] != "test" or r["stage"] not in key_of_stage:
+            continue
+        key, longer = key_of_stage[r["stage"]], r["set"] == "longer"
+        if r["temperature"] != 1.0:
+            key += ".eval"
+        if longer:
+            key += ".longer"
+        for name, value in r.items():
+            if name in TEST_METRICS or name.startswith(("pass@", "cons@")):
+                numbers[f"{key}.{name}"] = value
+        for i, (level, value) in enumerate(r["by_level"].items(), 1):
+            numbers[f"{key}.plus{i}" if longer else f"{key}.level{level}"] = value
+        if not longer:
+            numbers |= style_numbers(r, key)
+    return numbers
+
+
+def style_numbers(record, key):
+    """{key: number} by style of answer, where there are answers: share, accuracy by level, and how
+    often it mixes languages."""
+    numbers = {}
+    for style, values in record["by_style"].items():
+        for name, value in values.items():
+            if value is not None:
+                numbers[f"{key}.{style}.{name if name == 'share' else f'level{name}'}"] = value
+    for style, value in record.get("mixing_by_style", {}).items():
+        if value is not None:
+            numbers[f"{key}.{style}.mixing"] = value
+    return numbers
+
+
+def general_numbers(log, key_of_stage):
+    """{key: number} of the held-out general prompts."""
+    numbers = {}
+    for r in log:
+        if r["kind"] != "general" or r["stage"] not in key_of_stage:
+            continue
+        key = key_of_stage[r["stage"]]
+        numbers[f"{key}.helpfulness"] = r["helpfulness"]
+        numbers[f"{key}.greeting.thinking"] = r["greeting.thinking"]
+        numbers[f"{key}.refuse.unsafe"] = r["unsafe.safe"]
+        numbers[f"{key}.refuse.safe"] = r["how.refused"]
+        for name in ("format", "language"):
+            numbers[f"{key}.general_{name}"] = fmean(
+                r[f"{kind}.{name}"] for kind in tasks.GENERAL)
+    return numbers
+
+
+def training_curve_numbers(log, stage, key):
+    """{key: number} of an RL stage: of its curve on dev from step 0, and of its updates."""
+    evaluations = [r for r in log if r["kind"] == "dev" and r["stage"] == stage]
+    updates = [r for r in log if r["kind"] == stage and "flips" in r]
+    if len(evaluations) < 2 or not updates:
+        return {}
+    numbers = {}
+    for name in ("length", "reflection"):
+        values = [r[name] for r in evaluations]
+        start, smooth = max(values[0], 1e-9), moving_mean(values[1:])
+        numbers[f"{key}.{name}_ratio"] = max(smooth) / start
+        numbers[f"{key}.{name}_ratio_at_end"] = smooth[-1] / start
+    majority = next(name for name in evaluations[0] if name.startswith("cons@"))
+    above = sum(r[majority] > r["pass@1"] for r in evaluations)
+    numbers[f"{key}.vote_above_pass"] = above / len(evaluations)
+    steps_at_85 = [r["step"] for r in evaluations if r["pass@1"] >= 0.85]
+    if steps_at_85:
+        numbers[f"{key}.steps_to_85"] = steps_at_85[0]
+    for name, combine in (("gap_p999", max), ("gap_max", max), ("flips", sum),
+                          ("skipped", sum), ("expert_load", max)):
+        numbers[f"{key}.{name}"] = combine(r[name] for r in updates)
+    return numbers
+
+
+def moving_mean(values, width=3):
+    """Means over `width` neighbours of a list. A list that is too short is returned as it is."""
+    means = [sum(values[i:i + width]) / width for i in range(len(values) - width + 1)]
+    return means or values
+
+
+def flops_by_stage(log):
+    """{stage: 10^12 FLOPs}, counted as tables.FLOPS_NOTE says. collect_STAGE is the cost of the
+    samples that a stage learns from."""
+    config = log[0]
+    teacher = in_products(Config(**config["model"]), mtp=False)
+    teacher_with_mtp = in_products(Config(**config["model"]))
+    student = in_products(Config(**config["student"]), mtp=False)
+    flops = {}
+    for r in log:
+        if "tokens" not in r:
+            continue
+        stage = r["kind"]
+        N = student if stage in STUDENT_KEYS else teacher
+        if stage == "collected":
+            stage = f"collect_{r['stage']}"
+            work = 2 * teacher * r["tokens"]
+        elif "prompt_tokens" in r:  # RL
+            beta = config[stage if stage in config else "student_rl"]["beta"]
+            learning = 8 if beta else 6  # the reference model takes 2 of 8
+            work = N * (2 * (r["tokens"] + r["prompt_tokens"]) + learning * r["learnt_tokens"])
+        elif stage == "distill_logits":
+            work = (6 * N + 2 * teacher) * r["tokens"]
+        elif stage in config and stage not in STUDENT_KEYS:
+            work = 6 * teacher_with_mtp * r["tokens"]
+        else:  # students and reward models have no MTP
+            work = 6 * N * r["tokens"]
+        flops[stage] = flops.get(stage, 0.0) + work / 1e12
+    return flops
+
+
+def read_timing(path):
+    """(machine record, peak memory in GiB, {stage: minutes}) of a run folder.
+
+    There are no minutes if the run used only a part of the cores, since other work may then have
+    run at the same time.
+    """
+    text = (Path(path) / "timing.jsonl").read_text("utf-8")
+    lines = text.rpartition("\n")[0].splitlines()  # a kill can tear the last line: leave it out
+    machine = json.loads(lines[0])
+    had_all_cores, minutes, peak_gib = True, {}, 0.0
+    for record in map(json.loads, lines):
+        if "machine" in record:
+            newest_machine = record
+            continue
+        # A command that finds all stages finished writes a machine record and no times.
+        machine = newest_machine
+        if not machine["machine"].endswith(f", {machine['threads']} cores"):
+            had_all_cores = False
+        stage = record["stage"]
+        minutes[stage] = minutes.get(stage, 0.0) + record["seconds"] / 60
+        peak_gib = max(peak_gib, record["peak_gib"])
+    return machine, peak_gib, minutes if had_all_cores else {}
+
+
+def objective_numbers(numbers, objective):
+    """The numbers of Zero that compare objectives: {objective.NAME.METRIC: number}."""
+    metrics = (*TEST_METRICS, "length_ratio", "reflection_ratio", "steps_to_85")
+    compared = {}
+    for key, value in numbers.items():
+        if (key.startswith("zero.") and "longer" not in key
+                and key.rpartition(".")[2] in metrics):
+            compared[f"objective.{objective}.{key.removeprefix('zero.')}"] = value
+    return compared
+
+
+def read_curves(log):
+    """{metric: [[stage, step, value]]}: DEV_METRICS of all stages on dev, STEP_METRICS of Zero's
+    steps, and the experts' loads of pretraining and of Zero."""
+    curves = {name: [] for name in (*DEV_METRICS, *STEP_METRICS, "loads")}
+    for r in log:
+        if r["kind"] == "dev":
+            for name in DEV_METRICS:
+                if name in r:
+                    curves[name].append([r["stage"], r["step"], r[name]])
+        if r["kind"] == "zero":
+            for name in STEP_METRICS:
+                if name in r:
+                    curves[name].append(["zero", r["step"], round(r[name], 6)])
+        if "loads" in r:
+            if r["kind"] == "zero" or (r["kind"] == "base" and r["step"] % LOADS_EVERY == 0):
+                curves["loads"].append([r["kind"], r["step"], r["loads"]])
+    return curves
+
+
+# -------------------------------------------------------------------------------------------------
+# Several folders of one seed, and several seeds
+
+
+def metrics_over_seeds(runs):
+    """{key: {"mean", "std", "per_seed": {seed: value}}}, sorted by key."""
+    stages = {stage for run in runs for stage in run.stages} - ABLATIONS
+    values = {}  # {key: {seed: value}}
+    for seed in dict.fromkeys(run.seed for run in runs):
+        of_seed = [run for run in runs if run.seed == seed]
+        for key, value in seed_numbers(of_seed, stages).items():
+            values.setdefault(key, {})[seed] = round(value, 9)
+    return {key: summarise(values[key]) for key in sorted(values)}
+
+
+def summarise(value_of_seed):
+    """Mean and standard deviation of {seed: value}. One value has the standard deviation 0."""
+    values = list(value_of_seed.values())
+    std = round(stdev(values), 9) if len(values) > 1 else 0.0
+    return {"mean": round(fmean(values), 9), "std": std, "per_seed": value_of_seed}
+
+
+def seed_numbers(runs, stages):
+    """{key: number} of all runs of one seed. UserError if two runs have a number for the same key.
+
+    `minutes` is the time of the run that has all of `stages`, the stages of all runs without the
+    ablations.
+    """
+    numbers, scores = {"peak_gib": max(run.peak_gib for run in runs)}, {}
+    for run in runs:
+        for key, value in run.numbers.items():
+            if key in numbers:
+                raise UserError(f"two of these runs have a number for {key}, seed {run.seed}")
+            numbers[key] = value
+        scores |= run.scores
+        if run.minutes and stages and set(run.stages) >= stages:
+            numbers["minutes"] = run.minutes
+    if "dev1" in scores:
+        for stage in scores:
+            numbers[f"{stage}.win_rate_dev1"] = win_rate(scores[stage], scores["dev1"])
+    return numbers | compare_stages(numbers)
+
+
+def win_rate(scores, other_scores):
+    """The share of answers with the higher score. A tie counts half."""
+    wins = []
+    for score, other in zip(scores, other_scores):
+        if score == other:
+            wins.append(0.5)
+        else:
+            wins.append(1.0 if score > other else 0.0)
+    return fmean(wins)
+
+
+def compare_stages(numbers):
+    """{key: number} of the differences, ratios and sums that need several stages of one seed."""
+    found = {}
+    if {"zero.pass@1", "r1.pass@1"} <= set(numbers):
+        found["r1.behind_zero"] = numbers["zero.pass@1"] - numbers["r1.pass@1"]
+    for name, stage in (("distill", "distill"), ("logits", "distill_logits")):
+        if {f"flops.{stage}", "flops.student_rl"} <= set(numbers):
+            found[f"flops.rl_to_{name}"] = (
+                numbers["flops.student_rl"] / numbers[f"flops.{stage}"])
+    if {"dev2.mixing", "no_language_reward.mixing"} <= set(numbers):
+        found["no_language_reward.ratio"] = (
+            numbers["no_language_reward.mixing"] / max(numbers["dev2.mixing"], 1e-9))
+    if {"zero.length", "base.length"} <= set(numbers):
+        found["zero.test_length_ratio"] = numbers["zero.length"] / numbers["base.length"]
+    for cost in ("flops", "minutes"):
+        if all(f"{cost}.{stage}" in numbers for stage in TEACHER_STAGES):
+            found[f"{cost}.teacher"] = sum(
+                numbers[f"{cost}.{stage}"] + numbers.get(f"{cost}.collect_{stage}", 0.0)
+                for stage in TEACHER_STAGES)
+    for name in ("greeting.thinking", "refuse.unsafe", "refuse.safe"):
+        if f"r1.{name}" in numbers:
+            found[name] = numbers[f"r1.{name}"]
+    return found
+
+
+def join_curves(runs):
+    """{label: {metric: [[stage, step, value]]}}. A label is an objective or a NAME, with a seed;
+    the curves of runs with the same label are joined."""
+    joined = {}
+    for run in runs:
+        label = f"{run.name or run.config['zero']['objective']}-seed{run.seed}"
+        curves = joined.setdefault(label, {})
+        for name, points in run.curves.items():
+            curves[name] = curves.get(name, []) + points
+    return joined
+
+
+# -------------------------------------------------------------------------------------------------
+# What is written
+
+
+def report_page(command, metrics, curves, folder):
+    """The text of report.md. A section without numbers is left out."""
+    all_numbers = []
+    for key, metric in metrics.items():
+        by_seed = " ".join(f"{value:.4g}" for value in metric["per_seed"].values())
+        all_numbers.append((f"`{key}`", f"{metric['mean']:.4g} ± {metric['std']:.2g}", by_seed))
+    sections = {
+        tables.ZERO: tables.base_and_zero(metrics),
+        "Training curve, on dev": tables.training_curve(curves),
+        tables.ALL_STAGES: tables.stages(metrics),
+        tables.LANGUAGE: tables.language_reward(metrics, curves),
+        tables.STUDENTS: tables.students(metrics),
+        tables.ANSWERS: tables.answers(metrics),
+        "Minutes": tables.minutes(metrics),
+        "The objectives": tables.objectives(metrics),
+        "The bases, by seed and number of operations": tables.bases(metrics),
+        "Figures": draw(folder, curves, metrics),
+        "All numbers": tables.table(("key", "mean ± std", "by seed"), all_numbers)}
+    lines = ["# Report", "", f"`{command}`", ""]
+    for title, body in sections.items():
+        if body:
+            lines += [f"## {title}", "", *body, *tables.verdicts(metrics, title), ""]
+    return "\n".join(lines)
+
+
+def console_text(metrics):
+    """What a run prints at its end."""
+    # The paper's column, which is the last, is too wide for a console.
+    zero_table = [line[:line[:-1].rindex("|") + 1] for line in tables.base_and_zero(metrics)]
+    parts = [zero_table, tables.stages_on_console(metrics)]
+    students = [f"{label} {cell(metrics, f'{STUDENT_KEYS[stage]}.pass@1')}"
+                for stage, label, _ in STUDENT_ROWS
+                if f"{STUDENT_KEYS[stage]}.pass@1" in metrics]
+    times = []
+    for stage in (*TEACHER_STAGES, *STUDENT_KEYS):
+        keys = (f"minutes.{stage}", f"minutes.collect_{stage}", f"minutes.test_{stage}")
+        total = sum(fmean(per_seed(metrics, key).values()) for key in keys if key in metrics)
+        if total:
+            times.append(f"{stage} {total:.1f}")
+    if "minutes" in metrics:
+        times.append(f"total {cell(metrics, 'minutes')}")
+    for title, items in (("pass@1 of the student", students), ("minutes", times)):
+        if items:
+            parts.append(textwrap.wrap(f"{title}: {', '.join(items)}", 98))
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def write_samples(path):
+    """Writes samples.md of a run: the answers of each stage to the same held-out problems."""
+    lines = ["# The same held-out problems, stage by stage", ""]
+    records = [r for r in read_log(path) if r["kind"] == "samples"]
+    for i in range(len(records[0]["answers"]) if records else 0):
+        question, answer, _ = records[0]["answers"][i]
+        is_problem = tasks.INTEGER.fullmatch(answer)  # otherwise it is a general prompt
+        lines += [f"## {question} (answer {answer})" if is_problem else f"## {question}", ""]
+        for r in records:
+            text, verdict = r["answers"][i][2], ""
+            if is_problem:
+                right = tasks.accuracy(text, tasks.Problem(question, answer, ""))
+                verdict = ", right" if right else ", wrong"
+            lines.append(f"- **{r['stage']}, step {r['step']}**{verdict}: `{text}`")
+        lines.append("")
+    (Path(path) / "samples.md").write_text("\n".join(lines), "utf-8")
+
+
+def commit():
+    """The commit of this clone, with a + if files were changed since. "" outside a clone."""
+    try:
+        run = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True,
+                             cwd=Path(__file__).parent, text=True)
+        return run.stdout.strip()
+    except OSError:
+        return ""

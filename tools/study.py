@@ -1,23 +1,27 @@
-"""study: the runs behind a table, one after the other; what is finished is skipped.
+"""study: all runs behind a page of results/, one after the other. Finished runs are skipped.
 
     python r1mini.py study r1 --seeds 0 1 --threads 2
 
-What follows the name are options for each of its runs, and --seeds. A study is a module of
-studies/, which has some of these names:
+Words after the name are --seeds, and options for each run. A study is a module of studies/. It has
+a part of these names:
 
-    SEEDS               that it is made of; if it has none, 0, 1, 2
-    RUNS                ordinary runs: a folder, before it perhaps NAME= as report takes it, and the
-                        words of its command
-    figures(seed, at)   {key: number} read off their logs; if there is none, report's
-    measure(folder)     {key: number, or text for a note} of what it measures, or trains itself, in
-                        a run folder of its own; with SETTINGS, NEEDS (checkpoints of runs/r1-SEED,
-                        from `study r1`) and STAGES
-    page(rows, notes)   the lines of its report
+    SEEDS                 the default of --seeds; without it 0, 1, 2
+    RUNS                  ordinary runs: (folder, or NAME=folder as report takes it; command)
+    numbers(seed, at)     returns {key: number}, read from the logs of RUNS; `at` is where folders
+                          begin, such as runs/. Without it, report() reads the logs
+    measure(folder)       trains and measures what no command does, in a run folder of its own.
+                          Returns {key: number, or a text for a note}. It comes with
+        SETTINGS          the settings of this folder, as after --set
+        NEEDS             the checkpoints that it takes from runs/r1-SEED (`study r1` makes them)
+        STAGES            the stages that it trains
+    page(metrics, notes)  returns the lines that are printed
+
+summary.json goes to results/NAME, or for another preset than nano to results/NAME-PRESET. The page
+results/NAME/README.md is written by hand; `report --pages` fills in its numbers.
 """
 import json
 import time
 from pathlib import Path
-from statistics import fmean, stdev
 
 import torch
 
@@ -25,131 +29,162 @@ from engine.errors import UserError
 from engine.folder import Folder, read_log
 from r1mini import PRESETS
 from tools import cli
-from tools.report import commit, of_times, report
+from tools.report import commit, read_timing, report, summarise
 
 
 def main(options, study):
-    """Runs a study, a module of studies/, into runs/, then reports on it in results/NAME."""
-    name = options.name
-    if not hasattr(study, "RUNS") and not hasattr(study, "measure"):
+    """The command study: runs a module of studies/ and reports on it. Returns the exit code."""
+    has_runs, measures = hasattr(study, "RUNS"), hasattr(study, "measure")
+    if not has_runs and not measures:
         command = next(line for line in study.__doc__.splitlines() if "python r1mini.py" in line)
-        raise UserError(f"study {name} has no runs: {command.strip()}")
-    words = cli.Parser(add_help=False, allow_abbrev=False)
-    words.add_argument("--seeds", nargs="+", type=int, default=getattr(study, "SEEDS", (0, 1, 2)))
-    words.add_argument("--preset", choices=list(PRESETS), default=options.preset)
-    given, rest = words.parse_known_args(options.rest)
-    options.preset = given.preset
-    if any(word.partition("=")[0] == "--out" for word in rest):
-        raise UserError("study: --out would be one folder for all its runs; they go into runs/")
-    if any(word.partition("=")[0] == "--seed" for word in rest):
-        raise UserError("study: --seed would be one for all its runs; it is --seeds 0 1 2 here")
-    rest = ["--preset", options.preset, *rest]
-    if hasattr(study, "measure"):
-        for seed in given.seeds:  # all are there before hours are spent on one
-            check(name, study, seed, options.preset)
-    pairs = [pair for seed in given.seeds for pair in runs(study, seed, options.preset)]
-    for folder, command in pairs:
-        out = ["--out", folder.rpartition("=")[2]]
-        print("== python r1mini.py", *command, *out, *rest, flush=True)
-        if code := cli.main([*command, *out, *rest]):
-            return code
-    folders = [folder for folder, _ in pairs]
+        raise UserError(f"study {options.name} has no runs: {command.strip()}")
+    seeds, run_options = read_words(options, study)
+    if measures:
+        for seed in seeds:  # before hours are spent on the first seed
+            check_needs(options.name, study, seed, options.preset)
+
+    folders = []
+    for seed in seeds:
+        for folder, command in runs(study, seed, options.preset):
+            words = [*command, "--out", folder.rpartition("=")[2], *run_options]
+            print("== python r1mini.py", *words, flush=True)
+            code = cli.main(words)
+            if code:
+                return code
+            folders.append(folder)
     if not hasattr(study, "page"):
         print(report(folders, results_at(options)))
         return 0
-    found = {seed: {} for seed in given.seeds}
-    for seed in given.seeds:
-        if hasattr(study, "figures"):
-            found[seed] |= study.figures(seed, runs_at(options.preset))
-        if hasattr(study, "measure"):
-            folder = open_folder(name, study, seed, options.preset, rest)
+
+    found = {}
+    for seed in seeds:
+        found[seed] = {}
+        if hasattr(study, "numbers"):
+            found[seed] |= study.numbers(seed, runs_at(options.preset))
+        if measures:
+            folder = open_folder(options.name, study, seed, options.preset, run_options)
             found[seed] |= study.measure(folder)
             folders.append(folder.path)
     publish(options, study.page, found, folders)
     return 0
 
 
+def read_words(options, study):
+    """(seeds, options for each run) from the words after the study's name. Sets options.preset."""
+    words = cli.Parser(add_help=False, allow_abbrev=False)
+    words.add_argument("--seeds", nargs="+", type=int, default=getattr(study, "SEEDS", (0, 1, 2)))
+    words.add_argument("--preset", choices=list(PRESETS), default=options.preset)
+    given, run_options = words.parse_known_args(options.rest)
+    for word in run_options:
+        if word.partition("=")[0] == "--out":
+            raise UserError("study: --out names one folder, and a study has several runs; their "
+                            "folders are in runs/")
+        if word.partition("=")[0] == "--seed":
+            raise UserError("study: --seed would give all runs one seed; use --seeds 0 1 2")
+    options.preset = given.preset
+    return given.seeds, ["--preset", given.preset, *run_options]
+
+
+# -------------------------------------------------------------------------------------------------
+# Folders
+
+
 def runs_at(preset):
-    """Where a preset's runs begin: what others do must not be taken for nano's."""
-    return "runs/" + f"{preset}-" * (preset != "nano")
+    """How the folders of a preset's runs begin. Other presets must not be taken for nano."""
+    return "runs/" if preset == "nano" else f"runs/{preset}-"
 
 
 def results_at(options):
-    """Where a study's report goes."""
-    return f"results/{options.name}" + f"-{options.preset}" * (options.preset != "nano")
+    """The folder of a study's results."""
+    name = options.name if options.preset == "nano" else f"{options.name}-{options.preset}"
+    return f"results/{name}"
 
 
 def runs(study, seed, preset="nano"):
-    """[(folder, perhaps NAME= before it; words of its command)] of one seed of a study."""
-    def placed(folder):
-        label, equals, own = folder.format(seed=seed).rpartition("=")
-        return f"{label}{equals}{runs_at(preset)}{own}"
-    return [(placed(folder), [*command.format(seed=seed).replace(
-        "runs/", runs_at(preset)).split(), "--seed", str(seed)])
-        for folder, command in getattr(study, "RUNS", ())]
+    """[(folder or NAME=folder, words of its command)] of one seed of a study."""
+    pairs = []
+    for folder, command in getattr(study, "RUNS", ()):
+        label, equals, path = folder.format(seed=seed).rpartition("=")
+        words = command.format(seed=seed).replace("runs/", runs_at(preset)).split()
+        pairs.append((f"{label}{equals}{runs_at(preset)}{path}", [*words, "--seed", str(seed)]))
+    return pairs
 
 
-def check(name, study, seed, preset):
-    """UserError if what a study needs is not there."""
-    for needed in study.NEEDS:
-        if not (path := Path(f"{runs_at(preset)}r1-{seed}") / needed).exists():
-            raise UserError(f"study {name} wants {path}: first run python r1mini.py study "
-                            + f"--preset {preset} " * (preset != "nano") + f"r1 --seeds {seed}")
+def check_needs(name, study, seed, preset):
+    """UserError if a checkpoint that a study needs is missing."""
+    for checkpoint in study.NEEDS:
+        path = Path(f"{runs_at(preset)}r1-{seed}") / checkpoint
+        if not path.exists():
+            preset_words = "" if preset == "nano" else f"--preset {preset} "
+            raise UserError(f"study {name} needs {path}: first run python r1mini.py study "
+                            f"{preset_words}r1 --seeds {seed}")
 
 
-def open_folder(name, study, seed, preset, rest):
-    """The Folder of one seed of a study, in which measurements go on."""
+def open_folder(name, study, seed, preset, run_options):
+    """The run folder in which a study trains and measures one seed."""
     start = ["--from", f"{runs_at(preset)}r1-{seed}/r1.pt"] if study.NEEDS else []
-    options = cli.parse(["zero", "--seed", str(seed), *start, *rest,
-                                  "--processes", "1", "--out", f"{runs_at(preset)}{name}-{seed}"])
+    options = cli.parse(["zero", "--seed", str(seed), *start, *run_options,
+                         "--processes", "1", "--out", f"{runs_at(preset)}{name}-{seed}"])
     run = cli.resolve(
         options.preset, [*study.SETTINGS, *options.set], seed=seed, start=options.start or "",
         device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
-    print(f"== {name}, seed {seed}, into {options.out}", flush=True)
+    print(f"== {name}, seed {seed}, in {options.out}", flush=True)
     return Folder(options.out, run, options, study.STAGES)
 
 
-def once(folder, kind, work):
-    """The record of a kind in a folder's log: the one there is, or that of work(), now logged."""
-    known = [r for r in read_log(folder.path) if r["kind"] == kind]
-    if not known:
+# -------------------------------------------------------------------------------------------------
+# For studies
+
+
+def once(folder, kind, measure):
+    """The record of a kind in a folder's log. If there is none, measure() is called and logged."""
+    for record in read_log(folder.path):
+        if record["kind"] == kind:
+            break
+    else:
         began = time.monotonic()
-        known = [{"kind": kind} | work()]
-        folder.log(known[0])
+        record = {"kind": kind} | measure()
+        folder.log(record)
         folder.clock(kind, 0, began)
         print(f"{kind}: {time.monotonic() - began:.0f} seconds", flush=True)
-    return {key: value for key, value in known[0].items() if key != "kind"}
+    return {key: value for key, value in record.items() if key != "kind"}
 
 
 def tested(path, stage):
-    """A stage's record of a run on the test problems, at temperature 1."""
-    records = [r for r in read_log(path) if r["kind"] == "test" and r["stage"] == stage
-               and r["set"] == "test" and r["temperature"] == 1.0]
-    if not records:
-        raise UserError(f"{path}: {stage} is not finished, there is no test of it in its log")
-    return records[0]
+    """The record of a stage's test in a run folder, on the test problems at temperature 1."""
+    for r in read_log(path):
+        if r["kind"] == "test" and r["stage"] == stage and r["set"] == "test" \
+                and r["temperature"] == 1.0:
+            return r
+    raise UserError(f"{path}: {stage} is not finished, there is no test of it in its log")
+
+
+# -------------------------------------------------------------------------------------------------
+# The results
 
 
 def publish(options, page, found, folders):
-    """Writes results/NAME/report.md and summary.json of figures {seed: {key: value}}."""
-    values, notes = {}, {}
-    for seed, figures in found.items():
-        for key, x in figures.items():
-            if x is not None:
-                (notes if isinstance(x, str) else values).setdefault(key, {})[str(seed)] = x
-    rows = {key: {"mean": round(fmean(seeds.values()), 9),
-                  "std": round(stdev(seeds.values()), 9) if len(seeds) > 1 else 0.0,
-                  "per_seed": seeds} for key, seeds in sorted(values.items())}
-    sized = f"--preset {options.preset} " * (options.preset != "nano")
-    command = " ".join((f"python r1mini.py study {sized}{options.name}", *options.rest))
-    lines = [f"# {options.name}", "", f"`{command}`", "", *page(rows, notes), ""]
-    machines = {f"{m['machine']}, {m['threads']} threads, torch {torch.__version__}"
-                for m, _, _ in map(of_times, folders)}
+    """Writes summary.json from {seed: {key: number or text}}, and prints the study's page."""
+    values, notes = {}, {}  # {key: {seed: value}} each
+    for seed, found_of_seed in found.items():
+        for key, value in found_of_seed.items():
+            if isinstance(value, str):
+                notes.setdefault(key, {})[str(seed)] = value
+            elif value is not None:
+                values.setdefault(key, {})[str(seed)] = value
+    metrics = {key: summarise(values[key]) for key in sorted(values)}
+    preset_words = [] if options.preset == "nano" else ["--preset", options.preset]
+    command = " ".join(["python r1mini.py study", *preset_words, options.name, *options.rest])
+    machines = set()
+    for folder in folders:
+        machine, _, _ = read_timing(folder)
+        machines.add(f"{machine['machine']}, {machine['threads']} threads, "
+                     f"torch {torch.__version__}")
     summary = {"command": command, "commit": commit(), "machine": "; ".join(sorted(machines)),
-               "seeds": list(found), "metrics": rows, "notes": notes}
-    target = Path(results_at(options))
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "report.md").write_text("\n".join(lines), "utf-8")
-    (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
-    print("\n".join(lines) + f"\nwritten: {target / 'report.md'}, {target / 'summary.json'}; "
-          "study r1 again puts this page into its report")
+               "seeds": list(found), "metrics": metrics, "notes": notes}
+    path = Path(results_at(options)) / "summary.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(summary, indent=1), "utf-8")
+    print("\n".join([f"# {options.name}", "", f"`{command}`", "", *page(metrics, notes), ""]))
+    print(f"written: {path}\n"
+          "python r1mini.py report --pages writes the numbers of results/ into the pages")
