@@ -46,16 +46,16 @@ from tools.bench import (
     ROWS,
     SHAPES,
     announce,
-    run_bench,
-    seconds_by_round,
+    describe_setting,
     equal_length_works,
     grpo_step,
     make_model,
-    zero_work,
+    run_bench,
     sample_call,
     seconds,
-    describe_setting,
+    seconds_by_round,
     train_step,
+    zero_work,
 )
 from tools.cli import load_writer
 from tools.settings import resolve

@@ -30,8 +30,8 @@ def test_bench_rates_equal_hand_results(monkeypatch):
     reference's part is a median of differences by round."""
     by_hand = {"gemm": [2, 2], "bfloat16": [0.5, 0.5], "train": [4, 4], "prefill": [8, 8],
                "learn": [5, 9], "documents": [1, 2]}
-    monkeypatch.setattr(bench, "by_round", lambda works, device: {
-        name: by_hand.get(name, [1, 1]) for name in works})
+    monkeypatch.setattr(bench, "seconds_by_round", lambda calls, device: {
+        name: by_hand.get(name, [1, 1]) for name in calls})
     monkeypatch.setattr(bench, "document_step", lambda *_: (
         None, [100, 10, 30]))  # tokens by round; the first round is dropped
     found = bench.measure_ours(cli.resolve("micro", []), torch.device("cpu"), torch.float32)
@@ -63,19 +63,19 @@ def test_bench_whole_step_samples_rewards_and_learns(monkeypatch):
     assert torch.equal(*rewards) and rewards[0].unique().numel() > 1
 
 
-def test_bench_in_turn_alternates_and_drops_the_first_round(monkeypatch):
-    """Works run in turn, A B A B. The first round is dropped, and the median of the others
+def test_bench_median_seconds_alternates_and_drops_the_first_round(monkeypatch):
+    """Calls run in turn, A B A B. The first round is dropped, and the median of the others
     counts."""
     order, clock = [], iter([9, 9, 1, 10, 5, 20, 2, 30])
-    monkeypatch.setattr(bench, "seconds", lambda work, device: work() or next(clock))
-    works = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    assert bench.median_seconds(works, None, 3) == {"a": 2, "b": 20}
+    monkeypatch.setattr(bench, "seconds", lambda call, device: call() or next(clock))
+    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    assert bench.median_seconds(calls, None, 3) == {"a": 2, "b": 20}
     assert order == ["a", "b"] * 4
 
 
 def test_bench_of_a_command_reads_the_last_line_as_numbers(monkeypatch):
-    """benched() starts `bench --json` on the folder's preset and device and reads its last line. A
-    failed command becomes an error with its last line."""
+    """run_bench() starts `bench --json` on the folder's preset and device and reads its last line.
+    A failed command becomes an error with its last line."""
     commands = []
 
     def run(command, **_):

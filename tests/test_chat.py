@@ -143,11 +143,11 @@ def test_chat_majority_vote_equals_hand_count(folder, scripted, monkeypatch, cap
     n = sum(len(tasks.encode_response(text)) for text in scripted[0])
     code, lines = talk(folder, ["/samples 7", "2+5?"], monkeypatch, capsys)
     assert code == 0 and lines == [
-        "7 answers to a question", "   3 x (not in the template)", "   2 x 7", "   2 x 5",
-        f"vote: 7   (2 of 7; {n} tokens)"]
+        "7 answers per question", "   3 x (not in the template)", "   2 x 7", "   2 x 5",
+        f"majority vote: 7   (2 of 7; {n} tokens)"]
     scripted[0][:] = ["7", "7"]
     code, lines = talk(folder, ["/samples 2", "2+5?"], monkeypatch, capsys)
-    assert lines[1:] == ["   2 x (not in the template)", "vote: none "]
+    assert lines[1:] == ["   2 x (not in the template)", "majority vote: none"]
 
 
 def test_chat_commands_reach_the_sampler(folder, scripted, monkeypatch, capsys):
@@ -294,7 +294,7 @@ def test_chat_drafts_do_not_change_a_greedy_answer(folder, monkeypatch, capsys):
     out = capsys.readouterr().out
     answers = re.findall(r"(?m)^((?:thinking|answer):(?:.|\n)*?)  \((\d+ tokens)(.*)\)$", out)
     assert len(answers) == 2 and answers[0][:2] == answers[1][:2]
-    assert "of the drafts taken" in answers[1][2] and "drafts" not in answers[0][2]
+    assert "of the drafts accepted" in answers[1][2] and "drafts" not in answers[0][2]
 
 
 def test_chat_refuses_a_question_too_long_for_drafts(folder, monkeypatch, capsys):

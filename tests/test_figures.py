@@ -19,7 +19,7 @@ def curves_of_two_seeds():
     reward."""
     def curves(stage, seed):
         return {name: [[stage, step, step + seed / 2] for step in range(3)]
-                for name in (*tables.CURVES, *report.UPDATES)} | {
+                for name in (*tables.DEV_METRICS, *report.STEP_METRICS)} | {
             "loads": [[s, step, [[0.5, 1.5], [2.0, 0.0]]] for s in ("base", stage)
                       for step in (1, 2)]}
     return {"grpo-seed0": curves("zero", 0), "grpo-seed1": curves("zero", 1),

@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -37,22 +38,23 @@ def test_report_summary_has_mean_std_and_seeds(tmp_path, capsys):
 def test_report_tie_is_half_a_win():
     """By hand: scores 1, 0, 1 against 0, 0, 1 win 2 of 3. The folder of an ablation beside
     that of a complete run does not remove the minutes."""
-    def account(stages, minutes, scores):
-        return report.Account("", "", "0", {}, {}, stages, scores, {}, minutes, 1.0)
-    complete = account(["zero", "r1"], 9.0, {"dev1": [0, 0, 1], "r1": [1, 0, 1]})
-    rows = report.over_seeds([complete, account(["student_rl_no_format"], None, {})])
-    assert rows["r1.win_rate_dev1"]["mean"] == pytest.approx(2 / 3, abs=1e-6)
-    assert rows["minutes"]["mean"] == 9.0
+    def numbers_of(stages, minutes, scores):
+        return report.RunNumbers("", "", "0", {}, {}, stages, scores, {}, minutes, 1.0)
+    complete = numbers_of(["zero", "r1"], 9.0, {"dev1": [0, 0, 1], "r1": [1, 0, 1]})
+    metrics = report.metrics_over_seeds([complete, numbers_of(["student_rl_no_format"], None, {})])
+    assert metrics["r1.win_rate_dev1"]["mean"] == pytest.approx(2 / 3, abs=1e-6)
+    assert metrics["minutes"]["mean"] == 9.0
 
 
 def test_report_differences_of_stages_equal_hand_results():
     """By hand: how far R1 is behind Zero, how much more is mixed without the language reward, and
     RL's FLOPs over distillation's."""
-    a = report.Account("", "", "0", {}, {"zero.pass@1": 0.9, "r1.pass@1": 0.88, "dev2.mixing": 0.1,
-                       "no_language_reward.mixing": 0.4, "flops.student_rl": 3.0,
-                       "flops.distill": 2.0, "flops.distill_logits": 4.0}, [], {}, {}, None, 1.0)
-    out = report.of_seed([a], set())
-    assert {key: out[key] for key in ("r1.behind_zero", "no_language_reward.ratio",
+    numbers = {"zero.pass@1": 0.9, "r1.pass@1": 0.88, "dev2.mixing": 0.1,
+               "no_language_reward.mixing": 0.4, "flops.student_rl": 3.0,
+               "flops.distill": 2.0, "flops.distill_logits": 4.0}
+    run = report.RunNumbers("", "", "0", {}, numbers, [], {}, {}, None, 1.0)
+    found = report.seed_numbers([run], set())
+    assert {key: found[key] for key in ("r1.behind_zero", "no_language_reward.ratio",
                                       "flops.rl_to_distill", "flops.rl_to_logits")} == {
         "r1.behind_zero": pytest.approx(0.02), "no_language_reward.ratio": pytest.approx(4.0),
         "flops.rl_to_distill": 1.5, "flops.rl_to_logits": 0.75}
@@ -79,13 +81,18 @@ def test_report_flops_equal_hand_count():
     assert report.flops_by_stage(log)["zero"] == pytest.approx((2 * 1000 + 6 * 400) * N / 1e12)
 
 
-def test_report_contains_the_pages_of_studies(tmp_path):
-    """A study's page stands in the report beside it: without its title, with headings one level
-    down, and with paths of pictures that lead there."""
-    (tmp_path / "compute").mkdir()
-    (tmp_path / "compute" / "report.md").write_text(
-        "# compute\n\n`the command`\n\n## More\n\n![x](figures/x.png)\n", "utf-8")
-    (tmp_path / "compute" / "summary.json").write_text('{"seeds": [0, 2], "commit": "abc"}')
-    assert report.studied(tmp_path / "r1") == {"Test-time compute": [
-        "`the command`", "", "Seeds 0, 2, commit abc.", "", "### More", "",
-        "![x](../compute/figures/x.png)"]}
+def test_report_to_a_folder_writes_no_page(tmp_path, capsys):
+    """A run's own folder gets report.md. With --to only the numbers and the samples are written,
+    since the page of results/NAME is written by hand; the run's report.md stays as it was."""
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    shutil.copytree(micro_run(), run)
+    (run / "report.md").unlink()
+    assert cli.main(["report", str(run)]) == 0
+    page = (run / "report.md").read_text("utf-8")
+    for title in ("Base and R1-Zero", "The stages", "All numbers"):
+        assert f"## {title}\n" in page
+    assert f"more: {run / 'report.md'}" in capsys.readouterr().out
+    assert cli.main(["report", str(run), "--to", str(kept)]) == 0
+    names = {path.name for path in kept.iterdir()} - {"figures"}  # these need matplotlib
+    assert names == {"summary.json", "curves.json", "samples.md"}
+    assert (run / "report.md").read_text("utf-8") == page

@@ -32,7 +32,7 @@ def test_study_modules_state_their_command(name):
     assert hasattr(module, "RUNS") or hasattr(module, "measure") or hasattr(module, "main")
     if hasattr(module, "measure"):
         assert {"SETTINGS", "NEEDS", "STAGES", "page"} <= set(vars(module))
-    if hasattr(module, "figures"):
+    if hasattr(module, "numbers"):
         assert hasattr(module, "page")
 
 
@@ -151,15 +151,16 @@ def test_study_tested_takes_the_test_at_temperature_1(tmp_path):
         study.tested(tmp_path, "base")
 
 
-def test_study_publish_writes_mean_std_and_notes(tmp_path, monkeypatch):
+def test_study_publish_writes_mean_std_and_notes(tmp_path, monkeypatch, capsys):
     """summary.json has mean, standard deviation and seeds of every number, worked by hand, and
-    texts as notes; a number that a seed lacks is of the others."""
+    texts as notes. A number that a seed lacks is of the other seeds. The page goes to the console,
+    and no other file is written."""
     monkeypatch.chdir(tmp_path)
     machine = {"machine": "a cpu", "threads": 2}
     monkeypatch.setattr(study, "read_timing", lambda folder: (machine, 0, {}))
     options = SimpleNamespace(name="choices", preset="micro", rest=["--seeds", "0", "1"])
     found = {0: {"a": 1.0, "b": 5.0, "text": "note"}, 1: {"a": 3.0, "b": None}}
-    study.publish(options, lambda rows, notes: [f"{sorted(rows)} {notes}"], found, ["x", "y"])
+    study.publish(options, lambda metrics, notes: [f"{sorted(metrics)} {notes}"], found, ["x", "y"])
     folder = tmp_path / "results" / "choices-micro"
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     assert summary["metrics"] == {
@@ -168,14 +169,15 @@ def test_study_publish_writes_mean_std_and_notes(tmp_path, monkeypatch):
     assert summary["notes"] == {"text": {"0": "note"}} and summary["seeds"] == [0, 1]
     assert summary["command"] == "python r1mini.py study --preset micro choices --seeds 0 1"
     assert summary["commit"] == report.commit() and "a cpu, 2 threads" in summary["machine"]
-    assert "['a', 'b'] {'text': {'0': 'note'}}" in (folder / "report.md").read_text("utf-8")
+    assert "['a', 'b'] {'text': {'0': 'note'}}" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == ["summary.json"]
 
 
 def test_study_measure_comes_after_its_runs(commands, monkeypatch, tmp_path):
-    """A study with both runs its commands, reads their logs by figures() and adds measure()."""
+    """A study with both runs its commands, reads their logs by numbers() and adds measure()."""
     made, main = commands
-    monkeypatch.setattr(study, "check", lambda *_: None)
-    monkeypatch.setattr(choices, "figures", lambda seed, at: {"a": seed, "at": at})
+    monkeypatch.setattr(study, "check_needs", lambda *_: None)
+    monkeypatch.setattr(choices, "numbers", lambda seed, at: {"a": seed, "at": at})
     monkeypatch.setattr(study, "open_folder", lambda *_: SimpleNamespace(path=tmp_path))
     monkeypatch.setattr(choices, "measure", lambda folder: {"b": len(made)})
     published = []

@@ -1,8 +1,11 @@
-"""chat: a conversation with a checkpoint in a terminal, or with --ask in a pipe.
+"""chat: a conversation with a checkpoint in a terminal, or one question with --ask.
 
-A line is a question, or one of COMMANDS. One answer is printed while sampling.generate draws it,
-the thinking dim and on a line of its own; of several answers, what each concludes, and the vote.
-Every question stands for itself: the model is not shown what was said before.
+    python r1mini.py chat runs/nano/r1.pt
+    python r1mini.py chat runs/nano/r1.pt --ask "Compute 25-7+9+6"
+
+A line is a question, or one of COMMANDS. One answer is printed while it is sampled: first the
+thinking, dim, then the answer on a line of its own. Of several answers, chat prints how often each
+came and the majority vote. Each question is asked alone: the model does not see earlier lines.
 """
 import contextlib
 import copy
@@ -23,167 +26,71 @@ from r1mini import STAGES, Run
 from tools.cli import load_writer
 from tools.settings import resolve
 
+# {tag: the part of a response that follows it}
 PARTS = {tasks.THINK: "thinking", tasks.END_THINK: "answer", tasks.ANSWER: "answer",
-         tasks.END_ANSWER: "answer"}  # what follows a tag
-CALLED = {"distill": "student", "student": "student_base"}  # names that are not the stage's own
-MODELS = {CALLED.get(stage, stage): stage for stage in STAGES if stage not in ("helpful", "safe")}
+         tasks.END_ANSWER: "answer"}
+# {stage: its name in chat}, where they differ.
+NAME_OF_STAGE = {"distill": "student", "student": "student_base"}
+STAGE_OF_NAME = {NAME_OF_STAGE.get(stage, stage): stage for stage in STAGES
+                 if stage not in ("helpful", "safe")}  # reward models do not write
 
 
 @dataclass
 class Chat:
-    """Whom one talks to, and how."""
-    options: object      # of the command line; its checkpoint is the one talked to
+    """The model that answers, and how it answers."""
+    options: object       # of the command line; options.checkpoint is the model's file
     model: Transformer
-    run: Run             # the settings of its preset
+    run: Run              # the settings of the model's preset
     temperature: float
-    samples: int = 1     # answers to a question
-    drafts: bool = False  # of MTP, in speculative decoding; an answer is printed when it is whole
-    asked: int = 0       # questions so far: asked again, one is answered anew
+    samples: int = 1      # answers per question
+    drafts: bool = False  # speculative decoding with MTP; the answer is printed at its end
+    questions: int = 0    # asked so far; part of the seed, so a repeated question is sampled anew
 
 
-def dim(text):
-    """The text, dim on a terminal, unless the user has set NO_COLOR."""
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    return f"\033[2m{text}\033[0m" if coloured else text
+def main(options):
+    """The command chat. Answers --ask TEXT, or starts a conversation."""
+    model, record = load_writer(options)
+    run = resolve(record.get("preset", "nano"), options.set)
+    chat = Chat(options, model, run, run.eval.temperature)
+    try:
+        if options.ask is None:
+            converse(chat)
+        else:
+            ask(chat, options.ask)
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
-def visible(text):
-    """The text with its control characters spelt out: they could lead a terminal astray."""
-    return re.sub("[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+def converse(chat):
+    """Answers line after line until the input ends. Ctrl-C stops an answer. At the prompt it ends
+    the conversation, as Ctrl-D does."""
+    in_terminal = sys.stdin.isatty()
+    with contextlib.suppress(ImportError):   # Windows has no readline
+        importlib.import_module("readline")  # input() then has arrow keys and earlier lines
+    if in_terminal:
+        show_help(chat, "")
+    while True:
+        stage = Path(chat.options.checkpoint).stem
+        prompt = f"{NAME_OF_STAGE.get(stage, stage)}> " if in_terminal else ""
+        try:
+            line = input(prompt)
+        except (EOFError, KeyboardInterrupt):
+            if in_terminal:
+                print()
+            return
+        try:
+            obey(chat, line)
+        except UserError as error:
+            print(error)
+        except KeyboardInterrupt:
+            print(dim("  (stopped)"))
+        except EOFError:
+            return
 
 
-class Stream:
-    """Prints a response while its tokens come, thinking and answer on lines of their own."""
-
-    def __init__(self):
-        self.ids, self.text, self.part, self.line = [], "", "answer", None
-
-    def __call__(self, fed):
-        """Takes the next token, a number or (1, 1)."""
-        self.ids.append(int(fed))
-        text = tasks.decode(self.ids)
-        if not text.endswith("\ufffd"):  # half a character
-            self.say(text)
-
-    def say(self, text):
-        """Prints what is new in the text so far; a tag only tells which line comes next."""
-        new, self.text = text[len(self.text):], text
-        if new in PARTS:
-            self.part = PARTS[new]
-        elif new:
-            label = ("\n" * bool(self.line) + f"{self.part}: ") * (self.part != self.line)
-            shown, self.line = label + visible(new), self.part
-            print(dim(shown) if self.part == "thinking" else shown, end="", flush=True)
-
-    def end(self, note):
-        """Prints what is left, and a note behind it."""
-        self.say(tasks.decode(self.ids))
-        print("" if self.line == "answer" else "\n" * bool(self.line) + "answer:",
-              dim(f"  ({note})"), flush=True)
-
-
-def ask(chat, question):
-    """Prints one answer as it comes, or the vote over several; UserError if there is no question,
-    or no room for an answer to it."""
-    question = question.encode("utf-8", "replace").decode()  # a pipe may bring anything
-    ids, limit = tasks.encode_prompt(question), chat.run.zero.max_new_tokens
-    room = chat.model.config.max_seq_len - limit * (1 + chat.drafts)  # rejected ones leave holes
-    if not question.strip():
-        raise UserError("the question is empty; ask, for example, Compute 25-7+9+6")
-    if len(ids) > room:
-        raise UserError(f"the question has {len(ids)} tokens; there is room for {room} beside an "
-                        "answer" + " and its drafts; /drafts turns them off" * chat.drafts)
-    seed = int.from_bytes(question.encode()[-7:], "big") + chat.asked
-    chat.asked += 1
-    stream = Stream() if chat.samples == 1 else None
-    asked = (chat.model, [ids] * chat.samples, limit, tasks.END_ID, tasks.PAD_ID,
-             chat.temperature, chat.run.eval.top_p, seed)
-    if chat.drafts:
-        out, share = speculate(*asked)
-        for token in out.answers()[0] if stream else ():
-            stream(token)
-    else:
-        out = generate(*asked, stream)
-    texts, note = [tasks.decode(answer) for answer in out.answers()], f"{out.answer.sum()} tokens"
-    note += f", {share:.0%} of the drafts taken" if chat.drafts else ""
-    if stream:
-        flaw = ", not in the template" * (tasks.parse(texts[0])[1] is None)
-        stream.end(note + (flaw if out.finished[0] else ", cut off"))
-    else:
-        show_vote(texts, note)
-
-
-def show_vote(texts, note):
-    """Prints how many responses came to each answer, and which most of them came to."""
-    answers = [tasks.parse(text)[1] for text in texts]
-    for answer, count in Counter(answers).most_common():
-        print(f"{count:>4} x {'(not in the template)' if answer is None else visible(answer)}")
-    vote = majority(answers)
-    note = f"  ({answers.count(vote)} of {len(texts)}; {note})" * (vote is not None)
-    print(f"vote: {'none' if vote is None else visible(vote)}", dim(note), flush=True)
-
-
-# -------------------------------------------------------------------------------------------------
-# Commands: each takes the Chat and its word ("" if none was given). Their docstrings are the help
-
-
-def number(word, kind, least, most):
-    """The number of a word; UserError if it is none, or out of bounds."""
-    with contextlib.suppress(ValueError):
-        if least <= (value := kind(word)) <= most:
-            return value
-    raise UserError(f"wanted a {'whole ' * (kind is int)}number within {least}..{most}, got {word}")
-
-
-def talk_to(chat, word):
-    """/model NAME       another model of the same run: base, zero, r1, student ..."""
-    folder = Path(chat.options.checkpoint).parent
-    there = [name for name, stage in MODELS.items() if (folder / f"{stage}.pt").exists()]
-    if word:
-        options = copy.copy(chat.options)
-        options.checkpoint = str(folder / f"{MODELS.get(word, word)}.pt")
-        if not Path(options.checkpoint).exists():
-            raise UserError(f"there is no {options.checkpoint}; here are {', '.join(there)}")
-        chat.model, _ = load_writer(options)
-        chat.options = options
-    print(f"{chat.options.checkpoint}; here are {', '.join(there)}")
-
-
-def draw_at(chat, word):
-    """/temperature T    0: always the likeliest token; 1: as RL samples"""
-    chat.temperature = number(word, float, 0, 100) if word else chat.temperature
-    print(f"temperature {chat.temperature:g}, top-p {chat.run.eval.top_p:g}")
-
-
-def answer_times(chat, word):
-    """/samples N        so many answers to a question, and the vote; 1: a single one, in full"""
-    chat.samples = number(word, int, 1, 1000) if word else chat.samples
-    print(f"{chat.samples} answer{'s' * (chat.samples > 1)} to a question")
-
-
-def draft(chat, word):
-    """/drafts           on or off: MTP drafts every second token, the model judges (slower here)"""
-    chat.drafts = not chat.drafts
-    print(f"drafts {'on' if chat.drafts else 'off'}")
-
-
-def show_help(chat, word):
-    """/help             these lines"""
-    print("A question, such as: Compute 25-7+9+6   (or 计算25-7+9+6), or", *(
-        command.__doc__ for command in COMMANDS.values()), sep="\n")
-
-
-def leave(chat, word):
-    """/quit             the end, as Ctrl-D"""
-    raise EOFError
-
-
-COMMANDS = {"/model": talk_to, "/temperature": draw_at, "/samples": answer_times,
-            "/drafts": draft, "/help": show_help, "/quit": leave}
-
-
-def answer(chat, line):
-    """Does what a line says; EOFError if that is to end."""
+def obey(chat, line):
+    """Does what a line says: a command, or a question. EOFError ends the conversation."""
     command, _, word = line.strip().partition(" ")
     if command in COMMANDS:
         COMMANDS[command](chat, word.strip())
@@ -193,38 +100,179 @@ def answer(chat, line):
         ask(chat, line)
 
 
-def converse(chat):
-    """Answers line after line until the input ends. Ctrl-C stops an answer; at the prompt, it
-    ends like Ctrl-D."""
-    typed = sys.stdin.isatty()
-    with contextlib.suppress(ImportError):   # there is none on Windows
-        importlib.import_module("readline")  # arrow keys, the lines before
-    if typed:
-        show_help(chat, "")
-    while True:
-        stage = Path(chat.options.checkpoint).stem
-        try:
-            line = input(f"{CALLED.get(stage, stage)}> " if typed else "")
-        except (EOFError, KeyboardInterrupt):
-            print("\n" * typed, end="")
-            return
-        try:
-            answer(chat, line)
-        except UserError as error:
-            print(error)
-        except KeyboardInterrupt:
-            print(dim("  (stopped)"))
-        except EOFError:
-            return
+# -------------------------------------------------------------------------------------------------
+# Questions
 
 
-def main(options):
-    """Answers --ask TEXT, or talks."""
-    model, record = load_writer(options)
-    run = resolve(record.get("preset", "nano"), options.set)
-    chat = Chat(options, model, run, run.eval.temperature)
-    try:
-        converse(chat) if options.ask is None else ask(chat, options.ask)
-    except BrokenPipeError:  # who reads, such as head, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+def ask(chat, question):
+    """Asks one question. Prints one answer while it comes, or the majority vote of several.
+    UserError if the question is empty or leaves no room for an answer."""
+    question = question.encode("utf-8", "replace").decode()  # a pipe may contain any bytes
+    prompt, limit = tasks.encode_prompt(question), chat.run.zero.max_new_tokens
+    check_question(chat, question, len(prompt), limit)
+    seed = int.from_bytes(question.encode()[-7:], "big") + chat.questions
+    chat.questions += 1
+    stream = Stream() if chat.samples == 1 else None
+    arguments = (chat.model, [prompt] * chat.samples, limit, tasks.END_ID, tasks.PAD_ID,
+                 chat.temperature, chat.run.eval.top_p, seed)
+    if chat.drafts:
+        samples, accepted = speculate(*arguments)
+        if stream:
+            for token in samples.answers()[0]:
+                stream(token)
+    else:
+        samples = generate(*arguments, stream)
+    texts = [tasks.decode(ids) for ids in samples.answers()]
+    note = f"{samples.answer.sum()} tokens"
+    if chat.drafts:
+        note += f", {accepted:.0%} of the drafts accepted"
+    if not stream:
+        show_vote(texts, note)
+    elif not samples.finished[0]:
+        stream.end(f"{note}, cut off")
+    elif tasks.parse(texts[0])[1] is None:
+        stream.end(f"{note}, not in the template")
+    else:
+        stream.end(note)
+
+
+def check_question(chat, question, length, limit):
+    """UserError if a question is empty, or if its tokens leave no room for `limit` new ones."""
+    if not question.strip():
+        raise UserError("the question is empty; ask, for example, Compute 25-7+9+6")
+    room, advice = chat.model.config.max_seq_len - limit, ""
+    if chat.drafts:  # each rejected draft leaves a hole in the cache
+        room, advice = room - limit, " and its drafts; /drafts turns them off"
+    if length > room:
+        raise UserError(f"the question has {length} tokens; there is room for {room} beside an "
+                        f"answer{advice}")
+
+
+def show_vote(texts, note):
+    """Prints how many responses gave each answer, and the answer that most of them gave."""
+    answers = [tasks.parse(text)[1] for text in texts]
+    for answer, count in Counter(answers).most_common():
+        shown = "(not in the template)" if answer is None else visible(answer)
+        print(f"{count:>4} x {shown}")
+    vote = majority(answers)
+    if vote is None:
+        print("majority vote: none", flush=True)
+    else:
+        note = f"  ({answers.count(vote)} of {len(texts)}; {note})"
+        print(f"majority vote: {visible(vote)}", dim(note), flush=True)
+
+
+class Stream:
+    """Prints a response while its tokens come: thinking and answer, a line for each."""
+
+    def __init__(self):
+        self.ids = []
+        self.text = ""        # what the ids say, as far as it was printed
+        self.part = "answer"  # of PARTS: where the next characters belong
+        self.line = None      # the part whose line was begun last
+
+    def __call__(self, token):
+        """Takes the next token: a number or a tensor (1, 1)."""
+        self.ids.append(int(token))
+        text = tasks.decode(self.ids)
+        if not text.endswith("\ufffd"):  # otherwise the token ends within a character
+            self.show(text)
+
+    def show(self, text):
+        """Prints what is new in `text`. A tag is not printed; it begins another part."""
+        new, self.text = text[len(self.text):], text
+        if new in PARTS:
+            self.part = PARTS[new]
+            return
+        if not new:
+            return
+        shown = visible(new)
+        if self.part != self.line:
+            shown = f"{self.part}: {shown}"
+            if self.line:
+                shown = "\n" + shown
+        self.line = self.part
+        print(dim(shown) if self.part == "thinking" else shown, end="", flush=True)
+
+    def end(self, note):
+        """Prints the rest, and a note behind it."""
+        self.show(tasks.decode(self.ids))
+        label = ""
+        if self.line != "answer":
+            label = "\nanswer:" if self.line else "answer:"
+        print(label, dim(f"  ({note})"), flush=True)
+
+
+def dim(text):
+    """The text, dim on a terminal unless the user has set NO_COLOR."""
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return f"\033[2m{text}\033[0m" if coloured else text
+
+
+def visible(text):
+    """The text with its control characters spelt out, since they could change the terminal."""
+    return re.sub("[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
+
+
+# -------------------------------------------------------------------------------------------------
+# Commands: each takes the Chat and the word behind it, or "". The docstrings are the help
+
+
+def set_model(chat, word):
+    """/model NAME       use another model of this run: base, zero, r1, student ..."""
+    folder = Path(chat.options.checkpoint).parent
+    names = [name for name, stage in STAGE_OF_NAME.items() if (folder / f"{stage}.pt").exists()]
+    if word:
+        options = copy.copy(chat.options)
+        options.checkpoint = str(folder / f"{STAGE_OF_NAME.get(word, word)}.pt")
+        if not Path(options.checkpoint).exists():
+            raise UserError(f"there is no {options.checkpoint}; here are {', '.join(names)}")
+        chat.model, _ = load_writer(options)
+        chat.options = options
+    print(f"{chat.options.checkpoint}; here are {', '.join(names)}")
+
+
+def set_temperature(chat, word):
+    """/temperature T    0: always the most probable token; 1: as RL samples"""
+    if word:
+        chat.temperature = read_number(word, float, 0, 100)
+    print(f"temperature {chat.temperature:g}, top-p {chat.run.eval.top_p:g}")
+
+
+def set_samples(chat, word):
+    """/samples N        N answers per question, and their majority vote; 1: one answer in full"""
+    if word:
+        chat.samples = read_number(word, int, 1, 1000)
+    print("1 answer per question" if chat.samples == 1 else f"{chat.samples} answers per question")
+
+
+def switch_drafts(chat, word):
+    """/drafts           on or off: MTP drafts every second token (on a CPU this is slower)"""
+    chat.drafts = not chat.drafts
+    print("drafts on" if chat.drafts else "drafts off")
+
+
+def show_help(chat, word):
+    """/help             show these lines"""
+    print("A question, such as: Compute 25-7+9+6   (or 计算25-7+9+6), or")
+    for command in COMMANDS.values():
+        print(command.__doc__)
+
+
+def leave(chat, word):
+    """/quit             end, as Ctrl-D does"""
+    raise EOFError
+
+
+COMMANDS = {"/model": set_model, "/temperature": set_temperature, "/samples": set_samples,
+            "/drafts": switch_drafts, "/help": show_help, "/quit": leave}
+
+
+def read_number(word, kind, least, most):
+    """A word as a number. UserError if it is none, or out of bounds."""
+    with contextlib.suppress(ValueError):
+        value = kind(word)
+        if least <= value <= most:
+            return value
+    name = "whole number" if kind is int else "number"
+    raise UserError(f"wanted a {name} within {least}..{most}, got {word}")
