@@ -66,7 +66,7 @@ def test_peers_transformers_rates_equal_hand_results(monkeypatch):
     def seconds(work, _):
         work()
         return now[0]
-    monkeypatch.setattr(peers, "make", lambda config, device, dtype, weights=None: dtype)
+    monkeypatch.setattr(peers, "make_model", lambda config, device, dtype, weights=None: dtype)
     monkeypatch.setattr(peers, "theirs", lambda *_: torch.nn.Module())
     monkeypatch.setattr(peers, "train_step", lambda dtype: timed("train", dtype))
     monkeypatch.setattr(peers, "their_train_step", lambda model, dtype: timed("their train", dtype))
@@ -186,7 +186,7 @@ def test_peers_main_compares_random_weights_or_a_checkpoint(zero, monkeypatch, c
     pytest.importorskip("trl")
     pytest.importorskip("datasets")
     calls = []
-    monkeypatch.setattr(bench, "ours", lambda *_: {"train": 5.0})
+    monkeypatch.setattr(bench, "measure_ours", lambda *_: {"train": 5.0})
     monkeypatch.setattr(peers, "against", lambda run, device, weights=None: calls.append(
         weights) or {"step.vs_trl": 4.0})
     words = ["bench", "--preset", "micro", "--against", "--json"]
