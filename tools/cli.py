@@ -263,6 +263,8 @@ def parser():
     add("--tokens", type=float, help="to train on; default 14.8e12, V3's")
     add("--mfu", type=float, help="share of the peak FLOPs; default: what V3's hours imply")
     add("--dollars-per-hour", type=float, help="of a GPU; default 2")
+    one = commands.add_parser("annotate", help="the lesson files as pages beside the equations")
+    one.add_argument("folder", nargs="?", default="annotated", help="default annotated")
     return top
 
 
@@ -490,7 +492,7 @@ def run_stages(options, run, names):
         if devices.is_main() and any(r["kind"] == "test" for r in read_log(folder.path)):
             print("\n" + importlib.import_module("tools.report").report([folder.path]))
 
-TOOLS = ("eval", "chat", "export", "report", "study", "bench", "cost")
+TOOLS = ("eval", "chat", "export", "report", "study", "bench", "cost", "annotate")
 
 
 def find_study(name):
