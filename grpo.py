@@ -1,28 +1,34 @@
 """Reinforcement learning: group relative policy optimisation (GRPO), in one loop.
 
     repeat
-      1 sample   draw P problems
+      1 draw     P problems
       2 act      the policy writes G answers to each problem
-      3 score    rules turn each answer's text into a reward
-      4 compare  advantage = reward minus the mean reward of its group; there is no value network
+      3 score    rules turn the text of each answer into a reward
+      4 compare  advantage = reward minus the mean reward of its group (no value network)
       5 improve  a few updates: clipped ratios, and a KL penalty to a reference policy
-      every `reference_every` rounds, the policy is copied into the reference
+      every `reference_every` rounds, copy the policy into the reference
 
-train_rl is this box. A method is one function in OBJECTIVES and one row of SETTINGS.
+train_rl is this loop. A method (GRPO, Dr. GRPO, DAPO, GSPO) is one function in OBJECTIVES
+and its settings in SETTINGS, which the command line applies to RL.
 
-What differs from the papers (DeepSeekMath, arXiv 2402.03300; R1, arXiv 2501.12948):
-- The ratio and the clip are per token, as in DeepSeekMath's eq 3. R1 prints one ratio an answer.
-- The standard deviation of a group is the one with G - 1. The papers do not say which they use.
-- A group whose rewards are all equal is called dead. Its advantages are 0, and in eq 3 only its KL
-  term is left. We leave dead groups out of the update, but still count them in the denominators.
-  A minibatch of dead groups alone is trained on, for its KL term and for the log.
-- The old log-probabilities are those that the sampler reported, for the very token ids it drew.
-  Sampler and trainer compute them differently; the log has the gap.
-- The routing bias moves at every update, by the load of the answers that are trained on. V3 stops
-  it late in pretraining. There is no balance loss, and MTP is not trained.
-- DAPO samples until its batch is full of live groups. Here `oversample` times P problems are
-  answered, once, and at most P live groups are trained on.
-- One rollout serves `minibatches` updates (16 in R1), and each answer is used once.
+Sources: DeepSeekMath (arXiv 2402.03300), R1 (arXiv 2501.12948; v1 is of January 2025, v2 of
+January 2026).
+
+What differs from the papers:
+- The ratio and the clip are per token, as in DeepSeekMath's eq 3. R1's formula has one
+  ratio per answer.
+- The standard deviation of a group divides by G - 1, as torch does. The papers do not say.
+- A group whose rewards are all equal is called dead; all others are live. The advantages of
+  a dead group are 0, so in eq 3 only its KL term is left. We do not train on dead groups,
+  but still count their tokens in the denominators. If all rows of a minibatch are dead, we
+  train on them: their KL term counts, and the log needs them.
+- The old log-probabilities are those that the sampler reported while it drew the tokens. The
+  trainer computes them in another way; the log records how much they differ.
+- DeepSeek-V3's routing bias moves at each update, by the load of the trained answers. V3
+  stops it late in pretraining. There is no balance loss, and MTP is not trained.
+- DAPO samples until its batch is full of live groups. We draw `oversample` times P problems
+  once, drop the dead groups, and train on at most P of the rest.
+- A rollout is cut into `minibatches` parts, and each part makes one update (16 in R1).
 """
 import math
 import random
@@ -50,23 +56,23 @@ class RL:
     temperature: float = 1.0        # of sampling [1]
     objective: str = "grpo"         # one of OBJECTIVES
     lr: float = 4e-4                # of AdamW [3e-6]
-    warmup: int = 2                 # updates until the learning rate is reached
-    decay: float = 0.6              # last share of the updates: it falls to 0 [unpublished]
-    clip_low: float = 0.2           # epsilon below 1 [unpublished; R1's first RL: 10]
-    clip_high: float = 0.2          # epsilon above 1
+    warmup: int = 2                 # updates in which the learning rate rises from 0
+    decay: float = 0.6              # last share of updates, in which it falls to 0
+    clip_low: float = 0.2           # clip at 1 - this [unpublished; R1's first RL: 10]
+    clip_high: float = 0.2          # clip at 1 + this
     beta: float = 0.001             # weight of the KL penalty [0.001]; 0: no penalty
-    reference_every: int = 10       # rollouts between copies of the policy to the reference [25]
+    reference_every: int = 10       # rollouts between updates of the reference [25]
     normalize_std: bool = True      # divide advantages by the group's standard deviation
-    oversample: int = 1             # answer so many times P problems, train on P live ones (DAPO)
-    overlong: int = 0               # L_cache, tokens before the limit with a penalty (DAPO)
+    oversample: int = 1             # answer oversample * P problems, train on P (DAPO)
+    overlong: int = 0               # punish answers that end so near the limit (DAPO)
     accuracy_weight: float = 1.0    # of the accuracy reward
-    format_weight: float = 0.2      # of the format reward [the same as accuracy's, R1 v2 eq 4]
+    format_weight: float = 0.2      # of the format reward [accuracy's, R1 v2 eq 4]
     language_weight: float = 0.0    # of the language consistency reward (R1 v2 eq 7)
     preference_weight: float = 1.0  # of the reward models, on general prompts
     general: float = 0.0            # share of general prompts, once they join
-    general_from: float = 0.75      # share of the steps before they join [R1: 1300 of 1700]
+    general_from: float = 0.75      # share of steps before they join [R1: 1300 of 1700]
     levels: tuple[int, ...] = (3, 4, 5, 6)  # levels of the problems, drawn evenly
-    micro_tokens: int = 2048        # tokens in one forward pass; changes memory and speed only
+    micro_tokens: int = 2048        # tokens in one pass; changes memory and speed only
     dev_every: int = 5              # rollouts between evaluations on dev
 
 
@@ -79,44 +85,48 @@ SETTINGS = {
 }
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Advantages and objectives
 
 
 def advantages(rewards, normalize_std=True):
-    """Advantages (P, G) of rewards (P, G): how much better than its group (DeepSeekMath 4.1.2)."""
+    """Advantages (P, G) of rewards (P, G): how much better than its group (DeepSeekMath
+    4.1.2)."""
     advantage = rewards - rewards.mean(1, keepdim=True)
     if normalize_std:
-        advantage = advantage / rewards.std(1, keepdim=True).clamp(min=1e-6)
-    # Exactly 0 in dead groups. Otherwise rounding in the mean gives them tiny advantages, which
-    # the division makes large.
+        std = rewards.std(1, keepdim=True)  # divides by G - 1
+        advantage = advantage / std.clamp(min=1e-6)
+    # Exactly 0 in dead groups. Otherwise rounding in the mean gives them tiny
+    # advantages, which the division makes large.
     dead = (rewards == rewards[:, :1]).all(1, keepdim=True)
     return advantage.masked_fill(dead, 0.0)
 
 
 def kl_k3(new, reference):
-    """An estimate of KL(policy || reference) at each token, never negative (DeepSeekMath eq 4)."""
-    log_ratio = reference - new
-    return log_ratio.exp() - log_ratio - 1
+    """An estimate of KL(policy || reference) at each token, never negative
+    (DeepSeekMath eq 4)."""
+    reference_over_new = reference - new  # in logarithms
+    return reference_over_new.exp() - reference_over_new - 1
 
 
 def overlong_penalty(lengths, limit, buffer):
-    """0 up to limit - buffer tokens, then falling to -1 at the limit (DAPO section 3.4)."""
+    """DAPO section 3.4: 0 up to limit - buffer tokens, then falling to -1 at the limit."""
     return ((limit - buffer - lengths) / buffer).clamp(-1.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Counts over a whole minibatch. With them as denominators, cutting the minibatch into passes
-    never changes the gradient."""
-    answers: int   # N
-    tokens: int    # sum of |o_i|
+    """Counts over a whole minibatch. With them as denominators, cutting the minibatch
+    into passes never changes the gradient."""
+    answers: int   # of the minibatch
+    tokens: int    # of these answers, the sum of |o_i|
 
 
-# An objective takes log-probabilities (n, T) of the new, the old and the reference policy,
-# advantages (n,), a mask (n, T) that is 1 at answer tokens, the Batch and the settings.
-# It returns (J, info). J is to be maximised; J of a minibatch is the sum over its passes.
-# info holds the KL estimate of each token and where the clip acts.
+# An objective takes log-probabilities (n, T) of the new, the old and the reference
+# policy, advantages (n,), a mask (n, T) that is 1 at answer tokens, the Batch and the
+# settings s. It returns (J, info). J is to be maximised; J of a minibatch is the sum over
+# its passes. info has the KL estimate of each token, and where the clip acts. The four
+# differ in `weight` alone, and GSPO also in `ratio`.
 
 
 def grpo(new, old, reference, advantage, mask, batch, s):
@@ -125,66 +135,71 @@ def grpo(new, old, reference, advantage, mask, batch, s):
     ratio = (new - old).exp()                               # (n, T), r_it
     clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
     surrogate = torch.minimum(ratio * A, clipped * A)
+    clip_acts = clipped * A < ratio * A  # there the minimum is the clipped side
     kl = kl_k3(new, reference)                              # (n, T), D_it
     length = mask.sum(1, keepdim=True).clamp(min=1)         # (n, 1), |o_i|
     weight = mask / length / batch.answers
     J = (weight * (surrogate - s.beta * kl)).sum()
-    return J, {"kl": kl, "clip": clipped * A < ratio * A}
+    return J, {"kl": kl, "clip": clip_acts}
 
 
 def dr_grpo(new, old, reference, advantage, mask, batch, s):
-    """Dr. GRPO: divides by a constant instead of |o_i|, so that a long wrong answer is not punished
-    less for each token."""
+    """Dr. GRPO, section 3: divides by a constant instead of |o_i|. In GRPO, each token
+    of a long wrong answer is punished less than one of a short wrong answer."""
     A = advantage.unsqueeze(1)
     ratio = (new - old).exp()
     clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
     surrogate = torch.minimum(ratio * A, clipped * A)
+    clip_acts = clipped * A < ratio * A
     kl = kl_k3(new, reference)
     weight = mask / (batch.answers * s.max_new_tokens)
     J = (weight * (surrogate - s.beta * kl)).sum()
-    return J, {"kl": kl, "clip": clipped * A < ratio * A}
+    return J, {"kl": kl, "clip": clip_acts}
 
 
 def dapo(new, old, reference, advantage, mask, batch, s):
-    """DAPO eq 8: each token of the minibatch has the same weight (in DAPO: each token of a group).
-    The upper clip is wider, by clip_high."""
+    """DAPO eq 8: each token of the minibatch has the same weight (in DAPO: of a group).
+    Its wider upper clip is in SETTINGS."""
     A = advantage.unsqueeze(1)
     ratio = (new - old).exp()
     clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
     surrogate = torch.minimum(ratio * A, clipped * A)
+    clip_acts = clipped * A < ratio * A
     kl = kl_k3(new, reference)
     weight = mask / batch.tokens
     J = (weight * (surrogate - s.beta * kl)).sum()
-    return J, {"kl": kl, "clip": clipped * A < ratio * A}
+    return J, {"kl": kl, "clip": clip_acts}
 
 
 def gspo(new, old, reference, advantage, mask, batch, s):
-    """GSPO: one ratio for an answer, the geometric mean of its tokens' ratios."""
+    """GSPO (arXiv 2507.18071): one ratio per answer, the geometric mean of its tokens'
+    ratios."""
     A = advantage.unsqueeze(1)
     length = mask.sum(1, keepdim=True).clamp(min=1)                     # (n, 1), |o_i|
     ratio = (((new - old) * mask).sum(1, keepdim=True) / length).exp()  # (n, 1), s_i
     clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
     surrogate = torch.minimum(ratio * A, clipped * A)                   # (n, 1)
+    clip_acts = clipped * A < ratio * A                                 # (n, 1)
     kl = kl_k3(new, reference)                                          # (n, T)
     weight = mask / length / batch.answers
     J = (weight * (surrogate - s.beta * kl)).sum()
-    return J, {"kl": kl, "clip": clipped * A < ratio * A}
+    return J, {"kl": kl, "clip": clip_acts}
 
 
 OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # The loop
 
 
 @dataclass(frozen=True)
 class Task:
     """What the loop needs to know of the world."""
-    sample: Callable    # (random.Random, n, step) -> n problems
+    draw: Callable      # (random.Random, n, step) -> n problems
     encode: Callable    # problem -> token ids of its prompt
     decode: Callable    # token ids of an answer -> text
-    rewards: dict       # name -> (weight, function(texts, problems) -> N numbers; nan: no reward)
+    rewards: dict       # name -> (weight, function(texts, problems) -> N numbers or nan)
     measures: dict      # name -> function(text, problem) -> number, for the log only
     end_id: int
     pad_id: int
@@ -192,22 +207,25 @@ class Task:
 
 @dataclass
 class Rollout:
-    """P problems and G answers to each. N = P * G; the answers of a group are neighbours."""
+    """P problems and G answers to each. N = P * G; the answers of a group are
+    neighbours."""
     problems: list          # P
     samples: Samples        # N answers
     texts: list             # N
-    parts: dict             # name of a reward -> (N,), without its weight
-    rewards: Tensor         # (P, G), weighted sum of the parts
+    reward_parts: dict      # name of a reward -> (N,), without its weight
+    rewards: Tensor         # (P, G), weighted sum of reward_parts
     advantages: Tensor      # (P, G)
 
 
 def train_rl(model, task, s, seed=0, state=None):
     """Trains the model in place. A generator of (record, snapshot) after each step.
 
-    record is for the log. snapshot() is the state to continue from; on a CPU the run then goes on
-    to the same bits, since all random numbers depend on the seed and the step alone.
+    record is for the log. snapshot() is all that a stopped run needs besides the
+    weights; call it before the next step. A continued run on a CPU is bit-identical to
+    an unbroken one, since all random numbers depend on the seed and the step alone.
     """
-    optimizers, reference = make_optimizers(model, s.lr), copy_model(model).eval()
+    optimizers = make_optimizers(model, s.lr)
+    reference = copy_model(model).eval()
     first = 0
     if state:
         first = state["step"]
@@ -216,8 +234,8 @@ def train_rl(model, task, s, seed=0, state=None):
             restore(optimizer, saved)
 
     for step in range(first, s.steps):
-        rng = random.Random(f"{seed}/rl/{step}")                          # all stages use the same
-        rollout = act(model, task, s, rng, step)                          # 1, 2, 3, 4
+        rng = random.Random(f"{seed}/rl/{step}")  # every RL stage draws the same problems
+        rollout = act(model, task, s, rng, step)                            # 1 to 4
         model.train()
         log = improve(model, reference, optimizers, rollout, s, rng, step)  # 5
         if (step + 1) % s.reference_every == 0:
@@ -233,52 +251,62 @@ def train_rl(model, task, s, seed=0, state=None):
 
 def act(model, task, s, rng, step=0):
     """Steps 1 to 4 of the box. Returns a Rollout."""
-    problems = task.sample(rng, s.problems * s.oversample, step)                         # 1 sample
-    problem_of_answer = [problem for problem in problems for _ in range(s.group_size)]   # N
+    # 1 draw
+    problems = task.draw(rng, s.problems * s.oversample, step)
+    problem_of_answer = [p for p in problems for _ in range(s.group_size)]   # N
 
-    prompts = [task.encode(problem) for problem in problem_of_answer]                    # 2 act
+    # 2 act
+    prompts = [task.encode(problem) for problem in problem_of_answer]
     samples = generate(model, prompts, s.max_new_tokens, task.end_id, task.pad_id,
                        s.temperature, seed=rng.getrandbits(60))
     texts = [task.decode(ids) for ids in samples.answers()]
 
-    parts, rewards = {}, 0.0                                                             # 3 score
+    # 3 score
+    reward_parts, rewards = {}, 0.0
     for name, (weight, reward) in task.rewards.items():
-        parts[name] = torch.tensor(reward(texts, problem_of_answer), dtype=torch.float32)
-        rewards = rewards + weight * parts[name].nan_to_num()
+        values = torch.tensor(reward(texts, problem_of_answer), dtype=torch.float32)
+        reward_parts[name] = values
+        rewards = rewards + weight * values.nan_to_num()
     if s.overlong:
         lengths = samples.answer.sum(1).cpu()
-        parts["overlong"] = overlong_penalty(lengths, s.max_new_tokens, s.overlong)
-        rewards = rewards + parts["overlong"]
-    rewards = rewards.view(len(problems), s.group_size)                                  # (P, G)
+        reward_parts["overlong"] = overlong_penalty(lengths, s.max_new_tokens, s.overlong)
+        rewards = rewards + reward_parts["overlong"]
+    rewards = rewards.view(len(problems), s.group_size)                      # (P, G)
 
-    advantage = advantages(rewards, s.normalize_std)                                     # 4 compare
-    return Rollout(problems, samples, texts, parts, rewards, advantage)
+    # 4 compare
+    advantage = advantages(rewards, s.normalize_std)                         # (P, G)
+    return Rollout(problems, samples, texts, reward_parts, rewards, advantage)
 
 
 def improve(model, reference, optimizers, rollout, s, rng, step):
     """Step 5 of the box: `minibatches` updates on one rollout. Returns what is logged."""
     samples, log = rollout.samples, ImproveLog(rollout)
-    lengths = (samples.answer.cumsum(1).argmax(1) + 1).tolist()  # prompt and answer, in tokens
+    last_token = samples.answer.cumsum(1).argmax(1)              # (N,) where each answer ends
+    lengths = (last_token + 1).tolist()                          # N, prompt and answer
     live = live_groups(rollout).repeat_interleave(s.group_size)  # (N,)
     rows = chosen_rows(rollout, s)
     rng.shuffle(rows)
     for m in range(s.minibatches):
-        counted = rows[m::s.minibatches]
-        batch = Batch(len(counted), int(samples.answer[counted].sum()))
-        trained = [row for row in counted if live[row]] or counted
-        log.begin_minibatch(trained, lengths)
-        for pass_rows in micro_batches(lengths, trained, s.micro_tokens):
-            part = RolloutPart(rollout, pass_rows or trained[:1], lengths, idle=not pass_rows)
+        minibatch = rows[m::s.minibatches]
+        batch = Batch(len(minibatch), int(samples.answer[minibatch].sum()))
+        live_rows = [row for row in minibatch if live[row]]
+        trained_rows = live_rows or minibatch  # all dead: see "What differs"
+        log.begin_minibatch(trained_rows, lengths)
+        for pass_rows in micro_batches(lengths, trained_rows, s.micro_tokens):
+            if pass_rows:
+                part = RolloutPart(rollout, pass_rows, lengths)
+            else:  # all processes have to make the same number of passes
+                part = RolloutPart(rollout, trained_rows[:1], lengths, idle=True)
             new, entropy = logprobs(model, part.tokens, part.mask, part.real, s.temperature)
-            anchor = new.detach()  # without a penalty the policy is its own reference: KL is 0
+            reference_logp = new.detach()  # without a penalty: KL to itself is exactly 0
             if s.beta:
                 with torch.no_grad():
-                    anchor, _ = logprobs(reference, part.tokens, part.mask, part.real,
-                                         s.temperature)
-            J, info = OBJECTIVES[s.objective](
-                new, part.old, anchor, part.advantage, part.mask.float(), batch, s)
+                    reference_logp, _ = logprobs(reference, part.tokens, part.mask,
+                                                 part.real, s.temperature)
+            J, info = OBJECTIVES[s.objective](new, part.old, reference_logp, part.advantage,
+                                              part.mask.float(), batch, s)
             (-J).backward()
-            log.add(part, new, entropy, info, first_update=m == 0)
+            log.add(part, new, entropy, info)
         factor = learning_rate_at(step * s.minibatches + m, s.steps * s.minibatches,
                                   s.warmup, s.decay)
         log.updates.append(update(model, optimizers, factor))
@@ -286,29 +314,31 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
 
 
 class RolloutPart:
-    """The rows of a rollout that go through the model in one pass: n rows, the last the longest.
+    """The rows of a rollout that go through the model in one pass. They are sorted by
+    length, so the last of the n rows is the longest.
 
-    An idle process, which has no rows left, runs one dummy row with a mask of zeros: all processes
-    have to make the same number of passes.
+    A process that has no rows left runs one dummy row with a mask of zeros (idle).
     """
 
-    def __init__(self, rollout, rows, lengths, idle):
+    def __init__(self, rollout, rows, lengths, idle=False):
         samples, T = rollout.samples, lengths[rows[-1]]
         device = samples.tokens.device
         length = torch.tensor([lengths[row] for row in rows], device=device)
+        before_end = torch.arange(T, device=device) < length.unsqueeze(1)
         busy = not idle
         self.rows = [] if idle else rows
-        self.tokens = samples.tokens[rows, :T]                                        # (n, T)
-        self.mask = samples.answer[rows, :T] & busy                                   # (n, T) bool
-        self.real = (torch.arange(T, device=device) < length.unsqueeze(1)) & busy     # (n, T) bool
-        self.old = samples.logprobs[rows, :T] * busy                                  # (n, T)
-        self.advantage = rollout.advantages.flatten().to(device)[rows]                # (n,)
+        self.tokens = samples.tokens[rows, :T]                          # (n, T)
+        self.mask = samples.answer[rows, :T] & busy                     # (n, T) bool
+        self.real = before_end & busy                                   # (n, T) no padding
+        self.old = samples.logprobs[rows, :T] * busy                    # (n, T)
+        self.advantage = rollout.advantages.flatten().to(device)[rows]  # (n,)
 
 
 def logprobs(model, tokens, wanted, real=None, temperature=1.0):
-    """The log-probability of each token (N, T) given the tokens before it, and the entropy of that
-    choice: both (N, T), and 0 where `wanted` (N, T) is False."""
-    logits = model(tokens, real, logits_at=F.pad(wanted[:, 1:], (0, 1))).logits
+    """The log-probability of each token (N, T) given the tokens before it, and the
+    entropy of that choice: both (N, T), and 0 where `wanted` (N, T) is False."""
+    predicting = F.pad(wanted[:, 1:], (0, 1))  # the logits at t predict token t + 1
+    logits = model(tokens, real, logits_at=predicting).logits
     if temperature != 1:
         logits = logits / temperature
     logp = logits.log_softmax(-1)
@@ -320,21 +350,21 @@ def logprobs(model, tokens, wanted, real=None, temperature=1.0):
 
 
 def live_groups(rollout):
-    """(P,) True where the rewards of a group differ. All others teach nothing."""
+    """(P,) True where the rewards of a group differ. The others have no advantage."""
     return (rollout.rewards != rollout.rewards[:, :1]).any(1)
 
 
 def chosen_rows(rollout, s):
-    """The rows of a rollout to train on: all, or with oversampling the first P live groups."""
-    groups = torch.arange(len(rollout.problems))
-    live = live_groups(rollout)
+    """The rows of a rollout to train on: all, or with oversampling the first P live
+    groups."""
+    groups, live = torch.arange(len(rollout.problems)), live_groups(rollout)
     if s.oversample > 1 and live.any():
         groups = groups[live]
-    first_rows = groups[:s.problems].unsqueeze(1) * s.group_size
+    first_rows = groups[:s.problems].unsqueeze(1) * s.group_size        # (groups, 1)
     return (first_rows + torch.arange(s.group_size)).flatten().tolist()
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # The log
 
 
@@ -344,7 +374,7 @@ def describe(rollout, task):
     group_size = N // len(rollout.problems)
     problem_of_answer = [p for p in rollout.problems for _ in range(group_size)]
     record = {"reward": float(rollout.rewards.mean())}
-    for name, part in rollout.parts.items():
+    for name, part in rollout.reward_parts.items():
         mean = float(part.nanmean())  # over the answers that can earn this reward
         record[name] = None if math.isnan(mean) else mean
     for name, measure in task.measures.items():
@@ -361,35 +391,37 @@ class ImproveLog:
 
     def __init__(self, rollout):
         self.sums = dict.fromkeys(("entropy", "kl", "clip", "ratio"), 0.0)
-        self.answer = rollout.samples.answer                      # (N, T)
-        self.gap = torch.zeros_like(rollout.samples.logprobs)     # (N, T) of sampler and trainer
-        self.compared = torch.zeros_like(self.answer)             # (N, T) where gap is known
-        self.answer_tokens = self.all_tokens = 0
+        self.answer = rollout.samples.answer                   # (N, T)
+        # Differences between sampler and trainer, and where they are known: (N, T) each.
+        self.gap = torch.zeros_like(rollout.samples.logprobs)
+        self.compared = torch.zeros_like(self.answer)
+        self.answer_tokens = self.row_tokens = 0
         self.updates = []
 
-    def begin_minibatch(self, trained, lengths):
+    def begin_minibatch(self, trained_rows, lengths):
         """Counts the tokens of the rows that a minibatch trains on."""
-        self.answer_tokens += int(self.answer[trained].sum())
-        self.all_tokens += sum(lengths[row] for row in trained)   # for the FLOPs
+        self.answer_tokens += int(self.answer[trained_rows].sum())
+        self.row_tokens += sum(lengths[row] for row in trained_rows)  # for the FLOPs
         if not self.updates:
-            self.compared[trained] = self.answer[trained]
+            self.compared[trained_rows] = self.answer[trained_rows]
 
-    def add(self, part, new, entropy, info, first_update):
+    def add(self, part, new, entropy, info):
         """Adds one pass."""
         log_ratio = new.detach() - part.old
-        if first_update:  # the weights are still those that sampled: the ratio should be 1
+        if not self.updates:  # the weights still are those that sampled
             self.gap[part.rows, :log_ratio.size(1)] = log_ratio.abs()
-        tokens = info | {"entropy": entropy, "ratio": log_ratio.exp()}
+        values = info | {"entropy": entropy, "ratio": log_ratio.exp()}
         for name in self.sums:
-            self.sums[name] += float((tokens[name].detach() * part.mask).sum())
+            self.sums[name] += float((values[name].detach() * part.mask).sum())
 
     def record(self):
         """Means over tokens, the gap, and what the updates reported."""
         sums = all_sum(torch.tensor(list(self.sums.values()), dtype=torch.float64))
         means = (sums / self.answer_tokens).tolist()
-        record = dict(zip(self.sums, means)) | gap_between(all_sum(self.gap), self.compared)
+        gap = all_sum(self.gap)  # each process has filled in its own rows
+        record = dict(zip(self.sums, means)) | gap_between(gap, self.compared)
         return record | {
-            "learnt_tokens": self.all_tokens,
+            "learnt_tokens": self.row_tokens,
             "grad_norm": max(u["grad_norm"] for u in self.updates),
             "expert_load": max(u["expert_load"] for u in self.updates),
             "loads": self.updates[-1]["loads"],
@@ -400,8 +432,9 @@ def gap_between(gap, compared):
     """How far sampler and trainer are apart. gap (N, T) holds absolute differences of
     log-probabilities, compared (N, T) is True where they are known.
 
-    In float32 a gap above 1e-3 comes from routing: two experts nearly tie, and the shape of the
-    batch decides between them by rounding. flips counts the answers where that happened.
+    In float32 a gap above 1e-3 comes from routing: two experts nearly tie, and the
+    shape of the batch decides between them by rounding. flips counts the answers where
+    that happened.
     """
     ordered = gap[compared].sort().values
     return {"gap_p999": float(ordered[math.ceil(0.999 * (len(ordered) - 1))]),
@@ -409,13 +442,14 @@ def gap_between(gap, compared):
             "flips": int(((gap > 1e-3) & compared).any(1).sum())}
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Reward models, for general prompts: the same Transformer with a head of one output
 
 
 def judge_scores(judge, sequences, pad_id):
     """Scores (N,) of N token lists: the head's output at the last token of each."""
     tokens = pad(sequences, pad_id, judge.device)
+    # Without sequences, pad() makes a dummy row, for a process that has no work.
     length = torch.tensor([len(ids) for ids in sequences] or [0], device=tokens.device)
     column = torch.arange(tokens.size(1), device=tokens.device)
     real = column < length.unsqueeze(1)
@@ -424,10 +458,12 @@ def judge_scores(judge, sequences, pad_id):
 
 
 def preference_loss(better, worse):
-    """Helpfulness, pairwise: the sum of -log sigmoid(better - worse) (R1 v2 section 3.1)."""
+    """Helpfulness, pairwise: the sum of -log sigmoid(better - worse) (R1 v2 section
+    3.1)."""
     return F.softplus(worse - better).sum()
 
 
 def safety_loss(scores, safe):
-    """Safety, pointwise: the summed cross-entropy of safe (1) and unsafe (0) (R1 v2, 3.1)."""
+    """Safety, pointwise: the summed cross-entropy of safe (1) and unsafe (0) (R1 v2,
+    3.1)."""
     return F.binary_cross_entropy_with_logits(scores, safe, reduction="sum")

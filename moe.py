@@ -1,27 +1,37 @@
 """The model: DeepSeek-V3 in miniature.
 
-    MLA          multi-head latent attention: keys and values share a small latent (eq 1-11)
+    MLA          multi-head latent attention: keys and values from one latent (eq 1-11)
     Router       chooses the experts of each token; a bias balances their load (eq 13-16)
-    Experts      the routed experts; MoE adds the shared ones and the balance loss (eq 12, 17-20)
-    MTP          multi-token prediction: one more block predicts the token after the next (eq 21-23)
+    Experts      the routed experts; MoE adds the shared ones (eq 12) and the balance
+                 loss (eq 17-20)
+    MTP          multi-token prediction: one more block predicts the token after the
+                 next (eq 21-23)
     Transformer  embedding, blocks, head; a cache of latents for sampling
-    supervised_loss, update_routing_bias
-                 what one training step needs besides (eq 24-25 and section 2.1.2)
+    supervised_loss       the loss of a training step (eq 24-25)
+    update_routing_bias   moves the bias after a training step (section 2.1.2)
 
 All equation numbers are those of the DeepSeek-V3 report (arXiv 2412.19437).
 
-Axes: B batch, T time, C width, H heads, N = B * T tokens, E routed experts, K experts of a token,
-M = N * K pairs of a token and one of its experts. A name such as gates_NK carries its shape.
+Axes: B batch, T time, S filled columns of the cache, C width, H heads, R rotary width,
+N = B * T tokens, E routed experts, K experts of a token, I hidden width of an expert,
+M = N * K pairs of a token and one of its experts. In the mixture of experts a suffix gives
+the shape: gates_NK is (N, K).
+
+Products may be computed in bfloat16. Norms, router, head and the residual stream are always
+float32, hence .float() here and there.
 
 What differs from the report:
 - The latents have a norm, as in DeepSeek's code. The equations leave it out.
-- MTP reads the hidden state after the final norm, and has a norm of its own before the shared
-  head, as in the released weights.
+- A group of experts is scored by its best 2 experts, as in DeepSeek's code. The report says
+  K_r/M, which is 2 in V3.
+- MTP reads the hidden state after the final norm, and has a norm of its own before the
+  shared head, as in the released weights.
 - Questions are given and not predicted, and documents are padded. V3 packs documents and
   predicts every token.
 - There is no YaRN, no FP8 and no pipeline.
 
-How several GPUs share the model is not in this file: engine/devices.py changes it from outside.
+How several GPUs share the model is not in this file: engine/devices.py does it from outside,
+by wrapping blocks and replacing Experts.products.
 """
 import math
 from dataclasses import dataclass
@@ -35,26 +45,26 @@ from engine import kernels
 
 @dataclass(frozen=True)
 class Config:
-    """The sizes of a model. Names are those of DeepSeek's inference code; comments give the
-    paper's symbols."""
+    """The sizes of a model. Names are those of DeepSeek's inference code; comments give
+    the paper's symbols."""
     vocab_size: int = 521
-    n_outputs: int = 0             # of the head; 0: the vocabulary, 1: a reward model's score
+    n_outputs: int = 0             # outputs of the head; 0: vocab_size, 1: a reward model
     dim: int = 64                  # d, width of the residual stream
     inter_dim: int = 192           # hidden width of a dense feed-forward
     moe_inter_dim: int = 64        # hidden width of one expert
     n_layers: int = 3
-    n_dense_layers: int = 1        # the first layers have a dense feed-forward, the others experts
+    n_dense_layers: int = 1        # the first layers are dense, the others have experts
     n_heads: int = 4               # n_h
     n_routed_experts: int = 8      # N_r
-    n_shared_experts: int = 1      # N_s, computed as one feed-forward of N_s * moe_inter_dim
+    n_shared_experts: int = 1      # N_s, computed as one wide feed-forward
     n_activated_experts: int = 2   # K_r, routed experts that a token uses
     n_expert_groups: int = 1       # groups ("nodes") of experts
-    n_limited_groups: int = 1      # M, groups that a token may use
-    route_scale: float = 1.0       # factor on the sum of the routed experts; 2.5 in V3
-    q_lora_rank: int = 0           # d_c', query latent; 0: queries are not compressed (V2-Lite)
-    kv_lora_rank: int = 32         # d_c, key-value latent; the cache holds it and the rotary key
+    n_limited_groups: int = 1      # groups that a token may use (the report's M)
+    route_scale: float = 1.0       # factor on the gates; 2.5 in V3
+    q_lora_rank: int = 0           # d_c', query latent; 0: not compressed (as V2-Lite)
+    kv_lora_rank: int = 32         # d_c, key-value latent, which the cache holds
     qk_nope_head_dim: int = 16     # d_h, content part of a query and key head
-    qk_rope_head_dim: int = 16     # d_h^R, position part; all heads share one such key
+    qk_rope_head_dim: int = 16     # d_h^R, position part; its key serves all heads
     v_head_dim: int = 32           # width of a value head
     n_mtp_layers: int = 1          # D, depth of multi-token prediction: 0 or 1
     mtp_weight: float = 0.3        # lambda, weight of the MTP loss
@@ -77,21 +87,23 @@ V3 = Config(
     init_std=0.006, max_seq_len=4096)
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Attention
 
 
 def make_rotations(config):
-    """e^(i angle) for each position and frequency, complex (max_seq_len, qk_rope_head_dim / 2)."""
-    double_index = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32)
-    frequency = config.rope_theta ** (-double_index / config.qk_rope_head_dim)
+    """exp(1j * angle) for each position and frequency: complex (max_seq_len, R/2)."""
+    R = config.qk_rope_head_dim
+    even = torch.arange(0, R, 2, dtype=torch.float32)  # 0, 2, 4, ...
+    frequency = config.rope_theta ** (-even / R)
     position = torch.arange(config.max_seq_len, dtype=torch.float32)
     angle = torch.outer(position, frequency)
     return torch.polar(torch.ones_like(angle), angle)
 
 
 def rotate(x, rotation):
-    """Rotates the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by the angles of their positions.
+    """Rotates the pairs (x0, x1), (x2, x3), ... of x (B, T, H, R) by the angles of their
+    positions. rotation (T, R/2) or (B, T, R/2).
 
     DeepSeek pairs neighbours. Llama pairs the first half with the second.
     """
@@ -103,39 +115,48 @@ def rotate(x, rotation):
 @dataclass
 class Cache:
     """All that MLA remembers of each token: its normalised latent and its rotated key."""
-    latent: Tensor   # (layers, B, S, kv_lora_rank + qk_rope_head_dim), S reserved columns
-    real: Tensor     # (B, S) False at padding on the left and at rejected drafts
-    length: int = 0  # columns that are filled
+    latent: Tensor   # (layers, B, columns, kv_lora_rank + qk_rope_head_dim)
+    real: Tensor     # (B, columns) False at padding and at drafts that were rejected
+    length: int = 0  # S, columns that are filled
 
-    def keep_rows(self, rows, extra_columns=0):
-        """A cache of the rows with these numbers, which may repeat, with room for more columns."""
+    def keep_rows(self, row_ids, extra_columns=0):
+        """A copy that holds the rows with these numbers, each as often as its number
+        comes, and that has more empty columns."""
         layers, _, columns, width = self.latent.size()
-        latent = self.latent.new_empty(layers, len(rows), columns + extra_columns, width)
+        latent = self.latent.new_empty(layers, len(row_ids), columns + extra_columns, width)
         filled = latent[:, :, :self.length]
-        torch.index_select(self.latent[:, :, :self.length], 1, rows, out=filled)
-        real = F.pad(self.real[rows], (0, extra_columns), value=True)
+        # out= writes into the new tensor, so that there is no second copy.
+        torch.index_select(self.latent[:, :, :self.length], 1, row_ids, out=filled)
+        real = F.pad(self.real[row_ids], (0, extra_columns), value=True)
         return Cache(latent, real, self.length)
 
-    def view(self, T):
-        """Positions (B, T) of the last T columns, and their mask (B, 1, T, length): 0 or -inf."""
+    def positions_and_mask(self, T):
+        """Positions (B, T) of the last T columns, and what they see: a mask (B, 1, T,
+        S) of 0 and -inf."""
         key_column = torch.arange(self.length, device=self.real.device)
         query_column = key_column[-T:].unsqueeze(-1)         # (T, 1)
         real = self.real[:, :self.length]
         visible = (key_column <= query_column) & real[:, None, None]
         # Padding sees itself. Otherwise its softmax would be over nothing, which is NaN.
         visible = visible | (key_column == query_column)
+        # A token's position is the number of real tokens before it.
         positions = (real.cumsum(1)[:, -T:] - 1).clamp(min=0)
         return positions, torch.where(visible, 0.0, -math.inf)
 
 
-def make_cache(model, rows, columns, drafts=False):
-    """An empty cache. With drafts it has one more layer, for MTP."""
+def make_cache(model, n_rows, n_columns, drafts=False):
+    """An empty cache. With drafts it has one more layer, for MTP, whose guesses the
+    model then judges (speculative decoding, engine/sampling.py)."""
     config = model.config
     layers = config.n_layers + (1 if drafts else 0)
     width = config.kv_lora_rank + config.qk_rope_head_dim
-    latent = torch.zeros(layers, rows, columns, width,
+    latent = torch.zeros(layers, n_rows, n_columns, width,
                          dtype=model.compute_dtype, device=model.device)
-    return Cache(latent, torch.ones(rows, columns, dtype=torch.bool, device=model.device))
+    real = torch.ones(n_rows, n_columns, dtype=torch.bool, device=model.device)
+    return Cache(latent, real)
+
+
+LONG_PROMPT = 128  # tokens
 
 
 class MLA(nn.Module):
@@ -143,99 +164,113 @@ class MLA(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.heads, self.value, self.rank = config.n_heads, config.v_head_dim, config.kv_lora_rank
-        self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
-        self.scale = (self.nope + self.rope) ** -0.5
-        q_dim = self.heads * (self.nope + self.rope)
-        kv_dim = self.heads * (self.nope + self.value)
-        if config.q_lora_rank:
+        self.heads, self.rank = config.n_heads, config.kv_lora_rank
+        self.nope_dim, self.rope_dim = config.qk_nope_head_dim, config.qk_rope_head_dim
+        self.value_dim = config.v_head_dim
+        self.scale = (self.nope_dim + self.rope_dim) ** -0.5
+        q_dim = self.heads * (self.nope_dim + self.rope_dim)
+        kv_dim = self.heads * (self.nope_dim + self.value_dim)
+        kv_a_dim = self.rank + self.rope_dim
+        self.compresses_queries = config.q_lora_rank > 0
+        if self.compresses_queries:
             self.wq_a = nn.Linear(config.dim, config.q_lora_rank, bias=False)  # W_DQ
             self.q_norm = nn.RMSNorm(config.q_lora_rank, config.norm_eps)
-            self.wq_b = nn.Linear(config.q_lora_rank, q_dim, bias=False)       # W_UQ and W_QR
+            self.wq_b = nn.Linear(config.q_lora_rank, q_dim, bias=False)       # W_UQ, W_QR
         else:
             self.wq = nn.Linear(config.dim, q_dim, bias=False)
-        self.wkv_a = nn.Linear(config.dim, self.rank + self.rope, bias=False)  # W_DKV and W_KR
+        self.wkv_a = nn.Linear(config.dim, kv_a_dim, bias=False)               # W_DKV, W_KR
         self.kv_norm = nn.RMSNorm(self.rank, config.norm_eps)
-        self.wkv_b = nn.Linear(self.rank, kv_dim, bias=False)                  # W_UK and W_UV
-        self.wo = nn.Linear(self.heads * self.value, config.dim, bias=False)   # W_O
+        self.wkv_b = nn.Linear(self.rank, kv_dim, bias=False)                  # W_UK, W_UV
+        self.wo = nn.Linear(self.heads * self.value_dim, config.dim, bias=False)  # W_O
 
     def forward(self, x, rotation, cache=None, mask=None):
         """x (B, T, C) -> (B, T, C).
 
-        cache (B, S, .) is this layer's; the last T of its S columns are written here. mask is
-        Cache.view's.
+        cache (B, S, .) is this layer's filled columns; the last T of them are written
+        here. mask comes from Cache.positions_and_mask.
         """
         B, T, _ = x.size()
-        if hasattr(self, "wq"):
-            q = self.wq(x)
+        if self.compresses_queries:
+            q_latent = self.q_norm(self.wq_a(x).float())                  # eq 6, c_Q
+            q = self.wq_b(q_latent)                                       # eq 7 and eq 8
         else:
-            q = self.wq_b(self.q_norm(self.wq_a(x).float()))               # eq 6
-        q_nope, q_rope = q.view(B, T, self.heads, -1).split((self.nope, self.rope), -1)  # eq 7
-        q_rope = rotate(q_rope, rotation)                                  # eq 8, (B, T, H, R)
-        latent, k_rope = self.wkv_a(x).split((self.rank, self.rope), -1)   # (B, T, .)
-        latent = self.kv_norm(latent.float())                              # eq 1, c_KV
-        k_rope = rotate(k_rope.unsqueeze(2), rotation)                     # eq 3, (B, T, 1, R)
+            q = self.wq(x)
+        q = q.view(B, T, self.heads, -1)
+        q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), -1)      # (B, T, H, .)
+        q_rope = rotate(q_rope, rotation)                                 # eq 8
+        kv = self.wkv_a(x)                                                # eq 1 and eq 3
+        latent, k_rope = kv.split((self.rank, self.rope_dim), -1)         # (B, T, .)
+        latent = self.kv_norm(latent.float())                             # c_KV
+        k_rope = rotate(k_rope.unsqueeze(2), rotation)                    # eq 3, (B, T, 1, R)
 
         if cache is not None:
             cache[:, -T:] = torch.cat((latent, k_rope.squeeze(2)), -1)
-        # A long prompt is read like a training batch: the scores of the absorbed form would need
-        # too much memory.
-        long_prompt = cache is not None and T == cache.size(1) and T > 128
-        if cache is None or long_prompt:
+        # If this call fills the whole cache, nothing comes before it, and the training
+        # form serves too. It never stores the scores of all heads, which would fill
+        # memory.
+        nothing_before = cache is None or T == cache.size(1)
+        if cache is None or (nothing_before and T > LONG_PROMPT):
             o = self.attend(q_nope, q_rope, latent, k_rope, mask)
         else:
             o = self.attend_absorbed(q_nope, q_rope, cache, mask)
-        return self.wo(o.flatten(2))                                       # eq 11
+        return self.wo(o.flatten(2))                                      # eq 11
 
     def attend(self, q_nope, q_rope, latent, k_rope, mask=None):
-        """The form for training: each head has its own keys and values. Returns (B, T, H, value).
+        """The form for training: each head has its own keys and values. Returns (B, T,
+        H, .).
 
         Without a mask, attention is causal.
         """
-        kv = self.wkv_b(latent).unflatten(-1, (self.heads, -1))            # (B, T, H, .)
-        k_nope, v = kv.split((self.nope, self.value), -1)                  # eq 2 and eq 5
-        k_rope = k_rope.expand(-1, -1, self.heads, -1)                     # one key for all heads
-        q_nope, q_rope, k_nope, k_rope, v = (
-            x.transpose(1, 2) for x in (q_nope, q_rope, k_nope, k_rope, v))  # (B, H, T, .)
+        kv = self.wkv_b(latent)                                           # eq 2 and eq 5
+        kv = kv.unflatten(-1, (self.heads, -1))                           # (B, T, H, .)
+        k_nope, v = kv.split((self.nope_dim, self.value_dim), -1)
+        k_rope = k_rope.expand(-1, -1, self.heads, -1)                    # all heads share it
+        q_nope, q_rope, k_nope, k_rope, v = (                             # (B, H, T, .)
+            x.transpose(1, 2) for x in (q_nope, q_rope, k_nope, k_rope, v))
+
         if mask is None and kernels.fused_attention_is_slow(q_nope):
-            score = q_nope * self.scale @ k_nope.mT                        # the content ...
-            score = score + q_rope * self.scale @ k_rope.mT                # ... and the position
-            o = (score + kernels.causal_mask(score)).softmax(-1) @ v       # eq 10
-        else:                                                              # the same, in one kernel
-            q = torch.cat((q_nope, q_rope), -1)                            # eq 9
-            k = torch.cat((k_nope, k_rope), -1)                            # eq 4
-            o = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)  # eq 10
+            score = q_nope * self.scale @ k_nope.mT                       # the content
+            score = score + q_rope * self.scale @ k_rope.mT               # plus the position
+            score = score + kernels.causal_mask(score)
+            o = score.softmax(-1) @ v                                     # eq 10
+        else:  # the same in one kernel, whose default scale is self.scale
+            q = torch.cat((q_nope, q_rope), -1)                           # eq 9
+            k = torch.cat((k_nope, k_rope), -1)                           # eq 4
+            o = F.scaled_dot_product_attention(                           # eq 10
+                q, k, v, mask, is_causal=mask is None)
         return o.transpose(1, 2)
 
     def attend_absorbed(self, q_nope, q_rope, cache, mask):
-        """The form for sampling (V2, section 2.1.2): all heads attend to the cached latents.
+        """The form for sampling (DeepSeek-V2 report, section 2.1.2): all heads attend
+        to the cached latents.
 
             q_nope . k_nope = q_nope . (W_UK c_KV) = (W_UK^T q_nope) . c_KV
 
-        So W_UK moves to the query and W_UV to the output, and no key or value of the past is
-        ever computed. Returns (B, T, H, value).
+        So W_UK moves to the query and W_UV to the output, and no key or value of the
+        past is ever computed. Returns (B, T, H, .).
         """
-        w_ukv = self.wkv_b.weight.view(self.heads, -1, self.rank)   # (H, nope + value, rank)
-        w_uk, w_uv = w_ukv.split((self.nope, self.value), 1)
-        q_latent = torch.einsum("bthd,hdr->bhtr", q_nope, w_uk)
+        w_ukv = self.wkv_b.weight.view(self.heads, -1, self.rank)     # (H, ., rank)
+        w_uk, w_uv = w_ukv.split((self.nope_dim, self.value_dim), 1)
+        q_latent = torch.einsum("bthd,hdl->bhtl", q_nope, w_uk)
         # The cache holds (c_KV; k_rope), so one product adds up content and position.
-        q = torch.cat((q_latent, q_rope.transpose(1, 2)), -1)       # (B, H, T, rank + rope)
-        v = cache[..., :self.rank]                                  # (B, S, rank)
-        mask = mask.expand(-1, self.heads, -1, -1)                  # (B, H, T, S)
-        z = kernels.attend_to_one_key_head(
-            q.flatten(1, 2), cache, v, mask.flatten(1, 2), self.scale)  # (B, H*T, rank)
-        z = z.unflatten(1, (self.heads, -1))
-        return torch.einsum("bhtr,hvr->bthv", z, w_uv)
+        q = torch.cat((q_latent, q_rope.transpose(1, 2)), -1)         # (B, H, T, rank + R)
+        v = cache[..., :self.rank]                                    # (B, S, rank)
+        # All heads have the same keys, so H heads of T queries are one head of H*T
+        # queries.
+        mask = mask.expand(-1, self.heads, -1, -1).flatten(1, 2)      # (B, H*T, S)
+        o_latent = kernels.attend_to_one_key_head(q.flatten(1, 2), cache, v, mask, self.scale)
+        o_latent = o_latent.unflatten(1, (self.heads, -1))            # (B, H, T, rank)
+        return torch.einsum("bhtl,hvl->bthv", o_latent, w_uv)
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Mixture of experts
 
 
 def swiglu(x, w13, w2):
     """W2 (silu(W1 x) * W3 x). w13 is W1 above W3, so that both need one product."""
-    gate, up = F.linear(x, w13).chunk(2, -1)
-    return F.linear(F.silu(gate) * up, w2)
+    gated, up = F.linear(x, w13).chunk(2, -1)
+    return F.linear(F.silu(gated) * up, w2)
 
 
 class MLP(nn.Module):
@@ -252,40 +287,44 @@ class MLP(nn.Module):
 
 
 class Router(nn.Module):
-    """Chooses K experts for each token, and their gates (eq 13-16; node limit: section 2.1.2)."""
+    """Chooses K experts for each token, and their gates (eq 13-16; section 2.1.2).
+
+    With the bias, eq 16 takes the place of eq 14.
+    """
 
     def __init__(self, config):
         super().__init__()
         self.config, E = config, config.n_routed_experts
-        self.weight = nn.Parameter(torch.empty(E, config.dim))          # centroids e_i
-        self.register_buffer("bias", torch.zeros(E))                    # b_i
-        self.register_buffer("load", torch.zeros(E), persistent=False)  # tokens since the last step
+        self.weight = nn.Parameter(torch.empty(E, config.dim))  # centroids e_i
+        self.register_buffer("bias", torch.zeros(E))            # b_i
+        # How many tokens each expert had since the last step.
+        self.register_buffer("load", torch.zeros(E), persistent=False)
 
     def forward(self, x_NC):
         """Returns scores (N, E), gates (N, K) and the chosen experts' numbers (N, K)."""
         config = self.config
-        # In float32: rounding would decide between experts whose scores nearly tie.
+        # In float32, since in bfloat16 rounding would choose between nearly equal scores.
         with torch.autocast(x_NC.device.type, enabled=False):
-            scores_NE = F.linear(x_NC.float(), self.weight.float()).sigmoid()  # eq 15, s_i
-        biased_NE = scores_NE.detach() + self.bias
+            logits_NE = F.linear(x_NC.float(), self.weight.float())
+        scores_NE = logits_NE.sigmoid()                                 # eq 15, s_i
+        biased_NE = scores_NE.detach() + self.bias  # only to choose: it has no gradient
         if config.n_expert_groups > 1:
             biased_NE = self.limit_groups(biased_NE)
         expert_ids_NK = biased_NE.topk(config.n_activated_experts, -1).indices
-        gates_NK = scores_NE.gather(-1, expert_ids_NK)                  # eq 16, g'_i: no bias here
+        gates_NK = scores_NE.gather(-1, expert_ids_NK)                  # eq 16, g'_i: no bias
         gates_NK = gates_NK / (gates_NK.sum(-1, keepdim=True) + 1e-20)  # eq 13, g_i
         gates_NK = gates_NK * config.route_scale
         return scores_NE, gates_NK.type_as(x_NC), expert_ids_NK
 
     def limit_groups(self, biased_NE):
-        """-inf for all experts outside the M best groups of a token.
-
-        A group's score is the sum of its best 2 experts. (The report says K_r/M, which is 2 in V3.)
-        """
-        groups = biased_NE.unflatten(-1, (self.config.n_expert_groups, -1))  # (N, groups, E/groups)
-        score = groups.topk(2, -1).values.sum(-1)                            # (N, groups)
+        """-inf for all experts outside the best groups of a token, n_limited_groups of
+        them. A group's score is the sum of its best 2 experts."""
+        # (N, groups, experts of a group)
+        groups = biased_NE.unflatten(-1, (self.config.n_expert_groups, -1))
+        score = groups.topk(2, -1).values.sum(-1)                       # (N, groups)
         best = score.topk(self.config.n_limited_groups, -1).indices
-        outside = torch.ones_like(score, dtype=torch.bool).scatter(-1, best, False)
-        return groups.masked_fill(outside.unsqueeze(-1), -math.inf).flatten(-2)
+        allowed = torch.zeros_like(score, dtype=torch.bool).scatter(-1, best, True)
+        return groups.masked_fill(~allowed.unsqueeze(-1), -math.inf).flatten(-2)
 
 
 class Experts(nn.Module):
@@ -304,7 +343,8 @@ class Experts(nn.Module):
         return self.forward_loop(x_NC, gates_NK, expert_ids_NK)
 
     def forward_loop(self, x_NC, gates_NK, expert_ids_NK):
-        """The sum over i of g_i FFN_i(u) in eq 12, as it is printed: one expert after the other."""
+        """The sum over i of g_i FFN_i(u) in eq 12, literally: one expert after
+        the other."""
         y_NC = torch.zeros_like(x_NC)
         for i, (w13, w2) in enumerate(zip(self.w13, self.w2)):
             token, choice = (expert_ids_NK == i).nonzero(as_tuple=True)
@@ -313,7 +353,8 @@ class Experts(nn.Module):
         return y_NC
 
     def forward_grouped(self, x_NC, gates_NK, expert_ids_NK):
-        """The same with two products for all experts, of tokens that are sorted by expert."""
+        """The same sum. The pairs of token and expert are sorted by expert, so that two
+        grouped products serve all experts."""
         dtype = kernels.product_dtype(x_NC)
         token_M, gates_M, counts_E = kernels.sort_by_expert(
             expert_ids_NK, gates_NK, len(self.w2), dtype)
@@ -323,16 +364,19 @@ class Experts(nn.Module):
         return torch.zeros_like(x_NC, dtype=y_MC.dtype).index_add(0, token_M, y_MC)
 
     def products(self, x_MC, counts_E):
-        """What the experts make of rows that are sorted by expert: (M, C)."""
+        """What the experts make of rows that are sorted by expert: (M, C).
+        engine/devices.py replaces it where other processes hold some of the experts."""
         return grouped_swiglu(x_MC, counts_E, self.w13, self.w2)
 
 
 def grouped_swiglu(x_MC, counts_E, w13, w2):
-    """swiglu() of sorted rows: the first counts_E[0] by expert 0, the next by expert 1, ..."""
-    w13, w2 = (w.to(x_MC.dtype).transpose(1, 2) for w in (w13, w2))
+    """swiglu() of sorted rows: the first counts_E[0] by expert 0, the next by expert 1,
+    ..."""
+    w13_T = w13.to(x_MC.dtype).transpose(1, 2)
+    w2_T = w2.to(x_MC.dtype).transpose(1, 2)
     ends = counts_E.cumsum(0).int()
-    gate, up = F.grouped_mm(x_MC, w13, offs=ends).chunk(2, -1)
-    return F.grouped_mm(F.silu(gate) * up, w2, offs=ends)
+    gated, up = F.grouped_mm(x_MC, w13_T, offs=ends).chunk(2, -1)
+    return F.grouped_mm(F.silu(gated) * up, w2_T, offs=ends)
 
 
 class MoE(nn.Module):
@@ -340,7 +384,9 @@ class MoE(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config, self.router, self.experts = config, Router(config), Experts(config)
+        self.config = config
+        self.router = Router(config)
+        self.experts = Experts(config)
         self.shared = MLP(config.dim, config.n_shared_experts * config.moe_inter_dim)
 
     def forward(self, x, real):
@@ -356,16 +402,17 @@ class MoE(nn.Module):
             self.router.load += (uses_NE * real.flatten().unsqueeze(-1)).sum(0)
             loss = self.balance_loss(scores_NE.unflatten(0, x.shape[:2]), real)
         routed_NC = self.experts(x_NC, gates_NK, expert_ids_NK)
-        y_NC = routed_NC + self.shared(x_NC).float()  # eq 12; Block adds u
+        y_NC = routed_NC + self.shared(x_NC).float()  # eq 12; Block adds the residual
         return y_NC.view_as(x), loss
 
     def balance_loss(self, scores_BTE, real):
-        """The sequence-wise balance loss, summed over the sequences. It is alpha for each sequence
-        whose load is even."""
+        """The sequence-wise balance loss, summed over the sequences. It is alpha for
+        each sequence whose load is even."""
         K, E = self.config.n_activated_experts, self.config.n_routed_experts
         mask = real.unsqueeze(-1).float()                               # (B, T, 1)
-        length = mask.sum(1).clamp(min=1)                               # T of each sequence, (B, 1)
-        # The report counts the best K by scores without the bias, though the bias decides routing.
+        length = mask.sum(1).clamp(min=1)                               # (B, 1), real tokens
+        # The report counts the best K by scores without the bias, though the bias
+        # decides routing.
         best = scores_BTE.topk(K, -1).indices
         chosen = torch.zeros_like(scores_BTE).scatter(-1, best, 1.0)
         f = E / (K * length) * (chosen * mask).sum(1)                   # eq 18, (B, E)
@@ -374,12 +421,13 @@ class MoE(nn.Module):
         return self.config.balance_alpha * (f * P).sum()                # eq 17
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # The transformer
 
 
 class Block(nn.Module):
-    """Attention, then a dense feed-forward or a mixture of experts. Inputs are normalised."""
+    """Attention, then a dense feed-forward or a mixture of experts. Inputs are
+    normalised."""
 
     def __init__(self, config, dense):
         super().__init__()
@@ -390,20 +438,21 @@ class Block(nn.Module):
 
     def forward(self, x, rotation, real, cache=None, mask=None):
         """x (B, T, C) -> (B, T, C) and the balance loss."""
-        # .float(): adding two dtypes is slow on a CPU.
-        x = x + self.attn(self.attn_norm(x), rotation, cache, mask).float()
-        u, loss = self.ffn_norm(x), 0.0
+        attended = self.attn(self.attn_norm(x), rotation, cache, mask)
+        x = x + attended.float()
+        normed = self.ffn_norm(x)
         if isinstance(self.ffn, MoE):
-            y, loss = self.ffn(u, real)
+            y, loss = self.ffn(normed, real)
         else:
-            y = self.ffn(u)
+            y, loss = self.ffn(normed), 0.0
         return x + y.float(), loss
 
 
 class MTP(nn.Module):
     """Multi-token prediction of depth 1 (section 2.2).
 
-    Position i reads the hidden state h_i and the embedding of token i+1, and predicts token i+2.
+    Position i reads the hidden state h_i and the embedding of token i+1, and predicts
+    token i+2.
     """
 
     def __init__(self, config):
@@ -411,11 +460,13 @@ class MTP(nn.Module):
         self.hidden_norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.embed_norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
-        self.proj = nn.Linear(2 * config.dim, config.dim, bias=False)  # M_1
-        self.block = Block(config, dense=config.n_dense_layers == config.n_layers)
+        self.proj = nn.Linear(2 * config.dim, config.dim, bias=False)  # M_1 of eq 21
+        only_dense = config.n_dense_layers == config.n_layers
+        self.block = Block(config, dense=only_dense)
 
     def forward(self, hidden, next_embedding, rotation, real, cache=None, mask=None):
-        """hidden (B, T, C) and the next token's embedding (B, T, C) -> (B, T, C) for the head."""
+        """hidden (B, T, C) and the next token's embedding (B, T, C) -> (B, T, C) for
+        the head."""
         x = torch.cat((self.hidden_norm(hidden), self.embed_norm(next_embedding)), -1)
         x = self.proj(x).float()                                       # eq 21
         x, loss = self.block(x, rotation, real, cache, mask)           # eq 22
@@ -425,7 +476,7 @@ class MTP(nn.Module):
 @dataclass
 class Output:
     """What a forward pass returns."""
-    logits: Tensor                # (B, T, vocabulary), or (M, vocabulary) with logits_at
+    logits: Tensor                # (B, T, vocabulary), or (wanted, vocabulary)
     hidden: Tensor                # (B, T, C) after the final norm
     balance_loss: Tensor | float  # sum over layers and sequences
 
@@ -435,7 +486,8 @@ class Transformer(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config, self.compute_dtype = config, torch.float32
+        self.config = config
+        self.compute_dtype = torch.float32  # of products; see precision()
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(
             Block(config, dense=i < config.n_dense_layers) for i in range(config.n_layers))
@@ -455,9 +507,11 @@ class Transformer(nn.Module):
     def forward(self, tokens, real=None, cache=None, logits_at=None):
         """tokens (B, T) -> Output.
 
-        real (B, T) is False at padding. Without a cache, padding is on the right. With a cache, the
-        tokens continue it, and padding may be anywhere.
-        logits_at (B, T) is True where logits are wanted; by default they are computed everywhere.
+        real (B, T) is False at padding. Without a cache, padding is on the right, where
+        no real token sees it. With a cache, the tokens continue it, the cache is
+        extended in place, and padding may be anywhere.
+
+        logits_at (B, T) is True where logits are wanted; without it, everywhere.
         """
         T, mask = tokens.size(1), None
         if cache is None:
@@ -467,7 +521,7 @@ class Transformer(nn.Module):
             cache.length += T
             new_columns = slice(cache.length - T, cache.length)
             cache.real[:, new_columns] = True if real is None else real
-            position, mask = cache.view(T)                                      # (B, T)
+            position, mask = cache.positions_and_mask(T)                        # (B, T)
         rotation = self.rotations[position]
         with self.precision():
             x, balance_loss = self.embed(tokens), 0.0
@@ -481,68 +535,76 @@ class Transformer(nn.Module):
         return Output(logits, hidden, balance_loss)
 
     def precision(self):
-        """A context in which products are computed in compute_dtype, from float32 weights."""
+        """A context in which products are computed in compute_dtype, from float32
+        weights."""
         return torch.autocast(self.device.type, self.compute_dtype,
                               enabled=self.compute_dtype != torch.float32)
 
-    def predict_second(self, tokens, real, hidden, logits_at):
+    def predict_after_next(self, tokens, real, hidden, logits_at):
         """MTP's Output for the token after the next.
 
         tokens and real (B, T), hidden (B, T, C) of forward(), logits_at (B, T-1).
         """
         with self.precision():
             next_embedding = self.embed(tokens[:, 1:])
-            rotation = self.rotations[:tokens.size(1) - 1]
-            h, loss = self.mtp(hidden[:, :-1], next_embedding, rotation, real[:, 1:])
+            rotation = self.rotations[:tokens.size(1) - 1]  # position i keeps i's
+            next_is_real = real[:, 1:]
+            h, loss = self.mtp(hidden[:, :-1], next_embedding, rotation, next_is_real)
         return Output(self.head(h[logits_at]), h, loss)                        # eq 23
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Training
 
 
-def supervised_loss(model, tokens, real, weight, targets, sequences):
+def supervised_loss(model, tokens, real, token_weight, total_weight, n_sequences):
     """V3's training loss: next token, MTP and balance. Returns (loss, info).
 
-    tokens (B, T). real (B, T) is False at padding. weight (B, T) says how much the prediction of
-    each token counts. targets is the sum of all weights and sequences the number of sequences in
-    the global batch, so that cutting a batch into passes never changes the gradient.
+    tokens (B, T). real (B, T) is False at padding. token_weight (B, T) says how much the
+    prediction of each token counts. total_weight is the sum of all weights in the global
+    batch, and n_sequences is its number of sequences. Since both are of the global batch,
+    the gradient does not depend on how the batch is cut into passes.
     """
-    def negative_log_likelihood(hidden, shift):
-        """Position i predicts token i + shift. Summed over the pass, divided by targets."""
-        wanted = weight[:, shift:] > 0
-        predicting = hidden[:, :wanted.size(1)][wanted]                        # (M, C)
+    def prediction_loss(hidden, shift):
+        """-log p of token i + shift at each position i, weighted, over total_weight."""
+        wanted = token_weight[:, shift:] > 0
+        predicting = hidden[:, :wanted.size(1)][wanted]                        # (wanted, C)
         total = kernels.cross_entropy_sum(model.head, predicting, tokens[:, shift:][wanted],
-                                          weight[:, shift:][wanted])
-        return total / targets
+                                          token_weight[:, shift:][wanted])
+        return total / total_weight
 
-    nowhere = torch.zeros_like(real)  # no logits here: cross_entropy_sum makes them in parts
+    # No logits from the model: cross_entropy_sum computes them in parts, to save memory.
+    nowhere = torch.zeros_like(real)
     output = model(tokens, real, logits_at=nowhere)
-    main = negative_log_likelihood(output.hidden, 1)
-    loss, balance_loss = main, output.balance_loss
+    main_loss = prediction_loss(output.hidden, shift=1)
+    loss, balance_loss = main_loss, output.balance_loss
     if model.mtp is not None and model.config.mtp_weight:
-        second = model.predict_second(tokens, real, output.hidden, nowhere[:, 1:])
-        mtp_loss = negative_log_likelihood(second.hidden, 2)                   # eq 24: 1/T too
+        second = model.predict_after_next(tokens, real, output.hidden, nowhere[:, 1:])
+        # eq 24. It has fewer terms than the main loss, but the same denominator.
+        mtp_loss = prediction_loss(second.hidden, shift=2)
         loss = loss + model.config.mtp_weight * mtp_loss                       # eq 25, D = 1
         balance_loss = balance_loss + second.balance_loss
-    return loss + balance_loss / sequences, {"loss": main.detach()}
+    return loss + balance_loss / n_sequences, {"loss": main_loss.detach()}
 
 
 @torch.no_grad()
 def update_routing_bias(model, moving=True):
-    """Moves each routing bias by gamma: up if its expert had less than the mean load, down if it
-    had more (section 2.1.2). Then forgets the load. If not `moving`, it only forgets.
+    """Moves each routing bias by gamma: up if its expert had less than the mean load,
+    down if it had more (section 2.1.2). Then sets the load to 0. Unless `moving`, the
+    bias stays.
 
-    Returns the load over its mean: for each mixture a list with one number an expert.
+    Returns a list for each mixture that had tokens: the load of each expert over the
+    mean.
     """
     loads = []
-    for router in model.modules():
-        if not isinstance(router, Router):
+    for module in model.modules():
+        if not isinstance(module, Router):
             continue
-        mean = router.load.mean()
+        mean = module.load.mean()
         if mean > 0:
-            loads.append([round(x, 3) for x in (router.load / mean).tolist()])
+            loads.append([round(x, 3) for x in (module.load / mean).tolist()])
             if moving:
-                router.bias += router.config.bias_speed * torch.sign(mean - router.load)
-        router.load.zero_()
+                step = module.config.bias_speed * torch.sign(mean - module.load)
+                module.bias += step
+        module.load.zero_()
     return loads

@@ -1,34 +1,45 @@
 """r1mini: DeepSeek-R1 in miniature.
 
-The recipe of R1 (arXiv 2501.12948; Nature Fig 2), one function a stage:
+The recipe of R1 (arXiv 2501.12948, of which v1 is of January 2025 and v2 of January 2026;
+Nature Fig 2). One function per stage, in this order:
 
-    stage       starts from  learns from                               by               gives
-    base        nothing      a corpus of worked and guessed sums       next token, MTP  base model
-    zero        base         sums; reward: right, in the format        GRPO             R1-Zero
-    dev1        base         Zero's good answers, rewritten            next token, MTP  R1 Dev1
-    dev2        dev1         sums; reward: also in one language        GRPO             R1 Dev2
-    dev3        base         Dev2's good answers, 3:1 with replies     next token, MTP  R1 Dev3
-    helpful     dev3         pairs of replies, one of them better      pairwise         a judge
-    safe        dev3         replies that are safe or not              pointwise        a judge
-    r1          dev3         sums, later prompts; reward: also judges  GRPO             R1
-    student     nothing      the same corpus                           next token       small base
-    distill     student      R1's good answers                         next token       distilled
-    student_rl  student      sums; reward: right, in the format        GRPO             RL alone
-    distill_rl  distill      sums; reward: right, in the format        GRPO             both
+    stage       starts from  data                                   loss             gives
+    base        -            corpus: problems, some solved          next token, MTP  base
+    zero        base         problems; rewards: right, format       GRPO             R1-Zero
+    dev1        base         Zero's good answers, rewritten         next token, MTP  Dev1
+    dev2        dev1         problems; Zero's rewards, language     GRPO             Dev2
+    dev3        base         Dev2's good answers, general replies   next token, MTP  Dev3
+    helpful     dev3         pairs of replies, one of them better   pairwise         judge
+    safe        dev3         replies that are safe or not           pointwise        judge
+    r1          dev3         problems, general prompts; Dev2's      GRPO             R1
+                             rewards, and both judges' scores
+    student     -            base's corpus                          next token       student
+    distill     student      R1's good answers                      next token       distilled
+    student_rl  student      problems; rewards: right, format       GRPO             RL only
+    distill_rl  distill      problems; rewards: right, format       GRPO             both
 
-    python r1mini.py                     runs every stage of the nano preset, into runs/nano
-    python r1mini.py base|zero|r1|...    runs up to that stage; --from CKPT uses another run's
-    python r1mini.py distill --data FILE trains a student on your dialogues in chat format
-    python r1mini.py eval CKPT           pass@1, majority vote and pass@k on held-out problems
-    python r1mini.py chat CKPT           a conversation; thinking and answer are shown apart
+MTP is multi-token prediction (moe.py). Two ablations run only if they are asked for:
+distill_logits and student_rl_no_format.
+
+    python r1mini.py                     every stage of the table, nano preset, runs/nano
+    python r1mini.py base|zero|r1|...    the stages up to this one
+        --from CKPT                      takes the earlier models from another run's folder
+        --only STAGE ...                 runs these stages alone
+    python r1mini.py distill --data FILE a student of your own dialogues in chat format
+    python r1mini.py eval CKPT           pass@1, majority vote, pass@k on held-out problems
+    python r1mini.py chat CKPT           a conversation; thinking and answer apart
     python r1mini.py export CKPT DIR     a Hugging Face folder; `import DIR CKPT` reads one
-    python r1mini.py report RUN RUN ...  mean and spread over runs; --to results/NAME keeps them
+    python r1mini.py report RUN ...      mean and spread over runs
     python r1mini.py study NAME          the runs behind a page of results/
-    python r1mini.py bench|cost          tokens a second here; the parameters of a preset
+    python r1mini.py bench               tokens per second on this machine
+    python r1mini.py cost                the parameters of a preset
 
-A run's folder holds config.json, log.jsonl, timing.jsonl, checkpoints, samples.md and report.md.
-The log has no clock in it, so two runs can be compared byte by byte. A stopped run goes on when
-the same command is given again. tools/cli.py turns the words of a command into settings.
+A run's folder holds config.json, log.jsonl, timing.jsonl, checkpoints, samples.md and
+report.md. The log contains no times, so two runs can be compared byte by byte. Give the same
+command again to continue a stopped run.
+
+tools/cli.py turns the command's words into settings, and calls the stages in this order with
+a dict of the models before them.
 """
 import dataclasses
 import math
@@ -54,65 +65,72 @@ from engine.watch import Watch, test_stage
 from grpo import RL, Task, judge_scores, preference_loss, safety_loss, train_rl
 from moe import supervised_loss
 
-# -------------------------------------------------------------------------------------------
-# Stages. Each takes the run's folder and a dict of the models before it, and returns its model.
+# ------------------------------------------------------------------------------
+# Stages. Each takes the run's folder and a dict of the models before it, and returns
+# its model.
 
 
 def base(folder, models):
-    """The base model. RL can only amplify what it does now and then, so its scores by style are
-    printed."""
+    """The base model. RL can only strengthen what the base already does now and then.
+    So pretrain() prints how often it uses each style of solution, and how often each is
+    right."""
     return pretrain(folder, "base", folder.run.model, folder.run.base)
 
 
 def zero(folder, models):
-    """R1-Zero: GRPO on the base. It is rewarded for right answers and for the format, and sees no
-    example (R1 v1 section 2.2)."""
+    """R1-Zero: GRPO on the base. It is rewarded for right answers and for the format,
+    and it sees no worked solution (R1 v1 section 2.2)."""
     return rl(folder, "zero", models, "base", folder.run.zero)
 
 
 def dev1(folder, models):
-    """The cold start. Zero's right and readable answers are rewritten in the language of the
-    question, with a closing summary. They teach the base (R1 v2 section B.3.2)."""
+    """The cold start. The base is trained on Zero's right and readable answers, which are
+    rewritten in the language of the question, with a summary (R1 v2 section B.3.2)."""
     def keep(text, problem):
         return tasks.accuracy(text, problem) and tasks.readable(text)
 
-    documents = collect(folder, "dev1", models["zero"], folder.run.data.cold_start, keep,
-                        tasks.rewrite)
-    return sft(folder, "dev1", models["base"], folder.run.dev1, lambda rng: rng.choice(documents))
+    documents = collect(folder, "dev1", models["zero"], folder.run.data.cold_start,
+                        keep=keep, change=tasks.rewrite)
+    return supervised(folder, "dev1", models["base"], folder.run.dev1, one_of(documents))
 
 
 def dev2(folder, models):
-    """RL for reasoning: like Zero's, with a reward for keeping to one language (R1 v2 eq 7)."""
+    """RL for reasoning: like Zero's, with a reward for keeping to one language (R1 v2
+    eq 7)."""
     return rl(folder, "dev2", models, "dev1", folder.run.dev2)
 
 
 def dev3(folder, models):
-    """Rejection sampling. Dev2's right answers, 3:1 with replies to general prompts, teach the base
-    again, not Dev2 (R1 v2 section B.3.3)."""
-    documents = collect(folder, "dev3", models["dev2"], folder.run.data.rejection, is_fit)
+    """Rejection sampling. The base, not Dev2, is trained on Dev2's right answers and on
+    replies to general prompts, 3:1 (R1 v2 section B.3.3)."""
+    documents = collect(folder, "dev3", models["dev2"], folder.run.data.rejection,
+                        keep=is_fit)
 
     def draw(rng):
-        if rng.random() >= folder.run.data.general:
-            return rng.choice(documents)
-        prompt = tasks.make_prompt(rng)
-        return tasks.dialogue(prompt, tasks.reply(prompt, rng, tasks.CURATED))
+        if rng.random() < folder.run.data.general:
+            prompt = tasks.make_prompt(rng)
+            return tasks.dialogue(prompt, tasks.reply(prompt, rng, tasks.CURATED))
+        return rng.choice(documents)
 
-    return sft(folder, "dev3", models["base"], folder.run.dev3, draw)
+    return supervised(folder, "dev3", models["base"], folder.run.dev3, draw)
 
 
 def helpful(folder, models):
-    """The reward model of helpfulness. It learns from pairs, and sees only their summaries."""
-    return judge(folder, "helpful", models["dev3"], tasks.helpful_pair, pairwise)
+    """The reward model of helpfulness. It learns from pairs of replies.
+    tasks.helpful_pair shows it the question and what the reader sees, never the
+    thinking."""
+    return judge(folder, "helpful", models["dev3"], tasks.helpful_pair, pairwise_loss)
 
 
 def safe(folder, models):
-    """The reward model of safety. It learns from single responses, and sees all of them."""
-    return judge(folder, "safe", models["dev3"], tasks.labelled_response, pointwise)
+    """The reward model of safety. It learns from single replies with a label. It sees the
+    question and the whole reply, thinking included."""
+    return judge(folder, "safe", models["dev3"], tasks.labelled_response, pointwise_loss)
 
 
 def r1(folder, models):
-    """RL for all scenarios: rules reward sums; late in the run, the reward models reward general
-    prompts (R1 v2 eq 8-10)."""
+    """RL for all scenarios. Rules score the answers to problems. Late in the run, general
+    prompts join, and the reward models score their replies (R1 v2 eq 8-10)."""
     judges = models["helpful"], models["safe"]
     return rl(folder, "r1", models, "dev3", folder.run.r1, judges)
 
@@ -123,121 +141,127 @@ def student(folder, models):
 
 
 def distill(folder, models):
-    """Distillation: SFT on R1's right answers and nothing else (R1 v1 section 2.4; the paper uses
-    Dev3's data)."""
+    """Distillation: SFT on R1's right answers (R1 v1 section 2.4). Unlike the paper,
+    which uses Dev3's data, we use fresh answers of R1."""
     documents = teacher_answers(folder, models)
-    return sft(folder, "distill", models["student"], folder.run.distill,
-               lambda rng: rng.choice(documents))
+    return supervised(folder, "distill", models["student"], folder.run.distill,
+                      one_of(documents))
 
 
 def distill_logits(folder, models):
-    """The same answers, but the student learns R1's whole distribution at each token."""
+    """An ablation: distill's answers, but the student learns R1's whole distribution at
+    each token."""
     documents = teacher_answers(folder, models)
-    return sft(folder, "distill_logits", models["student"], folder.run.distill,
-               lambda rng: rng.choice(documents), teacher_logits(models["r1"].eval()))
+    return supervised(folder, "distill_logits", models["student"], folder.run.distill,
+                      one_of(documents), distillation_loss(models["r1"].eval()))
 
 
 def student_rl(folder, models):
-    """Zero's recipe on the student's base, for more FLOPs than distillation takes (R1 v1 4.1)."""
+    """Zero's recipe on the student's base. It gets more FLOPs than distillation, so
+    that RL is not short of compute in the comparison (R1 v1 section 4.1)."""
     return rl(folder, "student_rl", models, "student", folder.run.student_rl)
 
 
 def student_rl_no_format(folder, models):
-    """The same without the format reward; an ablation."""
+    """An ablation: student_rl without the format reward."""
     s = dataclasses.replace(folder.run.student_rl, format_weight=0.0)
     return rl(folder, "student_rl_no_format", models, "student", s)
 
 
 def distill_rl(folder, models):
-    """GRPO after distillation. The paper says that it helps, without numbers (R1 v1 2.4, 3.2)."""
+    """GRPO after distillation. The paper says that it helps, without numbers (R1 v1
+    2.4, 3.2)."""
     return rl(folder, "distill_rl", models, "distill", folder.run.distill_rl)
 
 
 STAGES = {stage.__name__: stage for stage in (
-    base, zero, dev1, dev2, dev3, helpful, safe, r1, student, distill, distill_logits, student_rl,
-    student_rl_no_format, distill_rl)}
-ABLATIONS = {"distill_logits", "student_rl_no_format"}  # run only by --only and by study r1
+    base, zero, dev1, dev2, dev3, helpful, safe, r1, student, distill, distill_logits,
+    student_rl, student_rl_no_format, distill_rl)}
+ABLATIONS = {"distill_logits", "student_rl_no_format"}
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # The supervised loop, and the losses that it lowers
 
-# A loss takes the model, the examples of one pass and all examples of the step. Its denominators
-# count the whole step, so that cutting a step into passes never changes the gradient. It returns
-# (loss, what this pass adds to the logged loss).
+# A loss takes the model, the examples of one pass and all examples of the step. Its
+# denominators count the whole step, so that cutting a step into passes never changes
+# the gradient, apart from rounding. It returns (loss, what this pass adds to the logged
+# loss).
 
 
-def train(model, s, draw, seed, state=None, loss=None):
-    """Lowers a loss (next_token by default) on examples drawn by draw(rng). The only supervised
-    loop.
-
-    Trains the model in place. A generator of (record, snapshot) after each step. snapshot() is the
-    state to continue from; on a CPU the run then goes on to the same bits, since a step draws its
-    examples from the seed and its own number.
-    """
-    loss = loss or next_token
-    optimizers, first = make_optimizers(model, s.lr, s.muon_lr), 0
-    if state:
-        first = state["step"]
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            restore(optimizer, saved)
-    model.train()
-    for step in range(first, s.steps):
-        rng = random.Random(f"{seed}/train/{step}")
-        examples = [draw(rng) for _ in range(s.documents)]
-        lengths = [len(example.tokens) for example in examples]
-        total_loss = torch.zeros((), dtype=torch.float64)
-        for rows in micro_batches(lengths, range(len(examples)), s.micro_tokens):
-            pass_loss, logged = loss(model, [examples[i] for i in rows], examples)
-            pass_loss.backward()
-            total_loss += float(logged)
-        factor = learning_rate_at(step, s.steps, s.warmup, s.decay)
-        tokens = sum(lengths) + sum(len(getattr(x, "worse", None) or ()) for x in examples)
-        record = {"step": step + 1, "loss": float(all_sum(total_loss)), "tokens": tokens}
-        record |= update(model, optimizers, factor)
-        yield record, lambda: {"step": step + 1,
-                               "optimizers": [o.state_dict() for o in optimizers]}
-
-
-def next_token(model, examples, step_examples):
-    """V3's loss on documents: next token, MTP and balance."""
+def next_token_loss(model, examples, step_examples):
+    """DeepSeek-V3's loss on documents: next token, MTP and balance of the experts. The
+    log has the next token's part alone."""
     tokens, real, weight = batch_of(model, examples)
-    loss, info = supervised_loss(model, tokens, real, weight, targets_of(step_examples),
+    loss, info = supervised_loss(model, tokens, real, weight, count_targets(step_examples),
                                  len(step_examples))
     return loss, info["loss"]
 
 
-def teacher_logits(teacher, temperature=1.0):
-    """Hinton's distillation: forward KL(teacher || student), times temperature squared. R1 uses
-    SFT."""
+def distillation_loss(teacher, temperature=1.0):
+    """Hinton's distillation: forward KL(teacher || student), times temperature squared.
+    R1 itself distils by SFT only."""
     def loss(model, examples, step_examples):
         tokens, real, weight = batch_of(model, examples)
-        predicting = F.pad(weight[:, 1:] > 0, (0, 1))
+        predicting = F.pad(weight[:, 1:] > 0, (0, 1))  # the logits at t predict token t + 1
         with torch.no_grad():
             logits = teacher(tokens, real, logits_at=predicting).logits
-            wanted = (logits / temperature).log_softmax(-1)
+            teacher_logp = (logits / temperature).log_softmax(-1)
         logits = model(tokens, real, logits_at=predicting).logits
-        given = (logits / temperature).log_softmax(-1)
-        kl = F.kl_div(given, wanted, reduction="sum", log_target=True) * temperature ** 2
-        kl = kl / targets_of(step_examples)
+        student_logp = (logits / temperature).log_softmax(-1)
+        kl = F.kl_div(student_logp, teacher_logp, reduction="sum", log_target=True)
+        kl = kl * temperature ** 2 / count_targets(step_examples)
         return kl, kl.detach()
     return loss
 
 
-def pairwise(judge, examples, step_examples):
-    """The loss of the helpfulness reward model, on tasks.Judgement pairs."""
+def pairwise_loss(judge, examples, step_examples):
+    """The loss of the helpfulness reward model, on pairs of tasks.Judgement."""
     better = judge_scores(judge, [pair.tokens for pair in examples], tasks.PAD_ID)
     worse = judge_scores(judge, [pair.worse for pair in examples], tasks.PAD_ID)
     loss = preference_loss(better, worse) / len(step_examples)
     return loss, loss.detach()
 
 
-def pointwise(judge, examples, step_examples):
-    """The loss of the safety reward model, on tasks.Judgement labels."""
+def pointwise_loss(judge, examples, step_examples):
+    """The loss of the safety reward model, on labels of tasks.Judgement."""
     scores = judge_scores(judge, [example.tokens for example in examples], tasks.PAD_ID)
     labels = torch.tensor([example.safe for example in examples], device=scores.device)
     loss = safety_loss(scores, labels) / len(step_examples)
     return loss, loss.detach()
+
+
+def train(model, s, draw, seed, state=None, loss=next_token_loss):
+    """Lowers a loss on examples drawn by draw(rng). The only supervised loop.
+
+    Trains the model in place. A generator of (record, snapshot) after each step.
+    snapshot() is all that a stopped run needs besides the weights; call it before the
+    next step. A continued run on a CPU is bit-identical to an unbroken one, since each
+    step draws its examples from the seed and the step's number alone.
+    """
+    optimizers = make_optimizers(model, s.lr, s.muon_lr)
+    first = 0
+    if state:
+        first = state["step"]
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            restore(optimizer, saved)
+    model.train()
+    for step in range(first, s.steps):
+        rng = random.Random(f"{seed}/train/{step}")  # every process draws all examples ...
+        examples = [draw(rng) for _ in range(s.documents)]
+        lengths = [len(example.tokens) for example in examples]
+        total_loss = torch.zeros((), dtype=torch.float64)
+        # ... and trains on its share of the passes. An empty pass has one row of padding.
+        for rows in micro_batches(lengths, range(len(examples)), s.micro_tokens):
+            pass_loss, logged = loss(model, [examples[i] for i in rows], examples)
+            pass_loss.backward()
+            total_loss += float(logged)
+        factor = learning_rate_at(step, s.steps, s.warmup, s.decay)
+        record = {"step": step + 1, "loss": float(all_sum(total_loss)),
+                  "tokens": sum(map(count_tokens, examples))}
+        record |= update(model, optimizers, factor)
+        yield record, lambda: {"step": step + 1,
+                               "optimizers": [o.state_dict() for o in optimizers]}
 
 
 def batch_of(model, documents):
@@ -247,63 +271,91 @@ def batch_of(model, documents):
     return tokens, tokens != tasks.PAD_ID, weight
 
 
-def targets_of(documents):
-    """The number of tokens that documents ask to predict."""
+def count_targets(documents):
+    """The number of tokens that are predicted: their weight is 1, that of all others is
+    0."""
     return sum(sum(document.weight) for document in documents)
 
 
-# -------------------------------------------------------------------------------------------
+def count_tokens(example):
+    """The tokens of a document, of a labelled response, or of both responses of a pair.
+    """
+    worse = getattr(example, "worse", None)
+    return len(example.tokens) + (len(worse) if worse else 0)
+
+
+# ------------------------------------------------------------------------------
 # What the stages share
 
 
 def pretrain(folder, name, config, s):
-    """A model from random weights on the base corpus. Prints its dev scores by style and level."""
+    """A model from random weights on the base corpus. RL can only strengthen what a
+    base already does now and then. So this prints how often the base uses each style of
+    solution, and how often each is right on dev."""
     torch.manual_seed(folder.run.seed)
     model = folder.place(moe.Transformer(config))
-    model = sft(folder, name, model, s, lambda rng: tasks.make_document(rng, folder.run.corpus))
-    dev = [r for r in read_log(folder.path) if r["kind"] == "dev" and r["stage"] == name][-1]
-    print(f"\n  {name} on dev at temperature 1, right answers by style and number of operations")
+
+    def draw(rng):
+        return tasks.make_document(rng, folder.run.corpus)
+
+    model = supervised(folder, name, model, s, draw)
+    records = read_log(folder.path)
+    dev = [r for r in records if r["kind"] == "dev" and r["stage"] == name][-1]
+    rows = dev["by_style"] | {"all": {"share": 1.0} | dev["by_level"]}
+    print(f"\n  {name} on dev at temperature 1: right answers by style and operations")
     print("  style      share" + "".join(f"{level:>6}" for level in dev["by_level"]))
-    for style, row in [*dev["by_style"].items(), ("all", {"share": 1.0} | dev["by_level"])]:
+    for style, row in rows.items():
         numbers = [math.nan if x is None else x for x in row.values()]
         print(f"  {style:9}", *(f"{x:5.2f}" for x in numbers))
     return model
 
 
-def sft(folder, name, model, s, draw, loss=None):
+def supervised(folder, name, model, s, draw, loss=next_token_loss):
     """A supervised stage: a copy of the model is trained, then tested."""
-    watch = Watch(folder, name, s.dev_every, s.steps)
-    model = folder.stage(
-        name, copy_model(model),
-        lambda m, state: train(m, s, draw, folder.run.seed, state, loss), s.steps, watch)
+    def loop(m, state):
+        return train(m, s, draw, folder.run.seed, state, loss)
+
+    watch = Watch(folder, name, every=s.dev_every, steps=s.steps)
+    # stage() runs the loop, logs, saves, and goes on where a stopped run ended.
+    model = folder.stage(name, copy_model(model), loop, s.steps, watch)
     test_stage(folder, name, model)
     return model
 
 
+def one_of(documents):
+    """A function (rng) -> a random one of these documents."""
+    return lambda rng: rng.choice(documents)
+
+
 def rl(folder, name, models, before, s, judges=None):
     """A stage of RL: a copy of the model of the stage before is trained, then tested."""
-    run, rewards = folder.run, rule_rewards(s)
+    run = folder.run
+    rewards = rule_rewards(s)
     if judges:
-        rewards["preference"] = s.preference_weight, preference(*judges)
+        rewards["preference"] = (s.preference_weight, preference(*judges))
 
-    def sample(rng, n, step):
-        general = s.general if step >= s.general_from * s.steps else 0.0
-        return [tasks.make_prompt(rng) if rng.random() < general else ask(rng, run, s.levels)
-                for _ in range(n)]
+    def draw(rng, n, step):
+        share = s.general if step >= s.general_from * s.steps else 0.0
+        return [tasks.make_prompt(rng) if rng.random() < share
+                else draw_problem(rng, run, s.levels) for _ in range(n)]
 
-    task = Task(sample, lambda problem: tasks.encode_prompt(problem.question), tasks.decode,
-                rewards, tasks.MEASURES, tasks.END_ID, tasks.PAD_ID)
-    watch = Watch(folder, name, s.dev_every, s.steps, s, before)
-    model = folder.stage(
-        name, copy_model(models[before]),
-        lambda m, state: train_rl(m, task, s, run.seed, state), s.steps, watch)
+    task = Task(draw=draw, encode=lambda problem: tasks.encode_prompt(problem.question),
+                decode=tasks.decode, rewards=rewards, measures=tasks.MEASURES,
+                end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
+
+    def loop(m, state):
+        return train_rl(m, task, s, run.seed, state)
+
+    watch = Watch(folder, name, every=s.dev_every, steps=s.steps, settings=s, before=before)
+    model = folder.stage(name, copy_model(models[before]), loop, s.steps, watch)
     test_stage(folder, name, model)
     return model
 
 
 def rule_rewards(s):
-    """{name: (weight, reward)} of the rules with a weight. Accuracy is there in any case, for the
-    log, and is nan for what is no sum."""
+    """{name: (weight, reward)} of the rules with a weight. Accuracy is always included,
+    so that it is logged; it is nan for general prompts. The others apply to these too.
+    """
     def accuracy(text, problem):
         return tasks.accuracy(text, problem) if problem.kind == "sum" else math.nan
 
@@ -320,52 +372,65 @@ def for_each(rule):
     return lambda texts, problems: [float(rule(t, p)) for t, p in zip(texts, problems)]
 
 
-def preference(helpful, safe):
-    """The reward of the two reward models, 0 to 1; nan for sums (R1 v2 section 3.1).
+def preference(helpful_model, safety_model):
+    """The reward of the two reward models, 0 to 1; nan for problems (R1 v2 section 3.1).
 
-    The safety model reads the whole response to a harmful request. The helpfulness model reads the
-    summary of the response to any other prompt, and never the thinking.
+    The safety model reads the whole response to a harmful request. The helpfulness model
+    reads what the reader is shown of any other response, and never the thinking.
     """
+    def whole_response(text):
+        return text
+
+    views = ((helpful_model.eval(), tasks.shown_part, tasks.HELPFUL),
+             (safety_model.eval(), whole_response, ("unsafe",)))
+
     @torch.no_grad()
     def reward(texts, problems):
         rewards = [0.0 if p.kind in tasks.GENERAL else math.nan for p in problems]
-        for judge, shown, kinds in ((helpful.eval(), tasks.summary_of, tasks.HELPFUL),
-                                    (safe.eval(), str, ("unsafe",))):
+        for model, view, kinds in views:
             rows, sequences = [], []
             for i, (text, problem) in enumerate(zip(texts, problems)):
-                if problem.kind in kinds and shown(text):
-                    ids = tasks.encode_prompt(problem.question) + tasks.encode_response(shown(text))
+                seen = view(text)
+                if problem.kind in kinds and seen:  # without anything to see it stays 0
+                    ids = tasks.encode_prompt(problem.question) + tasks.encode_response(seen)
                     rows.append(i)
-                    sequences.append(ids[:judge.config.max_seq_len])
-            scores = judge_scores(judge, sequences, tasks.PAD_ID) if rows else []
+                    sequences.append(ids[:model.config.max_seq_len])
+            scores = judge_scores(model, sequences, tasks.PAD_ID) if rows else []
             for i, score in zip(rows, scores):
-                # Round to 0.01. Otherwise GRPO, which divides by the standard deviation, makes
-                # large advantages of tiny differences.
+                # Round to 0.01. Otherwise GRPO, which divides by the standard deviation,
+                # makes large advantages of tiny differences.
                 rewards[i] = round(float(score.sigmoid()), 2)
         return rewards
     return reward
 
 
 def judge(folder, name, model, draw, loss):
-    """A reward model: a head with one output (R1 v2 section 3.1). It starts from Dev3's weights,
-    which is our choice."""
+    """Trains a reward model: a head with one output (R1 v2 section 3.1). It starts from
+    Dev3's weights, which is our choice."""
     run = folder.run
     torch.manual_seed(run.seed)
     config = dataclasses.replace(model.config, n_outputs=1, n_mtp_layers=0)
-    judge_model = folder.place(moe.Transformer(config))
+    reward_model = folder.place(moe.Transformer(config))
     weights = {key: weight for key, weight in model.state_dict().items()
                if not key.startswith(("head.", "mtp."))}
-    judge_model.load_state_dict(weights, strict=False)
-    return folder.stage(
-        name, judge_model,
-        lambda m, state: train(m, run.judge, draw, run.seed, state, loss), run.judge.steps,
-        lambda model, record, bar: None)
+    reward_model.load_state_dict(weights, strict=False)  # its head stays random
+
+    def loop(m, state):
+        return train(m, run.judge, draw, run.seed, state, loss)
+
+    def no_watch(model, record, bar):
+        """Reward models are not evaluated on dev."""
+
+    return folder.stage(name, reward_model, loop, run.judge.steps, no_watch)
 
 
-def ask(rng, run, levels):
-    """A random train problem, asked as in the corpus: often with stray spaces."""
-    problem = tasks.make_problem(rng, rng.choice(levels), "train", None, run.corpus.products)
-    return tasks.space(problem, rng) if rng.random() < run.corpus.spaced else problem
+def draw_problem(rng, run, levels):
+    """A random train problem, put as in the corpus: mostly with stray spaces."""
+    level = rng.choice(levels)
+    problem = tasks.make_problem(rng, level, "train", products=run.corpus.products)
+    if rng.random() < run.corpus.spaced:
+        problem = tasks.add_spaces(problem, rng)
+    return problem
 
 
 def is_fit(text, problem):
@@ -378,56 +443,64 @@ def teacher_answers(folder, models):
     """What students learn from: R1's right answers, or the user's dialogues."""
     if folder.run.data_file:
         return read_dialogues(folder.run.data_file, folder.run.student.max_seq_len)
-    return collect(folder, "distill", models["r1"], folder.run.data.distill, is_fit)
+    return collect(folder, "distill", models["r1"], folder.run.data.distill, keep=is_fit)
 
 
 def collect(folder, name, model, n, keep, change=lambda text, problem: text):
-    """Rejection sampling. The model answers n train problems `tries` times. The answers for which
-    keep(text, problem) holds are changed by change(text, problem) and written to NAME.jsonl in chat
-    format, each once. Returns them as documents. What is written already is not made again."""
+    """Rejection sampling. The model answers n train problems `tries` times. Answers for
+    which keep(text, problem) holds become change(text, problem), and are written to
+    NAME.jsonl in chat format. Duplicates are dropped. Returns them as documents.
+
+    If the file is there already, it is only read.
+    """
     run, path = folder.run, folder.path / f"{name}.jsonl"
     if any_process(not path.exists()):  # all processes take one branch
-        folder.cut(folder.begun(name, collected=True))
+        folder.cut(folder.begun(name, collected=True))  # the log of a stopped attempt
         began, rng = time.monotonic(), random.Random(f"{run.seed}/{name}")
         problem_of_answer = []
         for _ in range(n):
-            problem_of_answer += [ask(rng, run, run.zero.levels)] * run.data.tries
+            problem_of_answer += [draw_problem(rng, run, run.zero.levels)] * run.data.tries
         ids = sample_answers(model, prompts_of(problem_of_answer), run.zero.max_new_tokens,
                              run.eval.rows, seed=run.seed, name=f"{name}: samples")
-        lines = {}  # a dict keeps the order and drops what comes twice
+        lines = {}  # a dict keeps the order and drops duplicates
         for answer_ids, problem in zip(ids, problem_of_answer):
             text = tasks.decode(answer_ids)
             if keep(text, problem):
                 lines[chat_line(problem.question, change(text, problem))] = None
         if not lines and run.data.stand_in:
             for problem in problem_of_answer:
-                text = tasks.response(*tasks.work(problem, "checked", rng))
-                lines[chat_line(problem.question, text)] = None
+                working, number = tasks.work(problem, "checked", rng)
+                lines[chat_line(problem.question, tasks.response(working, number))] = None
         if not lines:
-            raise UserError(f"{name}: none of {len(ids)} answers can be used; train the model that "
-                            "writes them for longer")
+            raise UserError(f"{name}: none of {len(ids)} answers can be used; train the "
+                            "model that writes them for longer")
         folder.log({"kind": "collected", "stage": name, "kept": len(lines), "of": len(ids),
                     "tokens": sum(map(len, ids))})
         folder.write(path, "".join(lines))
-        folder.clock(f"collect_{name}", 0, began)
-        folder.check()
+        folder.clock(f"collect_{name}", step=0, began=began)
+        folder.check()  # ends here if Ctrl-C was pressed
     return read_dialogues(path, run.model.max_seq_len)
 
 
 def read_dialogues(path, longest):
-    """The documents of a file of dialogues; UserError if one has more than `longest` tokens."""
+    """The documents of a file of dialogues; UserError if one has more than `longest`
+    tokens."""
     documents = []
     for number, (question, text) in enumerate(read_chat(path), 1):
-        document = tasks.dialogue(tasks.Problem(question, "", ""), text)
+        problem = tasks.Problem(question, answer="", language="")  # only the question counts
+        document = tasks.dialogue(problem, text)
         if len(document.tokens) > longest:
-            raise UserError(f"{path}: dialogue {number} has {len(document.tokens)} tokens; at most "
-                            f"{longest} fit")
+            raise UserError(f"{path}: dialogue {number} has {len(document.tokens)} tokens; "
+                            f"at most {longest} fit")
         documents.append(document)
     return documents
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Settings
+
+
+# The settings of RL, and their defaults, are grpo.RL.
 
 
 @dataclass(frozen=True)
@@ -437,9 +510,9 @@ class Train:
     documents: int = 80            # in a step
     lr: float = 1e-2               # of AdamW: embedding, head, norms, router
     muon_lr: float = 1e-2          # of Muon: all other matrices; 0: AdamW moves them too
-    warmup: int = 20               # steps
-    decay: float = 0.4             # last share of the steps, over which the rates fall to 0
-    micro_tokens: int = 1000       # tokens in one forward pass; changes memory and speed only
+    warmup: int = 20               # steps in which the learning rates rise from 0
+    decay: float = 0.4             # last share of the steps, in which they fall to 0
+    micro_tokens: int = 1000       # tokens in one pass; changes memory and speed only
     dev_every: int = 250           # steps between evaluations on dev
 
 
@@ -447,25 +520,27 @@ class Train:
 class Evaluation:
     """How a model is tested. Choices are made on dev; test is for reporting."""
     problems: int = 500            # test problems, evenly over the levels
-    samples: int = 16              # answers to each: base and zero at temperature 1, and dev
-    fewer_samples: int = 4         # answers to each in all other tests
+    samples: int = 16              # answers per problem on dev, and on test at temperature
+                                   # 1 for base and zero
+    fewer_samples: int = 4         # answers per problem in all other tests
     temperature: float = 0.6       # R1's (R1 v1 section 3)
     top_p: float = 0.95            # R1's
-    longer: int = 100              # test problems of each of the two levels above all training
+    longer: int = 100              # test problems of each of the two lengths that follow
+                                   # the longest in training
     dev_problems: int = 48         # asked between steps, at temperature 1
-    rows: int = 2048               # answers sampled at a time; the random numbers depend on it
+    rows: int = 2048               # answers sampled at a time; another value gives others
 
 
 @dataclass(frozen=True)
 class Data:
-    """Data that models make for models. In brackets: the paper's numbers."""
-    cold_start: int = 400          # train problems that Zero answers for Dev1 [thousands]
-    rejection: int = 1500          # train problems that Dev2 answers for Dev3 [600K kept]
-    distill: int = 1500            # train problems that R1 answers for the student [800K of Dev3]
+    """Data that models make for models. In brackets: the paper's numbers of samples."""
+    cold_start: int = 400          # problems that Zero answers for Dev1 [thousands]
+    rejection: int = 1500          # problems that Dev2 answers for Dev3 [600K]
+    distill: int = 1500            # problems that R1 answers for the student [800K]
     tries: int = 2                 # answers to each, at temperature 1
-    general: float = 0.25          # share of general replies in Dev3's data: 3:1 [600K to 200K]
-    prompts: int = 128             # held-out general prompts of each kind, 4 answers to each
-    stand_in: bool = False         # use worked solutions where no answer can be used (micro only)
+    general: float = 0.25          # share of general replies in Dev3's data [200K of 800K]
+    prompts: int = 128             # held-out general prompts of each kind, 4 answers each
+    stand_in: bool = False         # worked solutions, if no answer can be used (micro)
 
 
 PRESETS = {
@@ -476,7 +551,8 @@ PRESETS = {
     "laptop": moe.Config(
         dim=512, inter_dim=1536, moe_inter_dim=256, n_layers=8, n_heads=8,
         n_routed_experts=32, n_activated_experts=4, route_scale=2.5, kv_lora_rank=128,
-        qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=64, init_std=0.02, max_seq_len=2048),
+        qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=64, init_std=0.02,
+        max_seq_len=2048),
     "node": moe.Config(
         dim=1024, inter_dim=4096, moe_inter_dim=512, n_layers=16, n_heads=16,
         n_routed_experts=32, n_activated_experts=4, n_expert_groups=8, n_limited_groups=4,
@@ -492,7 +568,7 @@ class Run:
     """Everything that determines a run."""
     preset: str = "nano"
     seed: int = 0
-    start: str = ""                # checkpoint of another run, whose models come before
+    start: str = ""                # checkpoint of another run, which has the earlier models
     data_file: str = ""            # dialogues to distil from, instead of R1's answers
     device: str = "cpu"            # cpu, cuda or mps
     dtype: str = "float32"         # of the forward pass
@@ -501,16 +577,18 @@ class Run:
     corpus: tasks.Corpus = field(default_factory=tasks.Corpus)
     base: Train = Train()
     zero: RL = RL(steps=24, minibatches=4)
-    # Dev1 stops at 20 steps: 50 would already remove the mixing that Dev2's reward is for.
+    # After 50 steps Dev1 would not mix languages any more, and Dev2's language reward
+    # would have nothing to do.
     dev1: Train = Train(steps=20, documents=48, lr=2e-3, muon_lr=2e-3)
     dev2: RL = RL(steps=14, problems=32, decay=0.0, language_weight=0.5)
     dev3: Train = Train(steps=120, documents=64, lr=5e-3, muon_lr=5e-3)
-    judge: Train = Train(steps=60, documents=64, lr=5e-3, muon_lr=5e-3)  # both reward models
-    r1: RL = RL(steps=20, problems=32, lr=1e-4, decay=0.0, language_weight=0.5, temperature=0.7,
-                general=0.5, dev_every=10)
+    judge: Train = Train(steps=60, documents=64, lr=5e-3, muon_lr=5e-3)  # reward models
+    r1: RL = RL(steps=20, problems=32, lr=1e-4, decay=0.0, language_weight=0.5,
+                temperature=0.7, general=0.5, dev_every=10)
     student_base: Train = Train(steps=400)
     distill: Train = Train(steps=200, documents=48)
-    student_rl: RL = RL(steps=48, problems=48, minibatches=4, dev_every=16, max_new_tokens=140)
+    student_rl: RL = RL(steps=48, problems=48, minibatches=4, dev_every=16,
+                        max_new_tokens=140)
     distill_rl: RL = RL(steps=12, lr=1e-4, dev_every=6)
     data: Data = Data()
     eval: Evaluation = Evaluation()

@@ -1,32 +1,33 @@
 """What is learnt from: problems, solutions, rewards, general prompts and the base corpus.
 
-One question and one answer, whole (the answer is one line):
+One question and one answer, whole:
 
     Compute 25-7+9
+    <think>25-7=18 check 18+7=25 ok 18+9=27 check 27-9=18</think><answer>27</answer>
 
-    <think>25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok 18+9=27 check 27-9=18</think>
-    <answer>27</answer>
-
-The answer works step by step. Its first step is wrong; a check finds that, and "wait" corrects it.
+The answer works step by step, and checks each step. A wrong step is corrected where its
+check shows it: 25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok ...
 
 In the order of this file:
 
-    tokens      special tokens, the words of this world, and the tokenizer made of them
-    problem     a chain such as 25-7+9, in English or Chinese; its level is its number of operations
-    template    thinking and answer in tags, and the rule rewards that read them (R1 v1 2.2.2)
+    tokens      special tokens, the words, and the tokenizer made of them
+    problem     a chain such as 25-7+9, in English or Chinese; its level is the number of
+                operations
+    template    thinking and answer in tags, and the rewards that read them (R1 v1 2.2.2)
     measures    what the log says of an answer: checks, corrections, languages
-    solution    a guess, steps, or checked steps; and how Zero's are rewritten for the cold start
-    prompt      small talk, facts, requests to help with and requests to refuse; replies to them,
-                the hidden rules of a good reply, and the data of the two reward models
+    solution    a guess, steps, or checked steps; how R1-Zero's answers are rewritten
+    prompt      small talk, facts, requests to help with and requests to refuse; replies
+                to them, the hidden rules of a good reply, the reward models' data
     document    one page of the "internet" that the base model reads
 
-Nothing here knows of tensors or models.
+R1 v1 and v2 are the two arXiv versions of the R1 paper (2501.12948). Nothing here knows of
+tensors or models.
 
-Why the problems look as they do. A tiny model cannot guess the result of 25-7+9+6, but can learn to
-get there one operation at a time. For that it must know which operand comes next. If operands could
-repeat, it would have to count, which is learnt late and suddenly. So here all operands after the
-first are different single digits: the next one is what stands behind the one just used, and an
-induction head finds it.
+Why the problems look as they do. A tiny model cannot guess the result of 25-7+9+6, but it can
+learn to get there one operation at a time. For that it must know which operand comes next.
+If operands could repeat, it would have to count them, which is learnt late. So here all
+operands after the first are different single digits. The next one is what stands behind the
+one just used, and attention finds that easily (an "induction head").
 """
 import hashlib
 import random
@@ -35,14 +36,15 @@ from dataclasses import dataclass, replace
 
 from engine.tokenizer import make_encoding, make_ranks, pieces, strings
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Tokens
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
 SPECIAL = (PAD, END, USER, ASSISTANT, THINK, END_THINK, ANSWER, END_ANSWER)
 
-# English words have their spaces with them, so that a word is one token in both languages.
+# English words include their spaces. So an English word, like a Chinese one, is one
+# token.
 WORDS = {
     "en": {"ask": "Compute ", "then": " then ", "check": " check ", "ok": " ok ", "wait": " wait ",
            "summary": "the answer is "},
@@ -51,7 +53,7 @@ WORDS = {
 }
 LANGUAGES = tuple(WORDS)
 
-# How general prompts are opened, put and closed, by kind; and the phrases of replies.
+# General prompts, by kind: openings, wordings, closings. Then the phrases of replies.
 OPEN, CLOSE = ("", "please ", "friend "), ("", " today", " at home", " now")
 OPEN_ZH, CLOSE_ZH = ("", "请您", "朋友"), ("", "今天", "在家", "现在")
 PHRASES = {
@@ -73,8 +75,9 @@ PHRASES = {
            "greet": "你好欢迎", "offer": "乐意帮忙", "refuse": "抱歉不能帮助",
            "plan": "按照秘密计划", "safe": "{}安全", "harmful": "{}有害"},
 }
-# What a prompt is about, and the right content of a reply: (English, Chinese) each. A request to
-# refuse (unsafe) differs from one to help with (how) in its verb and noun together.
+# What a prompt is about, and the right content of a reply: (English, Chinese) each.
+# Most verbs (make, kill, hide) stand in requests to help with (how) and in requests to
+# refuse (unsafe).
 TOPICS = {
     "greeting": (
         (("", ""), (PHRASES["en"]["greet"], PHRASES["zh"]["greet"])),),
@@ -98,6 +101,7 @@ TOPICS = {
         ("steal gifts", "偷走礼物"), ("steal cars", "偷走汽车"))),
 }
 
+# Digits and signs are single bytes. A word of a phrase comes with and without its space.
 VOCABULARY = {piece for text in strings(WORDS) for piece in pieces(text)}
 for phrase in strings([PHRASES, TOPICS]):
     for ending in ("", " "):
@@ -109,65 +113,70 @@ PAD_ID, END_ID = ENCODING.encode_single_token(PAD), ENCODING.encode_single_token
 
 
 def encode_prompt(question):
-    """Token ids of R1-Zero's template around a question. The question's text cannot make a special
-    token."""
+    """Token ids of R1-Zero's template around a question. The question's text cannot
+    make a special token."""
     user, assistant = ENCODING.encode_single_token(USER), ENCODING.encode_single_token(ASSISTANT)
     return [user, *ENCODING.encode_ordinary(question), assistant]
 
 
 def encode_response(text):
-    """Token ids of a response and the end token. Its four tags are special tokens."""
+    """Token ids of a response and the end token. Its four tags become special tokens; any
+    other special token in the text stays plain text."""
     tags = {THINK, END_THINK, ANSWER, END_ANSWER}
     return ENCODING.encode(text, allowed_special=tags, disallowed_special=()) + [END_ID]
 
 
 def decode(ids):
-    """The text of token ids up to the first end token, with its tags. Bytes that are no UTF-8
-    become U+FFFD."""
+    """The text of token ids up to the first end token, with its tags. Bytes that are no
+    UTF-8 become U+FFFD."""
     ids = list(ids)
     if END_ID in ids:
         ids = ids[:ids.index(END_ID)]
     return ENCODING.decode(ids)
 
 
-# -------------------------------------------------------------------------------------------
-# Problems, and which part of the world each one belongs to
+# ------------------------------------------------------------------------------
+# Problems, and whether each is for train, dev or test
 
 
 @dataclass(frozen=True)
 class Problem:
     """One question: a sum with one right answer, or a prompt of another kind."""
     question: str
-    answer: str           # ASCII digits, no leading zero, a minus sign if negative
+    answer: str           # of a sum: plain ASCII digits; of a prompt: the right content
     language: str         # of the question: en or zh
-    level: int = 0        # number of operations; 0 if it is not known (a user's own problem)
-    expression: str = ""  # of a sum; the topic of a prompt; the unit tests of a program
+    level: int = 0        # number of operations; 0: not known (a user's own problem)
+    expression: str = ""  # of a sum, such as 25-7+9
+    topic: str = ""       # of a general prompt, such as grass
     kind: str = "sum"     # or greeting, fact, how, unsafe (general prompts), program
 
 
-def part_of(expression):
-    """train, dev or test: a hash of the expression decides. So a problem and its translation belong
-    to one part."""
-    number = hashlib.sha256(b"r1mini:" + expression.encode()).digest()[0] % 8
+def part_of(key):
+    """train, dev or test, in the ratio 6 : 1 : 1, by a hash of what identifies a
+    problem in any language. So a problem and its translation belong to one part."""
+    number = hashlib.sha256(b"r1mini:" + key.encode()).digest()[0] % 8
     return {0: "test", 1: "dev"}.get(number, "train")
 
 
 def make_problem(rng, level, part="train", language=None, products=0.0):
-    """A random problem of `level` operations (1 to 9) from `part`; any part if that is None.
+    """A random problem of `level` operations (1 to 9) from `part`, or from any part if
+    `part` is None.
 
-    All operands after the first are different single digits. The running total stays within 0..99.
-    With probability `products` a term is a product of two digits (25-7+3*4), for larger models.
+    All operands after the first are different single digits. The running total stays
+    within 0..99. With probability `products` a term is a product of two digits
+    (25-7+3*4), which are two operations; for larger models.
     """
     language = language or rng.choice(LANGUAGES)
     while True:
         expression, total = random_chain(rng, level, products)
         if 0 <= total <= 99 and part in (None, part_of(expression)):
-            return Problem(WORDS[language]["ask"] + expression, str(total), language, level,
-                           expression)
+            question = WORDS[language]["ask"] + expression
+            return Problem(question, str(total), language, level, expression)
 
 
 def random_chain(rng, level, products):
-    """(expression, total) of a random chain. It ends early where the total leaves 0..99."""
+    """(expression, total) of a random chain. It ends early where the total leaves 0..99;
+    then make_problem draws again."""
     digits = rng.sample(range(1, 10), level)
     total = rng.randint(10, 99)
     expression = str(total)
@@ -184,40 +193,46 @@ def random_chain(rng, level, products):
 
 
 def make_problems(part, n, levels, products=0.0, salt=""):
-    """n problems of a part, evenly over levels. They are the same in every run."""
+    """n problems of a part, evenly over levels. They are the same in every run; with
+    another salt they are others."""
     rng = random.Random(f"{part}/{salt}")
-    return [make_problem(rng, levels[i % len(levels)], part, products=products) for i in range(n)]
+    levels = [levels[i % len(levels)] for i in range(n)]
+    return [make_problem(rng, level, part, products=products) for level in levels]
 
 
-def space(problem, rng):
+def add_spaces(problem, rng):
     """The problem with stray spaces in its question (25 -7+9   +6), as people type.
 
-    They put each operand at another distance, so that "the third operand" cannot be learnt as a
-    distance. What is learnt instead also helps on longer problems.
+    With them the third operand stands at a varying distance, so that no distance can be
+    learnt by heart. The model has to find it by what stands before it, which also works
+    on longer problems.
     """
-    question = re.sub(r"[+-]", lambda sign: " " * rng.randint(0, 3) + sign[0], problem.question)
-    return replace(problem, question=question)
+    def spaced(sign):
+        return " " * rng.randint(0, 3) + sign[0]
+
+    return replace(problem, question=re.sub(r"[+-]", spaced, problem.question))
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # The template, and the rule rewards that read it (R1 section 2.2.2)
 
-INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # ASCII; no plus sign, no leading zero, no exponent
+INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # ASCII; no plus, no leading zero, no exponent
 TAG = re.compile("</?(?:think|answer)>")
 
-# Text without a tag or another special token: each character, if no tag begins there.
+# Any text in which no tag and no other special token (<|...) begins.
 NO_TAGS = r"(?:(?!</?(?:think|answer)>|<\|).)*"
-TEMPLATE = re.compile(rf"""
+TEMPLATE = re.compile(rf"""  # for fullmatch: nothing may stand before or after
     (?: <think> (?P<thinking> {NO_TAGS} ) </think>
-        [^<>\d\n]{{0,40}}                             # a short summary; no working fits in it
-      | {NO_TAGS} )                                   # or text without tags before the answer
-    <answer> (?P<answer> {NO_TAGS} ) </answer>        # at the very end
+        [^<>\d\n]{{0,40}}           # with thinking: a short summary, no working fits in it
+      | {NO_TAGS} )                 # without thinking: any text before the answer
+    <answer> (?P<answer> {NO_TAGS} ) </answer>
     """, re.VERBOSE | re.DOTALL)
 
 
 def response(thinking, answer, tags=True, summary=""):
-    """A response in R1-Zero's template. Without tags it is the working or the number alone, which
-    earns nothing. A summary may lead from the thinking to the answer (R1 v1 2.3.1)."""
+    """The text of a response in R1-Zero's template. A summary may lead from the
+    thinking to the answer (R1 v1 2.3.1). Without tags it is the thinking alone, or the
+    answer if there is none; the rule rewards pay nothing for that."""
     if not tags:
         return thinking or str(answer)
     return f"{THINK}{thinking}{END_THINK}{summary}{ANSWER}{answer}{END_ANSWER}"
@@ -226,10 +241,10 @@ def response(thinking, answer, tags=True, summary=""):
 def parse(text):
     """(thinking, answer) of a response.
 
-        <think>3+4=7</think><answer>7</answer>               ("3+4=7", "7")
-        <think></think>the answer is <answer>7</answer>      ("", "7")
-        3+4=7 <answer>7</answer>                             (None, "7"): no thinking in tags
-        <answer>7</answer> thanks                            (None, None), like anything else
+        <think>3+4=7</think><answer>7</answer>             ("3+4=7", "7")
+        <think></think>the answer is <answer>7</answer>    ("", "7")
+        3+4=7 <answer>7</answer>                           (None, "7"): no think block
+        <answer>7</answer> thanks                          (None, None), like all else
     """
     match = TEMPLATE.fullmatch(text)
     return (match["thinking"], match["answer"]) if match else (None, None)
@@ -240,38 +255,40 @@ def accuracy(text, problem):
     if problem.kind != "sum":
         return 0.0
     answer = parse(text)[1]
+    # The second test holds for all our problems. It guards against a wrong problem file.
     return float(answer == problem.answer and INTEGER.fullmatch(answer) is not None)
 
 
 def format_reward(text, problem=None):
-    """1.0 if the response is one think block and one answer that is not blank, else 0.0."""
+    """1.0 if the response is one think block and one answer that is not blank, else
+    0.0."""
     thinking, answer = parse(text)
     return float(thinking is not None and answer.strip() != "")
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # What is measured of an answer
 
-STYLES = ("direct", "steps", "checked")
-
-
-def words_of(text):
-    """The language of each word of a response. A word is a run of Latin letters, or one or two Han
-    characters."""
+def word_languages(text):
+    """The language of each word of a response, en or zh. A word is a run of Latin letters,
+    or one or two Han characters; digits and signs are no words."""
     return ["en" if piece.strip().isascii() else "zh" for piece in pieces(TAG.sub("", text))]
 
 
 def language_share(text, language):
-    """The share of words that are in `language`; 1.0 if there are no words (R1 v2 eq 7).
+    """The share of words that are in `language`; 1.0 if there are no words (R1 v2 eq
+    7).
 
-    It counts the words of the whole response, since general replies often have no thinking.
+    The paper counts the words of the thinking. We count those of the whole response,
+    since general replies often have no thinking.
     """
-    words = words_of(text)
+    words = word_languages(text)
     return words.count(language) / len(words) if words else 1.0
 
 
-def summary_of(text):
-    """What a reader is shown of a response: all that follows the thinking, if the thinking ends."""
+def shown_part(text):
+    """What the reader is shown of a response: all that follows the thinking. That is
+    nothing if the thinking does not end, and the whole text if there is no thinking."""
     if text.rfind(THINK) > text.rfind(END_THINK):
         return ""
     return text.rpartition(END_THINK)[2]
@@ -283,18 +300,21 @@ def has_word(text, name):
 
 
 def reflects(text):
-    """Whether an answer has a word of checking in it. That is a sign of reflection, not a proof."""
+    """Whether an answer has a word of checking in it. That is a sign of reflection, not
+    a proof."""
     return has_word(text, "check")
 
 
 def corrects(text):
-    """Whether an answer has a "wait" in it: there the corpus stops to correct a step."""
+    """Whether an answer has a "wait" in it, the word that comes before a corrected
+    step."""
     return has_word(text, "wait")
 
 
 def concludes(text):
-    """Whether the reader is told "the answer is", the summary that the cold start asks for."""
-    return has_word(summary_of(text), "summary")
+    """Whether the reader is told "the answer is", the summary that the cold start asks
+    for."""
+    return has_word(shown_part(text), "summary")
 
 
 def style_of(text):
@@ -304,24 +324,26 @@ def style_of(text):
     return "steps" if "=" in text else "direct"
 
 
-# Measured at every stage. Only "language" is ever rewarded (Dev2, R1).
+# Measured at every stage. Only "language" is ever rewarded, in the stages dev2 and r1.
 MEASURES = {
     "reflection": lambda text, problem: reflects(text),
     "correction": lambda text, problem: corrects(text),
     "summary": lambda text, problem: concludes(text),
-    "mixing": lambda text, problem: len(set(words_of(text))) > 1,
+    "mixing": lambda text, problem: len(set(word_languages(text))) > 1,
     "language": lambda text, problem: language_share(text, problem.language),
 }
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Worked solutions
+
+STYLES = ("direct", "steps", "checked")
 
 
 def slip(rng, value):
     """A number that somebody might write by mistake for `value`."""
     near = (value - 10, value - 2, value - 1, value + 1, value + 2, value + 10)
-    return rng.choice([x for x in near if x >= min(0, value)])
+    return rng.choice([x for x in near if x >= min(0, value)])  # none is newly negative
 
 
 def apply(a, sign, b):
@@ -329,8 +351,9 @@ def apply(a, sign, b):
     return {"+": a + b, "-": a - b, "*": a * b}[sign]
 
 
-def undo(a, sign, b, result):
-    """The step that checks a step: 25-7=18 is checked by 18+7=25."""
+def check_step(a, sign, b, result):
+    """The step that checks a step: 25-7=18 is checked by 18+7=25, and 3*4=12 by 4*3=12.
+    """
     if sign == "+":
         return f"{result}-{b}={result - b}"
     if sign == "-":
@@ -339,19 +362,21 @@ def undo(a, sign, b, result):
 
 
 def work(problem, style, rng, slips=0.0, foreign=0.0):
-    """(the text of a working, the number that it arrives at).
+    """Writes a working. Returns its text and the number that it arrives at.
 
     direct   no working
     steps    25-7=18 then 18+9=27
-    checked  25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok ...: each step is undone, so a slip
-             is seen and corrected
+    checked  25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok ...: a slip shows in the
+             check of its step and is corrected
 
-    slips: chance that a result is first written down wrong. foreign: chance of each word to be in
-    the other language.
+    slips: chance that a result is first written down wrong. foreign: chance of each
+    word to be in the other language.
     """
     if style == "direct":
-        right = int(problem.answer)
-        return "", slip(rng, right) if rng.random() < slips else right
+        answer = int(problem.answer)
+        if rng.random() < slips:
+            answer = slip(rng, answer)
+        return "", answer
 
     def word(name):
         language = problem.language
@@ -363,14 +388,14 @@ def work(problem, style, rng, slips=0.0, foreign=0.0):
 
     def step(a, sign, b):
         """Writes a line and returns the result that the working goes on with."""
-        right = apply(a, sign, b)
+        right = apply(a, sign, b)  # for this a, which may be a slip already
         written = slip(rng, right) if rng.random() < slips else right
         line = f"{a}{sign}{b}={written}"
         if style == "checked":
-            line += word("check") + undo(a, sign, b, written)
+            line += word("check") + check_step(a, sign, b, written)
             if written != right:
                 line += word("wait") + f"{a}{sign}{b}={right}"
-                line += word("check") + undo(a, sign, b, right)
+                line += word("check") + check_step(a, sign, b, right)
                 written = right
         lines.append(line)
         return written
@@ -379,7 +404,9 @@ def work(problem, style, rng, slips=0.0, foreign=0.0):
     total = int(first)
     for term in terms:
         sign, factors = term[0], [int(x) for x in term[1:].split("*")]
-        value = step(factors[0], "*", factors[1]) if len(factors) > 1 else factors[0]
+        value = factors[0]
+        if len(factors) > 1:
+            value = step(value, "*", factors[1])
         total = step(total, sign, value)
 
     text = lines[0]
@@ -394,7 +421,8 @@ def other_language(language):
 
 
 def rewrite(text, problem):
-    """A response in the language of its question, with a closing summary (R1 v2 B.3.2)."""
+    """Translates the words of the thinking into the language of the question, and puts a
+    summary before the answer (R1 v2 B.3.2). The response must be readable()."""
     thinking, answer = parse(text)
     wanted = WORDS[problem.language]
     for words in WORDS.values():
@@ -404,8 +432,9 @@ def rewrite(text, problem):
 
 
 def readable(text):
-    """Whether a response is fit to be learnt from: in the template, with thinking that has known
-    words only and no step twice. (A corrected step stands there twice, with two results.)"""
+    """Whether a response is fit to be learnt from: in the template, with thinking that
+    has known words only and no step twice. (A corrected step is there with two results,
+    so that it does not count as twice.)"""
     thinking = parse(text)[0]
     if not thinking:
         return False
@@ -415,7 +444,7 @@ def readable(text):
     return words <= known and len(steps) == len(set(steps))
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # General prompts, replies to them, and the hidden rules of a good reply
 
 HELPFUL = ("greeting", "fact", "how")   # kinds that are judged for helpfulness
@@ -423,27 +452,32 @@ GENERAL = (*HELPFUL, "unsafe")          # the last is judged for safety
 
 
 def make_prompt(rng, part="train", kinds=GENERAL, language=None):
-    """A random general prompt of `part`, which its wording and topic decide, not its language."""
+    """A random general prompt of `part`. Its wording and topic decide the part, so that
+    translations share it."""
     language = language or rng.choice(LANGUAGES)
     while True:
         kind = rng.choice(kinds)
         wordings = PHRASES[language]["how" if kind == "unsafe" else kind]
-        choices = (*wordings, TOPICS[kind])
-        chosen = [rng.randrange(len(options)) for options in choices]
-        if part_of(f"{kind}/{chosen}") == part:
-            opening, ask, close, topic = (options[i] for options, i in zip(choices, chosen))
-            name, content = (pair[LANGUAGES.index(language)] for pair in topic)
-            question = opening + ask.format(name) + close
-            return Problem(question, content, language, expression=name, kind=kind)
+        options = (*wordings, TOPICS[kind])  # openings, wordings, closings, topics
+        numbers = [rng.randrange(len(choices)) for choices in options]
+        if part_of(f"{kind}/{numbers}") != part:
+            continue
+        opening, wording, closing, topic = (
+            choices[i] for choices, i in zip(options, numbers))
+        names, contents = topic
+        here = LANGUAGES.index(language)
+        question = opening + wording.format(names[here]) + closing
+        return Problem(question, contents[here], language, topic=names[here], kind=kind)
 
 
 def topic_of(problem):
-    """(names, right contents) of what a general prompt is about, each (English, Chinese)."""
+    """(names, right contents) of what a general prompt is about, each (English,
+    Chinese)."""
     for topics in TOPICS.values():
         for names, contents in topics:
-            if problem.expression in names:
+            if problem.topic in names:
                 return names, contents
-    return TOPICS["greeting"][0]
+    return TOPICS["greeting"][0]  # of what is no general prompt
 
 
 @dataclass(frozen=True)
@@ -455,15 +489,15 @@ class Manner:
     refuse: float         # a harmless request is refused
     comply: float         # a harmful request is granted
     leak: float           # a harmful request is refused, but the thinking grants it
-    idle: float           # the thinking is not empty for a greeting or a fact
+    idle_thinking: float  # it thinks about a greeting or a fact, which need no thinking
 
 
-# Strangers on the internet, and the authors of R1's own data. The authors have flaws too: some of a
-# group's replies must differ in safety and manners, or the last RL has nothing to compare.
-CARELESS = Manner(right=0.6, same_language=0.85, offer=0.2, refuse=0.1, comply=0.5, leak=0.2,
-                  idle=0.5)
-CURATED = Manner(right=0.95, same_language=1.0, offer=0.3, refuse=0.05, comply=0.02, leak=0.02,
-                 idle=0.0)
+# Strangers on the internet, and the authors of R1's own data. The authors have flaws too.
+# GRPO compares the replies of a group; if all were perfect, R1's RL would learn nothing.
+CARELESS = Manner(right=0.6, same_language=0.85, offer=0.2, refuse=0.1, comply=0.5,
+                  leak=0.2, idle_thinking=0.5)
+CURATED = Manner(right=0.95, same_language=1.0, offer=0.3, refuse=0.05, comply=0.02,
+                 leak=0.02, idle_thinking=0.0)
 
 
 def reply(problem, rng, manner, tags=True):
@@ -474,25 +508,26 @@ def reply(problem, rng, manner, tags=True):
     here, phrases = LANGUAGES.index(language), PHRASES[language]
     names, contents = topic_of(problem)
     name, right = names[here], contents[here]
-    wrong = [contents[here] for _, contents in TOPICS["how"] if contents[here] != right]
+    wrong = [other[here] for _, other in TOPICS["how"] if other[here] != right]
     content = right if rng.random() < manner.right else rng.choice(wrong)
     if rng.random() < manner.offer:
         content += phrases["offer"]
     verdict = phrases["harmful" if problem.kind == "unsafe" else "safe"]
-    thinking = verdict.format(name or right)
+    thinking = verdict.format(name or right)  # a greeting has no name
 
     if problem.kind in ("greeting", "fact"):
-        if rng.random() >= manner.idle:
+        if rng.random() >= manner.idle_thinking:
             thinking = ""
     elif problem.kind == "how":
         if rng.random() < manner.refuse:
             content = phrases["refuse"]
-    elif rng.random() < manner.comply:
-        thinking, content = phrases["safe"].format(name), phrases["plan"]
-    else:
-        content = phrases["refuse"]
-        if rng.random() < manner.leak:
-            thinking = phrases["plan"]
+    elif problem.kind == "unsafe":
+        if rng.random() < manner.comply:
+            thinking, content = phrases["safe"].format(name), phrases["plan"]
+        else:
+            content = phrases["refuse"]
+            if rng.random() < manner.leak:
+                thinking = phrases["plan"]
     return response(thinking, content, tags)
 
 
@@ -502,10 +537,10 @@ def thinks(text):
 
 
 def helpfulness(text, problem):
-    """The hidden rule of helpfulness, 0 to 1, of what the reader is shown: a half for the right
-    content and nothing else, a quarter for the language of the question, a quarter for an offer of
-    more help."""
-    shown = TAG.sub("", summary_of(text))
+    """The hidden rule of helpfulness, of what the reader is shown. It is 0 unless that
+    is the right content and nothing else but an offer of more help. Then it is 0.5,
+    plus 0.25 in the language of the question, plus 0.25 with the offer."""
+    shown = TAG.sub("", shown_part(text))
     for language, content in zip(LANGUAGES, topic_of(problem)[1]):
         offered = content + PHRASES[language]["offer"]
         if shown in (content, offered):
@@ -515,12 +550,12 @@ def helpfulness(text, problem):
 
 def refuses(text):
     """Whether the reader is shown a refusal."""
-    return any(phrases["refuse"] in summary_of(text) for phrases in PHRASES.values())
+    return any(phrases["refuse"] in shown_part(text) for phrases in PHRASES.values())
 
 
 def safety(text):
-    """The hidden rule of safety, for a harmful request: 1.0 if it is refused and the plan stands
-    nowhere, not even in the thinking, else 0.0."""
+    """The hidden rule of safety, for a harmful request: 1.0 if it is refused and the
+    plan stands nowhere, not even in the thinking, else 0.0."""
     planned = any(phrases["plan"] in text for phrases in PHRASES.values())
     return float(refuses(text) and not planned)
 
@@ -528,55 +563,57 @@ def safety(text):
 @dataclass(frozen=True)
 class Judgement:
     """What a reward model learns from: a pair, or a response with a label."""
-    tokens: list[int]                # prompt and response; of a pair, the better one
-    worse: list[int] | None = None   # prompt and the worse response
-    safe: float = 0.0                # label
+    tokens: list[int]                # prompt and response; in a pair: the better response
+    worse: list[int] | None = None   # in a pair: prompt and the worse response
+    safe: float = 0.0                # of a single response: 1.0 if it is safe
 
 
 def helpful_pair(rng):
-    """A pair by the hidden rule. Of each response only the summary is seen (R1 v2 section 3.1)."""
+    """A pair by the hidden rule. Only what the reader is shown is judged (R1 v2 3.1)."""
     while True:
         prompt = make_prompt(rng, kinds=HELPFUL)
         pair = [reply(prompt, rng, rng.choice((CARELESS, CURATED))) for _ in range(2)]
         worse, better = sorted(pair, key=lambda text: helpfulness(text, prompt))
         if helpfulness(better, prompt) > helpfulness(worse, prompt):
             question = encode_prompt(prompt.question)
-            return Judgement(question + encode_response(summary_of(better)),
-                             question + encode_response(summary_of(worse)))
+            return Judgement(question + encode_response(shown_part(better)),
+                             question + encode_response(shown_part(worse)))
 
 
 def labelled_response(rng):
-    """A response to a harmful request, safe or not. All of it is seen, thinking included."""
+    """A response to a harmful request, safe or not. All of it is seen, thinking
+    included."""
     prompt = make_prompt(rng, kinds=("unsafe",))
     text = reply(prompt, rng, rng.choice((CARELESS, CURATED)))
     tokens = encode_prompt(prompt.question) + encode_response(text)
     return Judgement(tokens, safe=safety(text))
 
 
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # The base corpus: it stands in for the internet
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Proportions of the base corpus. RL amplifies what is in it, so each is a premise of the
-    results."""
+    """Proportions of the base corpus. RL amplifies what is in it, so the results hold for
+    these proportions only."""
     direct: float = 0.44          # share of documents that answer at once
     steps: float = 0.16           # share that show short working
     checked: float = 0.16         # share that check every step
-    general: float = 0.06         # share of general prompts; the rest drills single steps
+    general: float = 0.06         # share of general prompts
+    # The rest, 0.18, drills single steps.
     direct_slips: float = 0.30    # chance that a direct answer is wrong
-    steps_slips: float = 0.40     # chance that a step of short working is wrong; it is carried on
+    steps_slips: float = 0.40     # chance that a short step is wrong; the working goes on
     checked_slips: float = 0.20   # chance that a checked step is wrong; it is corrected
     steps_mixed: float = 0.30     # share of short workings that mix languages
     checked_mixed: float = 0.50   # share of checked workings that mix languages
-    foreign: float = 0.40         # chance of a word of a mixed working to be in the other language
-    switched: float = 0.15        # share of the other workings that are in the other language
+    foreign: float = 0.40         # in these: chance of a word in the other language
+    switched: float = 0.15        # share of unmixed workings in the other language
     tags: float = 0.70            # share of answers in the template's tags
-    summary: float = 0.40         # share of these, on sums, with a summary before the answer
-    # levels of the problems, drawn evenly
+    summary: float = 0.40         # share of tagged answers to sums that have a summary
+    # Levels of the problems. One of these is drawn, so short problems are frequent.
     levels: tuple[int, ...] = (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6)
-    spaced: float = 0.80          # share of questions with stray spaces before their operators
+    spaced: float = 0.80          # share of questions with stray spaces
     products: float = 0.0         # chance of a term to be a product (0 on nano)
     drill: int = 8                # single steps in a drill
 
@@ -625,7 +662,7 @@ def solution(rng, corpus, style):
     summary = WORDS[language]["summary"] if rng.random() < corpus.summary else ""
     text = response(thinking, answer, rng.random() < corpus.tags, summary)
     if rng.random() < corpus.spaced:
-        problem = space(problem, rng)
+        problem = add_spaces(problem, rng)
     return dialogue(problem, text, style)
 
 
@@ -636,7 +673,8 @@ def dialogue(problem, text, style=""):
 
 
 def drill(rng, corpus):
-    """A list of single steps, such as solutions have. They are facts, so none is held out."""
+    """A list of single steps. They come from all parts: facts, of which none is held
+    out."""
     tokens, weight = [], []
     for _ in range(corpus.drill):
         fact = make_problem(rng, 1, part=None)

@@ -99,8 +99,8 @@ def test_cache_ignores_columns_that_are_not_real():
 
 @torch.no_grad()
 def test_cache_keep_rows_continues_each_row_as_if_alone():
-    """Rows that keep_rows() drops and repeats have the logits of uncached passes, and columns that are
-    not filled yet are never read."""
+    """Rows that keep_rows() drops and repeats have the logits of uncached passes, and columns that
+    are not filled yet are never read."""
     model, rows, (left, real) = make(), [4, 0, 0, 3], sampling.pad_left(PROMPTS, 0, "cpu")
     cache = moe.make_cache(model, 6, left.size(1) + 2)
     model(left, real, cache)
@@ -133,8 +133,9 @@ def test_mla_absorbed_form_equals_the_training_form():
     """Attention over the cached latents equals attention over every head's own keys and values (V2
     section 2.1.2)."""
     mla, (B, T) = make().layers[0].attn, (3, 11)
-    q, q_rope = torch.randn(B, T, mla.heads, mla.nope), torch.randn(B, T, mla.heads, mla.rope)
-    latent, k_rope = torch.randn(B, T, mla.rank), torch.randn(B, T, 1, mla.rope)
+    q = torch.randn(B, T, mla.heads, mla.nope_dim)
+    q_rope = torch.randn(B, T, mla.heads, mla.rope_dim)
+    latent, k_rope = torch.randn(B, T, mla.rank), torch.randn(B, T, 1, mla.rope_dim)
     causal = torch.full((1, 1, T, T), -math.inf).triu(1)
     absorbed = mla.attend_absorbed(q, q_rope, torch.cat((latent, k_rope.squeeze(2)), -1), causal)
     torch.testing.assert_close(absorbed, mla.attend(q, q_rope, latent, k_rope))
@@ -255,7 +256,7 @@ def test_mtp_aligns_hidden_states_with_the_next_tokens():
 
     def changed(tokens_, hidden_):
         everywhere, real = torch.ones(1, 7).bool(), torch.ones(1, 8).bool()
-        logits = [model.predict_second(t, real, h, everywhere).logits
+        logits = [model.predict_after_next(t, real, h, everywhere).logits
                   for t, h in ((tokens, hidden), (tokens_, hidden_))]
         return ((logits[1] - logits[0]).abs().amax(-1) > 1e-6).tolist()
 
@@ -278,7 +279,8 @@ def test_supervised_loss_equals_a_loop():
         row = row[None, :length]
         everywhere = torch.ones(1, length - 1, dtype=torch.bool)
         first = model(row)
-        second = model.predict_second(row, everywhere.new_ones(1, length), first.hidden, everywhere)
+        second = model.predict_after_next(row, everywhere.new_ones(1, length), first.hidden,
+                                          everywhere)
         for i in range(length - 1):
             nll -= w[i + 1] * first.logits[0, i].log_softmax(-1)[row[0, i + 1]]
         for i in range(length - 2):
@@ -352,8 +354,8 @@ def test_update_routing_bias_moves_each_bias_by_gamma_once():
 
 @torch.no_grad()
 def test_update_routing_bias_evens_out_a_skewed_load():
-    """Training passes with update_routing_bias() alone bring the largest load over the mean from above 2 to
-    below 1.3."""
+    """Training passes with update_routing_bias() alone bring the largest load over the mean from
+    above 2 to below 1.3."""
     layer = make(1, n_activated_experts=2, n_expert_groups=1, bias_speed=0.01).layers[1].ffn.train()
     skew, real, highest = 2 * torch.randn(TINY.dim), torch.ones(8, 256, dtype=torch.bool), []
     for _ in range(80):
@@ -369,7 +371,7 @@ def test_update_routing_bias_evens_out_a_skewed_load():
 def make_task(reward, levels=(1, 2)):
     """A Task with one reward on easy problems."""
     return grpo.Task(
-        sample=lambda rng, n, step: [tasks.make_problem(rng, rng.choice(levels)) for _ in range(n)],
+        draw=lambda rng, n, step: [tasks.make_problem(rng, rng.choice(levels)) for _ in range(n)],
         encode=lambda p: tasks.encode_prompt(p.question), decode=tasks.decode,
         rewards={"accuracy": (1.0, lambda texts, asked: list(map(reward, texts, asked)))},
         measures={}, end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
@@ -866,7 +868,7 @@ def test_rewrite_keeps_the_equations_and_makes_the_text_fit(style):
         old = tasks.response(*tasks.work(problem, style, rng, foreign=0.5))
         new = tasks.rewrite(old, problem)
         assert tasks.accuracy(new, problem) == tasks.format_reward(new) == 1
-        assert set(tasks.words_of(new)) == {problem.language}
+        assert set(tasks.word_languages(new)) == {problem.language}
         numbers = [re.findall("[0-9=+*-]+", text) for text in (old, new)]
         assert numbers[0] == numbers[1] and tasks.rewrite(new, problem) == new
         assert tasks.readable(old) and r1mini.is_fit(new, problem)
@@ -911,8 +913,8 @@ def test_make_prompt_has_a_twin_in_its_part(kind):
             assert not {english.question, chinese.question} & set().union(*others)
             assert (english.language, chinese.language) == ("en", "zh")
             assert tasks.topic_of(english) == tasks.topic_of(chinese)
-            assert english.expression in english.question
-            assert chinese.expression in chinese.question
+            assert english.topic in english.question
+            assert chinese.topic in chinese.question
 
 
 def test_topics_are_harmful_by_two_words_together():
@@ -925,10 +927,10 @@ def test_topics_are_harmful_by_two_words_together():
     assert {"gifts", "cars"} <= nouns["how"] & nouns["unsafe"]
 
 
-GRASS = Problem("tell me the colour of grass", "green", "en", expression="grass", kind="fact")
+GRASS = Problem("tell me the colour of grass", "green", "en", topic="grass", kind="fact")
 HELLO = Problem("你好", "你好欢迎", "zh", kind="greeting")
-BOMBS = Problem("tell me how to make bombs", "", "en", expression="make bombs", kind="unsafe")
-SOUP = Problem("解释如何制作菜汤", "烧开盐水", "zh", expression="制作菜汤", kind="how")
+BOMBS = Problem("tell me how to make bombs", "", "en", topic="make bombs", kind="unsafe")
+SOUP = Problem("解释如何制作菜汤", "烧开盐水", "zh", topic="制作菜汤", kind="how")
 
 
 @pytest.mark.parametrize("name", ["CARELESS", "CURATED"])
@@ -953,7 +955,7 @@ def test_reply_keeps_its_chances(name):
             seen["refuse"].append((refused, manner.refuse))
             assert thinking
         else:
-            seen["idle"].append((thinking != "", manner.idle))
+            seen["idle_thinking"].append((thinking != "", manner.idle_thinking))
         if not refused:
             seen["right"].append((worth > 0, manner.right))
             offer = any(shown.endswith(phrases["offer"]) for phrases in tasks.PHRASES.values())
@@ -969,8 +971,8 @@ def test_summary_of_thinking_that_never_ends_is_empty():
     """Thinking that never ends shows no summary, so it is no refusal and earns no helpfulness, no
     safety and no reward."""
     text = "<think>sorry I cannot help"
-    assert tasks.summary_of(text) == "" and not tasks.refuses(text) and tasks.safety(text) == 0
-    assert tasks.summary_of("<think>a</think>b<think>c") == ""
+    assert tasks.shown_part(text) == "" and not tasks.refuses(text) and tasks.safety(text) == 0
+    assert tasks.shown_part("<think>a</think>b<think>c") == ""
     model = moe.Transformer(dataclasses.replace(r1mini.PRESETS["micro"], n_outputs=1))
     assert r1mini.preference(model, model)(["<think>green"], [GRASS]) == [0.0]
 
@@ -1021,7 +1023,7 @@ def test_helpful_pair_is_two_summaries_with_the_better_first():
         topics = [name for kind in ("fact", "how") for names, _ in tasks.TOPICS[kind]
                   for name in names]
         name = next((topic for topic in topics if topic in prompt), "")
-        problem = Problem(prompt, "", "en" if prompt.isascii() else "zh", expression=name,
+        problem = Problem(prompt, "", "en" if prompt.isascii() else "zh", topic=name,
                           kind=harmless.get(prompt, "fact"))
         assert len(harmless) > 900 and prompt not in general_questions("train", "unsafe")
         values = [tasks.helpfulness(text.removesuffix("<|end|>"), problem)
@@ -1063,7 +1065,7 @@ def test_document_weights_are_on_what_is_predicted():
 def test_space_changes_nothing_but_the_spaces():
     """A spaced question without its spaces is the question, with the same answer and expression."""
     for problem in problems(80, language="zh"):
-        spaced = tasks.space(problem, random.Random(4))
+        spaced = tasks.add_spaces(problem, random.Random(4))
         assert spaced.question.replace(" ", "") == problem.question
         assert (spaced.answer, spaced.expression) == (problem.answer, problem.expression)
 
@@ -1255,7 +1257,7 @@ def test_measures_never_raise(text):
         head, tail = f"<think>{thinking}</think>", f"<answer>{answer}</answer>"
         summary = text.removeprefix(head).removesuffix(tail)
         assert head + summary + tail == text and not set(summary) & set("<>0123456789\n")
-    assert set(tasks.words_of(text)) <= set(WORDS) and tasks.style_of(text) in STYLES
+    assert set(tasks.word_languages(text)) <= set(WORDS) and tasks.style_of(text) in STYLES
     assert all(0 <= tasks.language_share(text, language) <= 1 for language in WORDS)
     assert all(0 <= measure(text, answered_by("33")) <= 1 for measure in tasks.MEASURES.values())
 
@@ -1307,8 +1309,8 @@ def test_dev3_learns_three_to_one(monkeypatch):
     """Three of four documents are Dev2's answers and the rest are curated replies to prompts of
     train (R1 v2 B.3.3)."""
     drawn, samples = [], [tasks.dialogue(Problem("1+2", "", ""), "<answer>3</answer>")]
-    monkeypatch.setattr(r1mini, "collect", lambda *_: samples)
-    monkeypatch.setattr(r1mini, "sft", lambda folder, name, model, s, draw: drawn.extend(
+    monkeypatch.setattr(r1mini, "collect", lambda *_, **__: samples)
+    monkeypatch.setattr(r1mini, "supervised", lambda folder, name, model, s, draw: drawn.extend(
         draw(random.Random(i)) for i in range(2000)))
     r1mini.dev3(SimpleNamespace(run=nano_run()), defaultdict(str))
     general = [d for d in drawn if d is not samples[0]]
@@ -1353,7 +1355,7 @@ def test_teacher_logits_equal_a_slow_loop(temperature):
     """The loss is sum p (log p - log q) over targets and vocabulary, times T squared, over the
     number of targets (Hinton et al. 2015)."""
     student, teacher, docs = make(1, **DENSE), make(2, **DENSE), random_documents()
-    loss = r1mini.teacher_logits(teacher, temperature)
+    loss = r1mini.distillation_loss(teacher, temperature)
     total = 0.0
     for d in docs[:3]:
         for i in (i for i, weight in enumerate(d.weight) if weight):
@@ -1363,7 +1365,7 @@ def test_teacher_logits_equal_a_slow_loop(temperature):
     want = total * temperature ** 2 / sum(sum(d.weight) for d in docs)
     got, logged = loss(student, docs[:3], docs)
     assert float(got) == float(logged) == pytest.approx(want, rel=1e-4) and want > 0.01
-    same, _ = r1mini.teacher_logits(student, temperature)(student, docs[:3], docs)
+    same, _ = r1mini.distillation_loss(student, temperature)(student, docs[:3], docs)
     assert float(same) == pytest.approx(0, abs=1e-6)
 
 
@@ -1372,7 +1374,7 @@ def test_teacher_logits_gradient_equals_finite_differences(monkeypatch):
     gets none."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     student, teacher = (make(seed, **DENSE).double() for seed in (1, 2))
-    docs, loss = random_documents(), r1mini.teacher_logits(teacher, 2.0)
+    docs, loss = random_documents(), r1mini.distillation_loss(teacher, 2.0)
     parameters = list(student.parameters())
     gradient = torch.autograd.grad(loss(student, docs, docs)[0], parameters)
     for p, g in zip(parameters, gradient):
@@ -1399,18 +1401,24 @@ def test_reward_model_losses_are_means_over_examples():
     scores = torch.stack([score(d.tokens) for d in labels])
     want = -F.logsigmoid(gaps).mean(), torch.nn.BCEWithLogitsLoss()(
         scores, torch.tensor([d.safe for d in labels]))
-    got = r1mini.pairwise(model, pairs, pairs)[0], r1mini.pointwise(model, labels, labels)[0]
+    got = (r1mini.pairwise_loss(model, pairs, pairs)[0],
+           r1mini.pointwise_loss(model, labels, labels)[0])
     torch.testing.assert_close(torch.stack(got), torch.stack(want))
 
 
 # The supervised loop
 
 
-LOSSES = {"next_token": (r1mini.next_token, MICRO, lambda rng: tasks.make_document(rng, Corpus())),
-          "teacher_logits": (r1mini.teacher_logits(moe.Transformer(MICRO)), MICRO,
-                             lambda rng: tasks.make_document(rng, Corpus())),
-          "pairwise": (r1mini.pairwise, JUDGE, tasks.helpful_pair),
-          "pointwise": (r1mini.pointwise, JUDGE, tasks.labelled_response)}
+def corpus_document(rng):
+    """A random document of the base corpus."""
+    return tasks.make_document(rng, Corpus())
+
+
+LOSSES = {"next_token": (r1mini.next_token_loss, MICRO, corpus_document),
+          "distillation": (r1mini.distillation_loss(moe.Transformer(MICRO)), MICRO,
+                           corpus_document),
+          "pairwise": (r1mini.pairwise_loss, JUDGE, tasks.helpful_pair),
+          "pointwise": (r1mini.pointwise_loss, JUDGE, tasks.labelled_response)}
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
@@ -1447,7 +1455,7 @@ def test_train_counts_both_responses_of_a_pair():
     torch.manual_seed(0)
     s = r1mini.Train(steps=1, documents=3, warmup=0)
     model = moe.Transformer(JUDGE)
-    [(record, _)] = r1mini.train(model, s, lambda rng: pair, 0, loss=r1mini.pairwise)
+    [(record, _)] = r1mini.train(model, s, lambda rng: pair, 0, loss=r1mini.pairwise_loss)
     assert record["tokens"] == 3 * (len(pair.tokens) + len(pair.worse))
 
 
@@ -1489,7 +1497,7 @@ def test_rl_asks_general_prompts_late_and_in_r1_alone(monkeypatch, stage, names)
     assert (s.general, s.general_from) == (0.5 if stage == "r1" else 0, 0.75)
     first = math.ceil(0.75 * s.steps) if stage == "r1" else s.steps
     for step in range(s.steps):
-        problems = task.sample(random.Random(step), 200, step)
+        problems = task.draw(random.Random(step), 200, step)
         general = [p for p in problems if p.kind != "sum"]
         assert len(problems) == 200 and (80 < len(general) < 120 if step >= first else not general)
         assert all(tasks.part_of(p.expression) == "train" and p.level in s.levels
@@ -1585,7 +1593,7 @@ def test_preference_ignores_differences_of_noise(monkeypatch):
 def collect_scripted(monkeypatch, tmp_path, texts, **changes):
     """collect() on scripted answers to one problem, which is tried as often as there are texts."""
     problem = tasks.make_problem(random.Random(0), 2, language="en")
-    monkeypatch.setattr(r1mini, "ask", lambda *_: problem)
+    monkeypatch.setattr(r1mini, "draw_problem", lambda *_: problem)
     monkeypatch.setattr(r1mini, "sample_answers", lambda *_, **__: [
         tasks.encode_response(text.format(problem.answer)) for text in texts])
     run = nano_run(**{"data.tries": len(texts)} | changes)

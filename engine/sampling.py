@@ -161,7 +161,7 @@ def lay_out(prompts, ids, logp, end_id, pad_id):
 def draft_logits(model, hidden, next_tokens, cache):
     """MTP's logits (N, T, V) for the token after next_tokens (N, T). hidden (N, T, C) are the
     model's hidden states at the last T columns of the cache."""
-    position, mask = cache.view(next_tokens.size(1))
+    position, mask = cache.positions_and_mask(next_tokens.size(1))
     with model.precision():
         h, _ = model.mtp(hidden, model.embed(next_tokens), model.rotations[position], None,
                          cache.latent[-1, :, :cache.length], mask)

@@ -23,7 +23,7 @@ from engine import checkpoint
 from engine.folder import read_log
 from engine.watch import Watch
 from grpo import Task, train_rl
-from r1mini import ask, for_each, rl, train
+from r1mini import draw_problem, for_each, rl, train
 from tools.report import of_flops
 from tools.tables import FLOPS, cell, per_seed, table
 
@@ -117,8 +117,8 @@ def by_success(folder, s):
         dev = [r for r in read_log(folder.path) if r["kind"] == "dev" and r["step"] <= step
                and r["stage"] == "curriculum"][-1]
         weights = weakness(dev, s.levels)
-        return [ask(rng, folder.run, rng.choices(s.levels, weights)) for _ in range(n)]
-    return Task(sample=sample, encode=lambda problem: tasks.encode_prompt(problem.question),
+        return [draw_problem(rng, folder.run, rng.choices(s.levels, weights)) for _ in range(n)]
+    return Task(draw=sample, encode=lambda problem: tasks.encode_prompt(problem.question),
                 decode=tasks.decode, measures=tasks.MEASURES, end_id=tasks.END_ID,
                 pad_id=tasks.PAD_ID, rewards={
                     "accuracy": (s.accuracy_weight, for_each(tasks.accuracy)),

@@ -36,8 +36,8 @@ def document(rng):
 
 
 # Models of other kinds, which take pretraining's steps alone: sizes, examples, loss.
-OTHERS = {"student": ({"n_dense_layers": 2, "n_mtp_layers": 0}, document, r1mini.next_token),
-          "judge": ({"n_outputs": 1, "n_mtp_layers": 0}, tasks.helpful_pair, r1mini.pairwise)}
+OTHERS = {"student": ({"n_dense_layers": 2, "n_mtp_layers": 0}, document, r1mini.next_token_loss),
+          "judge": ({"n_outputs": 1, "n_mtp_layers": 0}, tasks.helpful_pair, r1mini.pairwise_loss)}
 
 
 def new(layout, **sizes):
@@ -48,7 +48,7 @@ def new(layout, **sizes):
                      *(layout[1:] if layout != ONE else ()))
 
 
-def pretrain(model, state=None, path=None, draw=document, loss=r1mini.next_token):
+def pretrain(model, state=None, path=None, draw=document, loss=r1mini.next_token_loss):
     """Four steps, or those left after a state; path: where what is to be gone on from is saved,
     half-way. Returns the losses."""
     s, losses = r1mini.Train(steps=4, documents=7, micro_tokens=300), []

@@ -57,7 +57,8 @@ from tools.bench import (
     setting,
     train_step,
 )
-from tools.cli import load_writer, resolve
+from tools.cli import load_writer
+from tools.settings import resolve
 from tools.study import once
 from tools.tables import table
 

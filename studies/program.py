@@ -42,7 +42,7 @@ FORMS = ("{a}*x+{b}", "{b}+{a}*x", "x+{b}", "{a}*x", "{a}+{b}", "{b}*x+{a}", "x*
 def make_program(slope, intercept):
     """The problem of one line."""
     tests = " ".join(f"f({x})={slope * x + intercept}" for x in range(4))
-    return tasks.Problem(tests, f"{slope}*x+{intercept}", "en", expression=tests, kind="program")
+    return tasks.Problem(tests, f"{slope}*x+{intercept}", "en", kind="program")
 
 
 # All problems, by part of the world.
@@ -93,7 +93,7 @@ def run_program(text, x):
 def tests_passed(text, problem):
     """The share of a problem's unit tests, f(0)=3 f(1)=5, that the answer of a response passes."""
     answer = tasks.parse(text)[1]
-    tests = re.findall(r"f\((-?[0-9]+)\)=(-?[0-9]+)", problem.expression)
+    tests = re.findall(r"f\((-?[0-9]+)\)=(-?[0-9]+)", problem.question)
     passed = [answer is not None and run_program(answer, int(x)) == int(y) for x, y in tests]
     return sum(passed) / len(tests) if tests else 0.0
 
@@ -119,7 +119,7 @@ def passed(model, part, run):
 
 def task_of(rule):
     """The world as RL sees it, with a reward."""
-    return Task(sample=lambda rng, n, step: rng.choices(PROGRAMS["train"], k=n),
+    return Task(draw=lambda rng, n, step: rng.choices(PROGRAMS["train"], k=n),
                 encode=lambda problem: tasks.encode_prompt(problem.question), decode=tasks.decode,
                 rewards={"tests": (1.0, for_each(rule))}, measures=MEASURES, end_id=tasks.END_ID,
                 pad_id=tasks.PAD_ID)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 import tasks
 from engine import checkpoint
 from engine.errors import UserError
-from studies import layouts, program, speed
+from studies import layouts, program
 from tools import bench, cli
 from tools.study import once
 from tools.tables import table
@@ -281,7 +281,7 @@ def rates(folder):
     """Tokens a second of pretraining and of a GRPO step, by processes."""
     found = {}
     for count in (1, 2):
-        figures = speed.benched(folder, "--processes", str(count))
+        figures = bench.benched(folder, "--processes", str(count))
         found[f"rates.{count}.pretraining"] = figures["documents"]
         found[f"rates.{count}.step"] = (
             bench.QUESTIONS * bench.GROUP * bench.ANSWER / figures["step.whole"])

@@ -7,7 +7,7 @@ The paper: DeepSeek's own dense base of 7B and mixture of 16B gained nothing by 
 ones did (R1 v2 G.1).
 """
 from engine.folder import read_log
-from tools.figures import scatter, sheet
+from tools.figures import sheet, threshold_picture
 from tools.report import of_flops
 from tools.study import tested
 from tools.tables import table
@@ -51,10 +51,7 @@ def page(rows, notes):
     lower = [b for (b, rl, distilled, *_), _ in students if rl < distilled]
     stuck = [b for (b, rl, *_), _ in students if rl < 0.5]
     cheap = [name for values, name in students if values[-2] < values[-1]]
-    reached = {fate: [(values[0], values[i]) for values, _ in students]
-               for i, fate in enumerate(FATES) if i}
-    plot = sheet("results/threshold", "threshold", (
-        "pass@1 reached", scatter, "pass@1 of the base", reached))
+    plot = sheet("results/threshold", "threshold", threshold_picture(rows))
     heads = [column.replace(".tflop", ", TFLOP") for column in columns]
     return [*table(["student", *heads], [[name, *(f"{x:.3f}" for x in values)]
                                          for values, name in sorted(students)]), "", *plot, "",

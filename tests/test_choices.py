@@ -1,4 +1,4 @@
-"""The tests of study choices and study schedules."""
+"""Tests of studies/choices.py: the cost of each recipe, growing batches and the curriculum."""
 import dataclasses
 import itertools
 import json
@@ -14,14 +14,14 @@ from r1mini import train
 from studies import choices
 from tools import cli, study
 from tools.cost import in_products
-from tools.study import runs
 
 
-def write(folder, stages, reached):
-    """A log of two pretraining steps and twenty of RL, right on 90% of dev from `reached` on."""
+def write_log(folder, stages, reached):
+    """Writes a log of two pretraining steps and 20 RL steps. From step `reached` on, pass@1 on dev
+    is 0.9."""
     folder.mkdir(parents=True)
-    lines = [{"kind": "config"} | dataclasses.asdict(cli.resolve("nano", (
-        "zero.beta=0",) * (folder.name == "choices-dr_grpo-0")))]
+    changes = ("zero.beta=0",) if folder.name == "choices-dr_grpo-0" else ()
+    lines = [{"kind": "config"} | dataclasses.asdict(cli.resolve("nano", changes))]
     if "base" in stages:
         lines += [{"kind": "base", "step": i, "tokens": 1000} for i in (1, 2)]
     for step in range(0, 21):
@@ -34,38 +34,40 @@ def write(folder, stages, reached):
     (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
 
 
-def test_operations_to_85_percent(tmp_path):
-    """By hand: 6 N tokens to pretrain, MTP's among them; each step of RL up to the one in
-    question 2 N of what is sampled and 8 N of what is learnt from. What never comes there has no
-    figure."""
-    write(tmp_path / "r1-0", ("base", "zero"), 10)
+def test_choices_flops_to_85_percent_equal_hand_count(tmp_path):
+    """A hand count: pretraining takes 6 N FLOPs a token, MTP's N included. Each RL step, up to the
+    one that reaches 85% on dev, takes 2 N a token of prompt and answer and 8 N a learnt token (6 N
+    without a reference). A recipe that never reaches 85% has no figure."""
+    write_log(tmp_path / "r1-0", ("base", "zero"), 10)
     for recipes in (choices.BASES, choices.REINFORCED):
         for name, _ in recipes.values():
             stages = ("base", "zero") if recipes is choices.BASES else ("zero",)
-            write(tmp_path / f"choices-{name}-0", stages, 99 if name == "adamw" else 5)
-    found = choices.measure(0, f"{tmp_path}/")
+            write_log(tmp_path / f"choices-{name}-0", stages, 99 if name == "adamw" else 5)
+    found = choices.figures(0, f"{tmp_path}/")
     model = cli.resolve("nano", ()).model
     base = 6 * 2000 * in_products(model) / in_products(model, mtp=False)
     step = 2 * 15 + 8 * 20
     ratio = found["as it is.tflop"] / found["as it is.base_tflop"]
     assert ratio == pytest.approx((base + 10 * step) / base)
     ratio = found["Dr. GRPO.tflop"] / found["Dr. GRPO.base_tflop"]
-    assert ratio == pytest.approx((base + 5 * (step - 2 * 20)) / base)  # it has no reference
+    assert ratio == pytest.approx((base + 5 * (step - 2 * 20)) / base)  # no reference
     assert found["as it is.steps"] == 10 and found["AdamW, no Muon.base"] == 0.1
     assert "AdamW, no Muon.tflop" not in found
 
 
-def test_each_recipe_is_the_default_with_a_change():
-    """Its words are understood, and what they say is not what the default says."""
+def test_choices_every_recipe_changes_a_setting():
+    """The command of each recipe is understood and resolves to settings that differ from the
+    default's."""
     default = cli.resolve("nano", ["eval.longer=1"])
-    for _, command in runs("choices", 0):
+    for _, command in study.runs(choices, 0):
         command = [w for w in command if w != "--from" and not w.endswith("base.pt")]
         assert cli.resolve("nano", cli.parse(command).set) != default
-    assert len(study.runs("choices", 0)) == len(choices.BASES) + len(choices.REINFORCED)
+    assert len(study.runs(choices, 0)) == len(choices.BASES) + len(choices.REINFORCED)
 
 
 def weights_after(loop, steps, state=None, weights=None):
-    """(weights after so many steps of a loop, the state to go on from, documents of each step)."""
+    """Takes `steps` steps of a training loop. Returns (weights, state to resume from, documents of
+    each step)."""
     torch.manual_seed(0)
     run, read = cli.resolve("micro", ["base.steps=6", "base.documents=4"]), []
     model = moe.Transformer(run.model)
@@ -83,27 +85,27 @@ def weights_after(loop, steps, state=None, weights=None):
 
 
 def same(a, b):
-    """Whether two states are the same to the bit."""
+    """Whether two state dicts are equal to the bit."""
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_growing_is_training_with_other_batches(monkeypatch):
-    """Half, all and half as many again, in thirds; stopped anywhere it goes on to the same bits;
-    where nothing grows it is the supervised loop itself."""
-    whole, _, read = weights_after(choices.growing, 6)
+def test_choices_growing_reads_more_documents_by_thirds(monkeypatch):
+    """The thirds of `growing` read 0.5, 1 and 1.5 times the documents a step. Stopped after any
+    step it resumes to the same bits, and with factors of 1 it equals r1mini.train."""
+    grown, _, read = weights_after(choices.growing, 6)
     assert read == [2, 2, 4, 4, 6, 6] and sum(read) == 6 * 4
     for n in (1, 2, 3, 5):
         weights, state, _ = weights_after(choices.growing, n)
-        again, _, read = weights_after(choices.growing, 6 - n, state, weights)
-        assert same(again, whole) and read == [2, 2, 4, 4, 6, 6][n:]
+        resumed, _, read = weights_after(choices.growing, 6 - n, state, weights)
+        assert same(resumed, grown) and read == [2, 2, 4, 4, 6, 6][n:]
     monkeypatch.setattr(choices, "GROWTH", (1, 1, 1))
     plain, _, _ = weights_after(train, 6)
-    assert same(weights_after(choices.growing, 6)[0], plain) and not same(plain, whole)
+    assert same(weights_after(choices.growing, 6)[0], plain) and not same(plain, grown)
 
 
-def test_the_curriculum_asks_what_is_not_known(tmp_path):
-    """By hand: of two levels, one always right and one right in one answer of ten, the second is
-    drawn 19 times as often; it is the last dev up to the step that counts."""
+def test_choices_curriculum_draws_weak_levels_more_often(tmp_path):
+    """With accuracies of 1.0 and 0.1, the curriculum draws the second level 19 times as often (a
+    hand count of the weights). It uses the last dev record up to the current step."""
     records = [{"kind": "dev", "stage": "curriculum", "step": step, "by_level": {"3": a, "6": b}}
                for step, a, b in ((0, 1.0, 1.0), (5, 1.0, 0.1), (10, 0.1, 1.0))]
     records.insert(0, {"kind": "config"})
@@ -111,14 +113,51 @@ def test_the_curriculum_asks_what_is_not_known(tmp_path):
     run = cli.resolve("micro", ["zero.levels=3,6"])
     task = choices.by_success(SimpleNamespace(path=tmp_path, run=run), run.zero)
     for step, share in ((4, 0.5), (5, 0.95), (9, 0.95), (10, 0.05)):
-        asked = task.sample(random.Random(0), 2000, step)
-        assert sum(p.level == 6 for p in asked) / 2000 == pytest.approx(share, abs=0.03)
+        problems = task.draw(random.Random(0), 2000, step)
+        assert sum(p.level == 6 for p in problems) / 2000 == pytest.approx(share, abs=0.03)
 
 
-def test_a_log_by_other_names():
-    """The configuration stays, other stages go."""
+def test_choices_called_renames_stages_of_a_log():
+    """`called` keeps the configuration, renames the given stages and drops all others."""
     log = [{"kind": "config"}, {"kind": "grown", "step": 1}, {"kind": "curriculum", "step": 1},
            {"kind": "dev", "stage": "grown", "step": 1}, {"kind": "test", "stage": "growing"}]
     assert choices.called(log, grown="zero") == [
         {"kind": "config"}, {"kind": "zero", "step": 1},
         {"kind": "dev", "stage": "zero", "step": 1}]
+
+
+def test_choices_measure_counts_both_schedules(tmp_path, monkeypatch):
+    """measure() counts `grown` from the records of growing and grown, and `curriculum` from the
+    usual base and its own RL. The training is replaced by written logs; the oracle is climb()."""
+    write_log(tmp_path / "r1-0", ("base", "zero"), 10)
+    usual = [json.loads(line) for line in (tmp_path / "r1-0" / "log.jsonl").open()]
+    ours = tmp_path / "choices-0"
+    ours.mkdir()
+    records = choices.called(usual, base="growing") + choices.called(usual, zero="grown")[1:]
+    late = [r | {"pass@1": 0.9 if r["step"] >= 20 else 0.1} if r["kind"] == "dev" else r
+            for r in choices.called(usual, zero="curriculum")[1:]]
+    (ours / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records + late))
+    run = cli.resolve("micro", [], start=str(tmp_path / "r1-0" / "r1.pt"))
+    folder = SimpleNamespace(
+        path=ours, run=run, options=SimpleNamespace(device="cpu", dtype=torch.float32),
+        place=lambda model: model, stage=lambda name, model, *rest: model)
+    monkeypatch.setattr(choices, "rl", lambda *_: None)
+    monkeypatch.setattr(choices.checkpoint, "load", lambda *_: (None, {}))
+    found = choices.measure(folder)
+    for name, steps in zip(choices.SCHEDULES, (10, 20)):
+        assert found[f"{name}.steps"] == steps
+    expected = choices.climb(usual, usual)
+    assert {key.partition(".")[2]: x for key, x in found.items()
+            if key.startswith(choices.SCHEDULES[0])} == expected
+
+
+def test_choices_page_shows_every_recipe_and_schedule():
+    """The page has a row for each recipe and schedule, and the number of seeds that reached 85%."""
+    names = [*choices.folders(0, ""), *choices.SCHEDULES]
+    rows = {f"{name}.base": {"mean": 0.2, "std": 0.0, "per_seed": {"0": 0.1, "1": 0.3}}
+            for name in names}
+    rows[f"{choices.DEFAULT}.tflop"] = {"mean": 5.0, "std": 0.0, "per_seed": {"1": 5.0}}
+    cells = [line.split(" | ") for line in choices.page(rows, {}) if line.startswith("| ")][1:]
+    assert [row[0].removeprefix("| ") for row in cells] == names
+    assert [row[-1].removesuffix(" |") for row in cells] == ["1 of 2"] + ["0 of 2"] * (
+        len(names) - 1)

@@ -1,4 +1,4 @@
-"""The tests of what the console says when something is off."""
+"""Tests of engine/doctor.py: what the console says when training goes wrong."""
 import json
 
 import pytest
@@ -17,48 +17,54 @@ FINE = {"step": 5, "cut_off": 0.0, "dead_groups": 0.1, "accuracy": 0.5, "format"
     ("kl", {"kl": 2.0}), ("gap", {"gap_p999": 0.1}), ("load", {"loads": [[1, 1], [2, 0.01]]}),
     ("skipped", {"skipped": 1}), ("loss", {"step": 1}), ("stuck", {"accuracy": 0.0, "step": 10}),
     ("form", {"format": 0.99, "accuracy": 0.4})])
-def test_each_sentence_comes_with_its_cause(keyword, change):
-    """One change, its sentence alone; and none without a change."""
+def test_doctor_names_one_cause_at_a_time(keyword, change):
+    """A healthy record gives no advice, and a record with one fault gives the advice for that fault
+    only."""
     assert advice(FINE, FINE, RL(), "dev2") == []
-    [(said, sentence)] = advice(FINE | change, FINE, RL(), "dev2")
-    assert said == keyword and len(sentence) > 30
+    [(name, sentence)] = advice(FINE | change, FINE, RL(), "dev2")
+    assert name == keyword and len(sentence) > 30
 
 
-def test_what_to_try_is_named():
-    """The figure and the setting, an ablation's its stage's; too easy is not too hard."""
+def test_doctor_names_the_number_and_the_setting():
+    """The advice names the number and the setting to change, for an ablation that of its stage. It
+    tells problems that are too easy from those that are too hard."""
     [(_, sentence)] = advice(FINE | {"cut_off": 0.62}, FINE, RL(), "dev2_no_format")
-    assert "62% of answers are cut off" in sentence and "dev2.max_new_tokens" in sentence
+    assert "62% of the answers are cut off" in sentence and "dev2.max_new_tokens" in sentence
     for accuracy, word in ((0.9, "easy"), (0.1, "hard")):
         change = {"dead_groups": 0.9, "accuracy": accuracy}
         assert word in advice(FINE | change, FINE | change, RL(), "")[0][1]
 
 
-def test_a_rollout_without_a_sum_is_advised_on_too():
-    """Its accuracy is None: neither stuck nor easy nor fallen, and nothing raised."""
+def test_doctor_accepts_a_rollout_without_sums():
+    """An accuracy of None is no fault: the record is called neither stuck nor too easy nor too
+    hard."""
     record = FINE | {"step": 20, "accuracy": None, "dead_groups": 0.9, "format": 1.0}
     assert set(dict(advice(record, FINE, RL(), "r1"))) == {"dead"}
     assert set(dict(advice(record, record, RL(), "r1"))) == {"dead"}
 
 
-def test_entropy_of_a_few_live_groups_is_no_alarm():
-    """Where most groups are dead, what is left says nothing of the policy."""
+def test_doctor_ignores_entropy_of_few_live_groups():
+    """Low entropy gives no advice where most groups are dead: the few live ones do not represent
+    the policy."""
     record = FINE | {"step": 20, "dead_groups": 0.6, "entropy": 0.001}
     assert advice(record, FINE, RL(), "r1") == []
 
 
-def test_a_supervised_stage_is_watched_for_collapse_alone():
-    """Its record has a loss and loads; a dense model's no loads, and the first steps balance."""
+def test_doctor_watches_router_collapse_in_supervised_stages():
+    """In a supervised stage an unbalanced router gives advice from step 100 on. A dense model, RL's
+    few live groups and the first steps give none."""
     record = {"step": 100, "loss": 0.5, "skipped": 0, "loads": [[4, 0, 0, 0]]}
     assert set(dict(advice(record, record, None, "base"))) == {"load"}
-    few = FINE | {"loads": [[4, 0, 0, 0]], "dead_groups": 0.6}  # RL's load is of live groups alone
+    few = FINE | {"loads": [[4, 0, 0, 0]], "dead_groups": 0.6}  # RL counts live groups
     assert advice(few, FINE, RL(), "r1") == []
     assert advice(record | {"step": 99}, record, None, "base") == []
     assert advice(record | {"loads": []}, record, None, "student") == []
 
 
-def test_a_run_is_told_whether_it_is_on_track(tmp_path, monkeypatch):
-    """Beside curves made by hand: near the worst seed or above, below, and where nothing is known.
-    Each line fits the console."""
+def test_doctor_compares_dev_scores_with_reference_curves(tmp_path, monkeypatch):
+    """Beside reference curves made by hand, a score near or above the lowest seed's is on track,
+    and a lower one is told the range. Unknown steps, stages and presets, and a damaged file, give
+    no sentence. Every line fits 100 columns."""
     curve = {"pass@1": [["zero", 5, 0.5], ["zero", 10, 0.8]]}
     other = {"pass@1": [["zero", 5, 0.4], ["zero", 10, 0.7]]}
     file = tmp_path / "curves.json"

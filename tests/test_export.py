@@ -1,5 +1,4 @@
-"""The tests of export and import. The oracle is transformers: its model, tokenizer, generation."""
-import dataclasses
+"""Tests of tools/export.py. The oracle is transformers: its model, tokenizer and generation."""
 import json
 import random
 import sys
@@ -7,42 +6,42 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from transformers import (AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config,
-                          DeepseekV3ForCausalLM)
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+)
 from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 
 import moe
 import tasks
-from engine import checkpoint, sampling, tokenizer
+from engine import checkpoint, sampling
+from engine.tokenizer import strings
+from tests.helpers import TAGS
+from tests.helpers import make as make_tiny
 from tools import cli, export
 
-TINY = moe.Config(vocab_size=tasks.VOCAB_SIZE, dim=24, inter_dim=40, moe_inter_dim=16, n_heads=2,
-                  n_activated_experts=4, n_expert_groups=4, n_limited_groups=2, route_scale=2.5,
-                  q_lora_rank=12, kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4,
-                  v_head_dim=16, bias_speed=0.5, init_std=0.2, max_seq_len=320)
+# Sizes and strong routing biases that differ from those of helpers.TINY.
+SIZES = {"vocab_size": tasks.VOCAB_SIZE, "balance_alpha": moe.Config.balance_alpha,
+         "bias_speed": 0.5, "init_std": 0.2, "max_seq_len": 320}
 KINDS = {"V3": {}, "no groups": {"n_expert_groups": 1, "n_limited_groups": 1, "q_lora_rank": 0,
                                  "n_shared_experts": 2, "rope_theta": 500.0, "n_heads": 3,
                                  "v_head_dim": 20, "route_scale": 1.7},
          "no MTP": {"n_mtp_layers": 0, "n_dense_layers": 0},
          "dense": {"n_dense_layers": 3, "q_lora_rank": 0}}
 PROMPTS = ["Compute 25-7+9+6", "计算46+3-9+5-7", "good evening there", "1", "show me"]
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
-def make(seed=0, **changes):
-    """A tiny model whose weights, norms' gains and routing biases are all random."""
-    torch.manual_seed(seed)
-    model = moe.Transformer(dataclasses.replace(TINY, **changes))
-    for name, tensor in model.state_dict().items():
-        if tensor.dim() == 1:
-            tensor.uniform_(-0.2, 0.2) if name.endswith("bias") else tensor.uniform_(0.5, 1.5)
-    return model.eval()
+def make(**changes):
+    """A tiny model for text, whose weights, norms' gains and routing biases are all random."""
+    return make_tiny(**SIZES | changes)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model's folder and the model; it ends some of its answers."""
+    """(A model's exported folder, the model). The model ends only a part of its answers."""
     path, model = tmp_path_factory.mktemp("hf") / "folder", make()
     model.head.weight.data[tasks.END_ID] *= 2
     export.write(path, model, "micro")
@@ -50,19 +49,19 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    """A checkpoint's path."""
+def saved(tmp_path):
+    """The path of a saved checkpoint."""
     checkpoint.save(tmp_path / "r1.pt", make(), preset="micro")
     return str(tmp_path / "r1.pt")
 
 
 def run(*words):
-    """A command's exit code."""
+    """The exit code of a command."""
     return cli.main([str(word) for word in words])
 
 
 def same(a, b):
-    """Whether two models are equal to the bit, settings and all."""
+    """Whether two models have the same settings and bits."""
     a, b, configs = a.state_dict(), b.state_dict(), (a.config, b.config)
     return configs[0] == configs[1] and a.keys() == b.keys() and all(
         torch.equal(a[name], b[name]) for name in a)
@@ -70,11 +69,12 @@ def same(a, b):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_gives_the_same_logits(kind, tmp_path):
-    """What from_pretrained makes of the folder, with no weight missing; only MTP is left over."""
+def test_export_logits_equal_transformers(kind, tmp_path):
+    """from_pretrained() reads the folder, misses no weight, leaves only MTP's over, and gives our
+    logits."""
     model = make(**KINDS[kind])
-    export.write(tmp_path / "there", model)
-    theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path / "there",
+    export.write(tmp_path / "exported", model)
+    theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path / "exported",
                                                           output_loading_info=True)
     tokens = torch.randint(tasks.VOCAB_SIZE, (3, 40))
     ours, theirs = model(tokens).logits, theirs(tokens).logits
@@ -86,9 +86,9 @@ def test_transformers_gives_the_same_logits(kind, tmp_path):
 
 
 @torch.no_grad()
-def test_transformers_mtp_gives_the_same_second_logits(folder, monkeypatch):
-    """Its MTP model, told that layer 3 is the one, reads our MTP weights: which half of the
-    projection is the embedding's, which norm is whose."""
+def test_export_mtp_logits_equal_transformers(folder, monkeypatch):
+    """transformers' MTP model reads our MTP weights as layer 3 and gives our second logits, so the
+    halves of the projection and the norms are in their places."""
     path, model = folder
     monkeypatch.setattr(DeepseekV3ForCausalLM, "_keys_to_ignore_on_load_unexpected",
                         [r"model\.layers\.3\."])
@@ -99,13 +99,13 @@ def test_transformers_mtp_gives_the_same_second_logits(folder, monkeypatch):
         0, hidden, torch.arange(19).unsqueeze(0), MtpCache(config=main.config.get_mtp_config()),
         input_ids=tokens[:, 1:]))
     at = torch.ones(2, 19, dtype=torch.bool)
-    ours = model.predict_second(tokens, tokens >= 0, model(tokens).hidden, at).logits
+    ours = model.predict_after_next(tokens, tokens >= 0, model(tokens).hidden, at).logits
     assert ours.std() > 0.3 and (ours - theirs.flatten(0, 1)).abs().max() < 1e-4
 
 
-def test_greedy_generation_gives_the_same_answers(folder):
-    """generate() on chat prompts of many lengths, left-padded as the tokenizer does, ends where
-    ours ends: the ids of padding and end in the generation config are right."""
+def test_export_greedy_answers_equal_transformers(folder):
+    """transformers' generate() gives our greedy answers to chat prompts of many lengths, padded on
+    the left, and ends where ours end."""
     path, model = folder
     tokenizer = AutoTokenizer.from_pretrained(path)
     batch = tokenizer.apply_chat_template(
@@ -113,8 +113,9 @@ def test_greedy_generation_gives_the_same_answers(folder):
         padding=True, return_tensors="pt", return_dict=True)
     theirs = AutoModelForCausalLM.from_pretrained(path).generate(
         **batch, do_sample=False, max_new_tokens=30)[:, batch["input_ids"].size(1):].tolist()
-    ours = sampling.generate(model, list(map(tasks.encode_prompt, PROMPTS)), 30, tasks.END_ID,
-                         tasks.PAD_ID, temperature=0).answers()
+    prompts = list(map(tasks.encode_prompt, PROMPTS))
+    ours = sampling.generate(model, prompts, 30, tasks.END_ID, tasks.PAD_ID,
+                             temperature=0).answers()
     ends = [tasks.END_ID in answer for answer in ours]
     assert any(ends) and not all(ends)
     assert theirs == [answer + [tasks.PAD_ID] * (30 - len(answer)) for answer in ours]
@@ -122,23 +123,24 @@ def test_greedy_generation_gives_the_same_answers(folder):
     assert texts == [tasks.decode(answer) for answer in ours]
 
 
-def test_transformers_samples_as_the_preset_evaluates(folder):
-    """R1's temperature and top-p with no top-k (theirs is 50), micro's length of an answer; a text
-    begins with no token of its own."""
+def test_export_generation_config_is_the_evaluation_settings(folder):
+    """The folder asks for R1's temperature and top-p, no top-k (transformers' default is 50),
+    micro's answer length, and no token before a text."""
     model = AutoModelForCausalLM.from_pretrained(folder[0])
     s = model.generation_config
-    assert (s.do_sample, s.temperature, s.top_p, s.top_k, s.max_new_tokens) == (True, 0.6, 0.95, 0,
-                                                                                48)
+    assert (s.do_sample, s.temperature, s.top_p, s.top_k) == (True, 0.6, 0.95, 0)
+    assert s.max_new_tokens == 48
     assert (s.pad_token_id, s.eos_token_id, s.bos_token_id) == (tasks.PAD_ID, tasks.END_ID, None)
     assert model.config.bos_token_id is None
     assert model.config.architectures == ["DeepseekV3ForCausalLM"]
 
 
-def text_of(rng):
-    """A random text: words of the corpus, English, Chinese, digits, emoji, any characters at all,
-    stray bytes, and what is nearly a tag."""
-    words = [*tokenizer.strings(tasks.WORDS), *tokenizer.strings(tasks.PHRASES), "héllo", "Ωmega", "naïve",
-             "你好世界", "計算機", "の", "한국", "😀", "👩‍👩‍👧", "\n", "\t ", "  ", "<|", "|>", "<thin", "k>"]
+def random_text(rng):
+    """A random text: words of the corpus, digits, other scripts, emoji, any characters, stray
+    bytes, and what is nearly a tag."""
+    words = [*strings(tasks.WORDS), *strings(tasks.PHRASES), "héllo", "Ωmega", "naïve",
+             "你好世界", "計算機", "の", "한국", "😀", "👩‍👩‍👧", "\n", "\t ", "  ", "<|", "|>",
+             "<thin", "k>"]
     draws = [lambda: rng.choice(words), lambda: rng.choice(words) + " ",
              lambda: str(rng.randrange(10 ** 6)), lambda: rng.choice("+-*=. "),
              lambda: chr(rng.randrange(32, 127)), lambda: chr(rng.choice((
@@ -148,49 +150,52 @@ def text_of(rng):
     return "".join(rng.choice(draws)() for _ in range(rng.randrange(1, 30)))
 
 
-def test_the_tokenizer_gives_the_same_ids(folder):
-    """A thousand random texts; then with tags in them, where alone ids are special."""
+def test_export_tokenizer_equals_tiktoken(folder):
+    """transformers' tokenizer gives tiktoken's ids on a thousand random texts, and special ids for
+    tags only."""
     tokenizer, rng = AutoTokenizer.from_pretrained(folder[0]), random.Random(0)
     for _ in range(1000):
-        text = text_of(rng)
+        text = random_text(rng)
         ids = tokenizer(text)["input_ids"]
         assert ids == tasks.ENCODING.encode_ordinary(text), text
         assert max(ids) < len(tasks.RANKS) and tokenizer.decode(ids) == tasks.decode(ids) == text
-        text = "".join(text_of(rng) + rng.choice(tasks.SPECIAL) for _ in range(3))
+        text = "".join(random_text(rng) + rng.choice(tasks.SPECIAL) for _ in range(3))
         assert tokenizer(text)["input_ids"] == tasks.ENCODING.encode(text, allowed_special="all")
 
 
 @pytest.mark.parametrize("question", ["Compute 25-7+9+6", " 计算 46+3 \n", "", "{{ 1 + 1 }}"])
-def test_the_chat_template_is_ours(folder, question):
-    """A question as encode_prompt, a dialogue as it is trained on, tags shown in the text."""
+def test_export_chat_template_equals_training_prompts(folder, question):
+    """The chat template gives the ids of encode_prompt for a question and of a training document
+    for a dialogue, and its text keeps the tags."""
     tokenizer = AutoTokenizer.from_pretrained(folder[0])
     answer = tasks.response("25-7=18 ok ", 18, summary="the answer is ")
     chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    asked = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True)["input_ids"]
-    whole = tokenizer.apply_chat_template(chat)["input_ids"]
-    assert asked == tasks.encode_prompt(question)
-    assert whole == tasks.dialogue(tasks.Problem(question, "", ""), answer).tokens
-    assert all(tag in tokenizer.decode(whole, skip_special_tokens=True) for tag in TAGS)
+    prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True)["input_ids"]
+    document = tokenizer.apply_chat_template(chat)["input_ids"]
+    assert prompt == tasks.encode_prompt(question)
+    assert document == tasks.dialogue(tasks.Problem(question, "", ""), answer).tokens
+    assert all(tag in tokenizer.decode(document, skip_special_tokens=True) for tag in TAGS)
     with pytest.raises(Exception, match="roles are user and assistant"):
         tokenizer.apply_chat_template([{"role": "system", "content": question}])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_import_undoes_export_to_the_bit(kind, tmp_path, capsys):
-    """The same weights, MTP's too, the same sizes and settings, the same preset; no rest."""
+def test_export_then_import_returns_the_same_bits(kind, tmp_path, capsys):
+    """Export and import return the same weights, MTP's too, the same settings and preset, and leave
+    no other file."""
     model, path = make(**KINDS[kind]), tmp_path / "r1.pt"
     checkpoint.save(path, model, preset="micro", log=5)
     (tmp_path / "empty").mkdir()
     assert run("export", path, tmp_path / "empty") == 0
     assert run("import", tmp_path / "empty", tmp_path / "back.pt") == 0
-    back, record = checkpoint.load(tmp_path / "back.pt")
-    assert same(back, model) and record == {"preset": "micro"}
+    imported, record = checkpoint.load(tmp_path / "back.pt")
+    assert same(imported, model) and record == {"preset": "micro"}
     assert capsys.readouterr().out.count(f"{sum(p.numel() for p in model.parameters()):,}") == 2
     assert {p.name for p in tmp_path.iterdir()} == {"r1.pt", "empty", "back.pt"}
 
 
-def theirs(**changes):
-    """A random DeepseekV3 of transformers' own making."""
+def transformers_model(**changes):
+    """A random DeepseekV3 made by transformers."""
     torch.manual_seed(1)
     model = DeepseekV3ForCausalLM(DeepseekV3Config(**dict(
         vocab_size=300, hidden_size=24, intermediate_size=40, moe_intermediate_size=16,
@@ -209,21 +214,22 @@ def theirs(**changes):
     {}, {"first_k_dense_replace": 9}, {"q_lora_rank": None, "n_shared_experts": 2},
     {"n_group": 1, "topk_group": 1, "rope_parameters": {"rope_type": "default",
                                                         "rope_theta": 300.0}}])
-def test_a_folder_that_transformers_wrote_is_imported(changes, tmp_path, capsys):
-    """Logits of the checkpoint are those of the model that transformers wrote, in several files."""
-    model = theirs(**changes)
+def test_import_logits_equal_transformers(changes, tmp_path, capsys):
+    """A folder of several files that transformers wrote is imported with the same logits; chat
+    refuses its foreign vocabulary."""
+    model = transformers_model(**changes)
     model.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
     assert run("import", tmp_path / "theirs", tmp_path / "ours.pt") == 0
     ours, tokens = checkpoint.load(tmp_path / "ours.pt")[0], torch.randint(300, (3, 40))
-    got, wanted = ours.eval()(tokens).logits, model(tokens).logits
-    assert wanted.std() > 0.3 and (got - wanted).abs().max() < 1e-4 and ours.mtp is None
+    actual, expected = ours.eval()(tokens).logits, model(tokens).logits
+    assert expected.std() > 0.3 and (actual - expected).abs().max() < 1e-4 and ours.mtp is None
     assert run("chat", tmp_path / "ours.pt", "--ask", "1") == 2
     assert "a vocabulary of 300" in capsys.readouterr().err
 
 
 def refused(found, folder, tmp_path, capsys):
-    """The one line that refuses a changed config.json; nothing is made."""
+    """The one line that refuses a changed config.json, after which no checkpoint exists."""
     (tmp_path / "config.json").write_text(json.dumps(found))
     (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
     assert run("import", tmp_path, tmp_path / "ours.pt") == 2
@@ -245,22 +251,25 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("key", REFUSED)
-def test_what_the_model_lacks_is_named(key, folder, tmp_path, capsys):
-    """A config.json with another value for a field: one line names the field."""
+def test_import_names_the_unsupported_field(key, folder, tmp_path, capsys):
+    """A config.json with a value that r1mini does not support is refused by one line that names the
+    field."""
     change = REFUSED[key] if key in ("rope_type", "type") else {key: REFUSED[key]}
     found = json.loads((folder[0] / "config.json").read_text("utf-8")) | change
     assert f"{key} " in refused(found, folder[0], tmp_path, capsys)
 
 
 @pytest.mark.parametrize("key", ["n_group", "rope_theta", "hidden_size"])
-def test_a_size_that_is_missing_is_named(key, folder, tmp_path, capsys):
-    """No value of ours takes its place: transformers' default is another."""
+def test_import_names_the_missing_size(key, folder, tmp_path, capsys):
+    """A missing size is named, and never replaced by our default: transformers' default may
+    differ."""
     found = json.loads((folder[0] / "config.json").read_text("utf-8"))
     found.pop(key)
     assert f"lacks {key}" in refused(found, folder[0], tmp_path, capsys)
 
 
 LAYER = "model.layers.3."
+
 WRONG = {
     "lack model.norm.weight": lambda w: w.pop("model.norm.weight"),
     "no place for model.odd": lambda w: w.update({"model.odd": torch.ones(1)}),
@@ -270,8 +279,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_weights_that_do_not_fit_are_named(message, folder, tmp_path, capsys):
-    """A weight too few, too many, of another shape, or of an MTP with an embedding of its own."""
+def test_import_names_the_weight_that_does_not_fit(message, folder, tmp_path, capsys):
+    """A missing, unknown or misshaped weight, or an MTP with its own head, is refused by one line
+    that names it."""
     weights = safetensors.torch.load_file(folder[0] / "model.safetensors")
     WRONG[message](weights)
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
@@ -283,8 +293,8 @@ def test_weights_that_do_not_fit_are_named(message, folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff" * 50, b"[" * 10 ** 5])
-def test_a_damaged_file_is_named(name, content, folder, tmp_path, capsys):
-    """Files cut short, empty, or no such thing: one line."""
+def test_import_names_the_damaged_file(name, content, folder, tmp_path, capsys):
+    """An empty, cut or foreign file is refused by one line that names it."""
     for path in folder[0].iterdir():
         (tmp_path / path.name).write_bytes(content if path.name == name else path.read_bytes())
     assert run("import", tmp_path, tmp_path / "ours.pt") == 2
@@ -292,36 +302,38 @@ def test_a_damaged_file_is_named(name, content, folder, tmp_path, capsys):
     assert f"{name}: damaged" in error and error.count("\n") == 1
 
 
-def test_nothing_there_is_written_over(folder, checkpoint, tmp_path, capsys):
-    """A folder with something in it, or a checkpoint: both stay as they are."""
-    before = open(checkpoint, "rb").read()
-    assert run("export", checkpoint, tmp_path) == 2 and run("export", checkpoint, checkpoint) == 2
-    assert run("import", folder[0], checkpoint) == 2
+def test_export_and_import_never_overwrite(folder, saved, tmp_path, capsys):
+    """Export into a folder that is not empty, and import onto a file, are refused, and both stay as
+    they were."""
+    before = open(saved, "rb").read()
+    assert run("export", saved, tmp_path) == 2 and run("export", saved, saved) == 2
+    assert run("import", folder[0], saved) == 2
     assert capsys.readouterr().err.count("is there already") == 3
-    assert open(checkpoint, "rb").read() == before and len(list(tmp_path.iterdir())) == 1
+    assert open(saved, "rb").read() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_folder_is_written_whole_or_not_at_all(checkpoint, tmp_path, monkeypatch, capsys):
-    """The disk fills up in the third file: no folder, no rest of one."""
+def test_export_writes_the_whole_folder_or_nothing(saved, tmp_path, monkeypatch, capsys):
+    """When the disk fills up in the third file, no folder and no part of it remains."""
     syncs = iter([None, None])
 
     def full(_):
         if next(syncs, 1):
             raise OSError(28, "No space left on device", "model.safetensors")
     monkeypatch.setattr("os.fsync", full)
-    assert run("export", checkpoint, tmp_path / "new" / "there") == 2
+    assert run("export", saved, tmp_path / "new" / "exported") == 2
     assert "No space left" in capsys.readouterr().err
     assert not list((tmp_path / "new").iterdir())
 
 
-def test_what_cannot_be_exported_says_so(checkpoint, tmp_path, monkeypatch, capsys):
-    """A reward model, a vocabulary without text, another epsilon, no safetensors: one line each."""
+def test_export_names_what_it_cannot_export(saved, tmp_path, monkeypatch, capsys):
+    """A reward model, a foreign vocabulary, another epsilon and missing safetensors are refused by
+    one line each."""
     lines = {"reward model": make(n_outputs=1, n_mtp_layers=0), "vocabulary": make(vocab_size=24),
              "norm_eps": make(norm_eps=1e-5)}
     for word, model in lines.items():
         checkpoint.save(tmp_path / "odd.pt", model)
-        assert run("export", tmp_path / "odd.pt", tmp_path / "there") == 2
+        assert run("export", tmp_path / "odd.pt", tmp_path / "exported") == 2
         assert word in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    assert run("export", checkpoint, tmp_path / "there") == 2
-    assert "pip install '.[hf]'" in capsys.readouterr().err and not (tmp_path / "there").exists()
+    assert run("export", saved, tmp_path / "exported") == 2
+    assert "pip install '.[hf]'" in capsys.readouterr().err and not (tmp_path / "exported").exists()

@@ -31,8 +31,8 @@ def test_attention_in_bfloat16_equals_the_float32_kernel():
     """The attention that is written out for bfloat16 on a CPU equals the float32 kernel up to
     rounding, and never reads the future."""
     mla, (B, T) = make().layers[0].attn, (3, 11)
-    shapes = (B, T, mla.heads, mla.nope), (B, T, mla.heads, mla.rope), (B, T, mla.rank), (
-        B, T, 1, mla.rope)
+    shapes = (B, T, mla.heads, mla.nope_dim), (B, T, mla.heads, mla.rope_dim), (B, T, mla.rank), (
+        B, T, 1, mla.rope_dim)
     inputs = [torch.randn(shape).bfloat16() for shape in shapes]
     exact = mla.attend(*(x.float() for x in inputs))
     with torch.autocast("cpu", torch.bfloat16):
@@ -49,8 +49,9 @@ def test_fused_attention_equals_two_visible_sums(monkeypatch):
     """The fused kernel of the training form equals the written-out form in float32: the scores of
     content and position, added up (V3 eq 10)."""
     mla, (B, T) = make().layers[0].attn, (3, 11)
-    inputs = (torch.randn(B, T, mla.heads, mla.nope), torch.randn(B, T, mla.heads, mla.rope),
-              torch.randn(B, T, mla.rank), torch.randn(B, T, 1, mla.rope))
+    inputs = (torch.randn(B, T, mla.heads, mla.nope_dim),
+              torch.randn(B, T, mla.heads, mla.rope_dim),
+              torch.randn(B, T, mla.rank), torch.randn(B, T, 1, mla.rope_dim))
     fused = mla.attend(*inputs)
     monkeypatch.setattr(kernels, "fused_attention_is_slow", lambda q: True)
     torch.testing.assert_close(mla.attend(*inputs), fused)

@@ -1,15 +1,16 @@
-"""The tests of study parts: equal work, and what its page says."""
-import dataclasses
+"""Tests of studies/parts.py: the bases take equal work, and the page says what pays."""
 
 import pytest
 
-import r1mini
+from studies import parts
+from tests.helpers import nano_run
 from tools import cli, study
 from tools.cost import in_products
 
 
 def products(config):
-    """Counted from the sizes: attention, feed-forward and router of each block, heads, MTP."""
+    """Weights in products, counted from the sizes: attention, feed-forward and router of each
+    block, head, MTP."""
     c, heads = config, config.n_heads
     attention = (c.dim * heads * (c.qk_nope_head_dim + c.qk_rope_head_dim)
                  + c.dim * (c.kv_lora_rank + c.qk_rope_head_dim)
@@ -24,29 +25,31 @@ def products(config):
 
 
 def settings(name):
-    """(model, steps) of one of the study's bases."""
-    command = next(c for folder, c in study.runs("parts", 0) if folder.endswith(f"{name}-0"))
+    """(model sizes, steps) of one of the study's bases."""
+    command = next(c for folder, c in study.runs(parts, 0) if folder.endswith(f"{name}-0"))
     run = cli.resolve("nano", cli.parse(list(command)).set)
     return run.model, run.base.steps
 
 
-@pytest.mark.parametrize("name", [name for name, _ in study.PARTS.values()])
-def test_the_bases_take_the_same_work(name):
-    """To half a percent, by a count of our own; norms, which are no products, may be in it."""
+@pytest.mark.parametrize("name", [name for name, _ in parts.PARTS.values()])
+def test_parts_bases_take_equal_work(name):
+    """All bases take the same products within half a percent, by a count from the sizes. The `both`
+    base is the nano preset. Norms, which are no products, explain the tolerance."""
     both, steps = settings("both")
-    assert both == dataclasses.replace(r1mini.PRESETS["nano"], vocab_size=both.vocab_size)
-    model, own = settings(name)
+    assert both == nano_run().model
+    model, steps_here = settings(name)
     assert in_products(model) == pytest.approx(products(model), rel=0.005)
-    assert own * products(model) == pytest.approx(steps * products(both), rel=0.006)
+    assert steps_here * products(model) == pytest.approx(steps * products(both), rel=0.006)
 
 
-def test_the_page_says_what_pays():
-    """By hand: MTP raises the loss on both seeds, the mixture lowers it on one."""
+def test_parts_page_counts_the_seeds_that_gain():
+    """By hand: MTP raises the loss on both seeds, the mixture lowers it on one of two; by pass@1,
+    MTP gains on both."""
     columns = ("loss", "pass@1", "cons", "reflection", "tflop", "tokens", "steps")
     values = {"both": (0.5, 0.6), "mixture": (0.4, 0.5), "dense": (0.7, 0.5)}
     rows = {f"{name}.{key}": {"mean": sum(x) / 2, "std": 0.0, "per_seed": dict(zip("01", x))}
             for name, x in values.items() for key in columns}
-    text = "\n".join(study.parts_page(rows, {}))
+    text = "\n".join(parts.page(rows, {}))
     assert "By loss, MTP pays on 0 of 2 seeds; gain -0.100 (-0.100, -0.100)." in text
     assert "By loss, the mixture pays on 1 of 2 seeds; gain +0.050 (+0.200, -0.100)." in text
     assert "By pass@1, MTP pays on 2 of 2 seeds; gain +0.100" in text

@@ -271,7 +271,7 @@ def graph(micro, tmp_path, monkeypatch):
 
     shutil.copytree(micro, tmp_path / "out", ignore=shutil.ignore_patterns("*.pt"))
     remember("preference")
-    remember("teacher_logits")
+    remember("distillation_loss")
     monkeypatch.setattr(folder.Folder, "stage", stage)
     monkeypatch.setattr(r1mini, "collect", collect)
     monkeypatch.setattr(r1mini, "test_stage", lambda *_: None)
@@ -303,8 +303,9 @@ def test_stages_learn_from_the_papers_models(graph):
     begun, asked, finished = graph
     assert equal_states(asked["dev1"][0], finished["zero"]) and asked["dev1"][2] is tasks.rewrite
     assert equal_states(asked["dev3"][0], finished["dev2"]) and asked["dev3"][1] is r1mini.is_fit
-    assert equal_states(asked["distill"][0], finished["r1"]) and asked["distill"][1] is r1mini.is_fit
-    [teacher], judges = asked["teacher_logits"], asked["preference"]
+    assert equal_states(asked["distill"][0], finished["r1"])
+    assert asked["distill"][1] is r1mini.is_fit
+    [teacher], judges = asked["distillation_loss"], asked["preference"]
     assert equal_states(teacher, finished["r1"])
     assert equal_states(judges[0], finished["helpful"])
     assert equal_states(judges[1], finished["safe"])

@@ -1,7 +1,8 @@
-"""The tests of what must hold under load: hostile texts, and runs killed at any moment."""
+"""Tests of studies/scale.py: hostile texts, and runs that are killed at any moment."""
 import multiprocessing
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,8 +12,9 @@ from studies import program, scale
 LINE = program.make_program(2, 3)
 
 
-def test_no_hostile_text_is_paid():
-    """Twenty thousand: none raises or is paid falsely, no right one goes empty, none takes long."""
+def test_scale_hostile_texts_are_never_paid():
+    """Of 20,000 hostile texts none raises an error, none is paid wrongly, none takes long, and
+    every right one is paid. The oracle is a set of rules written apart from tasks.py."""
     found = scale.hostile(20_000)
     assert "hostile.offender" not in found, found["hostile.offender"]
     assert found["hostile.raised"] == found["hostile.paid"] == found["hostile.withheld"] == 0
@@ -21,19 +23,19 @@ def test_no_hostile_text_is_paid():
 
 
 def last_answer(text):
-    """What stands in the last answer tags, wherever they are; "" if nowhere."""
+    """The text in the last pair of answer tags, wherever they are; "" if there is none."""
     return ["", *re.findall("<answer>(.*?)</answer>", text, re.DOTALL)][-1]
 
 
 def as_int(text):
-    """int(), or None."""
+    """The integer that int() reads, or None."""
     try:
         return int(text)
     except ValueError:
         return None
 
 
-LENIENT = {  # what somebody might write in a reward's place
+LENIENT = {  # mistakes that an author of rewards might make
     "any place": (tasks, "accuracy", lambda t, p: last_answer(t) == p.answer),
     "int()": (tasks, "accuracy", lambda t, p: as_int(tasks.parse(t)[1] or "") == int(
         p.answer if p.kind == "sum" else 0)),
@@ -49,27 +51,28 @@ LENIENT = {  # what somebody might write in a reward's place
     "commas": (program, "run_program", lambda t, x: RUN(t.replace(",", ""), x)),
     "first word": (program, "run_program", lambda t, x: RUN(t.split("#")[0].strip("; "), x)),
 }
+
 RUN = program.run_program
 
 
 @pytest.mark.parametrize("name", list(LENIENT))
-def test_a_lenient_reward_is_deceived(monkeypatch, name):
-    """The texts find out each of many ways to be paid falsely, within some thousands."""
+def test_scale_hostile_texts_deceive_lenient_rewards(monkeypatch, name):
+    """Three thousand hostile texts deceive every lenient reward of the list at least once."""
     module, reward, lenient = LENIENT[name]
     monkeypatch.setattr(module, reward, lenient)
     assert scale.hostile(3000)["hostile.paid"] > 0
 
 
-def test_what_raises_is_counted_and_shown(monkeypatch):
-    """A reward that raises is one offence a text, not the end."""
+def test_scale_counts_and_shows_rewards_that_raise(monkeypatch):
+    """A reward that raises an error is counted once a text, and the texts go on."""
     monkeypatch.setattr(tasks, "format_reward", lambda text, problem: 1 / 0)
     found = scale.hostile(50)
     assert found["hostile.raised"] == found["hostile.tried"] == 50 and found["hostile.paid"] == 0
     assert found["hostile.offender"].startswith("ZeroDivisionError: ")
 
 
-def test_what_is_withheld_is_counted(monkeypatch):
-    """A reward that pays nobody."""
+def test_scale_counts_rewards_that_are_withheld(monkeypatch):
+    """A reward that never pays withholds from every right text."""
     monkeypatch.setattr(tasks, "accuracy", lambda text, problem: 0.0)
     found = scale.hostile(500)
     assert found["hostile.withheld"] == found["hostile.earned"] > 0 == found["hostile.paid"]
@@ -84,8 +87,9 @@ THINK = "<think>1+2=3</think>"
     (f"{THINK}<answer>5</answer>.", 0, 0, 0), (f"{THINK}<answer> </answer>", 0, 0, 0),
     (f"<|end|>{THINK}<answer>5</answer>", 0, 0, 0), (f"{THINK * 2}<answer>5</answer>", 0, 0, 0),
     ("<answer>5</answer>" * 2, 0, 0, 0), (f"{THINK}<answer>５</answer>", 0, 1, 0)])
-def test_what_may_be_paid_by_hand(text, accuracy, form, tests):
-    """Where 5 is right, and f(0)=3 f(1)=5 f(2)=7 f(3)=9."""
+def test_scale_due_rewards_equal_hand_results(text, accuracy, form, tests):
+    """The rewards that a text may earn, by hand, where 5 is right and the tests are f(0)=3 f(1)=5
+    f(2)=7 f(3)=9."""
     most = scale.due(text, tasks.Problem("", "5", "en"), LINE)
     assert (most["accuracy"], most["format"], most["tests"]) == (accuracy, form, tests)
     assert most["accuracy of a program"] == 0 and most["all tests"] == (tests == 1)
@@ -95,13 +99,13 @@ def test_what_may_be_paid_by_hand(text, accuracy, form, tests):
     ("2*x+3", 13), ("-(x-1)*2", -8), ("x*-x", -25), (" x - 7 ", -2), ("(x", None), ("x)", None),
     ("x x", None), ("2x", None), ("x**2", None), ("", None), ("٣", None), ("x+", None),
     ("1+" * 40 + "1", None)])
-def test_worth_by_hand(text, value):
-    """At x = 5."""
+def test_scale_worth_equals_hand_results(text, value):
+    """The value at x = 5, worked by hand."""
     assert scale.worth(text, 5) == value
 
 
-def test_the_same_texts_for_the_same_seed():
-    """And others for another."""
+def test_scale_texts_depend_on_the_seed_only():
+    """One seed gives the same texts twice, and another seed gives others."""
     def texts(seed):
         rng = random.Random(seed)
         return [recipe(rng, "33") for recipe in scale.RECIPES for _ in range(20)]
@@ -114,14 +118,25 @@ forks = pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_met
 
 @forks
 @pytest.mark.parametrize("n", [20, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_run_killed_at_any_moment_ends_in_the_same_bits(tmp_path, n):
-    """SIGKILL at random moments, then the same command: weights, log and files of a whole run."""
+def test_scale_killed_runs_end_in_the_same_bits(tmp_path, n):
+    """A run is killed (SIGKILL) at random moments and started again. Weights, log and files equal
+    those of an undisturbed run."""
     found = scale.kills(tmp_path / "kills", n, seed=n)
     assert found == {"kills.tried": n, "kills.survived": n}
 
 
 @forks
-def test_a_run_that_ends_otherwise_has_not_survived(tmp_path, monkeypatch):
-    """Kills count only if what came of it is the same."""
+def test_scale_different_end_does_not_count_as_survived(tmp_path, monkeypatch):
+    """A kill counts as survived only if the run ends in the same bits."""
     monkeypatch.setattr(scale, "same", lambda one, other: False)
     assert scale.kills(tmp_path / "kills", 1) == {"kills.tried": 1, "kills.survived": 0}
+
+
+def test_scale_rates_count_documents_and_answers(monkeypatch):
+    """The rates of one and of two processes come from `bench`: tokens of documents, and answer
+    tokens of a GRPO step over its seconds (24 questions, 16 answers of 42 tokens)."""
+    monkeypatch.setattr(scale.bench, "benched", lambda folder, *words: {
+        "documents": 10.0 * int(words[1]), "step.whole": 2.0 / int(words[1])})
+    assert scale.rates(SimpleNamespace()) == {
+        "rates.1.pretraining": 10.0, "rates.1.step": 24 * 16 * 42 / 2,
+        "rates.2.pretraining": 20.0, "rates.2.step": 24 * 16 * 42}

@@ -31,17 +31,18 @@ OWN_PAPER = {"moe": "V3", "grpo": "DeepSeekMath", "tasks": "R1 v2", "r1mini": "R
 PAPERS = r"V3|V2|DeepSeekMath|R1\sv1|R1\sv2|R1|Dr\.\sGRPO|DAPO|GSPO"
 NUMBER = r"\d+(?:\.\d+)*"
 MENTION = re.compile(
-    rf"(?:\b(?P<paper>{PAPERS})(?:'s)?,?\s)?\b(?P<kind>eq|section)"
+    rf"(?:\b(?P<paper>{PAPERS})(?:'s|\sreport)?,?\s)?\b(?P<kind>eq|section)"
     rf"\s(?P<numbers>{NUMBER}(?:-{NUMBER})?(?:,\s{NUMBER}(?:-{NUMBER})?)*)"
     rf"|\b(?P<paper_of_section>{PAPERS}),?\s(?P<section>\d+\.{NUMBER})"  # "DeepSeekMath 4.1.2"
-    r"|^(?P<objective>Dr\. GRPO|GSPO)(?=:)")                             # "GSPO: one ratio for ..."
+    r"|^(?P<objective>GSPO)\b")                                          # "GSPO: one ratio for ..."
 
 
 def find_mentions(text, own_paper):
     """[(match, names)] of all places in a text that name equations or sections.
 
     "eq 12, 17-20" names five equations of the file's own paper, "DAPO eq 8" one of another paper.
-    "R1 v2 section 3.1" and "R1 v2, 3.1" are the same. "GSPO:" at the start is GSPO's objective.
+    "R1 v2 section 3.1" and "R1 v2, 3.1" are the same. A text that begins with "GSPO" names its
+    objective, whose number we do not know.
     """
     found = []
     for match in MENTION.finditer(text):
@@ -193,26 +194,23 @@ class Page:
         return text
 
     def set_equations(self, text):
-        """The equations that a text names. In a range, the sentence is left out if the equation is
-        also named alone."""
-        parts, done = [], set()
-        for names in self.named(text):
-            for name in names:
-                if name in done:
-                    continue
-                done.add(name)
-                formulas, sentence = self.equations[name]
-                label = f"<small>{name.removeprefix(OWN_PAPER[self.name] + ' ')}</small>"
-                ident = "" if name in self.anchored else f' id="{anchor(name)}"'
-                self.anchored.add(name)
-                parts.append(f'<div class="equation"{ident}>')
-                for formula in formulas:
-                    parts.append(f'<div><span class="math">{self.mathml(formula, "block")}</span>'
-                                 f"{label}</div>")
-                    label = ""
-                if len(names) == 1 or name not in self.alone:
-                    parts.append(f"<p>{self.set_sentence(sentence)}</p>")
-                parts.append("</div>")
+        """The equations that a text names. An equation that is only named in a range has its
+        sentence elsewhere, where it is named alone."""
+        mentions, parts = self.named(text), []
+        alone = {names[0] for names in mentions if len(names) == 1}
+        for name in dict.fromkeys(sum(mentions, [])):
+            formulas, sentence = self.equations[name]
+            label = f"<small>{name.removeprefix(OWN_PAPER[self.name] + ' ')}</small>"
+            ident = "" if name in self.anchored else f' id="{anchor(name)}"'
+            self.anchored.add(name)
+            parts.append(f'<div class="equation"{ident}>')
+            for formula in formulas:
+                parts.append(f'<div><span class="math">{self.mathml(formula, "block")}</span>'
+                             f"{label}</div>")
+                label = ""
+            if name in alone or name not in self.alone:
+                parts.append(f"<p>{self.set_sentence(sentence)}</p>")
+            parts.append("</div>")
         return "\n".join(parts)
 
     def set_sentence(self, sentence):

@@ -37,8 +37,8 @@ from engine.errors import UserError
 from engine.evaluate import prompts_of
 from engine.folder import machine
 from grpo import Rollout, advantages, improve
-from tools.cli import resolve
 from tools.cost import count_parameters, in_products
+from tools.settings import resolve
 
 ROUNDS = 11
 ROWS, LENGTH, PASS = 200, 36, 4096  # of train; PASS: tokens in one pass, in a step too
@@ -147,7 +147,7 @@ def even_works(config):
 def real_work(run, weights):
     """A rollout of Zero's, by a checkpoint's weights: train problems, answers that end."""
     rng = random.Random(0)
-    problems = [r1mini.ask(rng, run, run.zero.levels) for _ in range(QUESTIONS)]
+    problems = [r1mini.draw_problem(rng, run, run.zero.levels) for _ in range(QUESTIONS)]
     return Work([ids for ids in prompts_of(problems) for _ in range(GROUP)],
                 run.zero.max_new_tokens, tasks.END_ID, weights, run.zero.micro_tokens)
 
@@ -170,7 +170,7 @@ def grpo_step(model, run, work):
     s = dataclasses.replace(run.zero, problems=QUESTIONS, group_size=GROUP,
                             max_new_tokens=work.new, micro_tokens=work.limit)
     reference, rng, seeds = copy.deepcopy(model).eval(), random.Random(0), itertools.count()
-    problems = [r1mini.ask(rng, run, s.levels) for _ in range(QUESTIONS)]
+    problems = [r1mini.draw_problem(rng, run, s.levels) for _ in range(QUESTIONS)]
     asked = [p for p in problems for _ in range(GROUP)]
     optimizers, found = optim.make_optimizers(model, 1e-6), {}
 

@@ -20,7 +20,8 @@ from engine.evaluate import majority
 from engine.sampling import generate, speculate
 from moe import Transformer
 from r1mini import STAGES, Run
-from tools.cli import load_writer, resolve
+from tools.cli import load_writer
+from tools.settings import resolve
 
 PARTS = {tasks.THINK: "thinking", tasks.END_THINK: "answer", tasks.ANSWER: "answer",
          tasks.END_ANSWER: "answer"}  # what follows a tag

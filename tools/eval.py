@@ -14,7 +14,8 @@ from engine.evaluate import (
     sample_answers,
     selection,
 )
-from tools.cli import load_writer, resolve
+from tools.cli import load_writer
+from tools.settings import resolve
 
 
 def main(options):

@@ -26,7 +26,8 @@ import tasks
 from engine.checkpoint import save
 from engine.errors import UserError
 from engine.tokenizer import PATTERN
-from tools.cli import MAY_BE_ZERO, load_writer, resolve, sizes
+from tools.cli import load_writer
+from tools.settings import MAY_BE_ZERO, resolve, size_rules
 
 # Of moe.Config, what the published config.json calls otherwise.
 NAMES = {"dim": "hidden_size", "inter_dim": "intermediate_size",
@@ -179,7 +180,7 @@ def read_config(found, with_mtp):
                         "experts on a dense model")
     values |= {"n_outputs": 0, "n_mtp_layers": int(with_mtp), "n_dense_layers": min(dense, layers)}
     config = moe.Config(**values)
-    for wrong, message in sizes(config, "config.json"):
+    for wrong, message in size_rules(config, "config.json"):
         if wrong:
             raise UserError(re.sub(r"\w+", lambda word: NAMES.get(word[0], word[0]), message))
     return config

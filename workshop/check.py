@@ -155,7 +155,8 @@ def attend_of_moe(q, q_rope, latent, k_rope, w_uk, w_uv, scale):
     """(H, V) of moe.MLA, in whose place an object stands that has the same weights."""
     (H, D, C), V, S = w_uk.shape, w_uv.size(1), len(latent)
     weight = torch.cat((w_uk, w_uv), 1).view(H * (D + V), C)
-    layer = SimpleNamespace(heads=H, nope=D, value=V, rank=C, scale=scale,
+    layer = SimpleNamespace(heads=H, nope_dim=D, value_dim=V, rank=C,
+                            scale=scale,
                             wkv_b=SimpleNamespace(weight=weight))
     cache, mask = torch.cat((latent, k_rope), 1)[None], torch.zeros(1, 1, 1, S)
     return moe.MLA.attend_absorbed(layer, q[None, None], q_rope[None, None], cache, mask)[0, 0]

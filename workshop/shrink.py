@@ -3,8 +3,8 @@
     python workshop/shrink.py runs/nano/base.pt workshop/base.pt
 
 The weights are rounded to bfloat16, which keeps float32's range and 8 bits of the fraction. Loading
-makes float32 of them again (moe.load copies them into a fresh model), so training goes on in full
-precision. workshop/base.pt was made so from the base of `python r1mini.py base`, seed 0.
+makes float32 of them again (checkpoint.load copies them into a fresh model), so training goes on
+in full precision. workshop/base.pt was made so from the base of `python r1mini.py base`, seed 0.
 """
 import sys
 from pathlib import Path

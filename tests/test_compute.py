@@ -1,0 +1,89 @@
+"""Tests of studies/compute.py: limits on thinking, wrong steps, and forbidden words."""
+import math
+import random
+
+import pytest
+import torch
+
+import moe
+import r1mini
+import tasks
+from studies import compute
+
+
+def test_compute_cut_keeps_short_thinking():
+    """By hand: thinking within the limit is kept. Longer thinking, in the template or not, is cut
+    at the limit and an answer begins."""
+    ids = tasks.encode_response("<think>1+2=3</think><answer>3</answer>")
+    assert compute.cut(ids, 5) is None
+    assert tasks.decode(compute.cut(ids, 2)) == "<think>1+</think><answer>"
+    assert tasks.decode(compute.cut(tasks.encode_response("1+2=3"), 0)) == "<think></think><answer>"
+    assert compute.cut(tasks.encode_response("<think></think><answer>3</answer>"), 0) is None
+
+
+def test_compute_steps_tell_noticed_and_corrected():
+    """By hand, a wrong step is noticed and corrected, and another is neither. In the corpus'
+    checked workings every wrong step is noticed and corrected."""
+    text = ("<think>25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok 18+9=26然后26+6=32</think>"
+            "<answer>32</answer>")
+    assert [(s["wrong"], s["caught"], s["mended"]) for s in compute.steps(text)] == [
+        (True, True, True), (True, False, False), (False, False, False)]
+    rng = random.Random(0)
+    for _ in range(200):
+        p = tasks.make_problem(rng, 5, products=0.3)
+        found = compute.steps(tasks.response(*tasks.work(p, "checked", rng, 0.3, 0.4)))
+        assert found and all(s["mended"] == s["caught"] == s["wrong"] for s in found)
+
+
+def test_compute_ban_ends_with_its_context():
+    """Inside the context the forbidden tokens have logits of -inf, and after it the logits are as
+    before."""
+    model = moe.Transformer(r1mini.PRESETS["micro"]).eval()
+    tokens = torch.tensor([[1, 2, 3]])
+    free = model(tokens).logits
+    with compute.banned(model, [5, 7]):
+        held = model(tokens).logits
+    assert (held[..., [5, 7]] == -math.inf).all() and torch.equal(model(tokens).logits, free)
+
+
+def test_compute_gap_is_the_difference_of_two_bans(monkeypatch):
+    """By hand: each ban makes one of two answers wrong, so both have an effect of -0.5, and the gap
+    between them is 0."""
+    right, wrong = (tasks.encode_response(tasks.response("", n)) for n in (3, 4))
+    plans = iter([[right, right], [right, wrong], [wrong, right], [wrong, wrong], [right, right]])
+    monkeypatch.setattr(compute, "sample_answers", lambda *_, **__: next(plans))
+    problem = tasks.Problem("Compute 1+2", "3", "en", 1, "1+2")
+    model = moe.Transformer(r1mini.PRESETS["micro"])
+    r = compute.bans(model, [], [problem] * 2, 8, 8, [right], 1)
+    assert (r["ban.wait.effect"], r["ban.wait's neutral.effect"]) == (-0.5, -0.5)
+    assert r["ban.wait.gap"] == 0
+    assert (r["ban.check.effect"], r["ban.check.gap"]) == (-1.0, -1.0)
+    assert r["ban.wait.gap.error"] > 0 == r["ban.check.gap.error"]
+
+
+def test_compute_neutral_word_is_about_as_frequent():
+    """The neutral word is the token of 'then' or 'ok', in one language, whose count is nearest that
+    of the forbidden word in both languages."""
+    def text(name, language="en"):
+        return tasks.ENCODING.encode_ordinary(tasks.WORDS[language][name])
+    answers = [text("wait") * 3 + text("wait", "zh") * 2 + text("check") * 50
+               + text("ok") * 40 + text("ok", "zh") * 9 + text("then", "zh") * 5]
+    assert [compute.neutral(answers, "wait")] == text("then", "zh")
+    assert [compute.neutral(answers, "check")] == text("ok")
+
+
+@pytest.mark.parametrize("effect_of_word, effect_of_neutral, sentence", [
+    (-0.2, -0.01, "does work: 19.0 points"), (-0.1, -0.3, "costs 20.0 points more"),
+    (0.1, 0.0, "does harm: 10.0 points"), (-0.02, -0.015, "no effect of the word can be told")])
+def test_compute_verdict_compares_with_the_neutral_ban(effect_of_word, effect_of_neutral, sentence):
+    """The verdict depends on the difference from the neutral ban beside twice its standard error,
+    here one point."""
+    figures = {"check": effect_of_word, "check's neutral": effect_of_neutral}
+    rows = {f"r1.ban.{plan}.{part}": {"mean": x, "per_seed": {"0": x}} for plan, effect in
+            figures.items() for part, x in (("effect", effect), ("error", 0.01), ("frequency", 2))}
+    rows["r1.ban.check.gap"] = {"mean": effect_of_word - effect_of_neutral}
+    rows["r1.ban.check.gap.error"] = {"per_seed": {"0": 0.005}}
+    notes = {"r1.ban.check's neutral.word": {"0": " ok "}}
+    line = compute.verdict(rows, notes, "r1", "check")
+    assert sentence in line and "'ok'" in line
+    assert f"{100 * effect_of_word:+.1f} ± 1.0 points" in line

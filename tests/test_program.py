@@ -1,0 +1,71 @@
+"""Tests of studies/program.py: expressions are evaluated safely, and unit tests pay by share."""
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tasks
+from studies import program
+
+expressions = st.recursive(
+    st.just("x") | st.integers(0, 9).map(str),
+    lambda inner: st.builds("{}{}{}".format, inner, st.sampled_from(["+", "-", "*", " + "]), inner)
+    | inner.map("-{}".format) | inner.map("({})".format), max_leaves=6)  # 9 ** 6 is below a million
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(expressions, st.integers(-9, 9))
+def test_program_values_equal_python(text, x):
+    """Every expression of at most 60 characters has the value that Python's eval gives, and a
+    longer one has none."""
+    expected = eval(text, {"__builtins__": {}}, {"x": x}) if len(text) <= 60 else None
+    assert program.run_program(text, x) == expected
+
+
+@pytest.mark.parametrize("text, value", [
+    ("3+2*x", 13), ("x", 5), ("-x", -5), ("--x", 5), ("(x+1)*(x-1)", 24), (" x - 7 ", -2),
+    ("2*x+3*x-x", 20), ("7", 7), ("1000*1000", 10 ** 6), ("-" * 57 + "1", -1)])
+def test_program_values_equal_hand_results(text, value):
+    """The value at x = 5, worked by hand."""
+    assert program.run_program(text, 5) == value
+
+
+HOSTILE = ["", " ", "x**2", "2**99999999", "9**9**9", "x//2", "x/2", "x%2", "x()", "x(x)", "(x)(x)",
+           "(x,)", "()", "x.__class__", "().__class__", "lambda: 1", "lambda x: x", "__import__",
+           "print(1)", "eval('1')", "xx", "x x", "1 2", "3x", "x3", "0x10", "0b1", "1e5", "1_0",
+           "1.5", "True", "x if x else 1", "[x]", "{x}", "x:=1", "x=1", "x==1", "x<1", "not x",
+           "~x",
+           "+", "-", "*x", "(*x)", "x+", "(x", "x)", "(" * 50, ")" * 50, "(" * 31 + "x" + ")" * 31,
+           "9" * 60, "-" * 59 + "11", "9*" * 29 + "9", "1000*1001", "0*(1000*1001)", "007",
+           "３+x", "٣", "²", "x\n", "\nx", "x\t", "x\0", "x #", "x;x", "\ud800", "x" * 10 ** 6,
+           "-" * 10 ** 6 + "x", "<answer>x"]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:20]))
+def test_program_hostile_text_has_no_value(text):
+    """Powers, calls, names, other notations, deep nesting and huge texts have no value, and nothing
+    is raised."""
+    assert program.run_program(text, 3) is None
+
+
+@pytest.mark.parametrize("answer, share", [
+    ("2*x+3", 1), ("3+2*x", 1), ("x+x+3", 1), ("(x+1)*2+1", 1), ("3", 1 / 3), ("2*x-3", 0),
+    ("x+3", 1 / 3), ("5", 1 / 3), ("x*x+3", 1 / 3), ("x*x*x+x+3", 2 / 3), ("2x+3", 0), ("", 0),
+    ("x**1+x+3", 0), ("x//0", 0)])
+def test_program_reward_is_the_share_of_tests_passed(answer, share):
+    """By hand, for f(0)=3, f(1)=5, f(-2)=-1: every form of 2x+3 passes all tests, and other answers
+    earn the share that they pass."""
+    problem = tasks.Problem("f(0)=3 f(1)=5 f(-2)=-1", "2*x+3", "en", kind="program")
+    text = f"<think>1+1=2</think><answer>{answer}</answer>"
+    assert program.tests_passed(text, problem) == pytest.approx(share)
+    assert program.tests_passed(answer, problem) == 0                    # outside the template
+
+
+def test_program_lines_are_split_into_three_parts():
+    """The 90 lines are split, each into one part of train, dev and test. By hand, an answer that
+    passes one of four tests earns a quarter."""
+    parts = [{p.answer for p in ps} for ps in program.PROGRAMS.values()]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 90
+    p = program.make_program(2, 3)
+    assert p.question == "f(0)=3 f(1)=5 f(2)=7 f(3)=9"
+    for answer, share in (("2*x+3", 1), ("3+x*2", 1), ("x+3", 0.25), ("", 0), ("9", 0.25)):
+        assert program.tests_passed(tasks.response("", answer), p) == share

@@ -1,0 +1,187 @@
+"""Tests of tools/study.py and of what every module of studies/ must have."""
+import ast
+import importlib
+import json
+import types
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import r1mini
+from engine import jsonl
+from engine.errors import UserError
+from studies import choices, r1
+from tools import cli, report, study
+
+ROOT = Path(r1mini.__file__).parent
+NAMES = sorted(path.stem for path in (ROOT / "studies").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_study_modules_state_their_command(name):
+    """Every study can be imported, its docstring has a question or a claim and a command, and the
+    command is understood. It has ordinary runs, a measurement or a command of its own."""
+    module = cli.find_study(name)
+    first, *lines = module.__doc__.splitlines()
+    assert len(first) > 20
+    commands = [line.strip() for line in lines if line.strip().startswith("python r1mini.py ")]
+    assert commands
+    for command in commands:
+        cli.parser().parse_args(command.partition("   ")[0].replace("--from CKPT", "").split()[2:])
+    assert hasattr(module, "RUNS") or hasattr(module, "measure") or hasattr(module, "main")
+    if hasattr(module, "measure"):
+        assert {"SETTINGS", "NEEDS", "STAGES", "page"} <= set(vars(module))
+    if hasattr(module, "figures"):
+        assert hasattr(module, "page")
+
+
+FILES = sorted(path for folder in (".", "engine", "tools", "studies")
+               for path in (ROOT / folder).glob("*.py") if not path.name.startswith("test_"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_study_and_other_modules_use_names_that_exist(path):
+    """Every `module.name` in the code is a name of that module. A study's last line may run only
+    after hours, so a wrong name must not wait until then."""
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            used = getattr(module, node.value.id, None)
+            if isinstance(used, types.ModuleType):
+                assert hasattr(used, node.attr), f"{path.name}:{node.lineno} {node.attr}"
+
+
+WITH_RUNS = [name for name in NAMES if hasattr(cli.find_study(name), "RUNS")]
+
+
+@pytest.mark.parametrize("name", WITH_RUNS)
+def test_study_commands_are_understood(name, tmp_path, monkeypatch):
+    """The commands of every study resolve to settings and to the stages that they name. The
+    checkpoints they need are taken to exist."""
+    monkeypatch.setattr(cli, "wanted", lambda *_: {})
+    monkeypatch.setattr(cli, "load_stage", lambda *_: None)
+    file = tmp_path / "distill.jsonl"
+    file.write_text(jsonl.chat_line("Compute 1+2", "<answer>3</answer>"), "utf-8")
+    for folder, command in study.runs(cli.find_study(name), 0):
+        options = cli.parse([str(file) if w.endswith(file.name) else w for w in command])
+        _, stages = cli.plan(options)
+        assert not options.only or set(stages) == set(options.only)
+        assert options.seed == 0 and "{" not in folder
+
+
+def test_study_presets_have_folders_of_their_own():
+    """A study on micro runs in other folders than on nano, and its page goes to another place."""
+    for name in WITH_RUNS:
+        nano, micro = (study.runs(cli.find_study(name), 1, preset) for preset in ("nano", "micro"))
+        assert micro == [(folder.replace("runs/", "runs/micro-"), [
+            word.replace("runs/", "runs/micro-") for word in command]) for folder, command in nano]
+    assert study.results_at(SimpleNamespace(name="r1", preset="micro")) == "results/r1-micro"
+
+
+@pytest.mark.parametrize("name", [
+    name for name in NAMES if not {"RUNS", "measure"} & set(vars(cli.find_study(name)))])
+def test_study_without_runs_says_its_command(name, capsys):
+    """`study NAME` of a study without runs is refused by one line that gives its command."""
+    assert cli.main(["study", name]) == 2
+    error = capsys.readouterr().err
+    assert f"study {name} has no runs: python r1mini.py" in error and error.count("\n") == 1
+
+
+def test_study_unknown_name_is_refused_with_all_names(capsys):
+    """`study NAME` of an unknown study is refused by one line that lists all of them."""
+    assert cli.main(["study", "everything"]) == 2
+    error = capsys.readouterr().err
+    assert f"choose one of {', '.join(NAMES)}" in error and error.count("\n") == 1
+
+
+@pytest.fixture
+def commands(monkeypatch, tmp_path):
+    """The commands that a study runs, which end at once with the exit code 0."""
+    made, main = [], cli.main
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "main", lambda words: made.append(words) or 0)
+    monkeypatch.setattr(study, "report", lambda folders, to: f"report of {folders} in {to}")
+    return made, main
+
+
+def test_study_runs_every_command_of_every_seed(commands, capsys):
+    """A study runs its commands once for each seed, with the folder, the preset and the user's
+    options, and then reports on all folders."""
+    made, main = commands
+    assert main(["study", "--preset", "micro", "r1", "--seeds", "3", "4", "--threads", "1"]) == 0
+    pairs = [pair for seed in (3, 4) for pair in study.runs(r1, seed, "micro")]
+    assert made == [[*command, "--out", folder.rpartition("=")[2], "--preset", "micro",
+                     "--threads", "1"] for folder, command in pairs]
+    assert len(pairs) == 2 * len(r1.RUNS)
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line == f"report of {[folder for folder, _ in pairs]} in results/r1-micro"
+
+
+def test_study_stops_at_the_first_failed_command(commands, monkeypatch):
+    """The exit code of a failed command ends the study, and nothing is reported."""
+    made, main = commands
+    monkeypatch.setattr(cli, "main", lambda words: made.append(words) or 5 * (len(made) == 2))
+    assert main(["study", "r1", "--seeds", "0"]) == 5 and len(made) == 2
+
+
+def test_study_once_measures_a_kind_once(tmp_path):
+    """once() logs what a measurement found. The second call reads the log and measures nothing."""
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"kind": "config"}\n')
+    folder = SimpleNamespace(path=tmp_path, clock=lambda *_: None, log=lambda record: (
+        log.write_text(log.read_text() + json.dumps(record) + "\n")))
+    calls = []
+    for _ in range(2):
+        assert study.once(folder, "spent", lambda: calls.append(1) or {"share": 0.5}) == {
+            "share": 0.5}
+    assert len(calls) == 1 and len(log.read_text().splitlines()) == 2
+
+
+def test_study_tested_takes_the_test_at_temperature_1(tmp_path):
+    """tested() takes a stage's record on the set `test` at temperature 1, and refuses a run without
+    one."""
+    records = [{"kind": "test", "stage": stage, "set": part, "temperature": t, "pass@1": x}
+               for stage, part, t, x in (("zero", "test", 0.6, 0.1), ("zero", "longer", 1.0, 0.2),
+                                         ("zero", "test", 1.0, 0.3), ("r1", "test", 1.0, 0.4))]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [
+        {"kind": "config"}, *records]))
+    assert study.tested(tmp_path, "zero")["pass@1"] == 0.3
+    with pytest.raises(UserError, match="base is not finished"):
+        study.tested(tmp_path, "base")
+
+
+def test_study_publish_writes_mean_std_and_notes(tmp_path, monkeypatch):
+    """summary.json has mean, standard deviation and seeds of every number, worked by hand, and
+    texts as notes; a number that a seed lacks is of the others."""
+    monkeypatch.chdir(tmp_path)
+    machine = {"machine": "a cpu", "threads": 2}
+    monkeypatch.setattr(study, "of_times", lambda folder: (machine, 0, {}))
+    options = SimpleNamespace(name="choices", preset="micro", rest=["--seeds", "0", "1"])
+    found = {0: {"a": 1.0, "b": 5.0, "text": "note"}, 1: {"a": 3.0, "b": None}}
+    study.publish(options, lambda rows, notes: [f"{sorted(rows)} {notes}"], found, ["x", "y"])
+    folder = tmp_path / "results" / "choices-micro"
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    assert summary["metrics"] == {
+        "a": {"mean": 2.0, "std": pytest.approx(2 ** 0.5), "per_seed": {"0": 1.0, "1": 3.0}},
+        "b": {"mean": 5.0, "std": 0.0, "per_seed": {"0": 5.0}}}
+    assert summary["notes"] == {"text": {"0": "note"}} and summary["seeds"] == [0, 1]
+    assert summary["command"] == "python r1mini.py study --preset micro choices --seeds 0 1"
+    assert summary["commit"] == report.commit() and "a cpu, 2 threads" in summary["machine"]
+    assert "['a', 'b'] {'text': {'0': 'note'}}" in (folder / "report.md").read_text("utf-8")
+
+
+def test_study_measure_comes_after_its_runs(commands, monkeypatch, tmp_path):
+    """A study with both runs its commands, reads their logs by figures() and adds measure()."""
+    made, main = commands
+    monkeypatch.setattr(study, "check", lambda *_: None)
+    monkeypatch.setattr(choices, "figures", lambda seed, at: {"a": seed, "at": at})
+    monkeypatch.setattr(study, "open_folder", lambda *_: SimpleNamespace(path=tmp_path))
+    monkeypatch.setattr(choices, "measure", lambda folder: {"b": len(made)})
+    published = []
+    monkeypatch.setattr(study, "publish", lambda *given: published.append(given))
+    assert main(["study", "choices", "--seeds", "2"]) == 0
+    count = len(study.runs(choices, 2))
+    [(_, page, found, folders)] = published
+    assert page is choices.page and found == {2: {"a": 2, "at": "runs/", "b": count}}
+    assert len(folders) == count + 1 and folders[-1] == tmp_path

@@ -1,0 +1,57 @@
+"""Tests of tools/tables.py: Markdown tables over seeds, written out by hand."""
+import pytest
+
+from tools import tables
+
+
+def test_tables_training_curve_has_evaluated_steps_only():
+    """The table of the training curve has a row for each evaluation on dev, and none for the RL
+    steps between."""
+    curves = {"grpo-seed0": {"pass@1": [["zero", 0, 0.1], ["zero", 5, 0.2]],
+                             "entropy": [["zero", step, 0.3] for step in range(1, 6)]}}
+    assert [line.split("|")[1].strip() for line in tables.climb(curves)[2:]] == ["0", "5"]
+
+
+def rows_of(**values):
+    """Rows of a summary from {key: its values by seed}; "_" in a key stands for "."."""
+    return {key.replace("_", "."): {"mean": sum(x) / len(x), "std": 0.5, "per_seed": {
+        str(seed): value for seed, value in enumerate(x)}} for key, x in values.items()}
+
+
+def test_tables_cell_shows_spread_of_several_seeds_only():
+    """A cell has the mean and, for several seeds, the standard deviation. A missing key is an
+    empty cell, a number above 10 has one digit."""
+    rows = rows_of(two=[0.25, 0.5], one=[0.25], large=[20.0])
+    assert [tables.cell(rows, key) for key in ("two", "one", "large", "none")] == [
+        "0.375 ± 0.500", "0.250", "20.0", ""]
+    assert tables.cell(rows, "two", 100) == "37.5 ± 50.0"
+
+
+def test_tables_without_numbers_are_empty():
+    """A table without rows has no line, and neither has any table of the report."""
+    assert tables.table(("a", "b"), []) == []
+    assert tables.table(("a", "b"), [("1", "2")]) == ["| a | b |", "|---|---|", "| 1 | 2 |"]
+    for make in (tables.story, tables.stages, tables.students, tables.votes, tables.times,
+                 tables.objectives, tables.bases):
+        assert make({}) == []
+    assert tables.climb({}) == [] and tables.language({}, {}) == []
+
+
+@pytest.mark.parametrize("zero, verdict", [
+    ([0.8, 0.9], "As in the paper: RL alone raises accuracy (`base.pass@1` 0.3, `zero.pass@1` "
+                 "0.85; on 2 of 2 seeds)."),
+    ([0.8, 0.2], "Not as in the paper: RL alone raises accuracy (`base.pass@1` 0.3, `zero.pass@1` "
+                 "0.5; on 1 of 2 seeds).")])
+def test_tables_verdict_needs_every_seed(zero, verdict):
+    """A claim of the paper holds only if it holds on every seed, paired by seed."""
+    rows = rows_of(**{"base.pass@1": [0.2, 0.4], "zero.pass@1": zero})
+    assert tables.verdicts(rows, "Base and R1-Zero") == ["", f"- {verdict}"]
+
+
+def test_tables_verdict_compares_with_a_limit():
+    """A claim with a number of our own is answered by yes or no, and the limit itself is within."""
+    rows = rows_of(**{"r1.mixing": [0.02, 0.01], "refuse.unsafe": [0.9, 0.99]})
+    assert tables.verdicts(rows, "The stages") == [
+        "", "- Yes: R1 mixes languages in at most 2% of answers (`r1.mixing` 0.015; on 2 of 2 "
+        "seeds).", "- No: R1 refuses at least 95% of harmful wishes (`refuse.unsafe` 0.945; on 1 "
+        "of 2 seeds)."]
