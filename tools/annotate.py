@@ -5,8 +5,8 @@
 A page is made from the file as it is:
 - A docstring stands beside the `def` or `class` that it describes, the module's at the top.
 - Comments that have lines of their own stand beside the code that follows them.
-- A comment at the end of a line stays in the code. If it names an equation, the equation stands
-  beside this line.
+- A comment at the end of a line stays in the code, as do lines that continue it at the same
+  column. If it names an equation, the equation stands beside this line.
 The text of each equation is in docs/equations.md. find_mentions() says what counts as a name.
 
 pycco was tried first. It misses docstrings of one line and breaks those that end in text, so
@@ -91,14 +91,19 @@ class Lesson:
 
     def find_comments(self, source):
         """Fills in comments: those with lines of their own go to the next line of code."""
-        own, rule = {}, False
+        own, rule, last = {}, False, (0, 0)
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type == tokenize.COMMENT:
-                text, number = token.string.lstrip("# "), token.start[0]
-                if self.lines[number - 1].lstrip().startswith("#"):
-                    own[number] = text
-                else:
-                    self.line_comments[number] = text
+            if token.type != tokenize.COMMENT:
+                continue
+            text, (number, column) = token.string.lstrip("# "), token.start
+            if not self.lines[number - 1].lstrip().startswith("#"):
+                self.line_comments[number], last = text, (number, column)
+                first = number
+            elif last == (number - 1, column):  # continues the comment at the end of a line
+                self.line_comments[first] += "\n" + text
+                last = number, column
+            else:
+                own[number] = text
         self.prose_lines |= own.keys()
         block = []
         for number, text in own.items():
@@ -175,6 +180,7 @@ class Page:
         self.name, self.equations, self.to_mathml = name, equations, to_mathml
         self.highlighted = highlighted   # the file's lines as HTML
         self.anchored = set()            # equations that stand somewhere above: one id each
+        self.explained = set()           # equations whose sentence stands somewhere above
         self.lesson = Lesson((ROOT / f"{name}.py").read_text("utf-8"))
         texts = [*self.lesson.line_comments.values(), *sum(self.lesson.prose.values(), [])]
         self.alone = {names[0] for text in texts for names in self.named(text) if len(names) == 1}
@@ -194,8 +200,8 @@ class Page:
         return text
 
     def set_equations(self, text):
-        """The equations that a text names. An equation that is only named in a range has its
-        sentence elsewhere, where it is named alone."""
+        """The equations that a text names. The sentence of an equation stands once in a page:
+        where the equation is first named alone, or in a range if it never is."""
         mentions, parts = self.named(text), []
         alone = {names[0] for names in mentions if len(names) == 1}
         for name in dict.fromkeys(sum(mentions, [])):
@@ -208,7 +214,8 @@ class Page:
                 parts.append(f'<div><span class="math">{self.mathml(formula, "block")}</span>'
                              f"{label}</div>")
                 label = ""
-            if name in alone or name not in self.alone:
+            if name not in self.explained and (name in alone or name not in self.alone):
+                self.explained.add(name)
                 parts.append(f"<p>{self.set_sentence(sentence)}</p>")
             parts.append("</div>")
         return "\n".join(parts)
