@@ -58,15 +58,15 @@ class RL:
     lr: float = 4e-4                # of AdamW [3e-6]
     warmup: int = 2                 # updates in which the learning rate rises from 0
     decay: float = 0.6              # last share of updates, in which it falls to 0
-    clip_low: float = 0.2           # clip at 1 - this [unpublished; R1's first RL: 10]
-    clip_high: float = 0.2          # clip at 1 + this
+    clip_low: float = 0.2           # ratios below 1 - clip_low [unpublished; R1: 10]
+    clip_high: float = 0.2          # and above 1 + clip_high are clipped
     beta: float = 0.001             # weight of the KL penalty [0.001]; 0: no penalty
     reference_every: int = 10       # rollouts between updates of the reference [25]
     normalize_std: bool = True      # divide advantages by the group's standard deviation
     oversample: int = 1             # answer oversample * P problems, train on P (DAPO)
-    overlong: int = 0               # punish answers that end so near the limit (DAPO)
+    overlong: int = 0               # L_cache, tokens before the limit (DAPO section 3.4)
     accuracy_weight: float = 1.0    # of the accuracy reward
-    format_weight: float = 0.2      # of the format reward [accuracy's, R1 v2 eq 4]
+    format_weight: float = 0.2      # of the format reward [as accuracy's, R1 v2 eq 4]
     language_weight: float = 0.0    # of the language consistency reward (R1 v2 eq 7)
     preference_weight: float = 1.0  # of the reward models, on general prompts
     general: float = 0.0            # share of general prompts, once they join
@@ -90,8 +90,8 @@ SETTINGS = {
 
 
 def advantages(rewards, normalize_std=True):
-    """Advantages (P, G) of rewards (P, G): how much better than its group (DeepSeekMath
-    4.1.2)."""
+    """How much better each answer is than its group: (P, G) of rewards (P, G)
+    (DeepSeekMath 4.1.2)."""
     advantage = rewards - rewards.mean(1, keepdim=True)
     if normalize_std:
         std = rewards.std(1, keepdim=True)  # divides by G - 1
@@ -110,7 +110,8 @@ def kl_k3(new, reference):
 
 
 def overlong_penalty(lengths, limit, buffer):
-    """DAPO section 3.4: 0 up to limit - buffer tokens, then falling to -1 at the limit."""
+    """DAPO section 3.4: 0 up to limit - buffer tokens, then falling to -1 at the limit.
+    """
     return ((limit - buffer - lengths) / buffer).clamp(-1.0, 0.0)
 
 
@@ -122,11 +123,11 @@ class Batch:
     tokens: int    # of these answers, the sum of |o_i|
 
 
-# An objective takes log-probabilities (n, T) of the new, the old and the reference
-# policy, advantages (n,), a mask (n, T) that is 1 at answer tokens, the Batch and the
-# settings s. It returns (J, info). J is to be maximised; J of a minibatch is the sum over
-# its passes. info has the KL estimate of each token, and where the clip acts. The four
-# differ in `weight` alone, and GSPO also in `ratio`.
+# How the objectives are called. An objective takes log-probabilities (n, T) of the new,
+# the old and the reference policy, advantages (n,), a mask (n, T) that is 1 at answer
+# tokens, the Batch and the settings s. It returns (J, info). J is to be maximised; J of
+# a minibatch is the sum over its passes. info has the KL estimate of each token, and
+# where the clip acts. The four differ in `weight` alone, and GSPO also in `ratio`.
 
 
 def grpo(new, old, reference, advantage, mask, batch, s):
@@ -250,7 +251,7 @@ def train_rl(model, task, s, seed=0, state=None):
 
 
 def act(model, task, s, rng, step=0):
-    """Steps 1 to 4 of the box. Returns a Rollout."""
+    """Steps 1 to 4 of the loop. Returns a Rollout."""
     # 1 draw
     problems = task.draw(rng, s.problems * s.oversample, step)
     problem_of_answer = [p for p in problems for _ in range(s.group_size)]   # N
@@ -279,7 +280,8 @@ def act(model, task, s, rng, step=0):
 
 
 def improve(model, reference, optimizers, rollout, s, rng, step):
-    """Step 5 of the box: `minibatches` updates on one rollout. Returns what is logged."""
+    """Step 5 of the loop: `minibatches` updates on one rollout. Returns what is logged.
+    """
     samples, log = rollout.samples, ImproveLog(rollout)
     last_token = samples.answer.cumsum(1).argmax(1)              # (N,) where each answer ends
     lengths = (last_token + 1).tolist()                          # N, prompt and answer
@@ -290,7 +292,7 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
         minibatch = rows[m::s.minibatches]
         batch = Batch(len(minibatch), int(samples.answer[minibatch].sum()))
         live_rows = [row for row in minibatch if live[row]]
-        trained_rows = live_rows or minibatch  # all dead: see "What differs"
+        trained_rows = live_rows or minibatch  # if all are dead, see the top
         log.begin_minibatch(trained_rows, lengths)
         for pass_rows in micro_batches(lengths, trained_rows, s.micro_tokens):
             if pass_rows:
@@ -317,7 +319,7 @@ class RolloutPart:
     """The rows of a rollout that go through the model in one pass. They are sorted by
     length, so the last of the n rows is the longest.
 
-    A process that has no rows left runs one dummy row with a mask of zeros (idle).
+    An idle process, which has no rows left, runs one dummy row with a mask of zeros.
     """
 
     def __init__(self, rollout, rows, lengths, idle=False):

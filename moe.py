@@ -14,11 +14,11 @@ All equation numbers are those of the DeepSeek-V3 report (arXiv 2412.19437).
 
 Axes: B batch, T time, S filled columns of the cache, C width, H heads, R rotary width,
 N = B * T tokens, E routed experts, K experts of a token, I hidden width of an expert,
-M = N * K pairs of a token and one of its experts. In the mixture of experts a suffix gives
-the shape: gates_NK is (N, K).
+M = N * K pairs of a token and one of its experts. In the mixture of experts a suffix
+gives the shape: gates_NK is (N, K).
 
-Products may be computed in bfloat16. Norms, router, head and the residual stream are always
-float32, hence .float() here and there.
+Products may be computed in bfloat16. Norms, router, head and the residual stream are
+always float32: .float() leads back to it.
 
 What differs from the report:
 - The latents have a norm, as in DeepSeek's code. The equations leave it out.
@@ -59,8 +59,8 @@ class Config:
     n_shared_experts: int = 1      # N_s, computed as one wide feed-forward
     n_activated_experts: int = 2   # K_r, routed experts that a token uses
     n_expert_groups: int = 1       # groups ("nodes") of experts
-    n_limited_groups: int = 1      # groups that a token may use (the report's M)
-    route_scale: float = 1.0       # factor on the gates; 2.5 in V3
+    n_limited_groups: int = 1      # groups that a token may use
+    route_scale: float = 1.0       # factor on all gates; 2.5 in V3
     q_lora_rank: int = 0           # d_c', query latent; 0: not compressed (as V2-Lite)
     kv_lora_rank: int = 32         # d_c, key-value latent, which the cache holds
     qk_nope_head_dim: int = 16     # d_h, content part of a query and key head
@@ -192,15 +192,15 @@ class MLA(nn.Module):
         B, T, _ = x.size()
         if self.compresses_queries:
             q_latent = self.q_norm(self.wq_a(x).float())                  # eq 6, c_Q
-            q = self.wq_b(q_latent)                                       # eq 7 and eq 8
+            q = self.wq_b(q_latent)                                       # eq 7
         else:
             q = self.wq(x)
         q = q.view(B, T, self.heads, -1)
         q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), -1)      # (B, T, H, .)
         q_rope = rotate(q_rope, rotation)                                 # eq 8
-        kv = self.wkv_a(x)                                                # eq 1 and eq 3
+        kv = self.wkv_a(x)                                                # eq 1
         latent, k_rope = kv.split((self.rank, self.rope_dim), -1)         # (B, T, .)
-        latent = self.kv_norm(latent.float())                             # c_KV
+        latent = self.kv_norm(latent.float())                             # c_KV, with a norm
         k_rope = rotate(k_rope.unsqueeze(2), rotation)                    # eq 3, (B, T, 1, R)
 
         if cache is not None:
@@ -547,7 +547,7 @@ class Transformer(nn.Module):
         """
         with self.precision():
             next_embedding = self.embed(tokens[:, 1:])
-            rotation = self.rotations[:tokens.size(1) - 1]  # position i keeps i's
+            rotation = self.rotations[:tokens.size(1) - 1]
             next_is_real = real[:, 1:]
             h, loss = self.mtp(hidden[:, :-1], next_embedding, rotation, next_is_real)
         return Output(self.head(h[logits_at]), h, loss)                        # eq 23
@@ -566,7 +566,8 @@ def supervised_loss(model, tokens, real, token_weight, total_weight, n_sequences
     the gradient does not depend on how the batch is cut into passes.
     """
     def prediction_loss(hidden, shift):
-        """-log p of token i + shift at each position i, weighted, over total_weight."""
+        """Each position i predicts token i + shift. Returns the weighted mean of -log
+        p."""
         wanted = token_weight[:, shift:] > 0
         predicting = hidden[:, :wanted.size(1)][wanted]                        # (wanted, C)
         total = kernels.cross_entropy_sum(model.head, predicting, tokens[:, shift:][wanted],

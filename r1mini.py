@@ -71,9 +71,7 @@ from moe import supervised_loss
 
 
 def base(folder, models):
-    """The base model. RL can only strengthen what the base already does now and then.
-    So pretrain() prints how often it uses each style of solution, and how often each is
-    right."""
+    """The base model, pretrained on the corpus."""
     return pretrain(folder, "base", folder.run.model, folder.run.base)
 
 
@@ -183,10 +181,10 @@ ABLATIONS = {"distill_logits", "student_rl_no_format"}
 # ------------------------------------------------------------------------------
 # The supervised loop, and the losses that it lowers
 
-# A loss takes the model, the examples of one pass and all examples of the step. Its
-# denominators count the whole step, so that cutting a step into passes never changes
-# the gradient, apart from rounding. It returns (loss, what this pass adds to the logged
-# loss).
+# How the losses are called. A loss takes the model, the examples of one pass and all
+# examples of the step. Its denominators count the whole step, so that cutting a step
+# into passes never changes the gradient, apart from rounding. It returns (loss, what
+# this pass adds to the logged loss).
 
 
 def next_token_loss(model, examples, step_examples):
@@ -247,11 +245,11 @@ def train(model, s, draw, seed, state=None, loss=next_token_loss):
             restore(optimizer, saved)
     model.train()
     for step in range(first, s.steps):
-        rng = random.Random(f"{seed}/train/{step}")  # every process draws all examples ...
+        # Every process draws all examples, and trains on its share of the passes.
+        rng = random.Random(f"{seed}/train/{step}")
         examples = [draw(rng) for _ in range(s.documents)]
         lengths = [len(example.tokens) for example in examples]
         total_loss = torch.zeros((), dtype=torch.float64)
-        # ... and trains on its share of the passes. An empty pass has one row of padding.
         for rows in micro_batches(lengths, range(len(examples)), s.micro_tokens):
             pass_loss, logged = loss(model, [examples[i] for i in rows], examples)
             pass_loss.backward()
@@ -391,7 +389,7 @@ def preference(helpful_model, safety_model):
             rows, sequences = [], []
             for i, (text, problem) in enumerate(zip(texts, problems)):
                 seen = view(text)
-                if problem.kind in kinds and seen:  # without anything to see it stays 0
+                if problem.kind in kinds and seen:  # if it shows nothing, it stays 0
                     ids = tasks.encode_prompt(problem.question) + tasks.encode_response(seen)
                     rows.append(i)
                     sequences.append(ids[:model.config.max_seq_len])

@@ -214,7 +214,7 @@ def add_spaces(problem, rng):
 
 
 # ------------------------------------------------------------------------------
-# The template, and the rule rewards that read it (R1 section 2.2.2)
+# The template, and the rule rewards that read it (R1 v1 section 2.2.2)
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # ASCII; no plus, no leading zero, no exponent
 TAG = re.compile("</?(?:think|answer)>")
@@ -255,7 +255,7 @@ def accuracy(text, problem):
     if problem.kind != "sum":
         return 0.0
     answer = parse(text)[1]
-    # The second test holds for all our problems. It guards against a wrong problem file.
+    # The second condition guards against a wrong answer in a user's problem file.
     return float(answer == problem.answer and INTEGER.fullmatch(answer) is not None)
 
 
@@ -270,8 +270,8 @@ def format_reward(text, problem=None):
 # What is measured of an answer
 
 def word_languages(text):
-    """The language of each word of a response, en or zh. A word is a run of Latin letters,
-    or one or two Han characters; digits and signs are no words."""
+    """The language of each word of a response, en or zh. A word is a run of Latin
+    letters, or one or two Han characters; digits and signs are no words."""
     return ["en" if piece.strip().isascii() else "zh" for piece in pieces(TAG.sub("", text))]
 
 
@@ -343,7 +343,7 @@ STYLES = ("direct", "steps", "checked")
 def slip(rng, value):
     """A number that somebody might write by mistake for `value`."""
     near = (value - 10, value - 2, value - 1, value + 1, value + 2, value + 10)
-    return rng.choice([x for x in near if x >= min(0, value)])  # none is newly negative
+    return rng.choice([x for x in near if x >= min(0, value)])
 
 
 def apply(a, sign, b):
@@ -388,7 +388,7 @@ def work(problem, style, rng, slips=0.0, foreign=0.0):
 
     def step(a, sign, b):
         """Writes a line and returns the result that the working goes on with."""
-        right = apply(a, sign, b)  # for this a, which may be a slip already
+        right = apply(a, sign, b)  # even if `a` is a slip
         written = slip(rng, right) if rng.random() < slips else right
         line = f"{a}{sign}{b}={written}"
         if style == "checked":
@@ -477,7 +477,7 @@ def topic_of(problem):
         for names, contents in topics:
             if problem.topic in names:
                 return names, contents
-    return TOPICS["greeting"][0]  # of what is no general prompt
+    return TOPICS["greeting"][0]  # nothing known
 
 
 @dataclass(frozen=True)
@@ -601,7 +601,8 @@ class Corpus:
     steps: float = 0.16           # share that show short working
     checked: float = 0.16         # share that check every step
     general: float = 0.06         # share of general prompts
-    # The rest, 0.18, drills single steps.
+    # All other documents, 0.18 of them, drill single steps.
+
     direct_slips: float = 0.30    # chance that a direct answer is wrong
     steps_slips: float = 0.40     # chance that a short step is wrong; the working goes on
     checked_slips: float = 0.20   # chance that a checked step is wrong; it is corrected

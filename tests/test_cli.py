@@ -1,4 +1,4 @@
-"""The tests of tools/cli.py and tools/settings.py: wrong words, presets, stages, finding studies."""
+"""The tests of tools/cli.py and tools/settings.py: wrong words, presets, stages, studies."""
 import inspect
 import os
 import random
