@@ -156,7 +156,14 @@ def make_cache(model, n_rows, n_columns, drafts=False):
     return Cache(latent, real)
 
 
-LONG_PROMPT = 128  # tokens
+def causal_mask(score):
+    """(T, T) of -inf above the diagonal and 0 elsewhere, in the dtype of score (..,
+    T, T)."""
+    T = score.size(-1)
+    return score.new_full((T, T), -math.inf).triu(1)
+
+
+LONG_PROMPT = 128  # tokens; the form for training is faster above it
 
 
 class MLA(nn.Module):
@@ -231,7 +238,7 @@ class MLA(nn.Module):
         if mask is None and kernels.fused_attention_is_slow(q_nope):
             score = q_nope * self.scale @ k_nope.mT                       # the content
             score = score + q_rope * self.scale @ k_rope.mT               # plus the position
-            score = score + kernels.causal_mask(score)
+            score = score + causal_mask(score)
             o = score.softmax(-1) @ v                                     # eq 10
         else:  # the same in one kernel, whose default scale is self.scale
             q = torch.cat((q_nope, q_rope), -1)                           # eq 9

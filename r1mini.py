@@ -85,7 +85,7 @@ def dev1(folder, models):
     """The cold start. The base is trained on Zero's right and readable answers, which are
     rewritten in the language of the question, with a summary (R1 v2 section B.3.2)."""
     def keep(text, problem):
-        return tasks.accuracy(text, problem) and tasks.readable(text)
+        return tasks.accuracy(text, problem) and tasks.is_readable(text)
 
     documents = collect(folder, "dev1", models["zero"], folder.run.data.cold_start,
                         keep=keep, change=tasks.rewrite)
@@ -442,7 +442,7 @@ def draw_problem(rng, run, levels):
 
 def is_fit(text, problem):
     """Whether an answer is right, readable, and only in the language of the question."""
-    return (tasks.accuracy(text, problem) and tasks.readable(text)
+    return (tasks.accuracy(text, problem) and tasks.is_readable(text)
             and tasks.language_share(text, problem.language) == 1.0)
 
 

@@ -423,7 +423,7 @@ def other_language(language):
 
 def rewrite(text, problem):
     """Translates the words of the thinking into the language of the question, and puts a
-    summary before the answer (R1 v2 B.3.2). The response must be readable()."""
+    summary before the answer (R1 v2 B.3.2). The response must be is_readable()."""
     thinking, answer = parse(text)
     wanted = WORDS[problem.language]
     for words in WORDS.values():
@@ -432,7 +432,7 @@ def rewrite(text, problem):
     return response(thinking, answer, summary=wanted["summary"])
 
 
-def readable(text):
+def is_readable(text):
     """Whether a response is fit to be learnt from: in the template, with thinking that
     has known words only and no step twice. (A corrected step is there with two results,
     so that it does not count as twice.)"""
