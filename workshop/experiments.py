@@ -48,6 +48,6 @@ EXPERIMENTS = {
         shows=("loss", "cut_off", "length", "pass@1")),
     "softmax_router": Experiment(
         "base", "model.bias_speed=0 model.balance_alpha=0", edits=(
-            ("moe.py", "self.weight.float()).sigmoid()", "self.weight.float()).softmax(-1)"),),
+            ("moe.py", "scores_NE = logits_NE.sigmoid()", "scores_NE = logits_NE.softmax(-1)"),),
         shows=("expert_load", "loss", "pass@1")),
 }
