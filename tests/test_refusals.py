@@ -58,7 +58,7 @@ CASES = {  # a command, what its line must contain
     "study everything": "choose one of base, baseline, choices, compute",
     "study hours": "study hours has no runs: python r1mini.py cost --preset v3 --gpus",
     "study base --seeds": "--seeds: expected at least one",
-    "study base --seed 3": "it is --seeds",
+    "study base --seed 3": "use --seeds 0 1 2",
     "study base --preset nan": "--preset: invalid choice",
     "study base --seeds one": "--seeds: invalid int",
     "study base --seeds -1": "--seed must be within",
