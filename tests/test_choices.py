@@ -128,7 +128,8 @@ def test_choices_renamed_renames_stages_of_a_log():
 
 def test_choices_measure_counts_both_schedules(tmp_path, monkeypatch):
     """measure() counts `grown` from the records of growing and grown, and `curriculum` from the
-    usual base and its own RL. The training is replaced by written logs; the oracle is training_curve()."""
+    usual base and its own RL. The training is replaced by written logs; the oracle is
+    training_curve()."""
     write_log(tmp_path / "r1-0", ("base", "zero"), 10)
     usual = [json.loads(line) for line in (tmp_path / "r1-0" / "log.jsonl").open()]
     ours = tmp_path / "choices-0"

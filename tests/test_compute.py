@@ -74,7 +74,8 @@ def test_compute_neutral_word_is_about_as_frequent():
 
 @pytest.mark.parametrize("effect_of_word, effect_of_neutral, sentence", [
     (-0.2, -0.01, "does work: its ban costs 19.0 points"), (-0.1, -0.3, "costs 20.0 points more"),
-    (0.1, 0.0, "does harm: its ban gains 10.0 points"), (-0.02, -0.015, "the two effects cannot be told apart")])
+    (0.1, 0.0, "does harm: its ban gains 10.0 points"),
+    (-0.02, -0.015, "the two effects cannot be told apart")])
 def test_compute_verdict_compares_with_the_neutral_ban(effect_of_word, effect_of_neutral, sentence):
     """The verdict depends on the difference from the neutral ban beside twice its standard error,
     here one point."""
