@@ -142,8 +142,8 @@ def memory_lines(config, gpus):
     for part, size in (parts | {"in all": sum(parts.values())}).items():
         yield row(part, f"{size / 2 ** 30:,.3g}")
     yield note(
-        f"assumed: {experts} GPUs share the experts, there are {stages} pipeline stages, the "
-        "rest is data parallel (ZeRO-1). Weights have 8 bits, and two copies if there are "
+        f"assumed: GPUs that share the experts: {experts}; pipeline stages: {stages}; the rest "
+        "is data parallel (ZeRO-1). Weights have 8 bits, and two copies if there are "
         "several stages (DualPipe). Gradients have 32 bits, master weights 32, and the two "
         f"moments 16 each. Sequences have {config.max_seq_len:,} tokens; one more is in flight "
         "than there are stages. The backward pass computes norms, up-projections and SwiGLU "

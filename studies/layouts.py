@@ -87,8 +87,8 @@ def fixed_rollout(s):
     """A rollout of worked answers, right and wrong, with random rewards. It is the same in
     every layout.
 
-    The log-probabilities are as if the policy had given each token about an even chance
-    among all.
+    The log-probabilities are as if a policy had written them to which all tokens are about
+    equally likely.
     """
     rng = random.Random(0)
     problems = [tasks.make_problem(rng, 3) for _ in range(s.problems)]

@@ -124,7 +124,8 @@ def test_layouts_run_resumes_in_another_layout(tmp_path):
     assert (tmp_path / "two/zero.partial.pt").exists()
     assert cli.main(["zero", *common, "--out", str(tmp_path / "two")]) == 0
     for stage in ("base", "zero"):
-        assert layouts.weight_difference(*(tmp_path / run / f"{stage}.pt" for run in ("one", "two"))) < 1e-5
+        paths = [tmp_path / run / f"{stage}.pt" for run in ("one", "two")]
+        assert layouts.weight_difference(*paths) < 1e-5
 
 
 @pytest.mark.parametrize("world, seen", [("1", False), ("2", True)])
