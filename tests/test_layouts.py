@@ -87,16 +87,17 @@ def test_layouts_page_names_the_largest_difference():
     assert lines[-1] == f"The largest: {1e-7 * len(names):.1e}."
 
 
-@pytest.mark.parametrize("name", ["next_token", "pairwise", "pointwise"])
+@pytest.mark.parametrize("name", ["next_token_loss", "pairwise_loss", "pointwise_loss"])
 def test_layouts_process_without_examples_adds_nothing(name):
     """Without examples a loss makes a whole pass and has value 0, zero gradients and no expert
     load, so no bias moves."""
     config = MICRO
-    if name != "next_token":
+    if name != "next_token_loss":
         config = dataclasses.replace(config, n_outputs=1, n_mtp_layers=0)
     model = moe.Transformer(config)
-    draw = {"next_token": lambda rng: tasks.make_document(rng, tasks.Corpus()),
-            "pairwise": tasks.helpful_pair, "pointwise": tasks.labelled_response}[name]
+    draw = {"next_token_loss": lambda rng: tasks.make_document(rng, tasks.Corpus()),
+            "pairwise_loss": tasks.helpful_pair,
+            "pointwise_loss": tasks.labelled_response}[name]
     loss, logged = getattr(r1mini, name)(model, [], [draw(random.Random(0))])
     loss.backward()
     assert loss.item() == float(logged) == 0
