@@ -58,15 +58,15 @@ class RL:
     lr: float = 4e-4                # of AdamW [3e-6]
     warmup: int = 2                 # updates in which the learning rate rises from 0
     decay: float = 0.6              # last share of updates, in which it falls to 0
-    clip_low: float = 0.2           # clip at 1 - this [unpublished; R1's first RL: 10]
-    clip_high: float = 0.2          # clip at 1 + this
+    clip_low: float = 0.2           # lower clip at 1 - clip_low [unpublished]
+    clip_high: float = 0.2          # upper clip at 1 + clip_high [R1's first RL: 10]
     beta: float = 0.001             # weight of the KL penalty [0.001]; 0: no penalty
     reference_every: int = 10       # rollouts between updates of the reference [25]
     normalize_std: bool = True      # divide advantages by the group's standard deviation
     oversample: int = 1             # answer oversample * P problems, train on P (DAPO)
-    overlong: int = 0               # punish answers that end so near the limit (DAPO)
+    overlong: int = 0               # L_cache, tokens before the limit (DAPO section 3.4)
     accuracy_weight: float = 1.0    # of the accuracy reward
-    format_weight: float = 0.2      # of the format reward [accuracy's, R1 v2 eq 4]
+    format_weight: float = 0.2      # of the format reward [equal to accuracy's]
     language_weight: float = 0.0    # of the language consistency reward (R1 v2 eq 7)
     preference_weight: float = 1.0  # of the reward models, on general prompts
     general: float = 0.0            # share of general prompts, once they join
@@ -90,8 +90,8 @@ SETTINGS = {
 
 
 def advantages(rewards, normalize_std=True):
-    """Advantages (P, G) of rewards (P, G): how much better than its group (DeepSeekMath
-    4.1.2)."""
+    """How much better each answer is than its group: (P, G) of rewards (P, G)
+    (DeepSeekMath 4.1.2)."""
     advantage = rewards - rewards.mean(1, keepdim=True)
     if normalize_std:
         std = rewards.std(1, keepdim=True)  # divides by G - 1
@@ -105,12 +105,13 @@ def advantages(rewards, normalize_std=True):
 def kl_k3(new, reference):
     """An estimate of KL(policy || reference) at each token, never negative
     (DeepSeekMath eq 4)."""
-    reference_over_new = reference - new  # in logarithms
-    return reference_over_new.exp() - reference_over_new - 1
+    log_ratio = reference - new  # k3 is r - log r - 1 with r = reference / new
+    return log_ratio.exp() - log_ratio - 1
 
 
 def overlong_penalty(lengths, limit, buffer):
-    """DAPO section 3.4: 0 up to limit - buffer tokens, then falling to -1 at the limit."""
+    """DAPO section 3.4: 0 up to limit - buffer tokens, then falling to -1 at the limit.
+    """
     return ((limit - buffer - lengths) / buffer).clamp(-1.0, 0.0)
 
 
@@ -122,11 +123,12 @@ class Batch:
     tokens: int    # of these answers, the sum of |o_i|
 
 
-# An objective takes log-probabilities (n, T) of the new, the old and the reference
-# policy, advantages (n,), a mask (n, T) that is 1 at answer tokens, the Batch and the
-# settings s. It returns (J, info). J is to be maximised; J of a minibatch is the sum over
-# its passes. info has the KL estimate of each token, and where the clip acts. The four
-# differ in `weight` alone, and GSPO also in `ratio`.
+# Arguments and result of an objective: it takes log-probabilities (n, T) of the new,
+# the old and the reference policy, advantages (n,), a mask (n, T) that is 1 at answer
+# tokens, the Batch and the settings s. It returns (J, info). J is to be maximised; J of
+# a minibatch is the sum over its passes. info has the KL estimate of each token, and
+# where the clip acts. The first
+# three differ only in `weight`; gspo has grpo's weight and another `ratio`.
 
 
 def grpo(new, old, reference, advantage, mask, batch, s):
@@ -144,8 +146,8 @@ def grpo(new, old, reference, advantage, mask, batch, s):
 
 
 def dr_grpo(new, old, reference, advantage, mask, batch, s):
-    """Dr. GRPO, section 3: divides by a constant instead of |o_i|. In GRPO, each token
-    of a long wrong answer is punished less than one of a short wrong answer."""
+    """Dr. GRPO, section 3: divides by a constant, max_new_tokens. GRPO's 1/|o_i| punishes
+    each token of a wrong answer less if the answer is long."""
     A = advantage.unsqueeze(1)
     ratio = (new - old).exp()
     clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
@@ -234,7 +236,7 @@ def train_rl(model, task, s, seed=0, state=None):
             restore(optimizer, saved)
 
     for step in range(first, s.steps):
-        rng = random.Random(f"{seed}/rl/{step}")  # every RL stage draws the same problems
+        rng = random.Random(f"{seed}/rl/{step}")  # all RL stages draw alike
         rollout = act(model, task, s, rng, step)                            # 1 to 4
         model.train()
         log = improve(model, reference, optimizers, rollout, s, rng, step)  # 5
@@ -250,7 +252,7 @@ def train_rl(model, task, s, seed=0, state=None):
 
 
 def act(model, task, s, rng, step=0):
-    """Steps 1 to 4 of the box. Returns a Rollout."""
+    """Steps 1 to 4 of the loop. Returns a Rollout."""
     # 1 draw
     problems = task.draw(rng, s.problems * s.oversample, step)
     problem_of_answer = [p for p in problems for _ in range(s.group_size)]   # N
@@ -266,7 +268,7 @@ def act(model, task, s, rng, step=0):
     for name, (weight, reward) in task.rewards.items():
         values = torch.tensor(reward(texts, problem_of_answer), dtype=torch.float32)
         reward_parts[name] = values
-        rewards = rewards + weight * values.nan_to_num()
+        rewards = rewards + weight * values.nan_to_num()  # nan: not for this problem
     if s.overlong:
         lengths = samples.answer.sum(1).cpu()
         reward_parts["overlong"] = overlong_penalty(lengths, s.max_new_tokens, s.overlong)
@@ -279,9 +281,12 @@ def act(model, task, s, rng, step=0):
 
 
 def improve(model, reference, optimizers, rollout, s, rng, step):
-    """Step 5 of the box: `minibatches` updates on one rollout. Returns what is logged."""
+    """Step 5 of the loop: `minibatches` updates on one rollout. Returns what is logged.
+    """
     samples, log = rollout.samples, ImproveLog(rollout)
-    last_token = samples.answer.cumsum(1).argmax(1)              # (N,) where each answer ends
+    # The number of answer tokens so far is largest, for the first time, at the last of
+    # them.
+    last_token = samples.answer.cumsum(1).argmax(1)              # (N,)
     lengths = (last_token + 1).tolist()                          # N, prompt and answer
     live = live_groups(rollout).repeat_interleave(s.group_size)  # (N,)
     rows = chosen_rows(rollout, s)
@@ -290,7 +295,7 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
         minibatch = rows[m::s.minibatches]
         batch = Batch(len(minibatch), int(samples.answer[minibatch].sum()))
         live_rows = [row for row in minibatch if live[row]]
-        trained_rows = live_rows or minibatch  # all dead: see "What differs"
+        trained_rows = live_rows or minibatch  # all dead: only the KL term trains
         log.begin_minibatch(trained_rows, lengths)
         for pass_rows in micro_batches(lengths, trained_rows, s.micro_tokens):
             if pass_rows:
@@ -298,11 +303,12 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
             else:  # all processes have to make the same number of passes
                 part = RolloutPart(rollout, trained_rows[:1], lengths, idle=True)
             new, entropy = logprobs(model, part.tokens, part.mask, part.real, s.temperature)
-            reference_logp = new.detach()  # without a penalty: KL to itself is exactly 0
             if s.beta:
                 with torch.no_grad():
                     reference_logp, _ = logprobs(reference, part.tokens, part.mask,
                                                  part.real, s.temperature)
+            else:  # no penalty: skip the reference; the KL to itself is exactly 0
+                reference_logp = new.detach()
             J, info = OBJECTIVES[s.objective](new, part.old, reference_logp, part.advantage,
                                               part.mask.float(), batch, s)
             (-J).backward()
@@ -317,7 +323,7 @@ class RolloutPart:
     """The rows of a rollout that go through the model in one pass. They are sorted by
     length, so the last of the n rows is the longest.
 
-    A process that has no rows left runs one dummy row with a mask of zeros (idle).
+    An idle process, which has no rows left, runs one dummy row with a mask of zeros.
     """
 
     def __init__(self, rollout, rows, lengths, idle=False):
@@ -392,9 +398,8 @@ class ImproveLog:
     def __init__(self, rollout):
         self.sums = dict.fromkeys(("entropy", "kl", "clip", "ratio"), 0.0)
         self.answer = rollout.samples.answer                   # (N, T)
-        # Differences between sampler and trainer, and where they are known: (N, T) each.
-        self.gap = torch.zeros_like(rollout.samples.logprobs)
-        self.compared = torch.zeros_like(self.answer)
+        self.gap = torch.zeros_like(rollout.samples.logprobs)  # (N, T) sampler to trainer
+        self.compared = torch.zeros_like(self.answer)          # (N, T) where gap is known
         self.answer_tokens = self.row_tokens = 0
         self.updates = []
 
@@ -416,6 +421,7 @@ class ImproveLog:
 
     def record(self):
         """Means over tokens, the gap, and what the updates reported."""
+        # answer_tokens counts the rows of all processes, sums those of this one.
         sums = all_sum(torch.tensor(list(self.sums.values()), dtype=torch.float64))
         means = (sums / self.answer_tokens).tolist()
         gap = all_sum(self.gap)  # each process has filled in its own rows

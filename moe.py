@@ -14,16 +14,16 @@ All equation numbers are those of the DeepSeek-V3 report (arXiv 2412.19437).
 
 Axes: B batch, T time, S filled columns of the cache, C width, H heads, R rotary width,
 N = B * T tokens, E routed experts, K experts of a token, I hidden width of an expert,
-M = N * K pairs of a token and one of its experts. In the mixture of experts a suffix gives
-the shape: gates_NK is (N, K).
+M = N * K pairs of a token and one of its experts. In the mixture of experts a suffix
+gives the shape: gates_NK is (N, K).
 
-Products may be computed in bfloat16. Norms, router, head and the residual stream are always
-float32, hence .float() here and there.
+Products may be computed in bfloat16. Norms, router, head and the residual stream are
+always float32: .float() leads back to it.
 
 What differs from the report:
 - The latents have a norm, as in DeepSeek's code. The equations leave it out.
-- A group of experts is scored by its best 2 experts, as in DeepSeek's code. The report says
-  K_r/M, which is 2 in V3.
+- A group of experts is scored by its best 2 experts, as in DeepSeek's code. The report
+  takes K_r divided by the number of groups a token may use: 8/4 = 2 in V3.
 - MTP reads the hidden state after the final norm, and has a norm of its own before the
   shared head, as in the released weights.
 - Questions are given and not predicted, and documents are padded. V3 packs documents and
@@ -59,8 +59,8 @@ class Config:
     n_shared_experts: int = 1      # N_s, computed as one wide feed-forward
     n_activated_experts: int = 2   # K_r, routed experts that a token uses
     n_expert_groups: int = 1       # groups ("nodes") of experts
-    n_limited_groups: int = 1      # groups that a token may use (the report's M)
-    route_scale: float = 1.0       # factor on the gates; 2.5 in V3
+    n_limited_groups: int = 1      # groups that a token may use
+    route_scale: float = 1.0       # factor on all gates; 2.5 in V3
     q_lora_rank: int = 0           # d_c', query latent; 0: not compressed (as V2-Lite)
     kv_lora_rank: int = 32         # d_c, key-value latent, which the cache holds
     qk_nope_head_dim: int = 16     # d_h, content part of a query and key head
@@ -120,13 +120,13 @@ class Cache:
     length: int = 0  # S, columns that are filled
 
     def keep_rows(self, row_ids, extra_columns=0):
-        """A copy that holds the rows with these numbers, each as often as its number
-        comes, and that has more empty columns."""
+        """A copy of the rows in row_ids, which may repeat, with more empty columns."""
         layers, _, columns, width = self.latent.size()
         latent = self.latent.new_empty(layers, len(row_ids), columns + extra_columns, width)
         filled = latent[:, :, :self.length]
-        # out= writes into the new tensor, so that there is no second copy.
+        # `filled` is a part of the new tensor, and out= writes into it.
         torch.index_select(self.latent[:, :, :self.length], 1, row_ids, out=filled)
+        # An empty column counts as real until it is written.
         real = F.pad(self.real[row_ids], (0, extra_columns), value=True)
         return Cache(latent, real, self.length)
 
@@ -139,7 +139,7 @@ class Cache:
         visible = (key_column <= query_column) & real[:, None, None]
         # Padding sees itself. Otherwise its softmax would be over nothing, which is NaN.
         visible = visible | (key_column == query_column)
-        # A token's position is the number of real tokens before it.
+        # A real token's position is the number of real tokens before it.
         positions = (real.cumsum(1)[:, -T:] - 1).clamp(min=0)
         return positions, torch.where(visible, 0.0, -math.inf)
 
@@ -156,7 +156,14 @@ def make_cache(model, n_rows, n_columns, drafts=False):
     return Cache(latent, real)
 
 
-LONG_PROMPT = 128  # tokens
+def causal_mask(score):
+    """(T, T) of -inf above the diagonal and 0 elsewhere, in the dtype of score (..,
+    T, T)."""
+    T = score.size(-1)
+    return score.new_full((T, T), -math.inf).triu(1)
+
+
+LONG_PROMPT = 128  # tokens; the form for training is faster above it
 
 
 class MLA(nn.Module):
@@ -191,25 +198,25 @@ class MLA(nn.Module):
         """
         B, T, _ = x.size()
         if self.compresses_queries:
-            q_latent = self.q_norm(self.wq_a(x).float())                  # eq 6, c_Q
-            q = self.wq_b(q_latent)                                       # eq 7 and eq 8
+            q_compressed = self.q_norm(self.wq_a(x).float())              # eq 6, c_Q
+            q = self.wq_b(q_compressed)                                   # eq 7
         else:
             q = self.wq(x)
         q = q.view(B, T, self.heads, -1)
         q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), -1)      # (B, T, H, .)
         q_rope = rotate(q_rope, rotation)                                 # eq 8
-        kv = self.wkv_a(x)                                                # eq 1 and eq 3
+        kv = self.wkv_a(x)                                                # eq 1
         latent, k_rope = kv.split((self.rank, self.rope_dim), -1)         # (B, T, .)
-        latent = self.kv_norm(latent.float())                             # c_KV
+        latent = self.kv_norm(latent.float())                             # c_KV, with a norm
         k_rope = rotate(k_rope.unsqueeze(2), rotation)                    # eq 3, (B, T, 1, R)
 
         if cache is not None:
             cache[:, -T:] = torch.cat((latent, k_rope.squeeze(2)), -1)
-        # If this call fills the whole cache, nothing comes before it, and the training
-        # form serves too. It never stores the scores of all heads, which would fill
-        # memory.
-        nothing_before = cache is None or T == cache.size(1)
-        if cache is None or (nothing_before and T > LONG_PROMPT):
+        # If this call fills an empty cache, nothing comes before it, and the training
+        # form serves too. With a mask it is one fused kernel, which never stores the
+        # scores.
+        fills_cache = cache is not None and T == cache.size(1)
+        if cache is None or (fills_cache and T > LONG_PROMPT):
             o = self.attend(q_nope, q_rope, latent, k_rope, mask)
         else:
             o = self.attend_absorbed(q_nope, q_rope, cache, mask)
@@ -231,7 +238,7 @@ class MLA(nn.Module):
         if mask is None and kernels.fused_attention_is_slow(q_nope):
             score = q_nope * self.scale @ k_nope.mT                       # the content
             score = score + q_rope * self.scale @ k_rope.mT               # plus the position
-            score = score + kernels.causal_mask(score)
+            score = score + causal_mask(score)
             o = score.softmax(-1) @ v                                     # eq 10
         else:  # the same in one kernel, whose default scale is self.scale
             q = torch.cat((q_nope, q_rope), -1)                           # eq 9
@@ -294,7 +301,8 @@ class Router(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config, E = config, config.n_routed_experts
+        self.config = config
+        E = config.n_routed_experts
         self.weight = nn.Parameter(torch.empty(E, config.dim))  # centroids e_i
         self.register_buffer("bias", torch.zeros(E))            # b_i
         # How many tokens each expert had since the last step.
@@ -311,7 +319,7 @@ class Router(nn.Module):
         if config.n_expert_groups > 1:
             biased_NE = self.limit_groups(biased_NE)
         expert_ids_NK = biased_NE.topk(config.n_activated_experts, -1).indices
-        gates_NK = scores_NE.gather(-1, expert_ids_NK)                  # eq 16, g'_i: no bias
+        gates_NK = scores_NE.gather(-1, expert_ids_NK)                  # eq 16: bias not in g'_i
         gates_NK = gates_NK / (gates_NK.sum(-1, keepdim=True) + 1e-20)  # eq 13, g_i
         gates_NK = gates_NK * config.route_scale
         return scores_NE, gates_NK.type_as(x_NC), expert_ids_NK
@@ -372,11 +380,11 @@ class Experts(nn.Module):
 def grouped_swiglu(x_MC, counts_E, w13, w2):
     """swiglu() of sorted rows: the first counts_E[0] by expert 0, the next by expert 1,
     ..."""
-    w13_T = w13.to(x_MC.dtype).transpose(1, 2)
-    w2_T = w2.to(x_MC.dtype).transpose(1, 2)
+    w13_ECI = w13.to(x_MC.dtype).transpose(1, 2)
+    w2_EIC = w2.to(x_MC.dtype).transpose(1, 2)
     ends = counts_E.cumsum(0).int()
-    gated, up = F.grouped_mm(x_MC, w13_T, offs=ends).chunk(2, -1)
-    return F.grouped_mm(F.silu(gated) * up, w2_T, offs=ends)
+    gated, up = F.grouped_mm(x_MC, w13_ECI, offs=ends).chunk(2, -1)
+    return F.grouped_mm(F.silu(gated) * up, w2_EIC, offs=ends)
 
 
 class MoE(nn.Module):
@@ -547,7 +555,7 @@ class Transformer(nn.Module):
         """
         with self.precision():
             next_embedding = self.embed(tokens[:, 1:])
-            rotation = self.rotations[:tokens.size(1) - 1]  # position i keeps i's
+            rotation = self.rotations[:tokens.size(1) - 1]
             next_is_real = real[:, 1:]
             h, loss = self.mtp(hidden[:, :-1], next_embedding, rotation, next_is_real)
         return Output(self.head(h[logits_at]), h, loss)                        # eq 23
@@ -566,21 +574,24 @@ def supervised_loss(model, tokens, real, token_weight, total_weight, n_sequences
     the gradient does not depend on how the batch is cut into passes.
     """
     def prediction_loss(hidden, shift):
-        """-log p of token i + shift at each position i, weighted, over total_weight."""
+        """Each position i predicts token i + shift. Returns the weighted mean of -log
+        p."""
         wanted = token_weight[:, shift:] > 0
         predicting = hidden[:, :wanted.size(1)][wanted]                        # (wanted, C)
         total = kernels.cross_entropy_sum(model.head, predicting, tokens[:, shift:][wanted],
                                           token_weight[:, shift:][wanted])
         return total / total_weight
 
-    # No logits from the model: cross_entropy_sum computes them in parts, to save memory.
+    # With an all-False mask the model computes no logits: cross_entropy_sum does that in
+    # parts, to save memory.
     nowhere = torch.zeros_like(real)
     output = model(tokens, real, logits_at=nowhere)
     main_loss = prediction_loss(output.hidden, shift=1)
     loss, balance_loss = main_loss, output.balance_loss
     if model.mtp is not None and model.config.mtp_weight:
         second = model.predict_after_next(tokens, real, output.hidden, nowhere[:, 1:])
-        # eq 24. It has fewer terms than the main loss, but the same denominator.
+        # eq 24, which divides by the same number as the main loss, though it has fewer
+        # terms.
         mtp_loss = prediction_loss(second.hidden, shift=2)
         loss = loss + model.config.mtp_weight * mtp_loss                       # eq 25, D = 1
         balance_loss = balance_loss + second.balance_loss

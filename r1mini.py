@@ -9,14 +9,14 @@ Nature Fig 2). One function per stage, in this order:
     dev1        base         Zero's good answers, rewritten         next token, MTP  Dev1
     dev2        dev1         problems; Zero's rewards, language     GRPO             Dev2
     dev3        base         Dev2's good answers, general replies   next token, MTP  Dev3
-    helpful     dev3         pairs of replies, one of them better   pairwise         judge
-    safe        dev3         replies that are safe or not           pointwise        judge
+    helpful     dev3         pairs of replies, one of them better   pairwise         reward model
+    safe        dev3         replies that are safe or not           pointwise        reward model
     r1          dev3         problems, general prompts; Dev2's      GRPO             R1
-                             rewards, and both judges' scores
+                             rewards, both reward models
     student     -            base's corpus                          next token       student
     distill     student      R1's good answers                      next token       distilled
-    student_rl  student      problems; rewards: right, format       GRPO             RL only
-    distill_rl  distill      problems; rewards: right, format       GRPO             both
+    student_rl  student      problems; rewards: right, format       GRPO             student + RL
+    distill_rl  distill      problems; rewards: right, format       GRPO             distilled + RL
 
 MTP is multi-token prediction (moe.py). Two ablations run only if they are asked for:
 distill_logits and student_rl_no_format.
@@ -25,7 +25,7 @@ distill_logits and student_rl_no_format.
     python r1mini.py base|zero|r1|...    the stages up to this one
         --from CKPT                      takes the earlier models from another run's folder
         --only STAGE ...                 runs these stages alone
-    python r1mini.py distill --data FILE a student of your own dialogues in chat format
+    python r1mini.py distill --data FILE trains a student on your dialogues (chat format)
     python r1mini.py eval CKPT           pass@1, majority vote, pass@k on held-out problems
     python r1mini.py chat CKPT           a conversation; thinking and answer apart
     python r1mini.py export CKPT DIR     a Hugging Face folder; `import DIR CKPT` reads one
@@ -71,9 +71,7 @@ from moe import supervised_loss
 
 
 def base(folder, models):
-    """The base model. RL can only strengthen what the base already does now and then.
-    So pretrain() prints how often it uses each style of solution, and how often each is
-    right."""
+    """The base model, pretrained on the corpus."""
     return pretrain(folder, "base", folder.run.model, folder.run.base)
 
 
@@ -87,7 +85,7 @@ def dev1(folder, models):
     """The cold start. The base is trained on Zero's right and readable answers, which are
     rewritten in the language of the question, with a summary (R1 v2 section B.3.2)."""
     def keep(text, problem):
-        return tasks.accuracy(text, problem) and tasks.readable(text)
+        return tasks.accuracy(text, problem) and tasks.is_readable(text)
 
     documents = collect(folder, "dev1", models["zero"], folder.run.data.cold_start,
                         keep=keep, change=tasks.rewrite)
@@ -119,20 +117,22 @@ def helpful(folder, models):
     """The reward model of helpfulness. It learns from pairs of replies.
     tasks.helpful_pair shows it the question and what the reader sees, never the
     thinking."""
-    return judge(folder, "helpful", models["dev3"], tasks.helpful_pair, pairwise_loss)
+    return train_reward_model(folder, "helpful", models["dev3"], tasks.helpful_pair,
+                              pairwise_loss)
 
 
 def safe(folder, models):
     """The reward model of safety. It learns from single replies with a label. It sees the
     question and the whole reply, thinking included."""
-    return judge(folder, "safe", models["dev3"], tasks.labelled_response, pointwise_loss)
+    return train_reward_model(folder, "safe", models["dev3"], tasks.labelled_response,
+                              pointwise_loss)
 
 
 def r1(folder, models):
     """RL for all scenarios. Rules score the answers to problems. Late in the run, general
     prompts join, and the reward models score their replies (R1 v2 eq 8-10)."""
-    judges = models["helpful"], models["safe"]
-    return rl(folder, "r1", models, "dev3", folder.run.r1, judges)
+    reward_models = models["helpful"], models["safe"]
+    return rl(folder, "r1", models, "dev3", folder.run.r1, reward_models)
 
 
 def student(folder, models):
@@ -183,10 +183,10 @@ ABLATIONS = {"distill_logits", "student_rl_no_format"}
 # ------------------------------------------------------------------------------
 # The supervised loop, and the losses that it lowers
 
-# A loss takes the model, the examples of one pass and all examples of the step. Its
-# denominators count the whole step, so that cutting a step into passes never changes
-# the gradient, apart from rounding. It returns (loss, what this pass adds to the logged
-# loss).
+# Arguments and result of a loss: it takes the model, the examples of one pass and all
+# examples of the step. Its denominators count the whole step, so that cutting a step
+# into passes never changes the gradient, apart from rounding. It returns (loss, what
+# this pass adds to the logged loss).
 
 
 def next_token_loss(model, examples, step_examples):
@@ -215,17 +215,17 @@ def distillation_loss(teacher, temperature=1.0):
     return loss
 
 
-def pairwise_loss(judge, examples, step_examples):
+def pairwise_loss(reward_model, examples, step_examples):
     """The loss of the helpfulness reward model, on pairs of tasks.Judgement."""
-    better = judge_scores(judge, [pair.tokens for pair in examples], tasks.PAD_ID)
-    worse = judge_scores(judge, [pair.worse for pair in examples], tasks.PAD_ID)
+    better = judge_scores(reward_model, [pair.tokens for pair in examples], tasks.PAD_ID)
+    worse = judge_scores(reward_model, [pair.worse for pair in examples], tasks.PAD_ID)
     loss = preference_loss(better, worse) / len(step_examples)
     return loss, loss.detach()
 
 
-def pointwise_loss(judge, examples, step_examples):
+def pointwise_loss(reward_model, examples, step_examples):
     """The loss of the safety reward model, on labels of tasks.Judgement."""
-    scores = judge_scores(judge, [example.tokens for example in examples], tasks.PAD_ID)
+    scores = judge_scores(reward_model, [example.tokens for example in examples], tasks.PAD_ID)
     labels = torch.tensor([example.safe for example in examples], device=scores.device)
     loss = safety_loss(scores, labels) / len(step_examples)
     return loss, loss.detach()
@@ -247,11 +247,11 @@ def train(model, s, draw, seed, state=None, loss=next_token_loss):
             restore(optimizer, saved)
     model.train()
     for step in range(first, s.steps):
-        rng = random.Random(f"{seed}/train/{step}")  # every process draws all examples ...
+        # Every process draws all examples, and trains on its share of the passes.
+        rng = random.Random(f"{seed}/train/{step}")
         examples = [draw(rng) for _ in range(s.documents)]
         lengths = [len(example.tokens) for example in examples]
         total_loss = torch.zeros((), dtype=torch.float64)
-        # ... and trains on its share of the passes. An empty pass has one row of padding.
         for rows in micro_batches(lengths, range(len(examples)), s.micro_tokens):
             pass_loss, logged = loss(model, [examples[i] for i in rows], examples)
             pass_loss.backward()
@@ -289,9 +289,7 @@ def count_tokens(example):
 
 
 def pretrain(folder, name, config, s):
-    """A model from random weights on the base corpus. RL can only strengthen what a
-    base already does now and then. So this prints how often the base uses each style of
-    solution, and how often each is right on dev."""
+    """A model from random weights, trained on the base corpus."""
     torch.manual_seed(folder.run.seed)
     model = folder.place(moe.Transformer(config))
 
@@ -299,15 +297,23 @@ def pretrain(folder, name, config, s):
         return tasks.make_document(rng, folder.run.corpus)
 
     model = supervised(folder, name, model, s, draw)
+    print_styles(folder, name)
+    return model
+
+
+def print_styles(folder, name):
+    """Prints how often a base uses each style of solution, and how often each is right,
+    by number of operations. RL strengthens only what the base does sometimes."""
     records = read_log(folder.path)
     dev = [r for r in records if r["kind"] == "dev" and r["stage"] == name][-1]
-    rows = dev["by_style"] | {"all": {"share": 1.0} | dev["by_level"]}
+    levels = dev["by_level"]  # {level: share of right answers}
+    rows = dict(dev["by_style"])  # {style: {"share": its share of the answers, level: ...}}
+    rows["all"] = {"share": 1.0} | levels
     print(f"\n  {name} on dev at temperature 1: right answers by style and operations")
-    print("  style      share" + "".join(f"{level:>6}" for level in dev["by_level"]))
+    print("  style      share" + "".join(f"{level:>6}" for level in levels))
     for style, row in rows.items():
         numbers = [math.nan if x is None else x for x in row.values()]
         print(f"  {style:9}", *(f"{x:5.2f}" for x in numbers))
-    return model
 
 
 def supervised(folder, name, model, s, draw, loss=next_token_loss):
@@ -327,12 +333,12 @@ def one_of(documents):
     return lambda rng: rng.choice(documents)
 
 
-def rl(folder, name, models, before, s, judges=None):
+def rl(folder, name, models, before, s, reward_models=None):
     """A stage of RL: a copy of the model of the stage before is trained, then tested."""
     run = folder.run
     rewards = rule_rewards(s)
-    if judges:
-        rewards["preference"] = (s.preference_weight, preference(*judges))
+    if reward_models:
+        rewards["preference"] = (s.preference_weight, preference(*reward_models))
 
     def draw(rng, n, step):
         share = s.general if step >= s.general_from * s.steps else 0.0
@@ -381,6 +387,7 @@ def preference(helpful_model, safety_model):
     def whole_response(text):
         return text
 
+    # (model, what it reads, kinds of prompts that it scores)
     views = ((helpful_model.eval(), tasks.shown_part, tasks.HELPFUL),
              (safety_model.eval(), whole_response, ("unsafe",)))
 
@@ -391,20 +398,20 @@ def preference(helpful_model, safety_model):
             rows, sequences = [], []
             for i, (text, problem) in enumerate(zip(texts, problems)):
                 seen = view(text)
-                if problem.kind in kinds and seen:  # without anything to see it stays 0
+                if problem.kind in kinds and seen:  # an empty reply keeps 0
                     ids = tasks.encode_prompt(problem.question) + tasks.encode_response(seen)
                     rows.append(i)
                     sequences.append(ids[:model.config.max_seq_len])
             scores = judge_scores(model, sequences, tasks.PAD_ID) if rows else []
             for i, score in zip(rows, scores):
-                # Round to 0.01. Otherwise GRPO, which divides by the standard deviation,
-                # makes large advantages of tiny differences.
+                # Rounding makes nearly equal scores equal. Otherwise GRPO, which divides
+                # by the standard deviation, makes large advantages of tiny differences.
                 rewards[i] = round(float(score.sigmoid()), 2)
         return rewards
     return reward
 
 
-def judge(folder, name, model, draw, loss):
+def train_reward_model(folder, name, model, draw, loss):
     """Trains a reward model: a head with one output (R1 v2 section 3.1). It starts from
     Dev3's weights, which is our choice."""
     run = folder.run
@@ -435,7 +442,7 @@ def draw_problem(rng, run, levels):
 
 def is_fit(text, problem):
     """Whether an answer is right, readable, and only in the language of the question."""
-    return (tasks.accuracy(text, problem) and tasks.readable(text)
+    return (tasks.accuracy(text, problem) and tasks.is_readable(text)
             and tasks.language_share(text, problem.language) == 1.0)
 
 
@@ -455,7 +462,8 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
     """
     run, path = folder.run, folder.path / f"{name}.jsonl"
     if any_process(not path.exists()):  # all processes take one branch
-        folder.cut(folder.begun(name, collected=True))  # the log of a stopped attempt
+        # Remove from the log what a stopped attempt wrote.
+        folder.cut(folder.begun(name, collected=True))
         began, rng = time.monotonic(), random.Random(f"{run.seed}/{name}")
         problem_of_answer = []
         for _ in range(n):
@@ -509,7 +517,7 @@ class Train:
     steps: int = 900
     documents: int = 80            # in a step
     lr: float = 1e-2               # of AdamW: embedding, head, norms, router
-    muon_lr: float = 1e-2          # of Muon: all other matrices; 0: AdamW moves them too
+    muon_lr: float = 1e-2          # of Muon: all other matrices; 0: AdamW updates them
     warmup: int = 20               # steps in which the learning rates rise from 0
     decay: float = 0.4             # last share of the steps, in which they fall to 0
     micro_tokens: int = 1000       # tokens in one pass; changes memory and speed only
@@ -520,15 +528,15 @@ class Train:
 class Evaluation:
     """How a model is tested. Choices are made on dev; test is for reporting."""
     problems: int = 500            # test problems, evenly over the levels
-    samples: int = 16              # answers per problem on dev, and on test at temperature
-                                   # 1 for base and zero
+    samples: int = 16              # answers per problem on dev; and on test, for base and
+                                   # zero, at temperature 1
     fewer_samples: int = 4         # answers per problem in all other tests
     temperature: float = 0.6       # R1's (R1 v1 section 3)
     top_p: float = 0.95            # R1's
-    longer: int = 100              # test problems of each of the two lengths that follow
-                                   # the longest in training
+    longer: int = 100              # test problems one step longer than any in training,
+                                   # and as many two steps longer
     dev_problems: int = 48         # asked between steps, at temperature 1
-    rows: int = 2048               # answers sampled at a time; another value gives others
+    rows: int = 2048               # answers sampled at once; another number, other answers
 
 
 @dataclass(frozen=True)

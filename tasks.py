@@ -26,8 +26,8 @@ tensors or models.
 Why the problems look as they do. A tiny model cannot guess the result of 25-7+9+6, but it can
 learn to get there one operation at a time. For that it must know which operand comes next.
 If operands could repeat, it would have to count them, which is learnt late. So here all
-operands after the first are different single digits. The next one is what stands behind the
-one just used, and attention finds that easily (an "induction head").
+operands after the first are different single digits. The next one is what comes right after
+the one just used, and attention finds that easily (an "induction head").
 """
 import hashlib
 import random
@@ -207,14 +207,15 @@ def add_spaces(problem, rng):
     learnt by heart. The model has to find it by what stands before it, which also works
     on longer problems.
     """
-    def spaced(sign):
-        return " " * rng.randint(0, 3) + sign[0]
+    def put_spaces_before(match):
+        return " " * rng.randint(0, 3) + match[0]
 
-    return replace(problem, question=re.sub(r"[+-]", spaced, problem.question))
+    question = re.sub(r"[+-]", put_spaces_before, problem.question)
+    return replace(problem, question=question)
 
 
 # ------------------------------------------------------------------------------
-# The template, and the rule rewards that read it (R1 section 2.2.2)
+# The template, and the rule rewards that read it (R1 v1 section 2.2.2)
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # ASCII; no plus, no leading zero, no exponent
 TAG = re.compile("</?(?:think|answer)>")
@@ -223,7 +224,7 @@ TAG = re.compile("</?(?:think|answer)>")
 NO_TAGS = r"(?:(?!</?(?:think|answer)>|<\|).)*"
 TEMPLATE = re.compile(rf"""  # for fullmatch: nothing may stand before or after
     (?: <think> (?P<thinking> {NO_TAGS} ) </think>
-        [^<>\d\n]{{0,40}}           # with thinking: a short summary, no working fits in it
+        [^<>\d\n]{{0,40}}           # with thinking: a short summary without any digit
       | {NO_TAGS} )                 # without thinking: any text before the answer
     <answer> (?P<answer> {NO_TAGS} ) </answer>
     """, re.VERBOSE | re.DOTALL)
@@ -255,7 +256,7 @@ def accuracy(text, problem):
     if problem.kind != "sum":
         return 0.0
     answer = parse(text)[1]
-    # The second test holds for all our problems. It guards against a wrong problem file.
+    # A user's problem file may hold an answer such as 007; that earns nothing.
     return float(answer == problem.answer and INTEGER.fullmatch(answer) is not None)
 
 
@@ -270,8 +271,8 @@ def format_reward(text, problem=None):
 # What is measured of an answer
 
 def word_languages(text):
-    """The language of each word of a response, en or zh. A word is a run of Latin letters,
-    or one or two Han characters; digits and signs are no words."""
+    """The language of each word of a response, en or zh. A word is a run of Latin
+    letters, or one or two Han characters; digits and signs are no words."""
     return ["en" if piece.strip().isascii() else "zh" for piece in pieces(TAG.sub("", text))]
 
 
@@ -343,7 +344,7 @@ STYLES = ("direct", "steps", "checked")
 def slip(rng, value):
     """A number that somebody might write by mistake for `value`."""
     near = (value - 10, value - 2, value - 1, value + 1, value + 2, value + 10)
-    return rng.choice([x for x in near if x >= min(0, value)])  # none is newly negative
+    return rng.choice([x for x in near if x >= min(0, value)])
 
 
 def apply(a, sign, b):
@@ -388,7 +389,7 @@ def work(problem, style, rng, slips=0.0, foreign=0.0):
 
     def step(a, sign, b):
         """Writes a line and returns the result that the working goes on with."""
-        right = apply(a, sign, b)  # for this a, which may be a slip already
+        right = apply(a, sign, b)  # even if `a` is a slip
         written = slip(rng, right) if rng.random() < slips else right
         line = f"{a}{sign}{b}={written}"
         if style == "checked":
@@ -422,7 +423,7 @@ def other_language(language):
 
 def rewrite(text, problem):
     """Translates the words of the thinking into the language of the question, and puts a
-    summary before the answer (R1 v2 B.3.2). The response must be readable()."""
+    summary before the answer (R1 v2 B.3.2). The response must be is_readable()."""
     thinking, answer = parse(text)
     wanted = WORDS[problem.language]
     for words in WORDS.values():
@@ -431,7 +432,7 @@ def rewrite(text, problem):
     return response(thinking, answer, summary=wanted["summary"])
 
 
-def readable(text):
+def is_readable(text):
     """Whether a response is fit to be learnt from: in the template, with thinking that
     has known words only and no step twice. (A corrected step is there with two results,
     so that it does not count as twice.)"""
@@ -439,9 +440,9 @@ def readable(text):
     if not thinking:
         return False
     steps = re.findall(r"[0-9]+[-+*][0-9]+=-?[0-9]+", thinking)
-    words = set(re.sub(r"[-+*=0-9]+", " ", thinking).split())
+    used = set(re.sub(r"[-+*=0-9]+", " ", thinking).split())
     known = {word.strip() for words in WORDS.values() for word in words.values()}
-    return words <= known and len(steps) == len(set(steps))
+    return used <= known and len(steps) == len(set(steps))
 
 
 # ------------------------------------------------------------------------------
@@ -458,7 +459,8 @@ def make_prompt(rng, part="train", kinds=GENERAL, language=None):
     while True:
         kind = rng.choice(kinds)
         wordings = PHRASES[language]["how" if kind == "unsafe" else kind]
-        options = (*wordings, TOPICS[kind])  # openings, wordings, closings, topics
+        # Openings, wordings, closings, topics: as many in one language as in the other.
+        options = (*wordings, TOPICS[kind])
         numbers = [rng.randrange(len(choices)) for choices in options]
         if part_of(f"{kind}/{numbers}") != part:
             continue
@@ -477,7 +479,7 @@ def topic_of(problem):
         for names, contents in topics:
             if problem.topic in names:
                 return names, contents
-    return TOPICS["greeting"][0]  # of what is no general prompt
+    return TOPICS["greeting"][0]  # nothing known
 
 
 @dataclass(frozen=True)
@@ -601,14 +603,15 @@ class Corpus:
     steps: float = 0.16           # share that show short working
     checked: float = 0.16         # share that check every step
     general: float = 0.06         # share of general prompts
-    # The rest, 0.18, drills single steps.
+    # The remaining 0.18 of all documents are drills of single steps.
+
     direct_slips: float = 0.30    # chance that a direct answer is wrong
     steps_slips: float = 0.40     # chance that a short step is wrong; the working goes on
     checked_slips: float = 0.20   # chance that a checked step is wrong; it is corrected
     steps_mixed: float = 0.30     # share of short workings that mix languages
     checked_mixed: float = 0.50   # share of checked workings that mix languages
-    foreign: float = 0.40         # in these: chance of a word in the other language
-    switched: float = 0.15        # share of unmixed workings in the other language
+    foreign: float = 0.40         # in a mixed working: chance of a word in the other language
+    switched: float = 0.15        # share of unmixed workings all in the other language
     tags: float = 0.70            # share of answers in the template's tags
     summary: float = 0.40         # share of tagged answers to sums that have a summary
     # Levels of the problems. One of these is drawn, so short problems are frequent.
@@ -668,18 +671,19 @@ def solution(rng, corpus, style):
 
 def dialogue(problem, text, style=""):
     """The document of a question and its response. Only the response is predicted."""
-    prompt, answer = encode_prompt(problem.question), encode_response(text)
-    return Document(prompt + answer, [0] * len(prompt) + [1] * len(answer), style, problem)
+    prompt, response_ids = encode_prompt(problem.question), encode_response(text)
+    weight = [0] * len(prompt) + [1] * len(response_ids)
+    return Document(prompt + response_ids, weight, style, problem)
 
 
 def drill(rng, corpus):
-    """A list of single steps. They come from all parts: facts, of which none is held
-    out."""
+    """A list of single steps. They are not split into train, dev and test, since the
+    model must know them all."""
     tokens, weight = [], []
     for _ in range(corpus.drill):
-        fact = make_problem(rng, 1, part=None)
-        given = ENCODING.encode(f"{fact.expression}=")
-        result = ENCODING.encode(f"{fact.answer} ")
+        single = make_problem(rng, 1, part=None)
+        given = ENCODING.encode(f"{single.expression}=")
+        result = ENCODING.encode(f"{single.answer} ")
         tokens += given + result
         weight += [0] * len(given) + [1] * len(result)
     return Document(tokens, weight, "drill")

@@ -655,16 +655,16 @@ def test_reward_losses_equal_hand_worked_ones():
 
 
 def test_example_of_the_docstring_is_what_the_code_makes():
-    """The question and answer at the top of tasks.py earn all rewards, check and correct a step,
-    and are what work() writes."""
-    question, _, *answer = [line.strip() for line in tasks.__doc__.split("\n")[4:8]]
+    """The question and answer at the top of tasks.py earn all rewards and are what work() writes
+    without a slip; with a slip it writes what the docstring says."""
+    question, text = [line.strip() for line in tasks.__doc__.split("\n")[4:6]]
     problem = Problem(question, "27", "en", 2, question.split()[1])
-    text = "".join(answer)
     assert tasks.accuracy(text, problem) == tasks.format_reward(text) == 1.0
-    assert tasks.reflects(text) and tasks.corrects(text) and tasks.readable(text)
-    thinking = text.split("<think>")[1].split("</think>")[0]
+    assert tasks.reflects(text) and tasks.is_readable(text)
+    assert tasks.response(*tasks.work(problem, "checked", random.Random(0))) == text
+    corrected = tasks.__doc__.split("check shows it: ")[1].split(" ...")[0]
     workings = {tasks.work(problem, "checked", random.Random(seed), 0.3)[0] for seed in range(400)}
-    assert thinking in workings
+    assert any(working.startswith(corrected) for working in workings)
 
 
 @cache
@@ -871,7 +871,7 @@ def test_rewrite_keeps_the_equations_and_makes_the_text_fit(style):
         assert set(tasks.word_languages(new)) == {problem.language}
         numbers = [re.findall("[0-9=+*-]+", text) for text in (old, new)]
         assert numbers[0] == numbers[1] and tasks.rewrite(new, problem) == new
-        assert tasks.readable(old) and r1mini.is_fit(new, problem)
+        assert tasks.is_readable(old) and r1mini.is_fit(new, problem)
         assert len(new) == len(tasks.response(tasks.parse(new)[0], problem.answer)) + len(
             WORDS[problem.language]["summary"])
 
@@ -886,9 +886,9 @@ def test_readable_equals_hand_worked_judgements(thinking, readable):
     """Known words without a repeated step are readable; a repetition, garbage or no thinking is
     not."""
     text = f"<think>{thinking}</think><answer>7</answer>"
-    assert bool(tasks.readable(text)) == bool(readable)
-    assert not tasks.readable(f"<think>{thinking}<answer>7</answer>")
-    assert not tasks.readable("<answer>7</answer>")
+    assert bool(tasks.is_readable(text)) == bool(readable)
+    assert not tasks.is_readable(f"<think>{thinking}<answer>7</answer>")
+    assert not tasks.is_readable("<answer>7</answer>")
 
 
 # General prompts

@@ -3,7 +3,6 @@
 The lesson files say what is computed. Each function here says what one kind of hardware wants.
 """
 import functools
-import math
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +11,6 @@ import torch.nn.functional as F
 def fused_attention_is_slow(q):
     """Whether written-out attention is faster than torch's fused kernel: bfloat16 on a CPU."""
     return q.is_cpu and q.dtype == torch.bfloat16
-
-
-def causal_mask(score):
-    """(T, T) of -inf above the diagonal and 0 elsewhere, in the dtype of score (.., T, T)."""
-    T = score.size(-1)
-    return score.new_full((T, T), -math.inf).triu(1)
 
 
 def attend_to_one_key_head(q, k, v, mask, scale):

@@ -171,12 +171,9 @@ def test_results_pages_are_in_the_index():
 
 
 def test_readme_is_read_in_five_minutes():
-    """Its words, tables included; and its answers are those of seed 0."""
+    """The README has at most 1,450 words, tables included."""
     text = (ROOT / "README.md").read_text("utf-8")
     assert len(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).split()) <= 1450
-    samples = (ROOT / "results" / "r1" / "samples.md").read_text("utf-8")
-    answers = re.findall(r"^> - \*\*\w+\*\*, \w+: (`.+`)$", text, re.MULTILINE)
-    assert len(answers) == 3 and all(answer in samples for answer in answers)
 
 
 @functools.cache

@@ -98,7 +98,7 @@ def test_run_that_is_finished_is_not_repeated(micro, tmp_path, capsys):
     before = {f.name: f.read_bytes() for f in [*path.glob("*.pt"), path / "log.jsonl"]}
     argv = [*FEW, "--out", str(path)]
     assert cli.main(list(argv)) == 0
-    assert capsys.readouterr().out.count("finished before") == len(STAGES)
+    assert capsys.readouterr().out.count("finished earlier") == len(STAGES)
     assert cli.main(["zero", *argv, "--set", "zero.lr=1"]) == 2
     assert "zero.lr" in capsys.readouterr().err
     assert before == {f.name: f.read_bytes() for f in [*path.glob("*.pt"), path / "log.jsonl"]}
@@ -119,10 +119,10 @@ def test_run_killed_repeatedly_reaches_the_same_bits(micro, tmp_path, monkeypatc
     argv = [command, *FEW, "--out", str(tmp_path), "--save-every", "2"]
     clock = folder.Folder.clock
     for point in kills:
-        def kill(self, name, step, *rest):
+        def kill(self, name, step, *rest, **named):
             if (name, step) == point:
                 raise RuntimeError("killed")
-            return clock(self, name, step, *rest)
+            return clock(self, name, step, *rest, **named)
 
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
             patch.setattr(folder.Folder, "clock", kill)

@@ -25,7 +25,7 @@ COMMANDS = {"all": "every stage", "base": "pretraining", "zero": "up to R1-Zero"
             "dev1": "up to the cold start", "dev2": "up to RL for reasoning",
             "dev3": "up to rejection sampling and SFT", "r1": "up to R1",
             "distill": "up to the students"}
-TOOLS = ("eval", "chat", "export", "report", "study", "bench", "cost")
+TOOLS = ("eval", "chat", "export", "report", "study", "bench", "cost", "annotate")
 
 # The models of other stages that a stage starts from or learns from.
 NEEDS = {"zero": ["base"], "dev1": ["zero", "base"], "dev2": ["dev1"], "dev3": ["dev2", "base"],
@@ -233,6 +233,9 @@ def parser():
     add("--tokens", type=float, help="tokens to train on; default 14.8e12, V3's")
     add("--mfu", type=float, help="share of the peak FLOPs; default: what V3's hours imply")
     add("--dollars-per-hour", type=float, help="of a GPU; default 2")
+
+    one = commands.add_parser("annotate", help="the lesson files as pages beside the equations")
+    one.add_argument("folder", nargs="?", default="annotated", help="default annotated")
     return top
 
 
