@@ -93,18 +93,18 @@ def steps(text):
     noticed     a "wait" comes before the next step
     corrected   what comes after "wait" is the same operation with the right result
     """
-    found = []
+    judged = []
     thinking = text.partition(tasks.END_THINK)[0]
     for word, a, sign, b, result in STEP.findall(thinking):
         name = NAMES.get(word.strip())
         is_right = SIGNS[sign](int(a), int(b)) == int(result)
-        if name == "wait" and found:
-            same_operation = found[-1]["operation"] == (a, sign, b)
-            found[-1] |= {"noticed": True, "corrected": is_right and same_operation}
+        if name == "wait" and judged:
+            same_operation = judged[-1]["operation"] == (a, sign, b)
+            judged[-1] |= {"noticed": True, "corrected": is_right and same_operation}
         elif name != "check":
-            found.append({"operation": (a, sign, b), "wrong": not is_right,
+            judged.append({"operation": (a, sign, b), "wrong": not is_right,
                           "noticed": False, "corrected": False})
-    return found
+    return judged
 
 
 def share(values):

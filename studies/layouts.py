@@ -1,7 +1,7 @@
 """Is a training step the same however several processes share it?
 
-The paper: V3's training shares experts among 64 GPUs and layers among 16 pipeline stages, and
-splits the data (V3 section 3.2). It gives no number for the differences.
+The paper: V3's training shares the experts among 64 GPUs and the layers among 16 pipeline
+stages (V3 section 3.2).
 
     python r1mini.py study layouts
 

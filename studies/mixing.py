@@ -1,7 +1,7 @@
 """Does R1-Zero mix languages only because checked solutions mix them in our corpus?
 
-The paper: R1-Zero mixes English and Chinese, and its base has read mostly these two (R1 v2
-section A.1). It gives no number.
+The paper: R1-Zero mixes English and Chinese in one chain of thought; its base has read mostly
+these two languages (R1 v2 section A.1).
 
     python r1mini.py study mixing
 

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER.parent))
+WORKSHOP = Path(__file__).resolve().parent
+sys.path.insert(0, str(WORKSHOP.parent))
 import grpo
 import moe
 import tasks
@@ -350,7 +350,7 @@ def load(name, folder):
     return getattr(module, function)
 
 
-def main(words, folder=FOLDER / "exercises"):
+def main(words, folder=WORKSHOP / "exercises"):
     """Checks the named exercises, or all. Returns 0 if all are right, 1 if one is not, 2 for an
     unknown name."""
     unknown = [name for name in words if name not in EXERCISES]

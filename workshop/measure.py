@@ -21,9 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path[:0] = [str(ROOT), str(HERE)]
+WORKSHOP = Path(__file__).resolve().parent
+ROOT = WORKSHOP.parent
+sys.path[:0] = [str(ROOT), str(WORKSHOP)]
 from experiments import EXPERIMENTS, PLAIN, SHORT, STARTS, Experiment
 
 from engine.errors import UserError
@@ -114,17 +114,17 @@ def short(x):
 # Writing
 
 
-def kept(name):
+def kept_curves(name):
     """The kept curves of an experiment, or None."""
-    path = HERE / "curves" / f"{name}.json"
+    path = WORKSHOP / "curves" / f"{name}.json"
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
 def keep(name, record):
     """Writes curves/NAME.json, with one line for each curve."""
-    (HERE / "curves").mkdir(exist_ok=True)
+    (WORKSHOP / "curves").mkdir(exist_ok=True)
     text = re.sub(r"\n\s{3,}", " ", json.dumps(record, indent=1))
-    (HERE / "curves" / f"{name}.json").write_text(text + "\n", "utf-8")
+    (WORKSHOP / "curves" / f"{name}.json").write_text(text + "\n", "utf-8")
 
 
 def row(record, key):
@@ -146,12 +146,12 @@ def compare(name, record, plain, shows):
     for key in shows:
         for run_name, curves_of_run in runs.items():
             values = row(curves_of_run, key)
-            cells = [figure(values[step]) if step in values else "" for step in steps]
+            cells = [as_text(values[step]) if step in values else "" for step in steps]
             lines.append(f"| {key}, {run_name} | " + " | ".join(cells) + " |")
     return lines
 
 
-def figure(x):
+def as_text(x):
     """A number as the tables write it."""
     return f"{x:.3f}" if abs(x) < 10 else f"{x:.1f}"
 
@@ -177,7 +177,7 @@ def fill(text):
 
 def write_pages():
     """Writes what the experiments change, then the numbers of all pages."""
-    path = HERE / "experiments.md"
+    path = WORKSHOP / "experiments.md"
     path.write_text(fill(path.read_text("utf-8")), "utf-8")
     pages.write_pages()
 
@@ -195,7 +195,7 @@ def try_settings(words):
     plain = PLAIN[start]
     experiment = Experiment(start, " ".join(settings), shows=EXPERIMENTS[plain].shows)
     record = run("try", experiment)
-    print("\n".join(compare("yours", record, kept(plain), experiment.shows)))
+    print("\n".join(compare("yours", record, kept_curves(plain), experiment.shows)))
 
 
 def measure_all(names):
@@ -204,7 +204,7 @@ def measure_all(names):
         experiment = EXPERIMENTS[name]
         record = run(name, experiment)
         keep(name, record)
-        plain = kept(PLAIN[experiment.start])
+        plain = kept_curves(PLAIN[experiment.start])
         print("\n".join(compare(name, record, plain, experiment.shows)), flush=True)
 
 
