@@ -1,7 +1,7 @@
 """Could the base do as well without RL?
 
-The paper: RL raises R1-Zero's pass@1 on AIME 2024 from 15.6% to 71.0%; its majority vote of
-64 answers is right on 86.7% (R1 v1 section 2.2.4).
+The paper: RL raises R1-Zero's pass@1 on AIME 2024 from 15.6% to 71.0%; its majority
+vote of 64 answers is right on 86.7% (R1 v1 section 2.2.4).
 
     python r1mini.py study baseline
 
@@ -12,10 +12,11 @@ Four other ways to use the same base stand beside RL:
     examples4   the base with 4 worked examples in its prompt
     cons        the base's majority vote
 
-FLOPs per token, with N active parameters: 2N to write or to read it, 6N to learn from it. RL
-takes 10N per token: the policy writes it (2N), the reference reads it (2N), and the policy
-learns from it (6N). A token of a dead group takes 2N. All models are tested on held-out test
-problems at temperature 1. The FLOPs decide where SFT stops; nothing else was tuned.
+FLOPs per token, with N active parameters: 2N to write or to read it, 6N to learn from
+it. RL takes 10N per token: the policy writes it (2N), the reference reads it (2N), and
+the policy learns from it (6N). A token of a dead group takes 2N. All models are tested
+on held-out test problems at temperature 1. The FLOPs decide where SFT stops; nothing
+else was tuned.
 """
 import copy
 import dataclasses
@@ -42,8 +43,8 @@ SETTINGS, NEEDS, STAGES = (), ("base.pt", "zero.pt"), ("sft",)
 
 
 def cost_of_rl(log):
-    """(answers drawn, tokens of their prompts, FLOPs per parameter) of Zero's RL in the log
-    of a run."""
+    """(answers drawn, tokens of their prompts, FLOPs per parameter) of Zero's RL in the
+    log of a run."""
     rollouts = [r for r in log if r["kind"] == "zero"]
     s = log[0]["zero"]
     answers = len(rollouts) * s["problems"] * s["group_size"] * s["oversample"]
@@ -87,8 +88,8 @@ def rejection_sampling(folder, base, log):
 
 
 def with_examples(problem, n, rng, level):
-    """Token ids of a prompt that begins with n dialogues. Each dialogue is a problem of this
-    level in the same language, with a right solution that checks its steps."""
+    """Token ids of a prompt that begins with n dialogues. Each dialogue is a problem of
+    this level in the same language, with a right solution that checks its steps."""
     ids = []
     for _ in range(n):
         example = tasks.make_problem(rng, level, "train", problem.language)

@@ -1,23 +1,23 @@
 """Which recipe brings R1-Zero to 85% with the least compute?
 
 The papers: dynamic sampling raises DAPO from 42 to 50 on AIME 2024 (DAPO Table 1). A
-curriculum raises Kimi's accuracy from 0.553 to 0.590 at iteration 42 (Kimi k1.5 Figure 9).
-V3's batch grows from 3,072 to 15,360 sequences (V3 section 4.2).
+curriculum raises Kimi's accuracy from 0.553 to 0.590 at iteration 42 (Kimi k1.5 Figure
+9). V3's batch grows from 3,072 to 15,360 sequences (V3 section 4.2).
 
     python r1mini.py study choices
 
-The goal is a pass@1 of 85% on dev, counted from random weights. Each recipe changes one thing
-in the default recipe (AdamW also gets its own learning rate). Costs are counted in operations
-(FLOPS in tools/tables.py), which do not depend on how busy the machine is. This study reads
-nothing off the test problems, so there are few of them. No setting makes two of the recipes,
-so this file trains them itself:
+The goal is a pass@1 of 85% on dev, counted from random weights. Each recipe changes one
+thing in the default recipe (AdamW also gets its own learning rate). Costs are counted
+in operations (FLOPS in tools/tables.py), which do not depend on how busy the machine
+is. This study reads nothing off the test problems, so there are few of them. No setting
+makes two of the recipes, so this file trains them itself:
 
-    growing      pretraining with half as many documents per step in the first third and half
-                 as many again in the last. It reads as many documents in all
+    growing      pretraining with half as many documents per step in the first third and
+                 half as many again in the last. It reads as many documents in all
     grown        Zero's RL from `growing`
-    curriculum   Zero's RL from the usual base. It draws a level more often the more answers to
-                 it were wrong in the last evaluation on dev (Kimi k1.5 section 2.3.4 does this
-                 for single problems)
+    curriculum   Zero's RL from the usual base. It draws a level more often the more
+                 answers to it were wrong in the last evaluation on dev (Kimi k1.5
+                 section 2.3.4 does this for single problems)
 """
 import dataclasses
 from pathlib import Path
@@ -80,8 +80,8 @@ def folders(seed, at):
 
 
 def training_curve(base_log, rl_log):
-    """The numbers of a recipe, from the logs of its pretraining and of its RL. A recipe that
-    does not reach LIMIT has no steps and no TFLOP."""
+    """The numbers of a recipe, from the logs of its pretraining and of its RL. A recipe
+    that does not reach LIMIT has no steps and no TFLOP."""
     dev = [r for r in rl_log if r["kind"] == "dev" and r["stage"] == "zero"]
     numbers = {"base": dev[0]["pass@1"]}
     for record in dev:
@@ -117,8 +117,8 @@ SCHEDULES = "batches that grow in pretraining", "a curriculum by success rate"
 
 
 def growing(model, s, draw, seed, state=None):
-    """r1mini.train with GROWTH: it calls train once for each third, from the state that the
-    third before it left. Yields what train yields."""
+    """r1mini.train with GROWTH: it calls train once for each third, from the state that
+    the third before it left. Yields what train yields."""
     for i, factor in enumerate(GROWTH, 1):
         settings = dataclasses.replace(s, documents=round(factor * s.documents))
         last_step = s.steps * i // len(GROWTH)
@@ -140,8 +140,8 @@ def weakness(dev, levels):
 def by_success(folder, s):
     """Zero's task, with levels drawn by their weakness.
 
-    The dev records come from the log, so a killed run resumes to the same bits. This needs
-    a run of one process, because only the first process writes the log.
+    The dev records come from the log, so a killed run resumes to the same bits. This
+    needs a run of one process, because only the first process writes the log.
     """
     def draw(rng, n, step):
         past = [r for r in read_log(folder.path) if r["kind"] == "dev"
@@ -186,7 +186,8 @@ def train_curriculum(folder):
 
 
 def measure(folder):
-    """The numbers of a seed's SCHEDULES, by key such as a curriculum by success rate.tflop."""
+    """The numbers of a seed's SCHEDULES, by key such as a curriculum by success
+    rate.tflop."""
     train_growing(folder)
     train_curriculum(folder)
     log, usual_log = read_log(folder.path), read_log(Path(folder.run.start).parent)
@@ -200,8 +201,8 @@ def measure(folder):
 
 
 def renamed(log, **names):
-    """A log with the records of the named stages only, under their new names. The settings,
-    its first record, stay."""
+    """A log with the records of the named stages only, under their new names. The
+    settings, its first record, stay."""
     records = log[:1]
     for record in log[1:]:
         key = "stage" if "stage" in record else "kind"

@@ -6,16 +6,17 @@ section C.2), and has an "aha moment" at which it corrects itself (R1 v1 Table 3
 
     python r1mini.py study compute
 
-    more samples     pass@k, majority vote of k, and the most central answer of k (Smoothie,
-                     arXiv 2412.04692)
-    a limit          the thinking is cut after a number of tokens, and the model must answer
-    the aha moment   how many wrong steps the model notices and corrects; and its accuracy when
-                     "wait" or "check" is forbidden
+    more samples     pass@k, majority vote of k, and the most central answer of k
+                     (Smoothie, arXiv 2412.04692)
+    a limit          the thinking is cut after a number of tokens, and the model must
+                     answer
+    the aha moment   how many wrong steps the model notices and corrects; and its
+                     accuracy when "wait" or "check" is forbidden
 
-A word can be banned for two reasons: the ban takes away its work, or it disturbs the model. So
-each ban is compared with the ban of a neutral word, which judges nothing and is about as
-frequent. All answers are to held-out test problems at temperature 1, from a run's base, zero
-and r1.
+A word can be banned for two reasons: the ban takes away its work, or it disturbs the
+model. So each ban is compared with the ban of a neutral word, which judges nothing and
+is about as frequent. All answers are to held-out test problems at temperature 1, from a
+run's base, zero and r1.
 """
 import contextlib
 import math
@@ -46,8 +47,9 @@ THINK, END_THINK, ANSWER = (tasks.ENCODING.encode_single_token(tag) for tag in
 
 
 def cut(answer, limit):
-    """The first tokens of an answer whose thinking has more than `limit` tokens: the thinking
-    up to the limit, and the tags that begin an answer. None if the thinking is not that long.
+    """The first tokens of an answer whose thinking has more than `limit` tokens: the
+    thinking up to the limit, and the tags that begin an answer. None if the thinking is
+    not that long.
 
     An answer outside the template comes into the template by this cut.
     """
@@ -114,8 +116,8 @@ def share(values):
 
 
 def wrong_steps(texts, problems):
-    """What becomes of wrong steps, over texts that answer these problems. ROWS says what each
-    number is."""
+    """What becomes of wrong steps, over texts that answer these problems. ROWS says
+    what each number is."""
     all_steps, slipped = [], []  # slipped: (all corrected?, right?) of texts with a wrong step
     for text, problem in zip(texts, problems):
         steps_of_text = steps(text)
@@ -153,8 +155,8 @@ def tokens_of(name, languages=tasks.LANGUAGES):
 
 
 def neutral(answers, name):
-    """The token of a neutral word ("then" or "ok", in one language) whose count in the answers
-    is nearest to that of a word of tasks.WORDS in all languages.
+    """The token of a neutral word ("then" or "ok", in one language) whose count in the
+    answers is nearest to that of a word of tasks.WORDS in all languages.
 
     Only one language is banned, so the model can write the neutral word in the other one.
     """

@@ -1,14 +1,14 @@
 """Do the published GPU-hours of V3 and R1 agree with their FLOPs?
 
-The paper: V3's pre-training took 2,664K H800-hours, all of its training 2,788K (V3 Table 1).
-R1-Zero took 101K and all of R1 147K (R1 v2 Table 7).
+The paper: V3's pre-training took 2,664K H800-hours, all of its training 2,788K (V3
+Table 1). R1-Zero took 101K and all of R1 147K (R1 v2 Table 7).
 
     python r1mini.py cost --preset v3 --gpus 2048
     python r1mini.py cost --preset v3 --gpus 2048 --tokens 14.8e12 --mfu 0.4 --dollars-per-hour 2
 
-This prints the memory of each GPU, the FLOPs, the messages between GPUs, the hours and the
-dollars, for GPUs that are laid out as in V3's training. For v3 the published hours stand beside
-ours. The output says what is assumed. Nothing is trained or measured.
+This prints the memory of each GPU, the FLOPs, the messages between GPUs, the hours and
+the dollars, for GPUs that are laid out as in V3's training. For v3 the published hours
+stand beside ours. The output says what is assumed. Nothing is trained or measured.
 """
 import math
 import textwrap
@@ -41,8 +41,8 @@ def flops(config, length):
 
 
 def flops_of_rl(config):
-    """FLOPs per sampled token, of the weights alone: with N parameters, 2N to write it, 2N in
-    the reference, 6N to learn from it."""
+    """FLOPs per sampled token, of the weights alone: with N parameters, 2N to write it,
+    2N in the reference, 6N to learn from it."""
     return 10 * in_products(config, mtp=False)
 
 
@@ -58,8 +58,8 @@ def implied_mfu():
 
 
 def layout(config, gpus):
-    """(GPUs that share the experts, pipeline stages). V3 has 64 and 16 (V3 section 3.2). Fewer
-    GPUs get the largest numbers that divide them."""
+    """(GPUs that share the experts, pipeline stages). V3 has 64 and 16 (V3 section
+    3.2). Fewer GPUs get the largest numbers that divide them."""
     has_experts = config.n_dense_layers < config.n_layers
     experts = math.gcd(64, gpus, config.n_routed_experts) if has_experts else 1
     stages = max(n for n in (1, 2, 4, 8, 16)
@@ -70,9 +70,9 @@ def layout(config, gpus):
 def activation_bytes(c):
     """Bytes per token that the backward pass needs, in all layers.
 
-    16 bits for the residual stream, attention's latents and attention's result; 8 bits for
-    the inputs of feed-forwards and of SwiGLU. The rest is computed again (V3 sections 3.2.3
-    and 3.3.3).
+    16 bits for the residual stream, attention's latents and attention's result; 8 bits
+    for the inputs of feed-forwards and of SwiGLU. The rest is computed again (V3
+    sections 3.2.3 and 3.3.3).
     """
     queries = c.q_lora_rank or c.n_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim)
     latents = queries + c.kv_lora_rank + c.qk_rope_head_dim
@@ -100,9 +100,9 @@ def memory(config, gpus):
 
 
 def messages(c):
-    """Bytes that a token sends in one layer of experts, forward: (to its experts, from node to
-    node). Its vector travels in 8 bits and comes back in 16, once for each node (V3 section
-    3.2.2)."""
+    """Bytes that a token sends in one layer of experts, forward: (to its experts, from
+    node to node). Its vector travels in 8 bits and comes back in 16, once for each node
+    (V3 section 3.2.2)."""
     nodes = c.n_limited_groups if c.n_expert_groups > 1 else c.n_activated_experts
     return 3 * c.dim * c.n_activated_experts, 3 * c.dim * nodes
 

@@ -5,12 +5,12 @@ stages (V3 section 3.2).
 
     python r1mini.py study layouts
 
-A layout says how many processes take a step together, how they hold the model, and how many of
-them share its experts. In each layout this study takes four steps of pretraining and two steps
-of GRPO (with two updates each) on fixed rollouts, in float32 on the micro preset. It also
-continues from the checkpoint that one process wrote half-way, and takes four steps with a
-dense student and with a reward model. The results should equal those of one process up to
-rounding.
+A layout says how many processes take a step together, how they hold the model, and how
+many of them share its experts. In each layout this study takes four steps of
+pretraining and two steps of GRPO (with two updates each) on fixed rollouts, in float32
+on the micro preset. It also continues from the checkpoint that one process wrote
+half-way, and takes four steps with a dense student and with a reward model. The results
+should equal those of one process up to rounding.
 """
 import dataclasses
 import random
@@ -27,8 +27,8 @@ from engine import checkpoint, devices, optim, sampling
 from tools.study import once
 from tools.tables import table
 
-# A layout: (processes, how they hold the model, how many share the experts, recompute). See
-# devices.shard. All layouts of one number of processes are launched together.
+# A layout: (processes, how they hold the model, how many share the experts, recompute).
+# See devices.shard. All layouts of one number of processes are launched together.
 ONE = (1, "none", 1, False)
 LAYOUTS = {1: [ONE, (1, "none", 1, True)],
            2: [(2, "ddp", 1, False), (2, "fsdp", 1, False), (2, "ddp", 2, False),
@@ -44,8 +44,8 @@ def name_of(layout):
 
 
 def shard_arguments(layout):
-    """The arguments for devices.place that spread a model in this layout. One process needs
-    none."""
+    """The arguments for devices.place that spread a model in this layout. One process
+    needs none."""
     return () if layout == ONE else layout[1:]
 
 
@@ -58,7 +58,7 @@ def document(rng):
     return tasks.make_document(rng, tasks.Corpus())
 
 
-# Models of other kinds. They only take the steps of pretraining: {name: (sizes, examples, loss)}.
+# Models of other kinds: {name: (sizes, examples, loss)}. They only take pretraining's steps.
 OTHERS = {"student": ({"n_dense_layers": 2, "n_mtp_layers": 0}, document, r1mini.next_token_loss),
           "judge": ({"n_outputs": 1, "n_mtp_layers": 0}, tasks.helpful_pair, r1mini.pairwise_loss)}
 
@@ -84,11 +84,11 @@ def pretrain(model, state=None, path=None, draw=document, loss=r1mini.next_token
 
 
 def fixed_rollout(s):
-    """A rollout of worked answers, right and wrong, with random rewards. It is the same in
-    every layout.
+    """A rollout of worked answers, right and wrong, with random rewards. It is the same
+    in every layout.
 
-    The log-probabilities are as if a policy had written them to which all tokens are about
-    equally likely.
+    The log-probabilities are as if a policy had written them to which all tokens are
+    about equally likely.
     """
     rng = random.Random(0)
     problems = [tasks.make_problem(rng, 3) for _ in range(s.problems)]
@@ -203,8 +203,8 @@ def launch(count, folder):
 
 
 def weight_difference(path, other_path):
-    """The largest difference between the weights of two checkpoints, relative to the largest
-    weight of each tensor."""
+    """The largest difference between the weights of two checkpoints, relative to the
+    largest weight of each tensor."""
     weights = checkpoint.load(path)[0].state_dict()
     other_weights = checkpoint.load(other_path)[0].state_dict()
     differences = []
@@ -215,8 +215,8 @@ def weight_difference(path, other_path):
 
 
 def same_samples(x, y):
-    """Whether two sampling.Samples, as dictionaries, are the same. Their log-probabilities may
-    differ by rounding."""
+    """Whether two sampling.Samples, as dictionaries, are the same. Their
+    log-probabilities may differ by rounding."""
     same = all(torch.equal(x[key], y[key]) for key in ("tokens", "answer", "finished"))
     return same and torch.allclose(x["logprobs"], y["logprobs"], atol=1e-4)
 
@@ -225,7 +225,8 @@ def compare(layout, folder):
     """A layout's relative differences from one process. All should be rounding.
 
     base, zero, student, judge   weights after the steps
-    went on from one             weights after it resumed from the checkpoint of one process
+    went on from one             weights after it resumed from the checkpoint of one
+                                 process
     one went on                  weights after one process resumed from its checkpoint
     log                          logged numbers
     answers                      0 if the sampled answers are the same, else 1

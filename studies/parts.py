@@ -50,7 +50,8 @@ def figures(seed, at="runs/"):
 
 
 def page(rows, notes):
-    """The lines of the report: a table of the bases, and on how many seeds each part pays."""
+    """The lines of the report: a table of the bases, and on how many seeds each part
+    pays."""
     columns = ("loss", "pass@1", "cons", "reflection", "tflop", "tokens", "steps")
     body = [[text, *(cell(rows, f"{name}.{key}") for key in columns)]
             for text, (name, _) in PARTS.items()]

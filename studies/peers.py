@@ -1,35 +1,37 @@
 """How fast is r1mini beside what others would use: transformers and TRL?
 
-The papers give no number for this. The yardsticks are transformers (training and sampling) and
-TRL (a GRPO step), as their users run them on the same machine.
+The papers give no number for this. The yardsticks are transformers (training and
+sampling) and TRL (a GRPO step), as their users run them on the same machine.
 
-    python r1mini.py bench --against                  training, sampling and a GRPO step
-    python r1mini.py bench --against --from CKPT      sampling and a GRPO step as in its RL
+    python r1mini.py bench --against                 training, sampling and a GRPO step
+    python r1mini.py bench --against --from CKPT     sampling and a step as in its RL
 
---against measures train, sample.even and step.even with random weights. The sizes are those of
-train, decode and step in tools/bench.py, and all answers have the same length.
+--against measures train, sample.even and step.even with random weights. The sizes are
+those of train, decode and step in tools/bench.py, and all answers have the same length.
 
---from CKPT measures sample and step with the weights of a checkpoint: 24 train questions, 16
-answers to each at temperature 1, at most as long as Zero's. Answers end by themselves, so their
-lengths differ, and what a program does about that counts. Ours lets finished rows go, learns from
-rows of similar length in passes of Zero's size, and reads a prompt once for all its answers.
-Theirs writes until the longest answer ends, pads all answers to its length, and TRL reads a
-prompt once for each answer. Rewards are random on both sides. Otherwise there would be dead
-groups, which ours leaves out.
+--from CKPT measures sample and step with the weights of a checkpoint: 24 train
+questions, 16 answers to each at temperature 1, at most as long as Zero's. Answers end
+by themselves, so their lengths differ, and what a program does about that counts. Ours
+lets finished rows go, learns from rows of similar length in passes of Zero's size, and
+reads a prompt once for all its answers. Theirs writes until the longest answer ends,
+pads all answers to its length, and TRL reads a prompt once for each answer. Rewards are
+random on both sides. Otherwise there would be dead groups, which ours leaves out.
 
 How it is measured:
 
-- A number is the median of ROUNDS rounds, after one round that is thrown away, and counts all
-  processes (--processes) together.
-- The two sides take turns (A B A B), so a slow minute of the machine affects both. A ratio is the
-  median of the ratios of the rounds; .least and .most are the extremes.
-- Each side runs in the dtype that was fastest in a trial, and theirs with the number of threads
-  that was. The ratios in float32 stand beside.
-- Ours shares a step between processes, in passes of 4,096 tokens. Theirs is one process, as its
-  users start it, and takes its batch (TRL a minibatch) in one pass. Smaller passes were not tried.
+- A number is the median of ROUNDS rounds, after one round that is thrown away, and
+  counts all processes (--processes) together.
+- The two sides take turns (A B A B), so a slow minute of the machine affects both. A
+  ratio is the median of the ratios of the rounds; .least and .most are the extremes.
+- Each side runs in the dtype that was fastest in a trial, and theirs with the number of
+  threads that was. The ratios in float32 stand beside.
+- Ours shares a step between processes, in passes of 4,096 tokens. Theirs is one
+  process, as its users start it, and takes its batch (TRL a minibatch) in one pass.
+  Smaller passes were not tried.
 - Theirs samples by its own generate, not by vLLM.
 - TRL computes old log-probabilities in an extra forward pass; ours keeps the sampler's.
-- transformers' DeepseekV3 has no multi-token prediction in training, so ours has none either.
+- transformers' DeepseekV3 has no multi-token prediction in training, so ours has none
+  either.
 """
 import dataclasses
 import importlib.util
@@ -88,8 +90,8 @@ def their_model(config, device, weights=None):
 
 
 def their_train_step(model, dtype, rows=ROWS, length=LENGTH):
-    """A function that makes one update on random tokens, as users of transformers write it.
-    bfloat16 is mixed precision."""
+    """A function that makes one update on random tokens, as users of transformers write
+    it. bfloat16 is mixed precision."""
     tokens = torch.randint(model.config.vocab_size, (rows, length), device=model.device)
     optimizer = torch.optim.AdamW(model.train().parameters(), 1e-3, fused=True)
 
@@ -104,8 +106,9 @@ def their_train_step(model, dtype, rows=ROWS, length=LENGTH):
 
 
 def their_sampled(model, dtype, work):
-    """A function that answers the prompts of a bench.Work by generate(), with weights in dtype.
-    It returns the number of tokens written, up to and with the end of each answer."""
+    """A function that answers the prompts of a bench.Work by generate(), with weights
+    in dtype. It returns the number of tokens written, up to and with the end of each
+    answer."""
     tokens, real = sampling.pad_left(work.prompts, tasks.PAD_ID, model.device)
     model.generation_config.eos_token_id = work.end_id if work.end_id >= 0 else None
     model.generation_config.pad_token_id = tasks.PAD_ID
@@ -123,8 +126,8 @@ def their_sampled(model, dtype, work):
 
 
 def word_tokenizer(vocab_size):
-    """A tokenizer of transformers for texts such as "t17 t4", in which each word names a token
-    id. So TRL trains on our token ids."""
+    """A tokenizer of transformers for texts such as "t17 t4", in which each word names
+    a token id. So TRL trains on our token ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
     vocabulary = {f"t{i}": i for i in range(vocab_size)}
@@ -136,8 +139,8 @@ def word_tokenizer(vocab_size):
 
 
 def their_grpo_steps(model, run, work, dtype, rounds, between=lambda: None):
-    """Seconds of each GRPO step (a rollout and its updates) of TRL's GRPOTrainer on a bench.Work,
-    without the first step. bfloat16 is mixed precision.
+    """Seconds of each GRPO step (a rollout and its updates) of TRL's GRPOTrainer on a
+    bench.Work, without the first step. bfloat16 is mixed precision.
 
     between: what to call after each step.
     """
@@ -148,7 +151,8 @@ def their_grpo_steps(model, run, work, dtype, rounds, between=lambda: None):
     update_seconds, began = [], [0.0]
 
     class Clock(TrainerCallback):
-        """Takes the time of each update. The first update of a rollout includes the rollout."""
+        """Takes the time of each update. The first update of a rollout includes the
+        rollout."""
 
         def on_step_begin(self, args, state, control, **kwargs):
             """Before an update."""
@@ -209,8 +213,8 @@ def our_ways():
 
 
 def their_ways():
-    """The ways that are tried for theirs, in one process: with one thread, and with as many as
-    all our processes have."""
+    """The ways that are tried for theirs, in one process: with one thread, and with as
+    many as all our processes have."""
     all_threads = torch.get_num_threads() * devices.rank_and_size()[1]
     return [(dtype, n) for dtype in DTYPES for n in sorted({1, all_threads})]
 
@@ -236,9 +240,9 @@ def try_ways(works, device, rounds=6):
 def comparison(name, peer, pairs, tokens=0):
     """The numbers of a comparison.
 
-    pairs: two tuples (our way, their way, our seconds in each round, theirs), of the fastest
-    ways and of the fastest ways in float32. tokens: of one round; if given, the numbers are
-    tokens per second and not seconds.
+    pairs: two tuples (our way, their way, our seconds in each round, theirs), of the
+    fastest ways and of the fastest ways in float32. tokens: of one round; if given, the
+    numbers are tokens per second and not seconds.
     """
     numbers = {}
     our_way, their_way, our_seconds, their_seconds = pairs[0]
@@ -260,8 +264,8 @@ def comparison(name, peer, pairs, tokens=0):
 def compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6):
     """The numbers of a comparison with transformers.
 
-    ours_of(dtype) and theirs_of(dtype) make functions that do one round and return its number
-    of tokens. trial: rounds to find the fastest ways.
+    ours_of(dtype) and theirs_of(dtype) make functions that do one round and return its
+    number of tokens. trial: rounds to find the fastest ways.
     """
     token_counts = {}  # {way: tokens of each call}
 
@@ -270,8 +274,8 @@ def compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6)
         return lambda: token_counts.setdefault(way, []).append(work())
 
     def seconds_per_token(works, rounds):
-        """{way: seconds per token in each round}. All processes use the first one's token counts,
-        so that all choose the same ways."""
+        """{way: seconds per token in each round}. All processes use the first one's
+        token counts, so that all choose the same ways."""
         result = {}
         for way, times in by_round(works, device, rounds).items():
             counts = torch.tensor(token_counts[way][-len(times):], dtype=torch.float64)
@@ -335,13 +339,14 @@ def compare_sampling(config, device, work, rounds=None, trial=6):
 
 
 def compare_grpo_steps(config, run, device, work, rounds=None, trial=6):
-    """Seconds of a GRPO step, ours and TRL's, and ratios. After each step of theirs comes one of
-    ours. Each of their ways is tried for two steps, after one that is thrown away."""
+    """Seconds of a GRPO step, ours and TRL's, and ratios. After each step of theirs
+    comes one of ours. Each of their ways is tried for two steps, after one that is
+    thrown away."""
     rounds, our_threads = rounds or ROUNDS, torch.get_num_threads()
 
     def take_turns(their_way, our_works, rounds):
-        """(seconds of their steps, {our way: seconds of our steps}), the first step of each left
-        out. Every process gets their seconds."""
+        """(seconds of their steps, {our way: seconds of our steps}), the first step of
+        each left out. Every process gets their seconds."""
         their_seconds, our_seconds = [0.0] * rounds, {way: [] for way in our_works}
 
         def our_turn():
@@ -399,8 +404,8 @@ SEEDS, SETTINGS, NEEDS, STAGES = (0,), (), ("zero.pt",), ()
 
 
 def measure(folder):
-    """The numbers of bench --against, with random weights and with those of a run's Zero. Each
-    command runs in a process of its own."""
+    """The numbers of bench --against, with random weights and with those of a run's
+    Zero. Each command runs in a process of its own."""
     zero = str(Path(folder.run.start).parent / "zero.pt")
     numbers = once(folder, "bench --against", lambda: benched(folder, "--against"))
     numbers |= once(folder, "rollouts", lambda: benched(folder, "--against", "--from", zero))

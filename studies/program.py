@@ -13,10 +13,11 @@ B.3.1). That is `strict` below.
 A small dense base reads what careless authors wrote: their syntax is right, their answers
 seldom are. RL then starts from this base once with each reward, with the same seed.
 
-A line has slope 1..9 and intercept 0..9. tasks.part_of splits the 90 lines into train, dev and
-test. A wrong line meets the right one in one point at most, so it passes none or one of the
-four tests. That is mostly f(0), which can be copied from the prompt. There are so few lines
-that RL can learn the slopes by heart; then accuracy rises on train, but not on dev.
+A line has slope 1..9 and intercept 0..9. tasks.part_of splits the 90 lines into train,
+dev and test. A wrong line meets the right one in one point at most, so it passes none
+or one of the four tests. That is mostly f(0), which can be copied from the prompt.
+There are so few lines that RL can learn the slopes by heart; then accuracy rises on
+train, but not on dev.
 """
 import ast
 import copy
@@ -200,8 +201,8 @@ def train_models(folder):
 
 
 def measure(folder):
-    """The numbers of one seed: curves by step such as partial.dev5.all, and the test such as
-    partial.all."""
+    """The numbers of one seed: curves by step such as partial.dev5.all, and the test
+    such as partial.all."""
     numbers = {}
     for name, model in train_models(folder).items():
         test = once(folder, f"test_{name}", lambda: evaluate(model, "test", folder.run))

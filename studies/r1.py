@@ -10,7 +10,8 @@ Each seed runs the whole pipeline, then three ablations:
 
     logits               the student learns R1's probabilities, not only its answers
     noformat             RL on the student without the format reward
-    no_language_reward   Dev2's RL without the language reward (the paper's: R1 v2 section B.6)
+    no_language_reward   Dev2's RL without the language reward (the paper's: R1 v2
+                         section B.6)
 """
 RUNS = [
     ("r1-{seed}", "all"),

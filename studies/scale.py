@@ -1,20 +1,21 @@
 """Do the rewards and the runs hold up when they are tried very often?
 
-The paper: RL finds what a reward pays for wrongly. So R1-Zero uses no neural reward models,
-and R1 uses the preference reward in its last 400 steps only (R1 v1 section 2.2.2, R1 v2
-section B.5).
+The paper: RL finds what a reward pays for wrongly. So R1-Zero uses no neural reward
+models, and R1 uses the preference reward in its last 400 steps only (R1 v1 section
+2.2.2, R1 v2 section B.5).
 
     python r1mini.py study scale
 
-    hostile   a million texts are made to deceive the rewards. No reward may raise an error, pay
-              for a wrong text, withhold from a right one, or take long. The judge is a second
-              set of rules, which is written apart from tasks.py
-    kills     a run on micro, of one process, is killed at random moments (SIGKILL) and started
-              again each time. It must end with the weights and the log of an undisturbed run,
-              to the bit
-    layouts   the same steps, shared by processes in several ways (layouts.py): how far apart
-              the results are
-    rates     tokens per second of one process that has all threads, and of two that share them
+    hostile   a million texts are made to deceive the rewards. No reward may raise an
+              error, pay for a wrong text, withhold from a right one, or take long. The
+              judge is a second set of rules, which is written apart from tasks.py
+    kills     a run on micro, of one process, is killed at random moments (SIGKILL) and
+              started again each time. It must end with the weights and the log of an
+              undisturbed run, to the bit
+    layouts   the same steps, shared by processes in several ways (layouts.py): how far
+              apart the results are
+    rates     tokens per second of one process that has all threads, and of two that
+              share them
 """
 import itertools
 import multiprocessing
@@ -131,8 +132,8 @@ def split_at_tags(text):
 
 
 def answered(text):
-    """(whether there is a thinking block, the text of the answer) of a response in the right
-    form; of any other text (False, None).
+    """(whether there is a thinking block, the text of the answer) of a response in the
+    right form; of any other text (False, None).
 
     There are two right forms. With thinking: all tags in their order, nothing outside of
     them, and between the blocks a summary of up to 40 characters without digits, newlines
@@ -153,8 +154,8 @@ def answered(text):
 
 
 def share_of_words(text, language):
-    """The share of words in `language`. A word is a run of letters, or a pair in a run of Han
-    characters."""
+    """The share of words in `language`. A word is a run of letters, or a pair in a run
+    of Han characters."""
     text = "".join(split_at_tags(text)[0])
     kinds = [(c.isascii() and c.isalpha(), "一" <= c <= "鿿") for c in text]
     words = {"en": 0, "zh": 0}
@@ -169,10 +170,11 @@ def share_of_words(text, language):
 
 
 def worth(text, x):
-    """The value of an expression of whole numbers, x, + - * and brackets. None if the text is
-    none, or has more than 60 characters.
+    """The value of an expression of whole numbers, x, + - * and brackets. None if the
+    text is none, or has more than 60 characters.
 
-    A parser by recursive descent: a total is a sum of products, a product is made of factors.
+    A parser by recursive descent: a total is a sum of products, a product is made of
+    factors.
     """
     tokens = re.findall("[0-9]+|[^ ]", text) + [""]
 
@@ -215,8 +217,8 @@ def worth(text, x):
 
 
 def due(text, problem, line):
-    """{reward: the most that it may pay} for a text, as an answer to a sum and to the program
-    of a line."""
+    """{reward: the most that it may pay} for a text, as an answer to a sum and to the
+    program of a line."""
     thinking, answer = answered(text)
     slope, intercept = map(int, line.answer.split("*x+"))
     passed = [answer is not None and worth(answer, x) == slope * x + intercept for x in range(4)]
@@ -237,8 +239,8 @@ def paid(text, problem, line):
 
 
 def hostile(n, seed=0):
-    """Judges the rewards of n texts. Returns {key: number}, and the first text at fault as a
-    note, if there is one.
+    """Judges the rewards of n texts. Returns {key: number}, and the first text at fault
+    as a note, if there is one.
 
     tried        texts
     raised       texts for which a reward raised an error
@@ -299,8 +301,8 @@ def run_silently(words):
 
 
 def same(folder, other):
-    """Whether two run folders have the same weights and log, to the bit, and the same files (so
-    that nothing half done is left)."""
+    """Whether two run folders have the same weights and log, to the bit, and the same
+    files (so that nothing half done is left)."""
     if (folder / "log.jsonl").read_bytes() != (other / "log.jsonl").read_bytes():
         return False
     if sorted(f.name for f in folder.iterdir()) != sorted(f.name for f in other.iterdir()):
@@ -316,9 +318,9 @@ def same(folder, other):
 def kills(path, n, seed=0):
     """Kills runs below a folder n times. Returns {key: number}.
 
-    Each run is started again after every kill until it ends. It is then compared with an
-    undisturbed run, and all its kills count as survived if the two are the same. A start is
-    quick, because it is forked from a server that has imported everything.
+    Each run is started again after every kill until it ends. It is then compared with
+    an undisturbed run, and all its kills count as survived if the two are the same. A
+    start is quick, because it is forked from a server that has imported everything.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         raise UserError("study scale: this system cannot fork, so each kill would take minutes")

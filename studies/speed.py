@@ -1,19 +1,19 @@
 """How long does the whole command take, and where does the time go?
 
-The paper: R1-Zero's training took 512 H800 about 198 hours (R1 v2 section B.4.4). Drafts by
-MTP are accepted in 85 to 90% of cases and make V3 write 1.8 times as many tokens per second (V3
-section 5.4.3).
+The paper: R1-Zero's training took 512 H800 about 198 hours (R1 v2 section B.4.4).
+Drafts by MTP are accepted in 85 to 90% of cases and make V3 write 1.8 times as many
+tokens per second (V3 section 5.4.3).
 
     python r1mini.py study speed --seeds 0
 
-The minutes are those of runs/r1-SEED, which must have had the machine to itself. The rest is
-measured now:
+The minutes are those of runs/r1-SEED, which must have had the machine to itself. The
+rest is measured now:
 
     peers       `bench --against`, with random weights and with that run's Zero (peers.py)
     spent       the share of time of each kind of operation
     bfloat16    training and decoding with products in bfloat16
-    growth      how training speed depends on the size of the batch, and decoding speed on the
-                length of the context
+    growth      how training speed depends on the size of the batch, and decoding speed
+                on the length of the context
     drafts      what MTP's drafts gain in speculative decoding
 """
 import dataclasses
@@ -38,7 +38,8 @@ from tools.tables import table
 SEEDS = (0,)
 SETTINGS, NEEDS, STAGES = (), ("distill_rl.pt",), ()
 PROMPTS = 64  # for drafts, and for decoding in long contexts
-# {kind of operation: its names in torch}. Batched products are those of attention in decoding.
+# {kind of operation: its names in torch}. Batched products are those of attention in
+# decoding.
 KINDS = {"products": ("aten::mm", "aten::addmm"),
          "batched_products": ("aten::bmm", "aten::baddbmm"),
          "fused_attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",
@@ -46,8 +47,8 @@ KINDS = {"products": ("aten::mm", "aten::addmm"),
 
 
 def minutes(run_folder):
-    """The minutes of a run: in all, by stage, and until Zero was right on 85% of dev (training
-    from random weights, without the tests)."""
+    """The minutes of a run: in all, by stage, and until Zero was right on 85% of dev
+    (training from random weights, without the tests)."""
     minutes_of_stage = of_times(run_folder)[2]
     if not minutes_of_stage:
         raise UserError(f"{run_folder} shared the machine with something else, so its minutes "
@@ -71,8 +72,8 @@ def minutes(run_folder):
 
 
 def share_of_time(folder):
-    """The share of processor time of each kind of operation, in training and in decoding, on
-    one process."""
+    """The share of processor time of each kind of operation, in training and in
+    decoding, on one process."""
     device, dtype, config = folder.options.device, folder.options.dtype, folder.run.model
     works = {"train": bench.train_step(bench.make(config, device, dtype)),
              "decode": bench.decode(bench.make(config, device, dtype))}
@@ -100,11 +101,12 @@ def in_bfloat16(folder):
 
 
 def growth(folder):
-    """Tokens per second of training by the size of the batch, and of decoding by the length of
-    the context.
+    """Tokens per second of training by the size of the batch, and of decoding by the
+    length of the context.
 
-    A pass always has zero.micro_tokens. The sizes take turns, so a slow minute of the machine
-    affects all of them. This is on one process, so compare these numbers with each other only.
+    A pass always has zero.micro_tokens. The sizes take turns, so a slow minute of the
+    machine affects all of them. This is on one process, so compare these numbers with
+    each other only.
     """
     device, dtype, config = folder.options.device, folder.options.dtype, folder.run.model
     limit = folder.run.zero.micro_tokens
@@ -133,8 +135,8 @@ def growth(folder):
 
 
 def decoding_rate(model, context, n, new=32):
-    """Tokens per second of n answers of `new` tokens to prompts of `context` tokens. The clock
-    starts at the first token, so reading the prompts does not count."""
+    """Tokens per second of n answers of `new` tokens to prompts of `context` tokens.
+    The clock starts at the first token, so reading the prompts does not count."""
     times, prompts = [], bench.random_prompts(model.config, n, context)
     sampling.generate(model, prompts, new + 1, -1, 0,
                       watch=lambda _: times.append(time.perf_counter()))
@@ -142,8 +144,8 @@ def decoding_rate(model, context, n, new=32):
 
 
 def drafting(folder):
-    """The share of MTP's drafts that are accepted on dev problems at temperature 1, and tokens
-    per second with drafts and without, for one prompt and for many."""
+    """The share of MTP's drafts that are accepted on dev problems at temperature 1, and
+    tokens per second with drafts and without, for one prompt and for many."""
     device, r1_folder = folder.options.device, Path(folder.run.start).parent
     problems = tasks.make_problems("dev", PROMPTS, folder.run.zero.levels)
     prompts = prompts_of(problems)

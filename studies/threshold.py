@@ -16,8 +16,8 @@ from tools.study import tested
 from tools.tables import table
 
 POINTS = ((48, 250), (64, 500), (64, 800))  # width and pretraining steps of the new students
-# A narrow student's answers shrink to eight tokens under RL, and then a step costs little.
-# 60 steps give RL at least the FLOPs of distillation.
+# A narrow student's answers shrink to eight tokens under RL, and then a step costs
+# little. 60 steps give RL at least the FLOPs of distillation.
 RUNS = [(f"threshold-{dim}-{steps}-{{seed}}",
          "distill --from runs/r1-{seed}/r1.pt --only student student_rl distill "
          f"--set student.dim={dim} student.inter_dim={3 * dim} "

@@ -1,11 +1,11 @@
-"""Checks the functions that you wrote in workshop/exercises/, and says what is wrong with them.
+"""Checks the functions that you wrote in workshop/exercises/, and explains mistakes.
 
     python workshop/check.py               checks all of them
     python workshop/check.py advantage     checks this one
 
-Each function is compared with r1mini's own on small cases. If yours is wrong, it is also compared
-with usual mistakes, which are written down here as functions. If one of them gives the same
-results as yours, its name is the advice.
+Each function is compared with r1mini's own on small cases. If yours is wrong, it is
+also compared with usual mistakes, which are written down here as functions. If one of
+them gives the same results as yours, its name is the advice.
 """
 import importlib.util
 import sys
@@ -28,8 +28,8 @@ from engine.errors import UserError
 
 @dataclass
 class Exercise:
-    """A function to write, and how it is judged. Every sentence of it is printed after "your
-    function"."""
+    """A function to write, and how it is judged. Every sentence of it is printed after
+    "your function"."""
     function: str    # its name in exercises/NAME.py
     right: Callable  # r1mini's own function
     cases: list      # tuples of arguments
@@ -126,8 +126,8 @@ def route(scores, bias, groups, limited, k, scale, gate_bias=0.0, group_bias=1.0
 
 
 def router_of_moe(scores, bias, groups, limited, k, scale):
-    """Gates (N, E) of moe.Router. Its centroids are unit vectors, so that its input gives the
-    scores."""
+    """Gates (N, E) of moe.Router. Its centroids are unit vectors, so that its input
+    gives the scores."""
     E = scores.size(1)
     router = moe.Router(moe.Config(
         dim=E, n_routed_experts=E, n_activated_experts=k, route_scale=scale,
@@ -287,8 +287,8 @@ def same(result, expected):
 
 
 def call(function, case):
-    """(the result of a function on a case as a tensor, ""), or (None, a sentence that says why
-    there is none)."""
+    """(the result of a function on a case as a tensor, ""), or (None, a sentence that
+    says why there is none)."""
     arguments = [x.clone() if isinstance(x, torch.Tensor) else x for x in case]
     result = None
     try:
@@ -351,8 +351,8 @@ def load(name, folder):
 
 
 def main(words, folder=WORKSHOP / "exercises"):
-    """Checks the named exercises, or all. Returns 0 if all are right, 1 if one is not, 2 for an
-    unknown name."""
+    """Checks the named exercises, or all. Returns 0 if all are right, 1 if one is not,
+    2 for an unknown name."""
     unknown = [name for name in words if name not in EXERCISES]
     if unknown:
         print(f"check: there is no exercise {unknown[0]!r}; choose from {', '.join(EXERCISES)}",

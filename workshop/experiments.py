@@ -1,13 +1,14 @@
-"""The workshop's experiments. Each changes one thing in R1-Zero's recipe, or in the base's.
+"""The workshop's experiments. Each changes one thing in the recipe of R1-Zero or its base.
 
-Each is compared with the plain run of its kind: `plain`, twelve rollouts from workshop/base.pt, or
-`pretraining`, the first steps of a base from random weights. A change is a setting or an edit of
-the code. experiments.md asks what will happen, answers.md says what happened.
+Each is compared with the plain run of its kind: `plain`, twelve rollouts from
+workshop/base.pt, or `pretraining`, the first steps of a base from random weights. A
+change is a setting or an edit of the code. experiments.md asks what will happen,
+answers.md says what happened.
 """
 from dataclasses import dataclass
 
-# Where a run starts, and the settings that keep it short: few problems in the final test, and
-# few evaluations on dev.
+# Where a run starts, and the settings that keep it short: few problems in the final
+# test, and few evaluations on dev.
 STARTS = {"zero": "zero --from workshop/base.pt", "base": "base"}
 SHORT = {"zero": "zero.steps=12 zero.minibatches=2 zero.dev_every=3 eval.samples=8 "
                  "eval.problems=8 eval.longer=1 data.prompts=1",

@@ -1,14 +1,17 @@
 """Runs the workshop's experiments and keeps what they measure.
 
-    python workshop/measure.py                     all experiments, then the pages
-    python workshop/measure.py no_std clip_10      these experiments, then the pages
-    python workshop/measure.py try zero zero.lr=1e-3   the code as you have edited it, with this
-    python workshop/measure.py try base                setting; the plain run stands beside it
-    python workshop/measure.py pages               the pages again, from what was kept
+    python workshop/measure.py                   all experiments, then the pages
+    python workshop/measure.py no_std clip_10    these experiments, then the pages
+    python workshop/measure.py pages             the pages again, from what was kept
+    python workshop/measure.py try base          the code as you have edited it
+    python workshop/measure.py try zero zero.lr=1e-3     the same, with this setting
 
-An experiment that edits code edits a copy of it. Runs go into runs/workshop/NAME, and the curves
-of each measured one are kept in curves/NAME.json. tools/pages.py writes the numbers into the
-pages. This file writes what an experiment changes (`<!-- change NAME -->` in experiments.md).
+`try` prints a table that compares your run with the plain run.
+
+An experiment that edits code edits a copy of it. Runs go into runs/workshop/NAME, and
+the curves of each measured one are kept in curves/NAME.json. tools/pages.py writes the
+numbers into the pages. This file writes what an experiment changes, at the marks
+`<!-- change NAME -->` of experiments.md.
 """
 import contextlib
 import json
@@ -47,8 +50,8 @@ def command(experiment):
 
 @contextlib.contextmanager
 def edited(edits):
-    """A context with the folder of the edited code: a copy, or this project if there are no
-    edits."""
+    """A context with the folder of the edited code: a copy, or this project if there
+    are no edits."""
     if not edits:
         yield ROOT
         return
@@ -69,7 +72,8 @@ def edited(edits):
 
 
 def run(name, experiment, extra=()):
-    """Runs an experiment into runs/workshop/NAME. Returns its curves. UserError if it fails."""
+    """Runs an experiment into runs/workshop/NAME. Returns its curves. UserError if it
+    fails."""
     words, out = [*command(experiment), *extra], f"{RUNS}/{name}"
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     with edited(experiment.edits) as code:
@@ -92,8 +96,8 @@ def core_seconds_of_children():
 
 
 def curves(path):
-    """What is kept of a run: {"dev": {key: [[step, value]]}, "steps": {key: [value per step]}}
-    and more."""
+    """What is kept of a run: {"dev": {key: [[step, value]]}, "steps": {key: [value per
+    step]}} and more."""
     log = read_log(path)
     machine = json.loads((path / "timing.jsonl").read_text("utf-8").splitlines()[0])
     dev = [r for r in log if r["kind"] == "dev"]
@@ -135,8 +139,8 @@ def row(record, key):
 
 
 def compare(name, record, plain, shows):
-    """The lines of a table of an experiment at the steps that were evaluated on dev. The plain
-    run stands beside it, unless it is None."""
+    """The lines of a table of an experiment at the steps that were evaluated on dev.
+    The plain run stands beside it, unless it is None."""
     steps = [step for step, _ in record["dev"]["pass@1"]]
     lines = ["| after step | " + " | ".join(map(str, steps)) + " |",
              "|---" * (len(steps) + 1) + "|"]
@@ -209,8 +213,8 @@ def measure_all(names):
 
 
 def main(words):
-    """Runs what the words ask for. Returns 0, or 2 for what the user can correct, or 130 after
-    Ctrl-C."""
+    """Runs what the words ask for. Returns 0, or 2 for what the user can correct, or
+    130 after Ctrl-C."""
     try:
         if words[:1] == ["try"]:
             try_settings(words[1:])

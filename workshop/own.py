@@ -1,4 +1,4 @@
-"""Your own task. This one is to sort four digits: small enough to learn, hard enough to need RL.
+"""Your own task. Here: sort four digits, easy enough to learn, hard enough to need RL.
 
     python workshop/own.py
 

@@ -2,9 +2,10 @@
 
     python workshop/shrink.py runs/nano/base.pt workshop/base.pt
 
-The weights are rounded to bfloat16, which keeps float32's range and 8 bits of its fraction.
-checkpoint.load turns them into float32 again, so training goes on in full precision.
-workshop/base.pt was made in this way from the base of `python r1mini.py base` with seed 0.
+The weights are rounded to bfloat16, which keeps float32's range and 8 bits of its
+fraction. checkpoint.load turns them into float32 again, so training goes on in full
+precision. workshop/base.pt was made in this way from the base of `python r1mini.py
+base` with seed 0.
 """
 import sys
 from pathlib import Path
@@ -15,8 +16,8 @@ from engine.errors import UserError
 
 
 def shrink(source, target):
-    """Writes the checkpoint `source` to `target` in bfloat16. Returns the size of the file in
-    bytes."""
+    """Writes the checkpoint `source` to `target` in bfloat16. Returns the size of the
+    file in bytes."""
     model, record = checkpoint.load(source)
     checkpoint.save(target, model.bfloat16(), preset=record.get("preset", "nano"))
     return Path(target).stat().st_size

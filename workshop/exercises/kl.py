@@ -10,7 +10,7 @@ def kl_k3(new, reference):
     new         log-probabilities that the policy gives to the tokens it wrote, a tensor
     reference   log-probabilities that the reference gives to the same tokens
 
-    k3 = x - log x - 1 with x = pi_ref / pi, a ratio of probabilities. The result has the shape
-    of `new`.
+    k3 = x - log x - 1 with x = pi_ref / pi, a ratio of probabilities. The result has
+    the shape of `new`.
     """
     raise NotImplementedError
