@@ -219,7 +219,9 @@ def main(words):
         if words[:1] == ["try"]:
             try_settings(words[1:])
             return 0
-        names = [] if words == ["pages"] else words or list(EXPERIMENTS)
+        names = words or list(EXPERIMENTS)
+        if words == ["pages"]:
+            names = []
         unknown = [name for name in names if name not in EXPERIMENTS]
         if unknown:
             raise UserError(f"there is no experiment {unknown[0]!r}; choose from "
