@@ -1,1 +1,1 @@
-"""One claim of the papers a file: `python r1mini.py study NAME`."""
+"""Each file holds one study of one claim of the papers: `python r1mini.py study NAME`."""

@@ -1,16 +1,23 @@
-"""study choices: how soon Zero is right on 85% of dev, from random weights, by recipe.
+"""Which recipe brings R1-Zero to 85% with the least compute?
+
+The papers: dynamic sampling raises DAPO from 42 to 50 on AIME 2024 (DAPO Table 1). A
+curriculum raises Kimi's accuracy from 0.553 to 0.590 at iteration 42 (Kimi k1.5 Figure
+9). V3's batch grows from 3,072 to 15,360 sequences (V3 section 4.2).
 
     python r1mini.py study choices
 
-Each recipe is the default's with one change (AdamW with a rate of its own). What it costs to come
-there is counted in operations (tools.tables.FLOPS_NOTE), which a busy machine does not change.
-Test problems are few, for nothing is read off them. Two recipes more, which no setting makes:
+The goal is a pass@1 of 85% on dev, counted from random weights. Each recipe changes one
+thing in the default recipe (AdamW also gets its own learning rate). Costs are counted
+in operations (FLOPS in tools/tables.py), which do not depend on how busy the machine
+is. This study reads nothing off the test problems, so there are few of them. No setting
+makes two of the recipes, so this file trains them itself:
 
-growing      pretraining whose steps read half as many documents as usual in the first third, and
-             half as many again in the last: as many in all (V3's batch grows, too: section 4.2)
-grown        Zero's RL from there
-curriculum   Zero's RL from the usual base; levels are drawn by the share of answers to them that
-             were wrong when dev was last asked (Kimi k1.5 section 2.3.4, there of each problem)
+    growing      pretraining with half as many documents per step in the first third and
+                 half as many again in the last. It reads as many documents in all
+    grown        Zero's RL from `growing`
+    curriculum   Zero's RL from the usual base. It draws a level more often the more
+                 answers to it were wrong in the last evaluation on dev (Kimi k1.5
+                 section 2.3.4 does this for single problems)
 """
 import dataclasses
 from pathlib import Path
@@ -27,14 +34,19 @@ from r1mini import draw_problem, for_each, rl, train
 from tools.report import flops_by_stage
 from tools.tables import FLOPS_NOTE, cell, per_seed, table
 
-LIMIT = 0.85  # pass@1 on dev, at temperature 1, asked after every fifth RL step and the last
-# What a recipe is called: its folder, and what it changes. Some change the base, some RL alone.
+LIMIT = 0.85  # pass@1 on dev at temperature 1, evaluated every fifth RL step and at the last
+
+# ------------------------------------------------------------------------------
+# Recipes that are settings: {name of the recipe: (name in its folder, settings)}
+
+# These change the base. RL then starts from it.
 BASES = {
     "AdamW, no Muon": ("adamw", "base.muon_lr=0 base.lr=3e-3"),
     "twice the steps, of half the documents": ("small", "base.steps=1800 base.documents=40"),
     "a third fewer guesses, more drills": ("drills", "corpus.direct=0.3"),
     "rates that fall from the start": ("falling", "base.decay=1"),
 }
+# These change RL alone. It starts from the usual base.
 REINFORCED = {
     "Dr. GRPO": ("dr_grpo", "zero.objective=dr_grpo"),
     "2 updates a rollout, not 4": ("updates", "zero.minibatches=2"),
@@ -45,132 +57,181 @@ REINFORCED = {
         "dynamic", "zero.problems=12 zero.oversample=2"),
 }
 DEFAULT = "as it is"
-RUNS = [(f"choices-{name}-{{seed}}", f"zero --set {words} eval.problems=8 eval.longer=1")
-        for name, words in BASES.values()] + [
-       (f"choices-{name}-{{seed}}", "zero --from runs/r1-{seed}/base.pt "
-        f"--set {words} eval.problems=8 eval.longer=1") for name, words in REINFORCED.values()]
+
+RUNS = []
+for name, settings in BASES.values():
+    RUNS.append((f"choices-{name}-{{seed}}",
+                 f"zero --set {settings} eval.problems=8 eval.longer=1"))
+for name, settings in REINFORCED.values():
+    RUNS.append((f"choices-{name}-{{seed}}", "zero --from runs/r1-{seed}/base.pt "
+                 f"--set {settings} eval.problems=8 eval.longer=1"))
 
 
 def folders(seed, at):
     """{recipe: (folder of its base, folder of its RL)} of a seed."""
     default = f"{at}r1-{seed}"
-    found = {DEFAULT: (default, default)}
-    for recipes in (BASES, REINFORCED):
-        for text, (name, _) in recipes.items():
-            own = f"{at}choices-{name}-{seed}"
-            found[text] = (own if recipes is BASES else default, own)
-    return found
+    pairs = {DEFAULT: (default, default)}
+    for recipe, (name, _) in BASES.items():
+        folder = f"{at}choices-{name}-{seed}"
+        pairs[recipe] = (folder, folder)
+    for recipe, (name, _) in REINFORCED.items():
+        pairs[recipe] = (default, f"{at}choices-{name}-{seed}")
+    return pairs
 
 
-def climb(base, log):
-    """What became of a recipe, by the logs of its pretraining and of its RL; one that did not come
-    to LIMIT has no figure of what that took."""
-    asked = [r for r in log if r["kind"] == "dev" and r["stage"] == "zero"]
-    found = {"base": asked[0]["pass@1"]}
-    found |= {f"at {r['step']}": r["pass@1"] for r in asked if r["step"] in (10, 20)}
-    reached = next((r["step"] for r in asked if r["pass@1"] >= LIMIT), None)
+def training_curve(base_log, rl_log):
+    """The numbers of a recipe, from the logs of its pretraining and of its RL. A recipe
+    that does not reach LIMIT has no steps and no TFLOP."""
+    dev = [r for r in rl_log if r["kind"] == "dev" and r["stage"] == "zero"]
+    numbers = {"base": dev[0]["pass@1"]}
+    for record in dev:
+        if record["step"] in (10, 20):
+            numbers[f"at {record['step']}"] = record["pass@1"]
+    reached = next((r["step"] for r in dev if r["pass@1"] >= LIMIT), None)
     if reached is not None:
-        steps = [r for r in log if r["kind"] == "zero" and r["step"] <= reached]
-        pretraining = flops_by_stage(base)["base"]
-        found |= {"steps": reached, "base_tflop": pretraining,
-                  "tflop": pretraining + flops_by_stage([log[0], *steps])["zero"]}
-    return found
+        rl_steps = [r for r in rl_log if r["kind"] == "zero" and r["step"] <= reached]
+        base_tflop = of_flops(base_log)["base"]
+        rl_tflop = of_flops([rl_log[0], *rl_steps])["zero"]  # the first record: settings
+        numbers |= {"steps": reached, "base_tflop": base_tflop, "tflop": base_tflop + rl_tflop}
+    return numbers
 
 
-def numbers(seed, at="runs/"):
-    """What became of each recipe of a seed, by key such as Dr. GRPO.tflop."""
-    return {f"{text}.{key}": x for text, (start, own) in folders(seed, at).items()
-            for key, x in climb(read_log(start), read_log(own)).items()}
+def figures(seed, at="runs/"):
+    """The numbers of the recipes of a seed that are settings, by key such as
+    Dr. GRPO.tflop."""
+    numbers = {}
+    for recipe, (base_folder, rl_folder) in folders(seed, at).items():
+        curve = training_curve(read_log(base_folder), read_log(rl_folder))
+        numbers |= {f"{recipe}.{key}": x for key, x in curve.items()}
+    return numbers
 
 
-# Schedules: what no setting makes
+# ------------------------------------------------------------------------------
+# Recipes that no setting makes
 
 SETTINGS = ("eval.problems=8", "eval.longer=1")
 NEEDS, STAGES = ("base.pt", "zero.pt"), ("growing", "grown", "curriculum")
-GROWTH = (0.5, 1.0, 1.5)  # documents a step, of the usual number, in each part of pretraining
+# Documents per step in each third of pretraining, as a multiple of the usual number.
+GROWTH = (0.5, 1.0, 1.5)
 SCHEDULES = "batches that grow in pretraining", "a curriculum by success rate"
 
 
 def growing(model, s, draw, seed, state=None):
-    """r1mini.train, whose steps come to read more."""
+    """r1mini.train with GROWTH: it calls train once for each third, from the state that
+    the third before it left. Yields what train yields."""
     for i, factor in enumerate(GROWTH, 1):
-        part = dataclasses.replace(s, documents=round(factor * s.documents))
-        end = s.steps * i // len(GROWTH)
-        if state and state["step"] >= end:
+        settings = dataclasses.replace(s, documents=round(factor * s.documents))
+        last_step = s.steps * i // len(GROWTH)
+        if state and state["step"] >= last_step:
             continue
-        for record, snapshot in train(model, part, draw, seed, state):
+        for record, snapshot in train(model, settings, draw, seed, state):
             yield record, snapshot
-            if record["step"] == end:
+            if record["step"] == last_step:
                 break
         state = snapshot()
 
 
 def weakness(dev, levels):
-    """By level the share of wrong answers in a record of dev, and 0.05, lest one be left out."""
+    """The weight of each level: the share of wrong answers in a dev record, plus 0.05, so
+    that every level is drawn now and then."""
     return [1.05 - dev["by_level"][str(level)] for level in levels]
 
 
 def by_success(folder, s):
-    """Zero's task, its levels drawn by weakness. Dev is in the log, so a killed run goes on to the
-    same bits; on one process, for only the first writes the log."""
-    def sample(rng, n, step):
-        dev = [r for r in read_log(folder.path) if r["kind"] == "dev" and r["step"] <= step
-               and r["stage"] == "curriculum"][-1]
-        weights = weakness(dev, s.levels)
+    """Zero's task, with levels drawn by their weakness.
+
+    The dev records come from the log, so a killed run resumes to the same bits. This
+    needs a run of one process, because only the first process writes the log.
+    """
+    def draw(rng, n, step):
+        past = [r for r in read_log(folder.path) if r["kind"] == "dev"
+                and r["stage"] == "curriculum" and r["step"] <= step]
+        weights = weakness(past[-1], s.levels)
         return [draw_problem(rng, folder.run, rng.choices(s.levels, weights)) for _ in range(n)]
-    return Task(draw=sample, encode=lambda problem: tasks.encode_prompt(problem.question),
-                decode=tasks.decode, measures=tasks.MEASURES, end_id=tasks.END_ID,
-                pad_id=tasks.PAD_ID, rewards={
-                    "accuracy": (s.accuracy_weight, for_each(tasks.accuracy)),
-                    "format": (s.format_weight, for_each(tasks.format_reward))})
+
+    rewards = {"accuracy": (s.accuracy_weight, for_each(tasks.accuracy)),
+               "format": (s.format_weight, for_each(tasks.format_reward))}
+    return Task(draw=draw, encode=lambda problem: tasks.encode_prompt(problem.question),
+                decode=tasks.decode, rewards=rewards, measures=tasks.MEASURES,
+                end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
+
+
+def train_growing(folder):
+    """Stages `growing` and `grown`."""
+    run = folder.run
+    torch.manual_seed(run.seed)
+    model = folder.place(moe.Transformer(run.model))
+
+    def pretrain(model, state):
+        def draw(rng):
+            return tasks.make_document(rng, run.corpus)
+        return growing(model, run.base, draw, run.seed, state)
+
+    watch = Watch(folder, "growing", run.base.dev_every, run.base.steps)
+    model = folder.stage("growing", model, pretrain, run.base.steps, watch)
+    rl(folder, "grown", {"growing": model}, "growing", run.zero)
+
+
+def train_curriculum(folder):
+    """Stage `curriculum`."""
+    run, options = folder.run, folder.options
+    base_path = Path(run.start).parent / "base.pt"
+    base, _ = checkpoint.load(base_path, options.device, options.dtype)
+
+    def reinforce(model, state):
+        return train_rl(model, by_success(folder, run.zero), run.zero, run.seed, state)
+
+    watch = Watch(folder, "curriculum", run.zero.dev_every, run.zero.steps, run.zero)
+    folder.stage("curriculum", base, reinforce, run.zero.steps, watch)
 
 
 def measure(folder):
-    """The figures of a seed, by key such as grown.tflop."""
-    run, given = folder.run, Path(folder.run.start).parent
-    torch.manual_seed(run.seed)
-    model = folder.place(moe.Transformer(run.model))
-    model = folder.stage("growing", model, lambda m, state: growing(
-        m, run.base, lambda rng: tasks.make_document(rng, run.corpus), run.seed, state),
-        run.base.steps, Watch(folder, "growing", run.base.dev_every, run.base.steps))
-    rl(folder, "grown", {"growing": model}, "growing", run.zero)
-    base, _ = checkpoint.load(given / "base.pt", folder.options.device, folder.options.dtype)
-    folder.stage("curriculum", base, lambda m, state: train_rl(
-        m, by_success(folder, run.zero), run.zero, run.seed, state), run.zero.steps,
-        Watch(folder, "curriculum", run.zero.dev_every, run.zero.steps, run.zero))
-    own, usual = read_log(folder.path), read_log(given)
-    grown = called(own, growing="base", grown="zero")
-    logs = (grown, grown), (usual, called(own, curriculum="zero"))
-    return {f"{text}.{key}": x for text, pair in zip(SCHEDULES, logs)
-            for key, x in climb(*pair).items()}
+    """The numbers of a seed's SCHEDULES, by key such as a curriculum by success
+    rate.tflop."""
+    train_growing(folder)
+    train_curriculum(folder)
+    log, usual_log = read_log(folder.path), read_log(Path(folder.run.start).parent)
+    grown_log = renamed(log, growing="base", grown="zero")
+    curriculum_log = renamed(log, curriculum="zero")
+    curves = (training_curve(grown_log, grown_log), training_curve(usual_log, curriculum_log))
+    numbers = {}
+    for recipe, curve in zip(SCHEDULES, curves):
+        numbers |= {f"{recipe}.{key}": x for key, x in curve.items()}
+    return numbers
 
 
-def called(log, **names):
-    """The records of some of a log's stages, called by other names."""
-    found = log[:1]
-    for r in log[1:]:
-        key = "stage" if "stage" in r else "kind"
-        if r[key] in names:
-            found.append(r | {key: names[r[key]]})
-    return found
+def renamed(log, **names):
+    """A log with the records of the named stages only, under their new names. The
+    settings, its first record, stay."""
+    records = log[:1]
+    for record in log[1:]:
+        key = "stage" if "stage" in record else "kind"
+        if record[key] in names:
+            records.append(record | {key: names[record[key]]})
+    return records
+
+
+# ------------------------------------------------------------------------------
+# The report
 
 
 def page(rows, notes):
-    """What each recipe takes to 85%."""
-    return compared(rows, [*folders(0, ""), *SCHEDULES])
+    """The lines of the report."""
+    return recipe_table(rows, [*folders(0, ""), *SCHEDULES])
 
 
-def compared(rows, names):
-    """A table of recipes; what it takes is of the seeds that came there."""
+def recipe_table(rows, recipes):
+    """A table of recipes. Costs are means over the seeds that reached 85%."""
     columns = {"base": "base, on dev", "at 10": "after 10 RL steps", "at 20": "after 20",
                "steps": "RL steps to 85%", "base_tflop": "TFLOP, base",
                "tflop": "TFLOP to 85%"}
-    count = len(rows[f"{DEFAULT}.base"]["per_seed"])
+    seeds = len(rows[f"{DEFAULT}.base"]["per_seed"])
     body = []
-    for name in names:
-        there = len(per_seed(rows, f"{name}.tflop"))
-        body.append([name, *(cell(rows, f"{name}.{key}") for key in columns),
-                     f"{there} of {count}"])
+    for recipe in recipes:
+        cells = [cell(rows, f"{recipe}.{key}") for key in columns]
+        reached = len(per_seed(rows, f"{recipe}.tflop"))
+        body.append([recipe, *cells, f"{reached} of {seeds}"])
     return [*table(["recipe", *columns.values(), "seeds at 85%"], body), "",
-            "pass@1 on dev problems at temperature 1, 16 answers to each, after every fifth RL "
-            f"step and the last. {FLOPS_NOTE} Muon's own products are left out too."]
+            "pass@1 is on dev problems at temperature 1, with 16 answers per problem, after "
+            f"every fifth RL step and after the last. {FLOPS} Muon's own products are left "
+            "out too."]

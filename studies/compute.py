@@ -1,12 +1,22 @@
-"""What does more computing at the time of the answer buy, and do checks matter?
+"""What does more compute at test time buy, and do the model's checks do real work?
 
-    more samples     pass@k, the majority vote, and the most central answer (Smoothie) among k
-    a limit          thinking is cut after so many tokens, and the model has to answer
-    the aha moment   wrong steps that are caught and mended; and accuracy with "wait" forbidden
+The paper: R1 on AIME 2024 has pass@1 79.8, majority vote 86.7 and pass@64 90.0 (R1 v2
+section E.4). R1-Zero uses reflective words 5 to 7 times as often by the end of RL (R1 v2
+section C.2), and has an "aha moment" at which it corrects itself (R1 v1 Table 3).
 
     python r1mini.py study compute
 
-All on held-out problems, at temperature 1, of a run's base, zero and r1.
+    more samples     pass@k, majority vote of k, and the most central answer of k
+                     (Smoothie, arXiv 2412.04692)
+    a limit          the thinking is cut after a number of tokens, and the model must
+                     answer
+    the aha moment   how many wrong steps the model notices and corrects; and its
+                     accuracy when "wait" or "check" is forbidden
+
+A word can be banned for two reasons: the ban takes away its work, or it disturbs the
+model. So each ban is compared with the ban of a neutral word, which judges nothing and
+is about as frequent. All answers are to held-out test problems at temperature 1, from a
+run's base, zero and r1.
 """
 import contextlib
 import math
@@ -27,104 +37,145 @@ SETTINGS = ("eval.problems=100", "eval.samples=64")
 NEEDS, STAGES = ("base.pt", "zero.pt", "r1.pt"), ()
 MODELS = ("base", "zero", "r1")
 LIMITS = (0, 10, 20, 40, 60, 80, 120)  # tokens of thinking
-FEW = 16                               # answers a problem, for limits and bans
+FEW = 16                               # answers per problem, for limits and bans
 THINK, END_THINK, ANSWER = (tasks.ENCODING.encode_single_token(tag) for tag in
                             (tasks.THINK, tasks.END_THINK, tasks.ANSWER))
 
 
-# -------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # A limit on thinking
 
 
 def cut(answer, limit):
-    """The token ids of an answer that thinks for more than `limit` tokens, cut there and bidden to
-    answer; None if it does not think that long. Cut, it is in the template, whatever it was."""
+    """The first tokens of an answer whose thinking has more than `limit` tokens: the
+    thinking up to the limit, and the tags that begin an answer. None if the thinking is
+    not that long.
+
+    An answer outside the template comes into the template by this cut.
+    """
     body = answer[1:] if answer[:1] == [THINK] else answer
-    length = next((i for i, t in enumerate(body) if t in (END_THINK, ANSWER, tasks.END_ID)),
-                  len(body))
-    return [THINK, *body[:limit], END_THINK, ANSWER] if length > limit else None
+    thinking_length = len(body)
+    for i, token in enumerate(body):
+        if token in (END_THINK, ANSWER, tasks.END_ID):
+            thinking_length = i
+            break
+    if thinking_length <= limit:
+        return None
+    return [THINK, *body[:limit], END_THINK, ANSWER]
 
 
 def limited(model, prompts, answers, limit, rows):
-    """Texts of the answers, those cut at the limit as the model finishes them."""
-    texts, begun = [tasks.decode(ids) for ids in answers], {}
+    """Texts of the answers. The model finishes those that are cut at the limit."""
+    texts = [tasks.decode(ids) for ids in answers]
+    cut_starts = {}  # {index of an answer: its first tokens}
     for i, ids in enumerate(answers):
-        if (start := cut(ids, limit)) is not None:
-            begun[i] = start
-    cuts = [prompts[i] + start for i, start in begun.items()]
-    ends = sample_answers(model, cuts, 8, rows, seed=1)
-    for (i, start), end in zip(begun.items(), ends):
+        start = cut(ids, limit)
+        if start is not None:
+            cut_starts[i] = start
+    cut_prompts = [prompts[i] + start for i, start in cut_starts.items()]
+    ends = sample_answers(model, cut_prompts, 8, rows, seed=1)
+    for (i, start), end in zip(cut_starts.items(), ends):
         texts[i] = tasks.decode(start + end)
     return texts
 
 
-# -------------------------------------------------------------------------------------------------
-# Is the aha moment real?
+# ------------------------------------------------------------------------------
+# Does the model notice and correct its wrong steps?
 
+# {a word of a working: its name}
 NAMES = {words[name].strip(): name for words in tasks.WORDS.values() for name in words}
-STEP = re.compile(r"([^-+*=0-9]*)(-?[0-9]+)([-+*])([0-9]+)=(-?[0-9]+)")
+STEP = re.compile(r"([^-+*=0-9]*)(-?[0-9]+)([-+*])([0-9]+)=(-?[0-9]+)")  # word, a, sign, b, result
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
 def steps(text):
-    """What became of each step of a working: wrong as first written, caught ("wait" came before the
-    next step), mended (the same operation with its true value stood there last)."""
-    found = []
-    for word, a, sign, b, result in STEP.findall(text.partition(tasks.END_THINK)[0]):
-        name, true = NAMES.get(word.strip()), SIGNS[sign](int(a), int(b)) == int(result)
-        if name == "wait" and found:
-            found[-1] |= {"caught": True, "mended": true and found[-1]["step"] == (a, sign, b)}
+    """What became of each step of a working.
+
+    wrong       it is wrong as first written
+    noticed     a "wait" comes before the next step
+    corrected   what comes after "wait" is the same operation with the right result
+    """
+    judged = []
+    thinking = text.partition(tasks.END_THINK)[0]
+    for word, a, sign, b, result in STEP.findall(thinking):
+        name = NAMES.get(word.strip())
+        is_right = SIGNS[sign](int(a), int(b)) == int(result)
+        if name == "wait" and judged:
+            same_operation = judged[-1]["operation"] == (a, sign, b)
+            judged[-1] |= {"noticed": True, "corrected": is_right and same_operation}
         elif name != "check":
-            found.append({"step": (a, sign, b), "wrong": not true, "caught": False,
-                          "mended": False})
-    return found
+            judged.append({"operation": (a, sign, b), "wrong": not is_right,
+                          "noticed": False, "corrected": False})
+    return judged
 
 
 def share(values):
-    """The mean of truth values; None of none."""
+    """The mean of truth values, or None if there are none."""
     values = list(values)
     return sum(map(float, values)) / len(values) if values else None
 
 
-def working(texts, asked):
-    """What becomes of wrong steps, counted over texts."""
-    each = [(steps(text), tasks.accuracy(text, p)) for text, p in zip(texts, asked)]
-    every = [step for found, _ in each for step in found]
-    wrong = [step for step in every if step["wrong"]]
-    slipped = [(all(s["mended"] for s in found if s["wrong"]), right) for found, right in each
-               if any(s["wrong"] for s in found)]
-    return {"wrong_steps": share(s["wrong"] for s in every),
-            "caught": share(s["caught"] for s in wrong),
-            "mended": share(s["mended"] for s in wrong),
-            "false_alarms": share(s["caught"] for s in every if not s["wrong"]),
-            "slipped": len(slipped) / len(each),
-            "slipped_mended": share(mended for mended, _ in slipped),
-            "slipped_right": share(right for _, right in slipped),
-            "mended_right": share(right for mended, right in slipped if mended),
-            "unmended_right": share(right for mended, right in slipped if not mended)}
+def wrong_steps(texts, problems):
+    """What becomes of wrong steps, over texts that answer these problems. ROWS says
+    what each number is."""
+    all_steps, slipped = [], []  # slipped: (all corrected?, right?) of texts with a wrong step
+    for text, problem in zip(texts, problems):
+        steps_of_text = steps(text)
+        all_steps += steps_of_text
+        wrong = [step for step in steps_of_text if step["wrong"]]
+        if wrong:
+            all_corrected = all(step["corrected"] for step in wrong)
+            slipped.append((all_corrected, tasks.accuracy(text, problem)))
+    wrong = [step for step in all_steps if step["wrong"]]
+    right = [step for step in all_steps if not step["wrong"]]
+    return {
+        "wrong_steps": share(step["wrong"] for step in all_steps),
+        "caught": share(step["noticed"] for step in wrong),
+        "mended": share(step["corrected"] for step in wrong),
+        "false_alarms": share(step["noticed"] for step in right),
+        "slipped": len(slipped) / len(texts),
+        "slipped_mended": share(corrected for corrected, _ in slipped),
+        "slipped_right": share(answer_right for _, answer_right in slipped),
+        "mended_right": share(answer_right for corrected, answer_right in slipped if corrected),
+        "unmended_right": share(answer_right for corrected, answer_right in slipped
+                                if not corrected),
+    }
+
+
+# ------------------------------------------------------------------------------
+# Words forbidden
 
 
 def tokens_of(name, languages=tasks.LANGUAGES):
-    """The tokens of one of tasks.WORDS."""
-    return [token for language in languages
-            for token in tasks.ENCODING.encode_ordinary(tasks.WORDS[language][name])]
+    """The tokens of one of tasks.WORDS, in these languages."""
+    tokens = []
+    for language in languages:
+        tokens += tasks.ENCODING.encode_ordinary(tasks.WORDS[language][name])
+    return tokens
 
 
 def neutral(answers, name):
-    """The token, of words that judge nothing, whose frequency in answers is nearest that of a word
-    of tasks.WORDS. In one language only, so that the other's can stand in for it."""
+    """The token of a neutral word ("then" or "ok", in one language) whose count in the
+    answers is nearest to that of a word of tasks.WORDS in all languages.
+
+    Only one language is banned, so the model can write the neutral word in the other one.
+    """
     counts = Counter(token for ids in answers for token in ids)
-    wanted = sum(counts[token] for token in tokens_of(name))
-    known = [token for name in ("then", "ok") for token in tokens_of(name)]
-    return min(known, key=lambda token: abs(math.log((counts[token] + 1) / (wanted + 1))))
+    count_of_word = sum(counts[token] for token in tokens_of(name))
+
+    def distance(token):
+        return abs(math.log((counts[token] + 1) / (count_of_word + 1)))
+
+    return min(tokens_of("then") + tokens_of("ok"), key=distance)
 
 
 @contextlib.contextmanager
 def banned(model, tokens):
-    """While this lasts, the model cannot write these tokens: the head gives them -inf."""
+    """A context in which the model cannot write these tokens: their logits are -inf."""
     def forbid(head, inputs, logits):
-        chosen = torch.tensor(tokens, dtype=torch.long, device=logits.device)
-        return logits.index_fill(-1, chosen, -math.inf)
+        forbidden = torch.tensor(tokens, dtype=torch.long, device=logits.device)
+        return logits.index_fill(-1, forbidden, -math.inf)
+
     hook = model.head.register_forward_hook(forbid)
     try:
         yield
@@ -132,131 +183,173 @@ def banned(model, tokens):
         hook.remove()
 
 
-def bans(model, prompts, asked, limit, rows, frequent, each=FEW):
-    """Accuracy with words forbidden, on the same problems with the same random numbers. effect:
-    the difference that makes; error: its standard error over problems. `each` answers a problem."""
-    plans, record, rights = {"nothing": []}, {}, {}
+def bans(model, prompts, problems, limit, rows, free_answers, answers_per_problem=FEW):
+    """Accuracy with words forbidden, always with the same random numbers.
+
+    prompts, problems: one of each per answer, the answers to a problem side by side.
+    free_answers: answers without a ban; they tell how frequent a word is. In the record,
+    `effect` is the change of accuracy by a ban, and `error` is its standard error over
+    problems. `gap` is the effect of a word's ban minus that of its neutral word's.
+    """
+    record = {}
+    plans = {"nothing": []}  # {name of a ban: forbidden tokens}
     for name in ("wait", "check"):
-        word = neutral(frequent, name)
-        plans |= {name: tokens_of(name), f"{name}'s neutral": [word]}
+        word = neutral(free_answers, name)
+        plans[name] = tokens_of(name)
+        plans[f"{name}'s neutral"] = [word]
         record[f"ban.{name}'s neutral.word"] = tasks.ENCODING.decode([word])
+
+    accuracy = {}  # {name of a ban: (P,) accuracy on each problem}
     for name, tokens in plans.items():
         with banned(model, tokens):
             answers = sample_answers(model, prompts, limit, rows, seed=2)
-        right = torch.tensor([tasks.accuracy(tasks.decode(ids), p) for ids, p in zip(
-            answers, asked)]).view(-1, each).mean(1)  # (P,)
-        rights[name] = right
-        record |= {f"ban.{name}.pass@1": float(right.mean()),
-                   f"ban.{name}.effect": float((right - rights["nothing"]).mean()),
-                   f"ban.{name}.error": standard_error(right - rights["nothing"]),
+        right = [tasks.accuracy(tasks.decode(ids), p) for ids, p in zip(answers, problems)]
+        accuracy[name] = torch.tensor(right).view(-1, answers_per_problem).mean(1)
+        change = accuracy[name] - accuracy["nothing"]
+        uses = sum(ids.count(token) for ids in free_answers for token in tokens)
+        record |= {f"ban.{name}.pass@1": float(accuracy[name].mean()),
+                   f"ban.{name}.effect": float(change.mean()),
+                   f"ban.{name}.error": standard_error(change),
                    f"ban.{name}.length": sum(map(len, answers)) / len(answers),
-                   f"ban.{name}.frequency": sum(ids.count(token) for ids in frequent
-                                                for token in tokens) / len(frequent)}
+                   f"ban.{name}.frequency": uses / len(free_answers)}
     for name in ("wait", "check"):
-        gap = rights[name] - rights[f"{name}'s neutral"]
+        gap = accuracy[name] - accuracy[f"{name}'s neutral"]
         record |= {f"ban.{name}.gap": float(gap.mean()),
                    f"ban.{name}.gap.error": standard_error(gap)}
     return record
 
 
 def standard_error(x):
-    """Of the mean of x (P,), over problems."""
+    """The standard error of the mean of x (P,), a value per problem."""
     return float(x.std()) / len(x) ** 0.5
 
 
-# -------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # The study
 
 
 def of_model(path, run, options, reasons):
-    """All figures of one model; what became of its wrong steps only if it reasons."""
+    """All numbers of one model. `reasons`: whether it writes workings whose steps can be
+    judged."""
     model, s = checkpoint.load(path, options.device, options.dtype)[0].eval(), run.eval
+    max_new_tokens = run.zero.max_new_tokens
     problems = tasks.make_problems("test", s.problems, run.zero.levels, run.corpus.products)
-    asked = [p for p in problems for _ in range(s.samples)]
-    prompts = prompts_of(asked)
-    answers = sample_answers(model, prompts, run.zero.max_new_tokens, s.rows, seed=1)
+    problem_of_answer = [p for p in problems for _ in range(s.samples)]
+    prompts = prompts_of(problem_of_answer)
+    answers = sample_answers(model, prompts, max_new_tokens, s.rows, seed=1)
     texts = [tasks.decode(ids) for ids in answers]
     record = selection(texts, problems, embeddings(model, prompts, answers, s.rows))
-    few = [i for i in range(len(asked)) if i % s.samples < FEW]
-    prompts, asked, some = ([x[i] for i in few] for x in (prompts, asked, answers))
-    for limit in (*LIMITS, run.zero.max_new_tokens):
-        name = "none" if limit == run.zero.max_new_tokens else limit
-        record[f"limit_{name}"] = share(map(tasks.accuracy, limited(
-            model, prompts, some, limit, s.rows), asked))
+
+    # The first few answers to each problem.
+    few = [i for i in range(len(answers)) if i % s.samples < FEW]
+    few_prompts = [prompts[i] for i in few]
+    few_problems = [problem_of_answer[i] for i in few]
+    few_answers = [answers[i] for i in few]
+    for limit in (*LIMITS, max_new_tokens):
+        name = "none" if limit == max_new_tokens else limit
+        limited_texts = limited(model, few_prompts, few_answers, limit, s.rows)
+        record[f"limit_{name}"] = share(map(tasks.accuracy, limited_texts, few_problems))
     if reasons:
-        record |= working(texts, [p for p in problems for _ in range(s.samples)])
-        record |= bans(model, prompts, asked, run.zero.max_new_tokens, s.rows, answers,
+        record |= wrong_steps(texts, problem_of_answer)
+        record |= bans(model, few_prompts, few_problems, max_new_tokens, s.rows, answers,
                        min(FEW, s.samples))
     return record
 
 
 def measure(folder):
-    """The figures of a run's models, by key such as zero.cons@16."""
-    return {f"{name}.{key}": value for name in MODELS for key, value in once(
-        folder, name, lambda: of_model(Path(folder.run.start).parent / f"{name}.pt", folder.run,
-                                       folder.options, name != "base")).items()}
+    """The numbers of one seed, by key such as zero.cons@16."""
+    numbers = {}
+    for name in MODELS:
+        path = Path(folder.run.start).parent / f"{name}.pt"
+        record = once(folder, name, lambda: of_model(path, folder.run, folder.options,
+                                                     reasons=name != "base"))
+        numbers |= {f"{name}.{key}": value for key, value in record.items()}
+    return numbers
 
+
+# ------------------------------------------------------------------------------
+# The report
 
 ROWS = {"wrong_steps": "steps that are wrong as first written",
-        "caught": "of these, caught by a check",
-        "mended": "of these, caught and mended",
-        "false_alarms": "right steps that are called in question",
+        "caught": "of the wrong steps, noticed",
+        "mended": "of the wrong steps, noticed and corrected",
+        "false_alarms": "of the right steps, called in question",
         "slipped": "answers with a wrong step",
-        "slipped_mended": "of these, with all wrong steps mended",
-        "slipped_right": "of answers with a wrong step, right in the end",
-        "mended_right": "with all wrong steps mended, right in the end",
-        "unmended_right": "with one not mended, right in the end"}
+        "slipped_mended": "of these answers, all wrong steps corrected",
+        "slipped_right": "of these answers, right in the end",
+        "mended_right": "with all wrong steps corrected: right in the end",
+        "unmended_right": "with a wrong step not corrected: right in the end"}
 PLANS = ("nothing", "wait", "wait's neutral", "check", "check's neutral")
 
 
 def verdict(rows, notes, stage, name):
-    """What forbidding a word did, beside forbidding a neutral one, in a sentence."""
-    def of(plan):  # effect and standard error, both in points
-        errors = rows[f"{stage}.ban.{plan}.error"]["per_seed"].values()
-        return (100 * rows[f"{stage}.ban.{plan}.effect"]["mean"],
-                100 * math.hypot(*errors) / len(errors))
-    (own, error), (other, other_error) = of(name), of(f"{name}'s neutral")
-    words = sorted({f"'{w.strip()}'" for w in notes[f"{stage}.ban.{name}'s neutral.word"].values()})
-    gap = 100 * rows[f"{stage}.ban.{name}.gap"]["mean"]
-    errors = rows[f"{stage}.ban.{name}.gap.error"]["per_seed"].values()
-    doubt = 200 * math.hypot(*errors) / len(errors)
+    """One sentence: what forbidding a word did, beside forbidding its neutral word."""
+    def in_points(key):
+        return 100 * rows[f"{stage}.ban.{key}"]["mean"]
+
+    def error_in_points(key):
+        errors = rows[f"{stage}.ban.{key}"]["per_seed"].values()
+        return 100 * math.hypot(*errors) / len(errors)
+
+    twin = f"{name}'s neutral"
+    twin_words = notes[f"{stage}.ban.{twin}.word"].values()
+    quoted = ", ".join(sorted({f"'{word.strip()}'" for word in twin_words}))
+    gap, doubt = in_points(f"{name}.gap"), 2 * error_in_points(f"{name}.gap.error")
     if abs(gap) <= doubt:
-        meaning = "no effect of the word can be told from that of the neutral one"
+        meaning = "the two effects cannot be told apart"
     elif gap < 0:
-        meaning = f"the word does work: {-gap:.1f} points hang on it beyond the neutral one's"
-    elif own < 0:
-        meaning = (f"the neutral word's ban costs {gap:.1f} points more, so nothing can be told of "
-                   "this word's own work")
+        meaning = (f"the word does work: its ban costs {-gap:.1f} points more than the neutral "
+                   "word's")
+    elif in_points(f"{name}.effect") < 0:
+        meaning = (f"the neutral word's ban costs {gap:.1f} points more, so this tells nothing "
+                   "about the work of the word")
     else:
-        meaning = f"the word does harm: {gap:.1f} points are won beside the neutral one's"
-    often = [rows[f"{stage}.ban.{plan}.frequency"]["mean"] for plan in (name, f"{name}'s neutral")]
-    return (f"- {stage}: with '{name}' ({often[0]:.3f} an answer) forbidden accuracy changes by "
-            f"{own:+.1f} ± {error:.1f} points, with the neutral {', '.join(words)} "
-            f"({often[1]:.3f} an answer) by {other:+.1f} ± {other_error:.1f}; {meaning} "
-            f"(twice the standard error of the difference: {doubt:.1f}).")
+        meaning = (f"the word does harm: its ban gains {gap:.1f} points beside the neutral "
+                   "word's")
+    return (f"- {stage}: forbidding '{name}' "
+            f"({rows[f'{stage}.ban.{name}.frequency']['mean']:.3f} per answer) changes accuracy "
+            f"by {in_points(f'{name}.effect'):+.1f} ± {error_in_points(f'{name}.error'):.1f} "
+            f"points. Forbidding the neutral {quoted} "
+            f"({rows[f'{stage}.ban.{twin}.frequency']['mean']:.3f} per answer) changes it by "
+            f"{in_points(f'{twin}.effect'):+.1f} ± {error_in_points(f'{twin}.error'):.1f}; "
+            f"{meaning} (twice the standard error of the difference: {doubt:.1f}).")
+
+
+def samples_table(rows):
+    """pass@k, majority vote and most central answer, by k."""
+    kinds = {"pass": "one right", "cons": "majority", "central": "central"}
+    ks = sorted(int(key.split("@")[1]) for key in rows if key.startswith("base.cons@"))
+    head = [f"{model}: {text}" for model in MODELS for text in kinds.values()]
+    body = [[str(k), *(cell(rows, f"{model}.{kind}@{k}") for model in MODELS for kind in kinds)]
+            for k in ks]
+    return table(["k", *head], body)
+
+
+def bans_table(rows, models):
+    """What each ban does to each model."""
+    keys = ("frequency", "pass@1", "effect", "length")
+    head = [f"{model}: {key}" for model in models for key in keys]
+    body = [[plan, *(cell(rows, f"{model}.ban.{plan}.{key}") for model in models for key in keys)]
+            for plan in PLANS]
+    return table(["forbidden", *head], body)
 
 
 def page(rows, notes):
-    """The tables of the report."""
-    ks = sorted(int(key.split("@")[1]) for key in rows if key.startswith("base.cons@"))
-    kinds = {"pass": "one right", "cons": "vote", "central": "central"}
-    heads = ("frequency", "pass@1", "effect", "length")
-    reason = [m for m in MODELS if f"{m}.slipped" in rows]
-    samples = table(["k", *(f"{m}: {text}" for m in MODELS for text in kinds.values())], [
-        [str(k), *(cell(rows, f"{m}.{kind}@{k}") for m in MODELS for kind in kinds)] for k in ks])
-    limits = table(["tokens", *MODELS], [
-        [str(n), *(cell(rows, f"{m}.limit_{n}") for m in MODELS)] for n in (*LIMITS, "none")])
-    mended = table(["share", *reason], [
-        [text, *(cell(rows, f"{m}.{key}") for m in reason)] for key, text in ROWS.items()])
-    forbidden = table(["forbidden", *(f"{m}: {head}" for m in reason for head in heads)], [
-        [plan, *(cell(rows, f"{m}.ban.{plan}.{head}") for m in reason for head in heads)]
-        for plan in PLANS])
-    return ["## More samples", "", *samples, "",
-            "The paper, R1 on AIME 2024: pass@1 79.8, majority 86.7, pass@64 90.0 (R1 v2 E.4).", "",
-            "## A limit on thinking", "", f"Accuracy, {FEW} answers a problem. A cut answer is in "
-            "the template, which the base by itself often misses.", "", *limits, "",
-            "## Is the aha moment real?", "", *mended, "", *forbidden, "",
-            "frequency: how often an answer has the word, where nothing is forbidden. The neutral "
-            "word is forbidden in one language only; its twin may stand in, so it is the milder "
-            "ban.", "",
-            *(verdict(rows, notes, m, name) for m in reason for name in ("wait", "check"))]
+    """The lines of the report."""
+    reasoning = [model for model in MODELS if f"{model}.slipped" in rows]
+    limits = [[str(limit), *(cell(rows, f"{model}.limit_{limit}") for model in MODELS)]
+              for limit in (*LIMITS, "none")]
+    wrong = [[text, *(cell(rows, f"{model}.{key}") for model in reasoning)]
+             for key, text in ROWS.items()]
+    verdicts = [verdict(rows, notes, model, name)
+                for model in reasoning for name in ("wait", "check")]
+    return ["## More samples", "", *samples_table(rows), "",
+            "The paper, R1 on AIME 2024: pass@1 79.8, majority 86.7, pass@64 90.0 (R1 v2 E.4).",
+            "", "## A limit on thinking", "",
+            f"Accuracy, with {FEW} answers per problem. A cut answer is in the template, which "
+            "the base by itself often misses.", "", *table(["tokens", *MODELS], limits), "",
+            "## Is the aha moment real?", "", *table(["share", *reasoning], wrong), "",
+            *bans_table(rows, reasoning), "",
+            "frequency: how often an answer has the word when nothing is forbidden. The neutral "
+            "word is forbidden in one language only, and the model can write it in the other. "
+            "So its ban is the milder one.", "", *verdicts]

@@ -1,10 +1,16 @@
-"""Are steps the same however processes share them? How far apart they end.
+"""Is a training step the same however several processes share it?
+
+The paper: V3's training shares the experts among 64 GPUs and the layers among 16 pipeline
+stages (V3 section 3.2).
 
     python r1mini.py study layouts
 
-Each layout takes four steps of pretraining and two of GRPO (two updates each) on fixed rollouts, on
-the micro preset in float32, and goes on from the checkpoint that one process wrote half-way; and
-four steps with a dense student and with a reward model.
+A layout says how many processes take a step together, how they hold the model, and how
+many of them share its experts. In each layout this study takes four steps of
+pretraining and two steps of GRPO (with two updates each) on fixed rollouts, in float32
+on the micro preset. It also continues from the checkpoint that one process wrote
+half-way, and takes four steps with a dense student and with a reward model. The results
+should equal those of one process up to rounding.
 """
 import dataclasses
 import random
@@ -21,8 +27,9 @@ from engine import checkpoint, devices, optim, sampling
 from tools.study import once
 from tools.tables import table
 
+# A layout: (processes, how they hold the model, how many share the experts, recompute).
+# See devices.shard. All layouts of one number of processes are launched together.
 ONE = (1, "none", 1, False)
-# processes, mode, how many share the experts, recompute: those of one count are launched together
 LAYOUTS = {1: [ONE, (1, "none", 1, True)],
            2: [(2, "ddp", 1, False), (2, "fsdp", 1, False), (2, "ddp", 2, False),
                (2, "fsdp", 2, True)],
@@ -30,27 +37,44 @@ LAYOUTS = {1: [ONE, (1, "none", 1, True)],
                (4, "fsdp", 2, False), (4, "fsdp", 4, False)]}
 
 
+def name_of(layout):
+    """A layout's name in files and tables, such as 4-fsdp-2."""
+    name = "-".join(map(str, layout[:3]))
+    return name + "-recompute" if layout[3] else name
+
+
+def shard_arguments(layout):
+    """The arguments for devices.place that spread a model in this layout. One process
+    needs none."""
+    return () if layout == ONE else layout[1:]
+
+
+# ------------------------------------------------------------------------------
+# What is trained
+
+
 def document(rng):
     """A document of the corpus."""
     return tasks.make_document(rng, tasks.Corpus())
 
 
-# Models of other kinds, which take pretraining's steps alone: sizes, examples, loss.
+# Models of other kinds: {name: (sizes, examples, loss)}. They only take pretraining's steps.
 OTHERS = {"student": ({"n_dense_layers": 2, "n_mtp_layers": 0}, document, r1mini.next_token_loss),
           "judge": ({"n_outputs": 1, "n_mtp_layers": 0}, tasks.helpful_pair, r1mini.pairwise_loss)}
 
 
-def new(layout, **sizes):
-    """A model of random weights, the same in every layout."""
+def new_model(layout, **sizes):
+    """A model with random weights. They are the same in every layout."""
     torch.manual_seed(0)
     config = dataclasses.replace(r1mini.PRESETS["micro"], vocab_size=tasks.VOCAB_SIZE, **sizes)
-    return devices.place(moe.Transformer(config), "cpu", torch.float32,
-                     *(layout[1:] if layout != ONE else ()))
+    return devices.place(moe.Transformer(config), "cpu", torch.float32, *shard_arguments(layout))
 
 
 def pretrain(model, state=None, path=None, draw=document, loss=r1mini.next_token_loss):
-    """Four steps, or those left after a state; path: where what is to be gone on from is saved,
-    half-way. Returns the losses."""
+    """Takes four steps, or those that are left after a state. Returns the losses.
+
+    path: where to save a checkpoint after the second step.
+    """
     s, losses = r1mini.Train(steps=4, documents=7, micro_tokens=300), []
     for record, snapshot in r1mini.train(model, s, draw, 0, state, loss):
         losses.append(record["loss"])
@@ -59,148 +83,211 @@ def pretrain(model, state=None, path=None, draw=document, loss=r1mini.next_token
     return losses
 
 
-def rollout(s):
-    """Worked answers, right and wrong, as if a policy of even odds had written them."""
-    rng, rows = random.Random(0), []
+def fixed_rollout(s):
+    """A rollout of worked answers, right and wrong, with random rewards. It is the same
+    in every layout.
+
+    The log-probabilities are as if a policy had written them to which all tokens are
+    about equally likely.
+    """
+    rng = random.Random(0)
     problems = [tasks.make_problem(rng, 3) for _ in range(s.problems)]
-    for p in problems:
-        prompt = tasks.encode_prompt(p.question)
-        rows += [(prompt, tasks.encode_response(tasks.response(*tasks.work(p, style, rng))))
-                 for style in random.Random(p.question).choices(tasks.STYLES, k=s.group_size)]
-    tokens = sampling.pad([a + b for a, b in rows], tasks.PAD_ID)
-    at = torch.arange(tokens.size(1))
-    answer = torch.stack([(at >= len(a)) & (at < len(a) + len(b)) for a, b in rows])
-    old = torch.where(answer, -6.2, 0.0)
+    rows = []  # (prompt, answer)
+    for problem in problems:
+        prompt = tasks.encode_prompt(problem.question)
+        styles = random.Random(problem.question).choices(tasks.STYLES, k=s.group_size)
+        for style in styles:
+            text = tasks.response(*tasks.work(problem, style, rng))
+            rows.append((prompt, tasks.encode_response(text)))
+    tokens = sampling.pad([prompt + answer for prompt, answer in rows], tasks.PAD_ID)  # (N, T)
+    column = torch.arange(tokens.size(1))
+    is_answer = torch.stack([
+        (column >= len(prompt)) & (column < len(prompt) + len(answer))
+        for prompt, answer in rows])                              # (N, T)
+    old = torch.where(is_answer, -6.2, 0.0)
     rewards = torch.rand(s.problems, s.group_size, generator=torch.Generator().manual_seed(0))
-    rewards[0] = 1.0                                          # a dead group
-    samples = sampling.Samples(tokens, answer, old, torch.ones(len(rows), dtype=torch.bool))
+    rewards[0] = 1.0                                              # a dead group
+    finished = torch.ones(len(rows), dtype=torch.bool)
+    samples = sampling.Samples(tokens, is_answer, old, finished)
     return grpo.Rollout(problems, samples, [], {}, rewards, grpo.advantages(rewards))
 
 
 def reinforce(model, state=None, path=None):
-    """Two steps of GRPO on a rollout, likewise. Returns what they log."""
-    s, logs = grpo.RL(problems=3, group_size=3, minibatches=2, micro_tokens=300, lr=1e-4), []
-    optimizers, reference = optim.make_optimizers(model, s.lr), devices.copy_model(model).eval()
+    """Takes two steps of GRPO, or the one that is left after a state. Returns their logs.
+
+    path: where to save a checkpoint after the first step.
+    """
+    s = grpo.RL(problems=3, group_size=3, minibatches=2, micro_tokens=300, lr=1e-4)
+    optimizers = optim.make_optimizers(model, s.lr)
+    reference = devices.copy_model(model).eval()
     if state:
         checkpoint.restore(reference, state["reference"])
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             checkpoint.restore(optimizer, saved)
     model.train()
-    for step in range(1 if state else 0, 2):
-        logs.append(grpo.improve(model, reference, optimizers, rollout(s), s, random.Random(step),
-                                 step))
+    logs = []
+    first_step = 1 if state else 0
+    for step in range(first_step, 2):
+        logs.append(grpo.improve(model, reference, optimizers, fixed_rollout(s), s,
+                                 random.Random(step), step))
         if path and step == 0:
             checkpoint.save(path, model, reference=reference.state_dict(),
-                     optimizers=[optimizer.state_dict() for optimizer in optimizers])
+                            optimizers=[optimizer.state_dict() for optimizer in optimizers])
     return logs
 
 
-def name_of(layout):
-    """A layout's name in files and tables, such as 4-fsdp-2."""
-    return "-".join(map(str, layout[:3])) + "-recompute" * layout[3]
+def sample(model, prompts):
+    """[Samples] of a model: of all prompts, then of the first 1, 2 and 4.
+
+    In these the first answer ends at its second token, while other processes still write.
+    """
+    samples = [sampling.generate(model, prompts, 12, tasks.END_ID, tasks.PAD_ID)]
+    for n in (1, 2, 4):
+        free = sampling.generate(model, prompts[:n], 12, tasks.END_ID, tasks.PAD_ID)
+        second_token = int(free.tokens[0, len(prompts[0]) + 1])
+        samples.append(sampling.generate(model, prompts[:n], 12, second_token, tasks.PAD_ID))
+    return samples
 
 
-def take(layout, folder):
-    """Takes all steps in one layout; its files go into the folder: half-way, weights, figures."""
-    name, model = name_of(layout), new(layout)
-    figures = {"loss": pretrain(model, path=folder / f"{name}.base.half.pt")}
+# ------------------------------------------------------------------------------
+# Taking the steps in every layout
+
+
+def take_steps(layout, folder):
+    """Takes all steps in one layout. Saves checkpoints, logged numbers and samples in the
+    folder."""
+    name, model = name_of(layout), new_model(layout)
+    logged = {"loss": pretrain(model, path=folder / f"{name}.base.half.pt")}
     checkpoint.save(folder / f"{name}.base.pt", model)
+
     prompts = [tasks.encode_prompt(f"Compute {a}+{a}*7") for a in (3, 12, 100, 7, 41)]
-    model = devices.copy_model(model)  # as a stage begins: a copy, asked before it learns
+    model = devices.copy_model(model)  # as when a stage begins: a copy that samples first
     sampling.generate(model, prompts, 2, tasks.END_ID, tasks.PAD_ID)
     logs = reinforce(model, path=folder / f"{name}.zero.half.pt")
-    figures |= {key: [log[key] for log in logs] for key in ("kl", "ratio", "entropy", "clip",
-                                                           "grad_norm", "expert_load")}
-    samples = [sampling.generate(model, prompts, 12, tasks.END_ID, tasks.PAD_ID)]
-    for n in (1, 2, 4):  # the first ends at its second token, while other processes go on
-        free = sampling.generate(model, prompts[:n], 12, tasks.END_ID, tasks.PAD_ID)
-        end = int(free.tokens[0, len(prompts[0]) + 1])
-        samples.append(sampling.generate(model, prompts[:n], 12, end, tasks.PAD_ID))
-    checkpoint.save(folder / f"{name}.zero.pt", model, figures=figures,
-                    samples=[*map(vars, samples)])
+    for key in ("kl", "ratio", "entropy", "clip", "grad_norm", "expert_load"):
+        logged[key] = [log[key] for log in logs]
+    samples = [vars(s) for s in sample(model, prompts)]
+    checkpoint.save(folder / f"{name}.zero.pt", model, logged=logged, samples=samples)
+
     for kind, (sizes, draw, loss) in OTHERS.items():
-        model = new(layout, **sizes)
+        model = new_model(layout, **sizes)
         pretrain(model, draw=draw, loss=loss)
         checkpoint.save(folder / f"{name}.{kind}.pt", model)
     if layout != ONE:
-        go_on(layout, ONE, folder)
+        resume(layout, ONE, folder)
 
 
-def go_on(layout, other, folder):
-    """Pretraining and GRPO again, in one layout from what another saved half-way."""
+def resume(layout, saved_by, folder):
+    """Pretraining and GRPO in one layout, from what another layout saved half-way."""
     for stage, learn in (("base", pretrain), ("zero", reinforce)):
-        model, state = checkpoint.load(
-            folder / f"{name_of(other)}.{stage}.half.pt", "cpu", torch.float32,
-            *(layout[1:] if layout != ONE else ()))
+        model, state = checkpoint.load(folder / f"{name_of(saved_by)}.{stage}.half.pt", "cpu",
+                                       torch.float32, *shard_arguments(layout))
         learn(model, state)
-        checkpoint.save(folder / f"{name_of(layout)}.{stage}.after.{name_of(other)}.pt", model)
+        path = folder / f"{name_of(layout)}.{stage}.after.{name_of(saved_by)}.pt"
+        checkpoint.save(path, model)
 
 
 def launch(count, folder):
-    """Takes the steps of the layouts of so many processes, of which this is the first."""
+    """Takes the steps of all layouts of `count` processes. This process is the first of
+    them."""
     code = (f"import sys; sys.path.insert(0, {str(Path(moe.__file__).parent)!r}); from pathlib "
             f"import Path; from studies import layouts; "
             f"layouts.launch({count}, Path({str(folder)!r}))")
     with devices.processes(torch.device("cpu"), count, [sys.executable, "-c", code]):
         for layout in LAYOUTS[count]:
-            take(layout, folder)
+            take_steps(layout, folder)
 
 
-def apart(a, b):
-    """How far the weights of two checkpoints are apart, beside the largest weight of their kind."""
-    one, two = (checkpoint.load(path)[0].state_dict() for path in (a, b))
-    return max(float((x - two[name]).abs().max() / x.abs().max().clamp(min=1e-2))
-               for name, x in one.items())
+# ------------------------------------------------------------------------------
+# Comparing with one process
 
 
-def alike(x, y):
-    """Whether two sampling.Samples, as dictionaries, are the same but for rounding in logprobs."""
-    return all(torch.equal(x[key], y[key]) for key in ("tokens", "answer", "finished")) and (
-        torch.allclose(x["logprobs"], y["logprobs"], atol=1e-4))
+def weight_difference(path, other_path):
+    """The largest difference between the weights of two checkpoints, relative to the
+    largest weight of each tensor."""
+    weights = checkpoint.load(path)[0].state_dict()
+    other_weights = checkpoint.load(other_path)[0].state_dict()
+    differences = []
+    for name, x in weights.items():
+        largest = x.abs().max().clamp(min=1e-2)
+        differences.append(float((x - other_weights[name]).abs().max() / largest))
+    return max(differences)
+
+
+def same_samples(x, y):
+    """Whether two sampling.Samples, as dictionaries, are the same. Their
+    log-probabilities may differ by rounding."""
+    same = all(torch.equal(x[key], y[key]) for key in ("tokens", "answer", "finished"))
+    return same and torch.allclose(x["logprobs"], y["logprobs"], atol=1e-4)
 
 
 def compare(layout, folder):
-    """A layout's relative differences to one process, all of which should be rounding: weights
-    after pretraining and GRPO, logged figures, sampled answers (0: the same), and weights when one
-    went on from the other's checkpoint."""
+    """A layout's relative differences from one process. All should be rounding.
+
+    base, zero, student, judge   weights after the steps
+    went on from one             weights after it resumed from the checkpoint of one
+                                 process
+    one went on                  weights after one process resumed from its checkpoint
+    log                          logged numbers
+    answers                      0 if the sampled answers are the same, else 1
+    """
     one, name = name_of(ONE), name_of(layout)
-    go_on(ONE, layout, folder)
-    found = {stage: apart(folder / f"{one}.{stage}.pt", folder / f"{name}.{stage}.pt")
-             for stage in ("base", "zero", *OTHERS)}
-    for text, own, start in (("went on from one", name, one), ("one went on", one, name)):
-        found[text] = max(apart(folder / f"{one}.{stage}.pt",
-                                folder / f"{own}.{stage}.after.{start}.pt")
-                          for stage in ("base", "zero"))
-    a, b = (checkpoint.load(folder / f"{n}.zero.pt")[1] for n in (one, name))
-    pairs = [(x, y) for key in a["figures"] for x, y in zip(a["figures"][key], b["figures"][key])]
-    found["log"] = max(abs(x - y) / max(abs(x), 1e-3) for x, y in pairs)
-    found["answers"] = float(not all(alike(x, y) for x, y in zip(a["samples"], b["samples"])))
-    return found
+    resume(ONE, layout, folder)
+    differences = {}
+    for stage in ("base", "zero", *OTHERS):
+        differences[stage] = weight_difference(folder / f"{one}.{stage}.pt",
+                                               folder / f"{name}.{stage}.pt")
+    for key, resumed, saved_by in (("went on from one", name, one), ("one went on", one, name)):
+        differences[key] = max(
+            weight_difference(folder / f"{one}.{stage}.pt",
+                              folder / f"{resumed}.{stage}.after.{saved_by}.pt")
+            for stage in ("base", "zero"))
+
+    _, record_of_one = checkpoint.load(folder / f"{one}.zero.pt")
+    _, record = checkpoint.load(folder / f"{name}.zero.pt")
+    relative = []
+    for key, values in record_of_one["logged"].items():
+        for x, y in zip(values, record["logged"][key]):
+            relative.append(abs(x - y) / max(abs(x), 1e-3))
+    differences["log"] = max(relative)
+    pairs = zip(record_of_one["samples"], record["samples"])
+    differences["answers"] = 0.0 if all(same_samples(x, y) for x, y in pairs) else 1.0
+    return differences
 
 
 def compare_all(folder):
-    """The differences of every layout, by key such as 4-fsdp-2.base, and the largest of all."""
+    """The differences of every layout, by key such as 4-fsdp-2.base, and the largest of
+    all."""
     for count in LAYOUTS:
         launch(count, folder)
-    found = {f"{name_of(layout)}.{key}": x for layouts in LAYOUTS.values() for layout in layouts
-             if layout != ONE for key, x in compare(layout, folder).items()}
-    return found | {"layouts.max_relative_difference": max(found.values())}
+    numbers = {}
+    for layouts in LAYOUTS.values():
+        for layout in layouts:
+            if layout != ONE:
+                differences = compare(layout, folder)
+                numbers |= {f"{name_of(layout)}.{key}": x for key, x in differences.items()}
+    return numbers | {"layouts.max_relative_difference": max(numbers.values())}
 
+
+# ------------------------------------------------------------------------------
+# The study
 
 SEEDS, SETTINGS, NEEDS, STAGES = (0,), (), (), ()
 
 
 def measure(folder):
-    """The differences of every layout, in a run's folder."""
+    """The differences of every layout, in the folder of a run."""
     return once(folder, "layouts", lambda: compare_all(Path(folder.path)))
 
 
 def page(rows, notes=()):
-    """The table of a report."""
-    names = [name_of(layout) for layouts in LAYOUTS.values() for layout in layouts][1:]
+    """The lines of the report."""
+    names = [name_of(layout) for layouts in LAYOUTS.values() for layout in layouts
+             if layout != ONE]
     keys = [key.partition(".")[2] for key in rows if key.startswith(f"{names[0]}.")]
-    return ["Relative differences to one process, in float32. A layout is named by its processes, "
-            "how they hold the model, and how many share the experts.", "", *table(
-                ["layout", *keys], [[name, *(f"{rows[f'{name}.{key}']['mean']:.1e}"
-                                             for key in keys)] for name in names]), "",
-            f"The largest: {rows['layouts.max_relative_difference']['mean']:.1e}."]
+    body = [[name, *(f"{rows[f'{name}.{key}']['mean']:.1e}" for key in keys)] for name in names]
+    largest = rows["layouts.max_relative_difference"]["mean"]
+    return ["Relative differences from one process, in float32. A layout is named by its number "
+            "of processes, how they hold the model, and how many share the experts.", "",
+            *table(["layout", *keys], body), "",
+            f"The largest: {largest:.1e}."]

@@ -1,18 +1,23 @@
-"""The reward as a share of unit tests passed, against all or nothing.
+"""Should a reward pay for each unit test passed, or only when all pass?
+
+The paper: all of R1's rewards for reasoning are binary, those for code too (R1 v2 section
+B.3.1). That is `strict` below.
 
     python r1mini.py study program
 
     problem     f(0)=3 f(1)=5 f(2)=7 f(3)=9
-    answer      an expression in x, here 2*x+3, that must pass these tests
-    partial     reward: the share of the tests it passes
-    strict      reward: 1 if it passes all, else 0
+    answer      an expression in x, here 2*x+3, that should pass these tests
+    partial     reward: the share of the tests that it passes
+    strict      reward: 1 if it passes all tests, else 0
 
-A small dense base reads what careless authors wrote: of the right syntax, seldom right. RL then
-starts from it with each reward, on the same seed. A line has slope 1..9 and intercept 0..9; which
-of the 90 lines are for training, dev or test, tasks.part_of says. A wrong line meets the right one
-in one point at most, so it passes none or one of the four tests, mostly f(0), which can be copied
-from the prompt. Slopes can be learnt by heart, there are so few lines; then train rises without
-dev. R1's own rewards for reasoning are binary (R1 v2 B.3.1): strict is the paper's.
+A small dense base reads what careless authors wrote: their syntax is right, their answers
+seldom are. RL then starts from this base once with each reward, with the same seed.
+
+A line has slope 1..9 and intercept 0..9. tasks.part_of splits the 90 lines into train,
+dev and test. A wrong line meets the right one in one point at most, so it passes none
+or one of the four tests. That is mostly f(0), which can be copied from the prompt.
+There are so few lines that RL can learn the slopes by heart; then accuracy rises on
+train, but not on dev.
 """
 import ast
 import copy
@@ -35,7 +40,11 @@ SETTINGS = ("student_base.steps=400", "student_rl.max_new_tokens=24", "student_r
             "student_rl.lr=1e-3", "eval.samples=64")
 NEEDS, STAGES = (), ("authors", "partial", "strict")
 EVERY = 5                                  # RL steps between evaluations on dev
-RIGHT = {"slope": 0.25, "intercept": 0.3}  # chance that an author finds it; else it is any
+
+# ------------------------------------------------------------------------------
+# Problems, and the base's corpus
+
+RIGHT = {"slope": 0.25, "intercept": 0.3}  # chance that an author finds it; else it is random
 FORMS = ("{a}*x+{b}", "{b}+{a}*x", "x+{b}", "{a}*x", "{a}+{b}", "{b}*x+{a}", "x*x+{b}", "{b}-x")
 
 
@@ -45,14 +54,22 @@ def make_program(slope, intercept):
     return tasks.Problem(tests, f"{slope}*x+{intercept}", "en", kind="program")
 
 
-# All problems, by part of the world.
-PROGRAMS = {part: [problem for a in range(1, 10) for b in range(10)
-                   for problem in [make_program(a, b)] if tasks.part_of(problem.answer) == part]
-            for part in ("train", "dev", "test")}
+def all_programs():
+    """{part: its problems} of all 90 lines."""
+    programs = {"train": [], "dev": [], "test": []}
+    for slope in range(1, 10):
+        for intercept in range(10):
+            problem = make_program(slope, intercept)
+            programs[tasks.part_of(problem.answer)].append(problem)
+    return programs
+
+
+PROGRAMS = all_programs()
 
 
 def careless(problem, rng):
-    """What a careless author answers: any form; slope and intercept are sometimes right."""
+    """The answer of a careless author: an expression of any form, with a slope and an
+    intercept that are sometimes right."""
     a, b = problem.answer.split("*x+")
     a = a if rng.random() < RIGHT["slope"] else rng.randint(1, 9)
     b = b if rng.random() < RIGHT["intercept"] else rng.randint(0, 9)
@@ -65,14 +82,23 @@ def author(rng):
     return tasks.dialogue(problem, careless(problem, rng))
 
 
+# ------------------------------------------------------------------------------
+# Rewards
+
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+MOST = 10 ** 6  # no value in a calculation may be larger
+# Whole numbers, x, + - * and brackets. An x does not touch a digit.
+PROGRAM = re.compile(r"(?:[0-9+*() -]|(?<![0-9])x(?![0-9]))+")
 
 
 def run_program(text, x):
-    """The value of an expression of x, whole numbers, +, - and *, by a walk over its syntax tree;
-    None if it is anything else, long or large. Nothing of it is executed."""
+    """The value of an expression of x, whole numbers, + - * and brackets. None if it is
+    anything else, has more than 60 characters, or meets a value above a million.
+
+    Nothing is executed: this walks over the syntax tree.
+    """
     def walk(node):
-        if isinstance(node, ast.Constant):  # digits alone pass the test below
+        if isinstance(node, ast.Constant):  # PROGRAM lets only digits through
             value = node.value
         elif isinstance(node, ast.Name) and node.id == "x":
             value = x
@@ -80,8 +106,11 @@ def run_program(text, x):
             value = -walk(node.operand)
         else:
             value = OPERATORS[type(node.op)](walk(node.left), walk(node.right))
-        return value if abs(value) <= 10 ** 6 else 1 / 0
-    if len(text) > 60 or not re.fullmatch(r"(?:[0-9+*() -]|(?<![0-9])x(?![0-9]))+", text):
+        if abs(value) > MOST:
+            raise OverflowError
+        return value
+
+    if len(text) > 60 or not PROGRAM.fullmatch(text):
         return None
     try:
         return walk(ast.parse(text.strip(), mode="eval").body)
@@ -91,11 +120,14 @@ def run_program(text, x):
 
 
 def tests_passed(text, problem):
-    """The share of a problem's unit tests, f(0)=3 f(1)=5, that the answer of a response passes."""
+    """The share of a problem's unit tests (f(0)=3 f(1)=5 ...) that a response's answer
+    passes."""
     answer = tasks.parse(text)[1]
     tests = re.findall(r"f\((-?[0-9]+)\)=(-?[0-9]+)", problem.question)
-    passed = [answer is not None and run_program(answer, int(x)) == int(y) for x, y in tests]
-    return sum(passed) / len(tests) if tests else 0.0
+    if answer is None or not tests:
+        return 0.0
+    passed = [run_program(answer, int(x)) == int(y) for x, y in tests]
+    return sum(passed) / len(tests)
 
 
 def all_passed(text, problem):
@@ -103,83 +135,125 @@ def all_passed(text, problem):
     return float(tests_passed(text, problem) == 1.0)
 
 
+def any_passed(text, problem):
+    """Whether a response passes at least one test."""
+    return tests_passed(text, problem) > 0
+
+
 REWARDS = {"partial": tests_passed, "strict": all_passed}
-MEASURES = {"share": tests_passed, "all": all_passed,
-            "any": lambda text, problem: tests_passed(text, problem) > 0}
+MEASURES = {"share": tests_passed, "all": all_passed, "any": any_passed}
 
 
-def passed(model, part, run):
-    """{measure: its mean over answers to all problems of a part}."""
-    asked = [problem for problem in PROGRAMS[part] for _ in range(run.eval.samples)]
-    ids = sample_answers(model, prompts_of(asked), run.student_rl.max_new_tokens, run.eval.rows,
-                         seed=1)
-    pairs = [(tasks.decode(answer), problem) for answer, problem in zip(ids, asked)]
-    return {name: mean(f(*pair) for pair in pairs) for name, f in MEASURES.items()}
+# ------------------------------------------------------------------------------
+# Training
 
 
-def task_of(rule):
-    """The world as RL sees it, with a reward."""
+def task_of(reward):
+    """The problems of `train` as a task for RL, with one of REWARDS."""
     return Task(draw=lambda rng, n, step: rng.choices(PROGRAMS["train"], k=n),
-                encode=lambda problem: tasks.encode_prompt(problem.question), decode=tasks.decode,
-                rewards={"tests": (1.0, for_each(rule))}, measures=MEASURES, end_id=tasks.END_ID,
-                pad_id=tasks.PAD_ID)
+                encode=lambda problem: tasks.encode_prompt(problem.question),
+                decode=tasks.decode, rewards={"tests": (1.0, for_each(reward))},
+                measures=MEASURES, end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
+
+
+def evaluate(model, part, run):
+    """{name of a measure: its mean over answers to all problems of a part}."""
+    problem_of_answer = [problem for problem in PROGRAMS[part] for _ in range(run.eval.samples)]
+    answers = sample_answers(model, prompts_of(problem_of_answer),
+                             run.student_rl.max_new_tokens, run.eval.rows, seed=1)
+    texts = [tasks.decode(ids) for ids in answers]
+    return {name: mean(measure(text, problem) for text, problem in zip(texts, problem_of_answer))
+            for name, measure in MEASURES.items()}
 
 
 def watcher(folder, stage, every):
-    """What happens after a step: evaluation on dev."""
+    """The function that a stage calls after each step. It evaluates on dev every `every`
+    steps."""
     def watch(model, record, bar):
         if record["step"] % every == 0:
-            r = passed(model, "dev", folder.run)
-            folder.log({"kind": "dev", "stage": stage, "step": record["step"]} | r)
-            bar.write(f"  {stage} {record['step']:>4}: of the tests {r['share']:.3f}  all "
-                      f"{r['all']:.3f}  any {r['any']:.3f}")
+            dev = evaluate(model, "dev", folder.run)
+            folder.log({"kind": "dev", "stage": stage, "step": record["step"]} | dev)
+            bar.write(f"  {stage} {record['step']:>4}: share of tests passed {dev['share']:.3f}"
+                      f"  all {dev['all']:.3f}  any {dev['any']:.3f}")
     return watch
 
 
-def measure(folder):
-    """The figures of one seed: dev curves, and test, by key such as partial.all."""
+def train_models(folder):
+    """{stage: model} of the base and of RL from it with each reward."""
     run = folder.run
     torch.manual_seed(run.seed)
-    base = devices.place(moe.Transformer(run.student), folder.options.device, folder.options.dtype)
-    models = {"authors": folder.stage(
-        "authors", base, lambda m, state: train(m, run.student_base, author, run.seed, state),
-        run.student_base.steps, watcher(folder, "authors", 100))}
-    for name, rule in REWARDS.items():
-        models[name] = folder.stage(
-            name, copy.deepcopy(models["authors"]), lambda m, state: train_rl(
-                m, task_of(rule), run.student_rl, run.seed, state),
-            run.student_rl.steps, watcher(folder, name, EVERY))
-    found = {f"{name}.{key}": x for name, model in models.items() for key, x in once(
-        folder, f"test_{name}", lambda: passed(model, "test", run)).items()}
-    for r in read_log(folder.path):
-        if r.get("stage") in REWARDS:
-            found |= {f"{r['stage']}.dev{r['step']}.{key}": r[key] for key in MEASURES}
-        elif r["kind"] in REWARDS and r["step"] % EVERY == 0:
-            found |= {f"{r['kind']}.train{r['step']}.{key}": r[key] for key in MEASURES}
-    return found
+    base = devices.place(moe.Transformer(run.student), folder.options.device,
+                         folder.options.dtype)
+
+    def pretrain(model, state):
+        return train(model, run.student_base, author, run.seed, state)
+
+    base = folder.stage("authors", base, pretrain, run.student_base.steps,
+                        watcher(folder, "authors", 100))
+    models = {"authors": base}
+    for name, reward in REWARDS.items():
+        def reinforce(model, state):
+            return train_rl(model, task_of(reward), run.student_rl, run.seed, state)
+
+        models[name] = folder.stage(name, copy.deepcopy(base), reinforce, run.student_rl.steps,
+                                    watcher(folder, name, EVERY))
+    return models
 
 
-# What a curve is of: part of the world and measure.
+def measure(folder):
+    """The numbers of one seed: curves by step such as partial.dev5.all, and the test
+    such as partial.all."""
+    numbers = {}
+    for name, model in train_models(folder).items():
+        test = once(folder, f"test_{name}", lambda: evaluate(model, "test", folder.run))
+        numbers |= {f"{name}.{key}": x for key, x in test.items()}
+    for record in read_log(folder.path):
+        if record.get("stage") in REWARDS:  # an evaluation on dev
+            point = f"{record['stage']}.dev{record['step']}"
+        elif record["kind"] in REWARDS and record["step"] % EVERY == 0:  # an RL step
+            point = f"{record['kind']}.train{record['step']}"
+        else:
+            continue
+        numbers |= {f"{point}.{key}": record[key] for key in MEASURES}
+    return numbers
+
+
+# ------------------------------------------------------------------------------
+# The report
+
+# {name of a curve: (part, measure)}
 CURVES = {"train: tests": ("train", "share"), "train: all": ("train", "all"),
           "dev: tests": ("dev", "share"), "dev: all": ("dev", "all")}
 
 
 def page(rows, notes):
-    """The tables of the report, and which reward learns faster, by the mean of each curve."""
-    steps = sorted({int(key.split(".")[1][3:]) for key in rows if key.startswith("partial.dev")})
-    lines = ["By RL step: the share of tests passed, and how often all are; on train as RL acts, "
-             "on dev held out.", "", *table(
-                 ["step", *(f"{name}, {text}" for name in REWARDS for text in CURVES)], [
-                     [str(n), *(cell(rows, f"{name}.{part}{n}.{key}") for name in REWARDS
-                                for part, key in CURVES.values())] for n in steps]),
-             "", "Test:", "", *table(["model", *MEASURES], [
-                 [name, *(cell(rows, f"{name}.{key}") for key in MEASURES)] for name in STAGES]),
-             "", "Partial credit beside all or nothing, mean over the curve from the first step:"]
-    for text, (part, key) in CURVES.items():
-        points = [[rows[f"{name}.{part}{n}.{key}"]["per_seed"] for n in steps[1:]]
-                  for name in REWARDS]
-        gaps = [sum(a[seed] - b[seed] for a, b in zip(*points)) / len(points[0])
-                for seed in points[0][0]]
-        lines.append(f"- {text}: {100 * sum(gaps) / len(gaps):+.1f} points, ahead on "
+    """The lines of the report: tables, and which reward learns faster by the mean of each
+    curve."""
+    steps = sorted({int(key.split(".")[1].removeprefix("dev")) for key in rows
+                    if key.startswith("partial.dev")})
+    head = [f"{name}, {curve}" for name in REWARDS for curve in CURVES]
+    body = [[str(step), *(cell(rows, f"{name}.{part}{step}.{key}") for name in REWARDS
+                          for part, key in CURVES.values())] for step in steps]
+    test = [[name, *(cell(rows, f"{name}.{key}") for key in MEASURES)] for name in STAGES]
+    lines = ["By RL step: the share of tests passed, and how often all tests pass. On train "
+             "these are RL's own answers; dev is held out.", "",
+             *table(["step", *head], body), "",
+             "Test:", "", *table(["model", *MEASURES], test), "",
+             "The reward for each test minus the reward for all tests, as the mean over the "
+             "curve from the first evaluation after step 0:"]
+    for curve in CURVES:
+        gaps = curve_gaps(rows, curve, steps[1:])
+        lines.append(f"- {curve}: {100 * sum(gaps) / len(gaps):+.1f} points, ahead on "
                      f"{sum(gap > 0 for gap in gaps)} of {len(gaps)} seeds")
     return lines
+
+
+def curve_gaps(rows, curve, steps):
+    """How far `partial` is above `strict` on a curve: for each seed the mean over steps."""
+    part, key = CURVES[curve]
+    partial, strict = ([rows[f"{name}.{part}{step}.{key}"]["per_seed"] for step in steps]
+                       for name in ("partial", "strict"))
+    gaps = []
+    for seed in partial[0]:
+        gaps.append(sum(a[seed] - b[seed] for a, b in zip(partial, strict)) / len(steps))
+    return gaps

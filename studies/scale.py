@@ -1,13 +1,21 @@
-"""What must hold however often it is tried.
+"""Do the rewards and the runs hold up when they are tried very often?
+
+The paper: RL finds what a reward pays for wrongly. So R1-Zero uses no neural reward
+models, and R1 uses the preference reward in its last 400 steps only (R1 v1 section
+2.2.2, R1 v2 section B.5).
 
     python r1mini.py study scale
 
-    hostile   a million texts made to deceive the rewards: none raises, none is paid falsely, none
-              takes long. What may be paid is told by rules of their own, written apart from tasks
-    kills     a run on micro, of one process, killed at random moments (SIGKILL) and started again
-              each time, ends in the weights and the log of a run left alone, to the bit
-    layouts   the same steps however processes share them: how far apart they end (layouts.py)
-    rates     tokens a second of one process of all threads, and of two that share them
+    hostile   a million texts are made to deceive the rewards. No reward may raise an
+              error, pay for a wrong text, withhold from a right one, or take long. The
+              judge is a second set of rules, which is written apart from tasks.py
+    kills     a run on micro, of one process, is killed at random moments (SIGKILL) and
+              started again each time. It must end with the weights and the log of an
+              undisturbed run, to the bit
+    layouts   the same steps, shared by processes in several ways (layouts.py): how far
+              apart the results are
+    rates     tokens per second of one process that has all threads, and of two that
+              share them
 """
 import itertools
 import multiprocessing
@@ -35,7 +43,7 @@ SEEDS = (0,)
 SETTINGS, NEEDS, STAGES = (), (), ()
 HOSTILE, KILLS = 1_000_000, 100
 
-# -------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Texts made to deceive
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -51,11 +59,13 @@ SUMMARIES = ("", "the answer is ", "答案就是", "x" * 40, "x" * 41)
 
 
 def digits(zero):
-    """A disguise in the digits of another script, which begin at the character `zero`."""
-    return lambda right: "".join(chr(ord(zero) + int(c)) if c.isdecimal() else c for c in right)
+    """A function that writes numbers in the digits of another script. `zero` is its 0."""
+    def disguise(right):
+        return "".join(chr(ord(zero) + int(c)) if c.isdecimal() else c for c in right)
+    return disguise
 
 
-# What a right answer is made to look like; some are right all the same.
+# What a right answer is made to look like. Some of these are still right.
 FORMS = (
     "{0}", "+{0}", "0{0}", "-{0}", "--{0}", "{0}.0", "{0}e0", "{0} ", " {0}", "{0}\n", "{0}\0",
     "({0})", "\ufeff{0}", "\u202e{0}", "{0}\u20e3", "{0}={0}", "{0}+0", "0+{0}", "1*{0}", "{0}**1",
@@ -68,21 +78,24 @@ SCRIPTS = (
     lambda right: right.replace("-", "−"), lambda right: right[::-1], lambda right: right[:-1])
 
 
+# Each recipe makes a text around a right answer.
+
+
 def soup(rng, right):
-    """Anything in any order."""
+    """Pieces of all kinds in any order."""
     return "".join(rng.choices((*ATOMS, right), k=rng.randint(0, 12)))
 
 
 def shuffled(rng, right):
-    """The parts of a right response, some twice, some not there, in any order."""
+    """Parts of a right response in any order. Some are there twice, others are missing."""
     parts = (*TAGS, *TAGS[2:], right, right, rng.choice(THOUGHTS), rng.choice(SUMMARIES))
     return "".join(rng.sample(parts, rng.randint(2, len(parts))))
 
 
 def disguised(rng, right):
-    """The right response, the answer in it made up."""
-    look = rng.choice((str, rng.choice(SCRIPTS)))
-    return tasks.response(rng.choice(THOUGHTS), rng.choice(FORMS).format(look(right)),
+    """A right response whose answer is disguised."""
+    script = rng.choice((str, rng.choice(SCRIPTS)))
+    return tasks.response(rng.choice(THOUGHTS), rng.choice(FORMS).format(script(right)),
                           summary=rng.choice(SUMMARIES))
 
 
@@ -91,51 +104,78 @@ def damaged(rng, right):
     text = tasks.response(rng.choice(THOUGHTS), right, summary=rng.choice(SUMMARIES[:3]))
     for _ in range(rng.randint(0, 3)):
         i, j = sorted(rng.choices(range(len(text) + 1), k=2))
-        text = text[:i] + rng.choice(("", rng.choice(ATOMS), text[i:j] * 2, right)) + \
-            text[rng.choice((i, j)):]
+        inserted = rng.choice(("", rng.choice(ATOMS), text[i:j] * 2, right))
+        rest = text[rng.choice((i, j)):]
+        text = text[:i] + inserted + rest
     return text
 
 
 def long(rng, right):
-    """A right response, or its beginning, with thousands of something somewhere."""
+    """A right response, or its beginning, with one piece that is repeated thousands of
+    times."""
     text = tasks.response(rng.choice(THOUGHTS), right)
-    i = rng.choice([m.end() for m in re.finditer("^|>", text)])
-    end = text[i:] if rng.random() < 0.5 else ""
-    return text[:i] + rng.choice((*ATOMS, right)) * rng.randint(100, 10_000) + end
+    i = rng.choice([match.end() for match in re.finditer("^|>", text)])
+    rest = text[i:] if rng.random() < 0.5 else ""
+    return text[:i] + rng.choice((*ATOMS, right)) * rng.randint(100, 10_000) + rest
 
 
-RECIPES = {soup: 25, shuffled: 25, disguised: 25, damaged: 25, long: 0.5}
+RECIPES = {soup: 25, shuffled: 25, disguised: 25, damaged: 25, long: 0.5}  # {recipe: its weight}
 
-# -------------------------------------------------------------------------------------------------
-# What may be paid
+# ------------------------------------------------------------------------------
+# What the rewards may pay: a second set of rules
+
+
+def split_at_tags(text):
+    """(the texts between tags, the tags) of a text."""
+    pieces = re.split("(</?(?:think|answer)>)", text)
+    return pieces[::2], tuple(pieces[1::2])
 
 
 def answered(text):
-    """(whether there is a thinking block, the text of the answer) of a response in the right form,
-    else (False, None): the tags in their order and nothing outside, but a summary of 40 characters
-    without digit, newline or angle bracket; or, without tags before it, an answer at the end."""
-    parts = re.split("(</?(?:think|answer)>)", text)
-    between, tags = parts[::2], tuple(parts[1::2])
-    if "<|" in text or between[-1] or tags not in (TAGS, TAGS[2:]):
+    """(whether there is a thinking block, the text of the answer) of a response in the
+    right form; of any other text (False, None).
+
+    There are two right forms. With thinking: all tags in their order, nothing outside of
+    them, and between the blocks a summary of up to 40 characters without digits, newlines
+    and angle brackets. Without thinking: any text without tags, then the answer.
+    """
+    between, tags = split_at_tags(text)
+    if "<|" in text or between[-1]:
         return False, None
-    if tags == TAGS and (between[0] or len(between[2]) > 40 or any(
-            c.isdecimal() or c in "<>\n" for c in between[2])):
+    if tags == TAGS[2:]:
+        return False, between[-2]
+    if tags != TAGS:
         return False, None
-    return tags == TAGS, between[-2]
+    before, _, summary, answer, _ = between
+    allowed = not any(c.isdecimal() or c in "<>\n" for c in summary)
+    if before or len(summary) > 40 or not allowed:
+        return False, None
+    return True, answer
 
 
 def share_of_words(text, language):
-    """The share of runs of letters, or pairs in a run of Han characters, that are in `language`."""
-    text = "".join(re.split("(</?(?:think|answer)>)", text)[::2])
+    """The share of words in `language`. A word is a run of letters, or a pair in a run
+    of Han characters."""
+    text = "".join(split_at_tags(text)[0])
     kinds = [(c.isascii() and c.isalpha(), "一" <= c <= "鿿") for c in text]
-    runs = [(kind, len(list(run))) for kind, run in itertools.groupby(kinds)]
-    count = {"en": sum(latin for (latin, _), _ in runs),
-             "zh": sum((n + 1) // 2 for (_, han), n in runs if han)}
-    return count[language] / sum(count.values()) if sum(count.values()) else 1.0
+    words = {"en": 0, "zh": 0}
+    for (is_latin, is_han), run in itertools.groupby(kinds):
+        length = len(list(run))
+        if is_latin:
+            words["en"] += 1
+        if is_han:
+            words["zh"] += (length + 1) // 2
+    total = sum(words.values())
+    return words[language] / total if total else 1.0
 
 
 def worth(text, x):
-    """The value of a sum of products of whole numbers, x and brackets; None if it is none."""
+    """The value of an expression of whole numbers, x, + - * and brackets. None if the
+    text is none, or has more than 60 characters.
+
+    A parser by recursive descent: a total is a sum of products, a product is made of
+    factors.
+    """
     tokens = re.findall("[0-9]+|[^ ]", text) + [""]
 
     def factor():
@@ -144,8 +184,14 @@ def worth(text, x):
             return -factor()
         if token == "(":
             value = total()
-            return value if tokens.pop(0) == ")" else 1 / 0
-        return x if token == "x" else int(token) if token.isdecimal() and token.isascii() else 1 / 0
+            if tokens.pop(0) != ")":
+                raise ValueError
+            return value
+        if token == "x":
+            return x
+        if token.isdecimal() and token.isascii():
+            return int(token)
+        raise ValueError
 
     def product():
         value = factor()
@@ -157,139 +203,179 @@ def worth(text, x):
     def total():
         value = product()
         while tokens[0] in ("+", "-"):
-            value += product() if tokens.pop(0) == "+" else -product()
+            sign = tokens.pop(0)
+            value += product() if sign == "+" else -product()
         return value
-    try:
-        value = total() if len(text) <= 60 else None
-        return value if tokens == [""] else None
-    except (ZeroDivisionError, IndexError):
+
+    if len(text) > 60:
         return None
+    try:
+        value = total()
+    except (ValueError, IndexError):
+        return None
+    return value if tokens == [""] else None
 
 
-def due(text, p, line):
-    """{reward: the most that it may pay} for a text, as answer to a sum p and to a program."""
+def due(text, problem, line):
+    """{reward: the most that it may pay} for a text, as an answer to a sum and to the
+    program of a line."""
     thinking, answer = answered(text)
     slope, intercept = map(int, line.answer.split("*x+"))
-    right = [answer is not None and worth(answer, x) == slope * x + intercept for x in range(4)]
-    return {"accuracy": float(answer == p.answer), "accuracy of a program": 0.0,
+    passed = [answer is not None and worth(answer, x) == slope * x + intercept for x in range(4)]
+    return {"accuracy": float(answer == problem.answer), "accuracy of a program": 0.0,
             "format": float(thinking and answer.strip() != ""),
-            "language": share_of_words(text, p.language),
-            "tests": sum(right) / 4, "all tests": float(all(right))}
+            "language": share_of_words(text, problem.language),
+            "tests": sum(passed) / 4, "all tests": float(all(passed))}
 
 
-def paid(text, p, line):
-    """{reward: what it pays}."""
-    return {"accuracy": tasks.accuracy(text, p),
+def paid(text, problem, line):
+    """{reward: what it pays} for the same."""
+    return {"accuracy": tasks.accuracy(text, problem),
             "accuracy of a program": tasks.accuracy(text, line),
-            "format": tasks.format_reward(text, p),
-            "language": tasks.language_share(text, p.language),
-            "tests": program.tests_passed(text, line), "all tests": program.all_passed(text, line)}
+            "format": tasks.format_reward(text, problem),
+            "language": tasks.language_share(text, problem.language),
+            "tests": program.tests_passed(text, line),
+            "all tests": program.all_passed(text, line)}
 
 
 def hostile(n, seed=0):
-    """n texts, judged: {figure: number}, and the first offender, if there is one, as a note."""
-    rng, found = random.Random(f"{seed}/hostile"), dict.fromkeys(
-        ("tried", "raised", "paid", "earned", "withheld", "slowest_ms"), 0)
+    """Judges the rewards of n texts. Returns {key: number}, and the first text at fault
+    as a note, if there is one.
+
+    tried        texts
+    raised       texts for which a reward raised an error
+    paid         texts for which a reward paid more than is due
+    earned       texts that are right
+    withheld     texts for which accuracy or format paid less than is due
+    slowest_ms   the longest time of all rewards of one text
+    """
+    rng = random.Random(f"{seed}/hostile")
+    counts = dict.fromkeys(("tried", "raised", "paid", "earned", "withheld", "slowest_ms"), 0)
     for _ in tqdm(range(n), "hostile", mininterval=1):
         number = str(rng.choice((rng.randint(0, 99), -rng.randint(1, 99), 0, 10 ** 30)))
-        p = tasks.Problem("", number, rng.choice(tasks.LANGUAGES))
+        problem = tasks.Problem("", number, rng.choice(tasks.LANGUAGES))
         line = rng.choice(program.PROGRAMS["train"])
         recipe = rng.choices(list(RECIPES), RECIPES.values())[0]
         text = recipe(rng, line.answer if rng.random() < 0.25 else number)
-        wrong, began, given = [], time.thread_time(), {}
+
+        payments, faults = {}, []
+        began = time.thread_time()
         try:
-            given = paid(text, p, line)
-        except Exception as error:  # whatever it is, it must not be
-            found["raised"] += 1
-            wrong = [f"{type(error).__name__}"]
-        spent, most = time.thread_time() - began, due(text, p, line)
-        found["tried"] += 1
-        found["slowest_ms"] = max(found["slowest_ms"], round(1000 * spent, 3))
-        found["earned"] += most["accuracy"] == 1
-        found["withheld"] += any(given.get(key, 1) < most[key] for key in ("accuracy", "format"))
-        wrong += [name for name, x in given.items() if not x <= most[name]]
-        found["paid"] += bool(given and wrong)
-        if wrong:
-            found.setdefault("offender", f"{wrong[0]}: {ascii(text[:200])}")
-    return {f"hostile.{key}": x for key, x in found.items()}
+            payments = paid(text, problem, line)
+        except Exception as error:  # a reward must never raise an error, of whatever kind
+            counts["raised"] += 1
+            faults.append(type(error).__name__)
+        milliseconds = 1000 * (time.thread_time() - began)
+
+        most = due(text, problem, line)
+        overpaid = [name for name, x in payments.items() if not x <= most[name]]  # nan is too much
+        faults += overpaid
+        counts["tried"] += 1
+        counts["slowest_ms"] = max(counts["slowest_ms"], round(milliseconds, 3))
+        if most["accuracy"] == 1:
+            counts["earned"] += 1
+        if any(payments.get(key, 1) < most[key] for key in ("accuracy", "format")):
+            counts["withheld"] += 1
+        if overpaid:
+            counts["paid"] += 1
+        if faults:
+            counts.setdefault("offender", f"{faults[0]}: {ascii(text[:200])}")
+    return {f"hostile.{key}": x for key, x in counts.items()}
 
 
-# -------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Killed at any moment
 
-WORDS = (*"zero --preset micro --device cpu --threads 1 --processes 1 --save-every 2 --set "
-         "base.steps=10 base.documents=4 base.dev_every=6 zero.steps=3 zero.max_new_tokens=16 "
-         "eval.problems=2 eval.longer=1 eval.samples=2 eval.dev_problems=2 data.prompts=1".split(),
-         "--out")
+COMMAND = (*"zero --preset micro --device cpu --threads 1 --processes 1 --save-every 2 --set "
+           "base.steps=10 base.documents=4 base.dev_every=6 zero.steps=3 zero.max_new_tokens=16 "
+           "eval.problems=2 eval.longer=1 eval.samples=2 eval.dev_problems=2 "
+           "data.prompts=1".split(), "--out")
 
 
-def command(words):
-    """Runs one command in a process of its own, without what it prints."""
+def run_silently(words):
+    """Runs one command in a process of its own. Its output is thrown away."""
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    tqdm.set_lock(threading.RLock())  # its own, for many processes, outlives a kill
+    # tqdm's own lock is for several processes, and would stay locked after a kill.
+    tqdm.set_lock(threading.RLock())
     sys.exit(cli.main(list(words)))
 
 
-def same(one, other):
-    """Whether two run folders hold the same weights and log, to the bit, and nothing half done."""
-    logs = [(folder / "log.jsonl").read_bytes() for folder in (one, other)]
-    names = [sorted(f.name for f in folder.iterdir()) for folder in (one, other)]
-    weights = [[checkpoint.load(folder / f"{stage}.pt")[0].state_dict()
-                for stage in ("base", "zero")] for folder in (one, other)]
-    return logs[0] == logs[1] and names[0] == names[1] and all(
-        torch.equal(a[key], b[key]) for a, b in zip(*weights) for key in a)
+def same(folder, other):
+    """Whether two run folders have the same weights and log, to the bit, and the same
+    files (so that nothing half done is left)."""
+    if (folder / "log.jsonl").read_bytes() != (other / "log.jsonl").read_bytes():
+        return False
+    if sorted(f.name for f in folder.iterdir()) != sorted(f.name for f in other.iterdir()):
+        return False
+    for stage in ("base", "zero"):
+        weights = checkpoint.load(folder / f"{stage}.pt")[0].state_dict()
+        other_weights = checkpoint.load(other / f"{stage}.pt")[0].state_dict()
+        if not all(torch.equal(x, other_weights[key]) for key, x in weights.items()):
+            return False
+    return True
 
 
 def kills(path, n, seed=0):
-    """{figure: number} of n kills in runs below a folder. Each run is started again until it ends,
-    then compared with one left alone; a server that has imported everything forks each start."""
+    """Kills runs below a folder n times. Returns {key: number}.
+
+    Each run is started again after every kill until it ends. It is then compared with
+    an undisturbed run, and all its kills count as survived if the two are the same. A
+    start is quick, because it is forked from a server that has imported everything.
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
-        raise UserError("study scale: this system cannot fork, so a kill would take minutes")
+        raise UserError("study scale: this system cannot fork, so each kill would take minutes")
     context, rng = multiprocessing.get_context("forkserver"), random.Random(f"{seed}/kills")
-    context.set_forkserver_preload(["studies.scale", "tools.report",
-                                    "torch._dynamo"])  # torch imports it late, and slowly
+    # torch would import torch._dynamo late, and slowly.
+    context.set_forkserver_preload(["studies.scale", "tools.report", "torch._dynamo"])
     shutil.rmtree(path, ignore_errors=True)
 
     def start(*words):
-        process = context.Process(target=command, args=(words,))
+        process = context.Process(target=run_silently, args=(words,))
         process.start()
         return process
-    start("cost", "--preset", "micro").join()  # the server is up
-    began, tried, here, survived = time.monotonic(), 0, 0, 0
-    start(*WORDS, str(path / "whole")).join()
-    span = time.monotonic() - began
+
+    start("cost", "--preset", "micro").join()  # waits until the server is up
+    began = time.monotonic()
+    start(*COMMAND, str(path / "whole")).join()
+    seconds_of_run = time.monotonic() - began
+
+    killed = survived = 0
+    killed_in_this_run = 0
     with tqdm(total=n, desc="kills") as bar:
-        while tried < n or here:
-            process = start(*WORDS, str(path / "killed"))
-            process.join(rng.uniform(0, span / 2) if tried < n else None)
+        while killed < n or killed_in_this_run:
+            process = start(*COMMAND, str(path / "killed"))
+            process.join(rng.uniform(0, seconds_of_run / 2) if killed < n else None)
             process.kill()
             process.join()
-            if process.exitcode < 0:
-                tried, here = tried + 1, here + 1
+            if process.exitcode < 0:  # the kill came before its end
+                killed += 1
+                killed_in_this_run += 1
                 bar.update()
                 continue
-            survived += here * (process.exitcode == 0 and same(path / "whole", path / "killed"))
-            here = 0
+            if process.exitcode == 0 and same(path / "whole", path / "killed"):
+                survived += killed_in_this_run
+            killed_in_this_run = 0
             shutil.rmtree(path / "killed")
-    return {"kills.tried": tried, "kills.survived": survived}
+    return {"kills.tried": killed, "kills.survived": survived}
 
 
-# -------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
+# The study
 
 
 def rates(folder):
-    """Tokens a second of pretraining and of a GRPO step, by processes."""
-    found = {}
+    """Tokens per second of pretraining and of a GRPO step, with one process and with two."""
+    numbers = {}
+    answer_tokens = bench.QUESTIONS * bench.GROUP * bench.ANSWER
     for count in (1, 2):
-        figures = bench.run_bench(folder, "--processes", str(count))
-        found[f"rates.{count}.pretraining"] = figures["documents"]
-        found[f"rates.{count}.step"] = (
-            bench.QUESTIONS * bench.GROUP * bench.ANSWER / figures["step.whole"])
-    return found
+        measured = bench.benched(folder, "--processes", str(count))
+        numbers[f"rates.{count}.pretraining"] = measured["documents"]
+        numbers[f"rates.{count}.step"] = answer_tokens / measured["step.whole"]
+    return numbers
 
 
 def measure(folder):
-    """The figures of one seed."""
+    """The numbers of one seed."""
     seed = folder.run.seed
     return (once(folder, "hostile", lambda: hostile(HOSTILE, seed))
             | once(folder, "kills", lambda: kills(Path(folder.path) / "kills", KILLS, seed))
@@ -299,17 +385,19 @@ def measure(folder):
 
 def page(rows, notes):
     """The lines of the report."""
-    f = {key: row["mean"] for key, row in rows.items()}
+    x = {key: row["mean"] for key, row in rows.items()}
+    offenders = notes.get("hostile.offender", {}).values()
+    speeds = [[text, *(f"{x[f'rates.{count}.{key}']:,.0f}" for count in (1, 2))]
+              for text, key in (("pretraining, on documents", "pretraining"),
+                                ("a GRPO step, of answers", "step"))]
     return [
-        f"Hostile texts: {f['hostile.tried']:,.0f}, of which {f['hostile.earned']:,.0f} are right "
-        f"in earnest. Rewards paid falsely: {f['hostile.paid']:.0f}; withheld from a right one: "
-        f"{f['hostile.withheld']:.0f}; exceptions: {f['hostile.raised']:.0f}. The slowest text "
-        f"took {f['hostile.slowest_ms']:.0f} ms, all rewards together.",
-        *(f"- `{text}`" for text in notes.get("hostile.offender", {}).values()), "",
-        f"Kills: {f['kills.tried']:.0f} at random moments of a run on micro, after "
-        f"{f['kills.survived']:.0f} of which it came to the weights and the log of a run left "
-        "alone, to the bit.", "", *layouts.page(rows), "",
-        *table(["tokens a second", "one process", "two"], [
-            [text, *(f"{f[f'rates.{count}.{key}']:,.0f}" for count in (1, 2))] for text, key in (
-                ("pretraining, on documents", "pretraining"),
-                ("a GRPO step, of answers", "step"))])]
+        f"Hostile texts: {x['hostile.tried']:,.0f}, of which {x['hostile.earned']:,.0f} are "
+        f"right. Paid wrongly: {x['hostile.paid']:.0f}; withheld from a right text: "
+        f"{x['hostile.withheld']:.0f}; errors: {x['hostile.raised']:.0f}. All rewards of the "
+        f"slowest text took {x['hostile.slowest_ms']:.0f} ms together.",
+        *(f"- `{text}`" for text in offenders), "",
+        f"Kills: {x['kills.tried']:.0f} at random moments of runs on micro. After "
+        f"{x['kills.survived']:.0f} of them the run ended with the weights and the log of an "
+        "undisturbed run, to the bit.", "",
+        *layouts.page(rows), "",
+        *table(["tokens per second", "one process", "two"], speeds)]

@@ -1,11 +1,20 @@
-"""What the whole command takes, and its parts beside others and beside the machine.
+"""How long does the whole command take, and where does the time go?
+
+The paper: R1-Zero's training took 512 H800 about 198 hours (R1 v2 section B.4.4).
+Drafts by MTP are accepted in 85 to 90% of cases and make V3 write 1.8 times as many
+tokens per second (V3 section 5.4.3).
 
     python r1mini.py study speed --seeds 0
 
-Minutes are those of runs/r1-SEED, if it had the machine to itself; the rest is measured now, by
-`bench --against`, once more `--from` that run's Zero, in processes of their own, and here: what the
-time goes to, how training and decoding grow with size, and what MTP's drafts are worth in
-speculative decoding.
+The minutes are those of runs/r1-SEED, which must have had the machine to itself. The
+rest is measured now:
+
+    peers       `bench --against`, with random weights and with that run's Zero (peers.py)
+    spent       the share of time of each kind of operation
+    bfloat16    training and decoding with products in bfloat16
+    growth      how training speed depends on the size of the batch, and decoding speed
+                on the length of the context
+    drafts      what MTP's drafts gain in speculative decoding
 """
 import dataclasses
 import json
@@ -28,135 +37,173 @@ from tools.tables import table
 
 SEEDS = (0,)
 SETTINGS, NEEDS, STAGES = (), ("distill_rl.pt",), ()
-PROMPTS = 64                                  # of drafts, and of decoding in long contexts
-# What an operation is; batched products are attention's in decoding.
+PROMPTS = 64  # for drafts, and for decoding in long contexts
+# {kind of operation: its names in torch}. Batched products are those of attention in
+# decoding.
 KINDS = {"products": ("aten::mm", "aten::addmm"),
          "batched_products": ("aten::bmm", "aten::baddbmm"),
          "fused_attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",
                              "aten::_scaled_dot_product_flash_attention_for_cpu_backward")}
 
 
-def minutes(run):
-    """What a run took in all, and until Zero was right on 85% of dev, from random weights and tests
-    apart."""
-    times = read_timing(run)[2]
-    if not times:
-        raise UserError(f"{run} shared its machine: no minutes to be had; run it again, alone")
-    log = read_log(run)
-    reached = [r["step"] for r in log if r["kind"] == "dev" and r["stage"] == "zero"
-               and r["pass@1"] >= 0.85]
-    found = {"minutes.total": sum(times.values())}
-    found |= {f"minutes.{stage}": x for stage, x in times.items()}
-    if reached:
-        timing = map(json.loads, (run / "timing.jsonl").read_text("utf-8").splitlines())
-        found["minutes.to_85"] = times["base"] + sum(
-            t["seconds"] / 60 for t in timing if t.get("stage") == "zero"
-            and t["step"] <= reached[0])
-    return found
+def minutes(run_folder):
+    """The minutes of a run: in all, by stage, and until Zero was right on 85% of dev
+    (training from random weights, without the tests)."""
+    minutes_of_stage = of_times(run_folder)[2]
+    if not minutes_of_stage:
+        raise UserError(f"{run_folder} shared the machine with something else, so its minutes "
+                        "mean nothing; run it again, alone")
+    numbers = {"minutes.total": sum(minutes_of_stage.values())}
+    for stage, x in minutes_of_stage.items():
+        numbers[f"minutes.{stage}"] = x
+    reached = None  # the RL step
+    for record in read_log(run_folder):
+        is_dev = record["kind"] == "dev" and record["stage"] == "zero"
+        if reached is None and is_dev and record["pass@1"] >= 0.85:
+            reached = record["step"]
+    if reached is not None:
+        lines = (run_folder / "timing.jsonl").read_text("utf-8").splitlines()
+        rl_minutes = 0.0
+        for record in map(json.loads, lines):
+            if record.get("stage") == "zero" and record["step"] <= reached:
+                rl_minutes += record["seconds"] / 60
+        numbers["minutes.to_85"] = minutes_of_stage["base"] + rl_minutes
+    return numbers
 
 
-def spent(folder):
-    """Shares of the processor's time that operations of each kind take, on one process."""
-    device, config, found = folder.options.device, folder.run.model, {}
-    for name, work in (
-            ("train", bench.train_step(bench.make_model(config, device, folder.options.dtype))),
-            ("decode", bench.decode(bench.make_model(config, device, folder.options.dtype)))):
-        work()
-        with torch.profiler.profile() as watched:
+def share_of_time(folder):
+    """The share of processor time of each kind of operation, in training and in
+    decoding, on one process."""
+    device, dtype, config = folder.options.device, folder.options.dtype, folder.run.model
+    works = {"train": bench.train_step(bench.make(config, device, dtype)),
+             "decode": bench.decode(bench.make(config, device, dtype))}
+    numbers = {}
+    for name, work in works.items():
+        work()  # not timed: the first call is slower
+        with torch.profiler.profile() as profile:
             work()
-        taken = {e.key: e.self_cpu_time_total for e in watched.key_averages()}
-        known = {kind: sum(taken.get(key, 0) for key in keys) for kind, keys in KINDS.items()}
-        known["rest"] = sum(taken.values()) - sum(known.values())
-        found |= {f"share.{name}.{kind}": x / sum(taken.values()) for kind, x in known.items()}
-    return found
+        time_of_operation = {event.key: event.self_cpu_time_total
+                             for event in profile.key_averages()}
+        total = sum(time_of_operation.values())
+        time_of_kind = {}
+        for kind, operations in KINDS.items():
+            time_of_kind[kind] = sum(time_of_operation.get(key, 0) for key in operations)
+        time_of_kind["rest"] = total - sum(time_of_kind.values())
+        for kind, x in time_of_kind.items():
+            numbers[f"share.{name}.{kind}"] = x / total
+    return numbers
 
 
 def in_bfloat16(folder):
-    """What training and decoding would be with products in bfloat16."""
-    found = bench.run_bench(folder, "--dtype", "bfloat16")
-    return {f"bfloat16.{key}": found[key] for key in ("train", "documents", "decode")}
+    """The rates of training and decoding with products in bfloat16."""
+    measured = bench.benched(folder, "--dtype", "bfloat16")
+    return {f"bfloat16.{key}": measured[key] for key in ("train", "documents", "decode")}
 
 
 def growth(folder):
-    """Tokens a second of training by the size of the batch, always in passes of zero.micro_tokens,
-    and of decoding by the context; in turn, so that a slow minute of the machine meets all sizes.
-    On one process: to be compared with each other only."""
-    device, config, found = folder.options.device, folder.run.model, {}
-    rows = {"2k": 56, "16k": 448, "64k": 1792}
-    taken = bench.median_seconds({name: bench.train_step(
-        bench.make_model(config, device, folder.options.dtype), n,
-        limit=folder.run.zero.micro_tokens)
-        for name, n in rows.items()}, device, 9)
-    rates = [rows[name] * bench.LENGTH / x for name, x in taken.items()]
-    found |= {f"train.{name}": rate for name, rate in zip(rows, rates)}
-    found["train.spread"] = max(rates) / min(rates)
-    long = bench.make_model(dataclasses.replace(config, max_seq_len=2048), device,
-                            folder.options.dtype)
-    for n, name in ((1, "decode.one"), (PROMPTS, "decode")):  # last what takes gigabytes to read
-        pairs = [[decoding(long, context, n) for context in (128, 1024)] for _ in range(21)]
-        found[f"{name}.128"], found[f"{name}.1024"] = map(median, zip(*pairs))
-        found[f"{name}.1024_to_128"] = found[f"{name}.128"] / found[f"{name}.1024"]
-    return found
+    """Tokens per second of training by the size of the batch, and of decoding by the
+    length of the context.
+
+    A pass always has zero.micro_tokens. The sizes take turns, so a slow minute of the
+    machine affects all of them. This is on one process, so compare these numbers with
+    each other only.
+    """
+    device, dtype, config = folder.options.device, folder.options.dtype, folder.run.model
+    limit = folder.run.zero.micro_tokens
+    numbers = {}
+    rows = {"2k": 56, "16k": 448, "64k": 1792}  # {tokens: rows of bench.LENGTH tokens}
+    works = {name: bench.train_step(bench.make(config, device, dtype), n, limit=limit)
+             for name, n in rows.items()}
+    seconds = bench.in_turn(works, device, 9)
+    rates = {name: rows[name] * bench.LENGTH / x for name, x in seconds.items()}
+    for name, rate in rates.items():
+        numbers[f"train.{name}"] = rate
+    numbers["train.spread"] = max(rates.values()) / min(rates.values())
+
+    long_config = dataclasses.replace(config, max_seq_len=2048)
+    model = bench.make(long_config, device, dtype)
+    # Many prompts come last: their caches take gigabytes.
+    for n, name in ((1, "decode.one"), (PROMPTS, "decode")):
+        short_rates, long_rates = [], []
+        for _ in range(21):
+            short_rates.append(decoding_rate(model, 128, n))
+            long_rates.append(decoding_rate(model, 1024, n))
+        short, long = median(short_rates), median(long_rates)
+        numbers |= {f"{name}.128": short, f"{name}.1024": long,
+                    f"{name}.1024_to_128": short / long}
+    return numbers
 
 
-def decoding(model, context, n, new=32):
-    """Tokens a second of n answers behind prompts of `context` tokens, from the first token on:
-    reading the prompts is not in it."""
-    stamps, prompts = [], bench.random_prompts(model.config, n, context)
+def decoding_rate(model, context, n, new=32):
+    """Tokens per second of n answers of `new` tokens to prompts of `context` tokens.
+    The clock starts at the first token, so reading the prompts does not count."""
+    times, prompts = [], bench.random_prompts(model.config, n, context)
     sampling.generate(model, prompts, new + 1, -1, 0,
-                  watch=lambda _: stamps.append(time.perf_counter()))
-    return new * n / (stamps[-1] - stamps[0])
+                      watch=lambda _: times.append(time.perf_counter()))
+    return new * n / (times[-1] - times[0])
 
 
 def drafting(folder):
-    """Share of MTP's drafts accepted on dev problems, at temperature 1, and tokens a second with
-    them and without, for one prompt and for many."""
-    device, found = folder.options.device, {}
+    """The share of MTP's drafts that are accepted on dev problems at temperature 1, and
+    tokens per second with drafts and without, for one prompt and for many."""
+    device, r1_folder = folder.options.device, Path(folder.run.start).parent
     problems = tasks.make_problems("dev", PROMPTS, folder.run.zero.levels)
-    prompts, ends = prompts_of(problems), (tasks.END_ID, tasks.PAD_ID)
+    prompts = prompts_of(problems)
+    numbers = {}
     for stage in ("base", "zero"):
-        model, _ = checkpoint.load(Path(folder.run.start).parent / f"{stage}.pt", device)
-        kept = {}
+        model, _ = checkpoint.load(r1_folder / f"{stage}.pt", device)
+        last = {}  # what the last call of each function returned
         for n in (1, PROMPTS):
             def plain():
-                kept["plain"] = sampling.generate(model, prompts[:n], 120, *ends)
+                last["plain"] = sampling.generate(model, prompts[:n], 120, tasks.END_ID,
+                                                  tasks.PAD_ID)
 
             def drafted():
-                kept["drafted"], kept["share"] = sampling.speculate(model, prompts[:n], 120, *ends)
-            taken = bench.median_seconds({"plain": plain, "drafted": drafted}, device, 3)
-            for name, x in taken.items():
-                found[f"{stage}.{name}.{n}"] = int(kept[name].answer.sum()) / x
-        found[f"{stage}.accepted"] = kept["share"]
-    return found
+                last["drafted"], last["accepted"] = sampling.speculate(
+                    model, prompts[:n], 120, tasks.END_ID, tasks.PAD_ID)
+
+            seconds = bench.in_turn({"plain": plain, "drafted": drafted}, device, 3)
+            for name, x in seconds.items():
+                numbers[f"{stage}.{name}.{n}"] = int(last[name].answer.sum()) / x
+        numbers[f"{stage}.accepted"] = last["accepted"]
+    return numbers
 
 
 def measure(folder):
-    """The figures of a seed."""
-    found = minutes(Path(folder.run.start).parent)
-    found |= peers.measure(folder)
-    for kind, work in (("spent", lambda: spent(folder)),
-                       ("bfloat16", lambda: in_bfloat16(folder)),
-                       ("growth", lambda: growth(folder)), ("drafts", lambda: drafting(folder))):
-        found |= {key: x for key, x in once(folder, kind, work).items() if key != "machine"}
-    return found
+    """The numbers of one seed."""
+    numbers = minutes(Path(folder.run.start).parent)
+    numbers |= peers.measure(folder)
+    for kind, work in (("spent", share_of_time), ("bfloat16", in_bfloat16), ("growth", growth),
+                       ("drafts", drafting)):
+        record = once(folder, kind, lambda: work(folder))
+        numbers |= {key: x for key, x in record.items() if key != "machine"}
+    return numbers
+
+
+# ------------------------------------------------------------------------------
+# The report
+
+GOALS = {"minutes.total": ("at most", 10.0), "minutes.to_85": ("at most", 4.0),
+         "train.vs_transformers": ("at least", 2.0), "step.vs_trl": ("at least", 4.0),
+         "sample.vs_transformers": ("at least", 5.0), "step.even.vs_trl": ("at least", 4.0),
+         "sample.even.vs_transformers": ("at least", 5.0), "train.spread": ("at most", 1.15),
+         "decode.1024_to_128": ("at most", 1.5), "decode.one.1024_to_128": ("at most", 1.5)}
 
 
 def page(rows, notes):
-    """One table of all figures, and what was asked of them."""
-    asked = {"minutes.total": ("at most", 10.0), "minutes.to_85": ("at most", 4.0),
-             "train.vs_transformers": ("at least", 2.0), "step.vs_trl": ("at least", 4.0),
-             "sample.vs_transformers": ("at least", 5.0),
-             "step.even.vs_trl": ("at least", 4.0),
-             "sample.even.vs_transformers": ("at least", 5.0), "train.spread": ("at most", 1.15),
-             "decode.1024_to_128": ("at most", 1.5), "decode.one.1024_to_128": ("at most", 1.5)}
+    """The lines of the report: which goals are met, and one table of all numbers."""
     lines = []
-    for key, (how, limit) in asked.items():
+    for key, (bound, limit) in GOALS.items():
         x = rows[key]["mean"] if key in rows else float("nan")
-        met = x <= limit if how == "at most" else x >= limit
-        ends = [rows[key + end]["mean"] for end in (".least", ".most") if key + end in rows]
-        span = f"; by round {ends[0]:.3g} to {ends[1]:.3g}" if ends else ""
-        lines.append(f"- {'Yes' if met else 'No'}: `{key}` {how} {limit:g} ({x:.3g}{span}).")
-    lines += ["", *table(["figure", "value"], [[key, f"{row['mean']:.4g}"]
-                                               for key, row in rows.items()])]
-    settings = {key: next(iter(seeds.values())) for key, seeds in notes.items()}
-    return [*lines, "", *(f"`{key}`: {text}." for key, text in settings.items())]
+        is_met = x <= limit if bound == "at most" else x >= limit
+        by_round = ""
+        if f"{key}.least" in rows and f"{key}.most" in rows:
+            least, most = rows[f"{key}.least"]["mean"], rows[f"{key}.most"]["mean"]
+            by_round = f"; by round {least:.3g} to {most:.3g}"
+        lines.append(f"- {'Yes' if is_met else 'No'}: `{key}` {bound} {limit:g} "
+                     f"({x:.3g}{by_round}).")
+    body = [[key, f"{row['mean']:.4g}"] for key, row in rows.items()]
+    lines += ["", *table(["key", "value"], body), ""]
+    for key, text_of_seed in notes.items():
+        lines.append(f"`{key}`: {next(iter(text_of_seed.values()))}.")
+    return lines

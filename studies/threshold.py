@@ -1,10 +1,13 @@
-"""From which base on does RL work? Students by width and steps of pretraining, each with RL and
-with distillation.
+"""How good must a base be for RL to work?
+
+The paper: RL gained nothing on AIME from DeepSeek's own dense 7B base and 16B mixture;
+larger bases gained (R1 v2 section G.1). At 32B, RL reaches 47.0 and distillation 72.6
+(R1 v1 Table 6).
 
     python r1mini.py study threshold
 
-The paper: DeepSeek's own dense base of 7B and mixture of 16B gained nothing by RL on AIME, larger
-ones did (R1 v2 G.1).
+Students of several widths and lengths of pretraining are the bases. RL and distillation
+both start from each of them.
 """
 from engine.folder import read_log
 from tools.figures import sheet, threshold_picture
@@ -12,55 +15,66 @@ from tools.report import flops_by_stage
 from tools.study import tested
 from tools.tables import table
 
-# Beside the student of every run.
-POINTS = ((48, 250), (64, 500), (64, 800))
+POINTS = ((48, 250), (64, 500), (64, 800))  # width and pretraining steps of the new students
+# A narrow student's answers shrink to eight tokens under RL, and then a step costs
+# little. 60 steps give RL at least the FLOPs of distillation.
 RUNS = [(f"threshold-{dim}-{steps}-{{seed}}",
          "distill --from runs/r1-{seed}/r1.pt --only student student_rl distill "
          f"--set student.dim={dim} student.inter_dim={3 * dim} "
          f"student_base.steps={steps} student_rl.steps=60")
-        # at least distillation's FLOPs: a narrow student's answers shrink to eight tokens
         for dim, steps in POINTS]
-# What became of a student: its base, and what RL and distillation made of it.
+# {name in keys: stage} of a student: its base, then what RL and distillation make of it.
 FATES = {"base": "student", "RL": "student_rl", "distilled": "distill"}
 
 
-def numbers(seed, at="runs/"):
-    """pass@1 of what became of each student of a seed, and the TFLOP that took, by key such as
-    64-500.RL and 64-500.RL.tflop."""
+def figures(seed, at="runs/"):
+    """pass@1 and TFLOP of each student of a seed, by key such as 64-500.RL and
+    64-500.RL.tflop."""
     folders = {f"{dim}-{steps}": f"{at}threshold-{dim}-{steps}-{seed}" for dim, steps in POINTS}
-    folders["default"] = f"{at}r1-{seed}"
-    found = {}
+    folders["default"] = f"{at}r1-{seed}"  # study r1's student
+    numbers = {}
     for name, folder in folders.items():
         log = read_log(folder)
         dev = [r for r in log if r["kind"] == "dev" and r["stage"] == "student"]
-        found[f"{name}.base, on dev"] = dev[-1]["pass@1"]
+        numbers[f"{name}.base, on dev"] = dev[-1]["pass@1"]
         for fate, stage in FATES.items():
-            found[f"{name}.{fate}"] = tested(folder, stage)["pass@1"]
-            found[f"{name}.{fate}.tflop"] = flops_by_stage(log)[stage]
-    return found
+            numbers[f"{name}.{fate}"] = tested(folder, stage)["pass@1"]
+            numbers[f"{name}.{fate}.tflop"] = of_flops(log)[stage]
+    return numbers
 
 
 def page(rows, notes):
-    """From what base on does RL work? Sorted by the base, each seed's students for themselves."""
+    """The lines of the report: the students of all seeds sorted by their bases, and a
+    picture."""
     names = {f"{dim}-{steps}": f"width {dim}, {steps} steps" for dim, steps in POINTS}
     names["default"] = "the table's: width 48, 400 steps"
     columns = [*FATES, "base, on dev", *(f"{fate}.tflop" for fate in FATES)]
-    students = [([rows[f"{key}.{column}"]["per_seed"][seed] for column in columns],
-                 f"{name}, seed {seed}")
-                for key, name in names.items() for seed in rows[f"{key}.base"]["per_seed"]]
-    lower = [b for (b, rl, distilled, *_), _ in students if rl < distilled]
-    stuck = [b for (b, rl, *_), _ in students if rl < 0.5]
-    cheap = [name for values, name in students if values[-2] < values[-1]]
-    plot = sheet("results/threshold", "threshold", threshold_picture(rows))
+    students = []  # (values of the columns, name)
+    for key, name in names.items():
+        for seed in rows[f"{key}.base"]["per_seed"]:
+            values = [rows[f"{key}.{column}"]["per_seed"][seed] for column in columns]
+            students.append((values, f"{name}, seed {seed}"))
     heads = [column.replace(".tflop", ", TFLOP") for column in columns]
-    return [*table(["student", *heads], [[name, *(f"{x:.3f}" for x in values)]
-                                         for values, name in sorted(students)]), "", *plot, "",
-            f"Distilled beats RL on {len(lower)} of {len(students)} students"
-            + (f", the best of them with a base at {max(lower):.3f}" if lower else "")
-            + f". RL stays below one half on {len(stuck)}"
-            + (f", with bases up to {max(stuck):.3f}." if stuck else ".")
-            + f" RL took fewer FLOPs than distillation on {len(cheap)}. The table's student was "
-            "chosen on dev, before this curve.", "",
-            "The paper: DeepSeek's own dense base of 7B and mixture of 16B gained nothing by RL on "
-            "AIME, larger ones did (R1 v2 G.1); Qwen2-Math-7B came to 22.3 (Table 17); Qwen-32B "
-            "reached 47.0 by RL, 72.6 distilled (R1 v1 Table 6)."]
+    body = [[name, *(f"{x:.3f}" for x in values)] for values, name in sorted(students)]
+    picture = sheet("results/threshold", "threshold", threshold_picture(rows))
+
+    lower, stuck, cheap = [], [], 0  # lower, stuck: pass@1 of bases
+    for (base, rl, distilled, _, _, rl_tflop, distilled_tflop), _ in students:
+        if rl < distilled:
+            lower.append(base)
+        if rl < 0.5:
+            stuck.append(base)
+        if rl_tflop < distilled_tflop:
+            cheap += 1
+    finding = f"Distillation beats RL on {len(lower)} of {len(students)} students"
+    if lower:
+        finding += f", the best of them with a base at {max(lower):.3f}"
+    finding += f". RL stays below one half on {len(stuck)}"
+    if stuck:
+        finding += f", with bases up to {max(stuck):.3f}"
+    finding += (f". RL took fewer FLOPs than distillation on {cheap}. The table's student was "
+                "chosen on dev, before this study.")
+    return [*table(["student", *heads], body), "", *picture, "", finding, "",
+            "The paper: RL gained nothing on AIME from DeepSeek's own dense 7B base and 16B "
+            "mixture; larger bases gained (R1 v2 G.1). Qwen2-Math-7B reached 22.3 (Table 17). "
+            "Qwen-32B reached 47.0 by RL and 72.6 by distillation (R1 v1 Table 6)."]

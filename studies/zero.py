@@ -1,10 +1,16 @@
-"""Do the objectives differ? GRPO, Dr. GRPO, DAPO and GSPO from the same bases.
+"""Does the choice of objective matter? GRPO, Dr. GRPO, DAPO and GSPO from the same bases.
+
+The paper: on AIME 2024, with Qwen2.5-32B, naive GRPO reaches 30 and all changes of DAPO
+together 50 (DAPO Table 1).
 
     python r1mini.py study zero
+
+Each seed pretrains one base. RL then starts from it once with each objective.
 """
 from grpo import OBJECTIVES, RL
 
 OTHERS = [name for name in OBJECTIVES if name != RL.objective]
-RUNS = [("zero-{seed}", "zero")] + [
-    (name + "-{seed}", "zero --from runs/zero-{seed}/base.pt "
-     f"--set zero.objective={name} eval.longer=1") for name in OTHERS]
+RUNS = [("zero-{seed}", "zero")]
+for name in OTHERS:
+    RUNS.append((name + "-{seed}", "zero --from runs/zero-{seed}/base.pt "
+                                   f"--set zero.objective={name} eval.longer=1"))

@@ -117,25 +117,26 @@ def test_choices_curriculum_draws_weak_levels_more_often(tmp_path):
         assert sum(p.level == 6 for p in problems) / 2000 == pytest.approx(share, abs=0.03)
 
 
-def test_choices_called_renames_stages_of_a_log():
-    """`called` keeps the configuration, renames the given stages and drops all others."""
+def test_choices_renamed_renames_stages_of_a_log():
+    """`renamed` keeps the configuration, renames the given stages and drops all others."""
     log = [{"kind": "config"}, {"kind": "grown", "step": 1}, {"kind": "curriculum", "step": 1},
            {"kind": "dev", "stage": "grown", "step": 1}, {"kind": "test", "stage": "growing"}]
-    assert choices.called(log, grown="zero") == [
+    assert choices.renamed(log, grown="zero") == [
         {"kind": "config"}, {"kind": "zero", "step": 1},
         {"kind": "dev", "stage": "zero", "step": 1}]
 
 
 def test_choices_measure_counts_both_schedules(tmp_path, monkeypatch):
     """measure() counts `grown` from the records of growing and grown, and `curriculum` from the
-    usual base and its own RL. The training is replaced by written logs; the oracle is climb()."""
+    usual base and its own RL. The training is replaced by written logs; the oracle is
+    training_curve()."""
     write_log(tmp_path / "r1-0", ("base", "zero"), 10)
     usual = [json.loads(line) for line in (tmp_path / "r1-0" / "log.jsonl").open()]
     ours = tmp_path / "choices-0"
     ours.mkdir()
-    records = choices.called(usual, base="growing") + choices.called(usual, zero="grown")[1:]
+    records = choices.renamed(usual, base="growing") + choices.renamed(usual, zero="grown")[1:]
     late = [r | {"pass@1": 0.9 if r["step"] >= 20 else 0.1} if r["kind"] == "dev" else r
-            for r in choices.called(usual, zero="curriculum")[1:]]
+            for r in choices.renamed(usual, zero="curriculum")[1:]]
     (ours / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records + late))
     run = cli.resolve("micro", [], start=str(tmp_path / "r1-0" / "r1.pt"))
     folder = SimpleNamespace(
@@ -146,7 +147,7 @@ def test_choices_measure_counts_both_schedules(tmp_path, monkeypatch):
     found = choices.measure(folder)
     for name, steps in zip(choices.SCHEDULES, (10, 20)):
         assert found[f"{name}.steps"] == steps
-    expected = choices.climb(usual, usual)
+    expected = choices.training_curve(usual, usual)
     assert {key.partition(".")[2]: x for key, x in found.items()
             if key.startswith(choices.SCHEDULES[0])} == expected
 

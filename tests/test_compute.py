@@ -26,13 +26,13 @@ def test_compute_steps_tell_noticed_and_corrected():
     checked workings every wrong step is noticed and corrected."""
     text = ("<think>25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok 18+9=26然后26+6=32</think>"
             "<answer>32</answer>")
-    assert [(s["wrong"], s["caught"], s["mended"]) for s in compute.steps(text)] == [
+    assert [(s["wrong"], s["noticed"], s["corrected"]) for s in compute.steps(text)] == [
         (True, True, True), (True, False, False), (False, False, False)]
     rng = random.Random(0)
     for _ in range(200):
         p = tasks.make_problem(rng, 5, products=0.3)
         found = compute.steps(tasks.response(*tasks.work(p, "checked", rng, 0.3, 0.4)))
-        assert found and all(s["mended"] == s["caught"] == s["wrong"] for s in found)
+        assert found and all(s["corrected"] == s["noticed"] == s["wrong"] for s in found)
 
 
 def test_compute_ban_ends_with_its_context():
@@ -73,8 +73,9 @@ def test_compute_neutral_word_is_about_as_frequent():
 
 
 @pytest.mark.parametrize("effect_of_word, effect_of_neutral, sentence", [
-    (-0.2, -0.01, "does work: 19.0 points"), (-0.1, -0.3, "costs 20.0 points more"),
-    (0.1, 0.0, "does harm: 10.0 points"), (-0.02, -0.015, "no effect of the word can be told")])
+    (-0.2, -0.01, "does work: its ban costs 19.0 points"), (-0.1, -0.3, "costs 20.0 points more"),
+    (0.1, 0.0, "does harm: its ban gains 10.0 points"),
+    (-0.02, -0.015, "the two effects cannot be told apart")])
 def test_compute_verdict_compares_with_the_neutral_ban(effect_of_word, effect_of_neutral, sentence):
     """The verdict depends on the difference from the neutral ban beside twice its standard error,
     here one point."""
@@ -86,4 +87,4 @@ def test_compute_verdict_compares_with_the_neutral_ban(effect_of_word, effect_of
     notes = {"r1.ban.check's neutral.word": {"0": " ok "}}
     line = compute.verdict(rows, notes, "r1", "check")
     assert sentence in line and "'ok'" in line
-    assert f"{100 * effect_of_word:+.1f} ± 1.0 points" in line
+    assert f"by {100 * effect_of_word:+.1f} ± 1.0 points" in line

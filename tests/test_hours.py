@@ -84,8 +84,8 @@ def test_hours_of_v3_are_printed_beside_published_ones(capsys):
 
 def test_hours_lines_fit_a_terminal():
     """No line for the largest preset is longer than 100 characters."""
-    lines = (*hours.sizes(V3), *hours.room(V3, 2048),
-             *hours.effort(V3, 2048, 1e13, 0.4, 2, "given"))
+    lines = (*hours.size_lines(V3), *hours.memory_lines(V3, 2048),
+             *hours.training_lines(V3, 2048, 1e13, 0.4, 2, "given"))
     assert max(len(row) for line in lines for row in line.splitlines()) <= 100
 
 

@@ -96,7 +96,8 @@ def test_layouts_process_without_examples_adds_nothing(name):
         config = dataclasses.replace(config, n_outputs=1, n_mtp_layers=0)
     model = moe.Transformer(config)
     draw = {"next_token_loss": lambda rng: tasks.make_document(rng, tasks.Corpus()),
-            "pairwise_loss": tasks.helpful_pair, "pointwise_loss": tasks.labelled_response}[name]
+            "pairwise_loss": tasks.helpful_pair,
+            "pointwise_loss": tasks.labelled_response}[name]
     loss, logged = getattr(r1mini, name)(model, [], [draw(random.Random(0))])
     loss.backward()
     assert loss.item() == float(logged) == 0
@@ -124,7 +125,8 @@ def test_layouts_run_resumes_in_another_layout(tmp_path):
     assert (tmp_path / "two/zero.partial.pt").exists()
     assert cli.main(["zero", *common, "--out", str(tmp_path / "two")]) == 0
     for stage in ("base", "zero"):
-        assert layouts.apart(*(tmp_path / run / f"{stage}.pt" for run in ("one", "two"))) < 1e-5
+        paths = [tmp_path / run / f"{stage}.pt" for run in ("one", "two")]
+        assert layouts.weight_difference(*paths) < 1e-5
 
 
 @pytest.mark.parametrize("world, seen", [("1", False), ("2", True)])

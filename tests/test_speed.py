@@ -48,7 +48,7 @@ def test_speed_shares_of_time_add_up_to_one():
     training only."""
     folder = SimpleNamespace(run=resolve("micro", []), options=SimpleNamespace(
         device=torch.device("cpu"), dtype=torch.float32))
-    found = speed.spent(folder)
+    found = speed.share_of_time(folder)
     for name in ("train", "decode"):
         shares = {key: x for key, x in found.items() if key.startswith(f"share.{name}.")}
         assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
@@ -66,7 +66,7 @@ def test_speed_growth_equals_hand_count(monkeypatch):
     monkeypatch.setattr(bench, "median_seconds", lambda work, *_: {
         name: clock[rows] for name, rows in work.items()})
     rate = {128: 30, 1024: 10}
-    monkeypatch.setattr(speed, "decoding", lambda model, context, n: n * rate[context])
+    monkeypatch.setattr(speed, "decoding_rate", lambda model, context, n: n * rate[context])
     found = speed.growth(SimpleNamespace(run=resolve("micro", []), options=SimpleNamespace(
         device=torch.device("cpu"), dtype=torch.float32)))
     assert found["train.2k"] == 56 * 36 and found["train.64k"] == pytest.approx(1792 * 36 / 45)

@@ -17,6 +17,6 @@ def test_threshold_page_counts_who_wins(tmp_path, monkeypatch):
     assert [re.findall(r"0\.\d+", line)[:3] for line in lines if ", seed 0" in line] == [
         ["0.020", "0.050", "0.600"], ["0.040", "0.060", "0.900"], ["0.150", "0.900", "0.800"]]
     text = "\n".join(lines)
-    assert "Distilled beats RL on 2 of 3 students, the best of them with a base at 0.040" in text
+    assert "Distillation beats RL on 2 of 3 students, the best of them with a base at 0.040" in text
     assert "RL stays below one half on 2, with bases up to 0.040" in text
     assert "fewer FLOPs than distillation on 2." in text

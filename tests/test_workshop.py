@@ -215,13 +215,14 @@ def test_workshop_check_accepts_other_right_solutions(name, function):
 
 
 @pytest.mark.parametrize("name, function, sentence", [
-    ("absorbed", check.attend, "makes the keys of every token"),
-    ("advantage", lambda r: r.mean(1), r"has the shape \(2,\), wanted \(2, 4\)"),
+    ("absorbed", check.attend, "it makes the keys of every token"),
+    ("advantage", lambda r: r.mean(1), r"returns the shape \(2,\)\. It should be \(2, 4\)"),
     ("advantage", lambda r: r.nothing, "raises AttributeError in line"),
-    ("advantage", lambda r: None, "returns NoneType, wanted numbers"),
-    ("kl", lambda a, b: a * b, "by no usual mistake"),
+    ("advantage", lambda r: None, "returns NoneType. It should return numbers"),
+    ("kl", lambda a, b: a * b, "none of the usual mistakes"),
     ("reward", lambda text, answer: float(answer in text), "pays for a wrong number"),
-    ("reward", lambda text, answer: float(text[0] == answer), "raises IndexError in .*, of ''")])
+    ("reward", lambda text, answer: float(text[0] == answer),
+     "raises IndexError in .*, for the text ''")])
 def test_workshop_check_describes_other_faults(name, function, sentence):
     """A fault beyond the known mistakes is described: a wrong shape, an error and its line, a wrong
     type, a wrong payment."""
@@ -232,7 +233,7 @@ def test_workshop_check_reads_the_students_files(tmp_path, capsys):
     """As shipped, no exercise is written yet. Right, broken, incomplete and missing files get a
     line each."""
     assert check.main([]) == 1
-    assert capsys.readouterr().out.count("yours is not written yet") == len(check.EXERCISES)
+    assert capsys.readouterr().out.count("your function is not written yet") == len(check.EXERCISES)
     (tmp_path / "kl.py").write_text("def kl_k3(new, reference):\n"
                                     "    x = (reference - new).exp()\n"
                                     "    return x - x.log() - 1\n")
@@ -240,8 +241,9 @@ def test_workshop_check_reads_the_students_files(tmp_path, capsys):
     (tmp_path / "reward.py").write_text("import no_such_module\n")
     (tmp_path / "router.py").write_text("")
     assert check.main(["kl"], tmp_path) == 0
-    for name, sentence in (("advantage", "line 1: expected"), ("reward", "ModuleNotFoundError"),
-                       ("router", "no function route"), ("absorbed", "No such file")):
+    for name, sentence in (("advantage", "line 1: Python cannot read this line: expected"),
+                           ("reward", "ModuleNotFoundError"),
+                           ("router", "no function route"), ("absorbed", "No such file")):
         assert check.main([name], tmp_path) == 1
         assert re.search(sentence, line := capsys.readouterr().out), line
     assert check.main(["nonsense"]) == 2

@@ -1,14 +1,17 @@
-"""The workshop's experiments, run and written down.
+"""Runs the workshop's experiments and keeps what they measure.
 
-    python workshop/measure.py                     all of them, then the pages' tables
-    python workshop/measure.py no_std clip_10      these
-    python workshop/measure.py try zero zero.lr=1e-3   the code as you have edited it, and settings,
-    python workshop/measure.py try base                beside the plain run
-    python workshop/measure.py pages               the pages again, from what was kept
+    python workshop/measure.py                   all experiments, then the pages
+    python workshop/measure.py no_std clip_10    these experiments, then the pages
+    python workshop/measure.py pages             the pages again, from what was kept
+    python workshop/measure.py try base          the code as you have edited it
+    python workshop/measure.py try zero zero.lr=1e-3     the same, with this setting
 
-An experiment that edits code edits a copy. Runs go into runs/workshop/NAME; of each one measured
-curves/NAME.json is kept. tools/pages.py writes the numbers into the pages; what an experiment
-changes (`<!-- change NAME -->`) is written here.
+`try` prints a table that compares your run with the plain run.
+
+An experiment that edits code edits a copy of it. Runs go into runs/workshop/NAME, and
+the curves of each measured one are kept in curves/NAME.json. tools/pages.py writes the
+numbers into the pages. This file writes what an experiment changes, at the marks
+`<!-- change NAME -->` of experiments.md.
 """
 import contextlib
 import json
@@ -21,9 +24,9 @@ import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path[:0] = [str(ROOT), str(HERE)]
+WORKSHOP = Path(__file__).resolve().parent
+ROOT = WORKSHOP.parent
+sys.path[:0] = [str(ROOT), str(WORKSHOP)]
 from experiments import EXPERIMENTS, PLAIN, SHORT, STARTS, Experiment
 
 from engine.errors import UserError
@@ -35,102 +38,125 @@ EACH_STEP = ("accuracy", "loss", "kl", "clip", "entropy", "dead_groups", "expert
 RUNS = "runs/workshop"
 
 
-# -------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Running
 
 
 def command(experiment):
-    """The words after `python r1mini.py` that an experiment stands for."""
+    """The words of an experiment after `python r1mini.py`."""
     settings = f"{SHORT[experiment.start]} {experiment.settings}"
     return [*STARTS[experiment.start].split(), "--set", *settings.split()]
 
 
 @contextlib.contextmanager
 def edited(edits):
-    """A folder with the code as edited: this one if nothing is to be, else a copy."""
+    """A context with the folder of the edited code: a copy, or this project if there
+    are no edits."""
     if not edits:
         yield ROOT
         return
-    with tempfile.TemporaryDirectory() as copy:
-        parts = ("", "engine/", "tools/", "studies/")
-        for path in (path for part in parts for path in ROOT.glob(f"{part}*.py")):
-            target = Path(copy) / path.relative_to(ROOT)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copy(path, target)
-        for name, before, after in edits:
-            text = (Path(copy) / name).read_text("utf-8")
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for folder in ("", "engine/", "tools/", "studies/"):
+            for path in ROOT.glob(f"{folder}*.py"):
+                target = copy / path.relative_to(ROOT)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copy(path, target)
+        for file, before, after in edits:
+            text = (copy / file).read_text("utf-8")
             if text.count(before) != 1:
-                raise UserError(f"{name} has changed: {before.strip()!r} is in it "
-                                f"{text.count(before)} times, wanted once")
-            (Path(copy) / name).write_text(text.replace(before, after), "utf-8")
-        yield Path(copy)
+                raise UserError(f"{file} has changed: {before.strip()!r} stands in it "
+                                f"{text.count(before)} times, and should stand there once")
+            (copy / file).write_text(text.replace(before, after), "utf-8")
+        yield copy
 
 
 def run(name, experiment, extra=()):
-    """Runs an experiment into runs/workshop/NAME. Returns its curves; UserError if it fails."""
+    """Runs an experiment into runs/workshop/NAME. Returns its curves. UserError if it
+    fails."""
     words, out = [*command(experiment), *extra], f"{RUNS}/{name}"
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     with edited(experiment.edits) as code:
         print(f"== {name}: python r1mini.py", *words, "--out", out, flush=True)
-        began, used = time.monotonic(), sum(os.times()[2:4])
-        if subprocess.run([sys.executable, str(code / "r1mini.py"), *words, "--out", out,
-                           "--fresh"], cwd=ROOT).returncode:
-            raise UserError(f"{name}: the run failed, as it says above")
+        began, core_seconds_before = time.monotonic(), core_seconds_of_children()
+        process = subprocess.run(
+            [sys.executable, str(code / "r1mini.py"), *words, "--out", out, "--fresh"], cwd=ROOT)
+        if process.returncode:
+            raise UserError(f"{name}: the run failed; its own message stands above")
     record = {"command": " ".join(["python r1mini.py", *words]), "edits": experiment.edits,
               "seconds": round(time.monotonic() - began), "load_before": round(load, 2),
-              "core_seconds": round(sum(os.times()[2:4]) - used)}  # of the processes it started
+              "core_seconds": round(core_seconds_of_children() - core_seconds_before)}
     return record | curves(ROOT / out)
 
 
+def core_seconds_of_children():
+    """Processor time of the processes that this one has started and that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def curves(path):
-    """What is kept of a run: {"dev": {key: [[step, value]]}, "steps": {key: [value a step]}}."""
+    """What is kept of a run: {"dev": {key: [[step, value]]}, "steps": {key: [value per
+    step]}} and more."""
     log = read_log(path)
     machine = json.loads((path / "timing.jsonl").read_text("utf-8").splitlines()[0])
     dev = [r for r in log if r["kind"] == "dev"]
     steps = [r for r in log if r["kind"] in ("zero", "base")]
+    step_keys = [key for key in EACH_STEP if key in steps[0]]
     return {"machine": f"{machine['machine']}, {machine['threads']} threads",
             "tokens": sum(r["tokens"] for r in steps),
             "dev": {key: [[r["step"], short(r[key])] for r in dev] for key in ON_DEV},
-            "steps": {key: [short(r[key]) for r in steps] for key in EACH_STEP if key in steps[0]}}
+            "steps": {key: [short(r[key]) for r in steps] for key in step_keys}}
 
 
 def short(x):
-    """A number with four digits that count."""
+    """A number with four significant digits."""
     return float(f"{x:.4g}")
 
 
-# -------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Writing
 
 
-def kept(name):
-    """The curves of an experiment as they were measured, or None."""
-    path = HERE / "curves" / f"{name}.json"
+def kept_curves(name):
+    """The kept curves of an experiment, or None."""
+    path = WORKSHOP / "curves" / f"{name}.json"
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
+def keep(name, record):
+    """Writes curves/NAME.json, with one line for each curve."""
+    (WORKSHOP / "curves").mkdir(exist_ok=True)
+    text = re.sub(r"\n\s{3,}", " ", json.dumps(record, indent=1))
+    (WORKSHOP / "curves" / f"{name}.json").write_text(text + "\n", "utf-8")
+
+
 def row(record, key):
-    """{step: value} of a curve on dev, or of one that has a value a step."""
+    """{step: value} of a curve, whether it has a value per step or per evaluation on dev."""
     if key in record["dev"]:
         return dict(map(tuple, record["dev"][key]))
     return dict(enumerate(record["steps"].get(key, ()), 1))
 
 
 def compare(name, record, plain, shows):
-    """A table of an experiment beside its plain run, or None, at the steps when dev was asked."""
-    at = [step for step, _ in record["dev"]["pass@1"]]
-    lines = ["| after step | " + " | ".join(map(str, at)) + " |", "|---" * (len(at) + 1) + "|"]
+    """The lines of a table of an experiment at the steps that were evaluated on dev.
+    The plain run stands beside it, unless it is None."""
+    steps = [step for step, _ in record["dev"]["pass@1"]]
+    lines = ["| after step | " + " | ".join(map(str, steps)) + " |",
+             "|---" * (len(steps) + 1) + "|"]
+    runs = {name: record}
+    if plain and name not in PLAIN.values():
+        runs = {"plain": plain, name: record}
     for key in shows:
-        for label, values in ((f"{key}, plain", plain), (f"{key}, {name}", record)):
-            if values and not (values is plain and name in PLAIN.values()):
-                cells = row(values, key)
-                lines.append(f"| {label} | " + " | ".join(
-                    figure(cells[step]) if step in cells else "" for step in at) + " |")
+        for run_name, curves_of_run in runs.items():
+            values = row(curves_of_run, key)
+            cells = [as_text(values[step]) if step in values else "" for step in steps]
+            lines.append(f"| {key}, {run_name} | " + " | ".join(cells) + " |")
     return lines
 
 
-def figure(x):
-    """A number as the tables have it."""
+def as_text(x):
+    """A number as the tables write it."""
     return f"{x:.3f}" if abs(x) < 10 else f"{x:.1f}"
 
 
@@ -146,38 +172,61 @@ def change(name):
 
 def fill(text):
     """experiments.md with all its changes written anew."""
-    return re.sub(r"(<!-- change (\S+) -->\n).*?(<!-- end -->)", lambda m: "\n".join(
-        [m[1], *change(m[2]), "", m[3]]), text, flags=re.DOTALL)
+    def changed(match):
+        start, name, end = match.groups()
+        return "\n".join([start, *change(name), "", end])
+
+    return re.sub(r"(<!-- change (\S+) -->\n).*?(<!-- end -->)", changed, text, flags=re.DOTALL)
 
 
 def write_pages():
     """Writes what the experiments change, then the numbers of all pages."""
-    path = HERE / "experiments.md"
+    path = WORKSHOP / "experiments.md"
     path.write_text(fill(path.read_text("utf-8")), "utf-8")
     pages.write_pages()
 
 
+# ------------------------------------------------------------------------------
+# The command
+
+
+def try_settings(words):
+    """Runs `try START SETTINGS`, and prints the plain run beside it."""
+    if not words or words[0] not in STARTS:
+        raise UserError(f"try: choose where to start, one of {', '.join(STARTS)}; then come "
+                        "settings")
+    start, *settings = words
+    plain = PLAIN[start]
+    experiment = Experiment(start, " ".join(settings), shows=EXPERIMENTS[plain].shows)
+    record = run("try", experiment)
+    print("\n".join(compare("yours", record, kept_curves(plain), experiment.shows)))
+
+
+def measure_all(names):
+    """Runs experiments, keeps their curves and prints their tables."""
+    for name in names:
+        experiment = EXPERIMENTS[name]
+        record = run(name, experiment)
+        keep(name, record)
+        plain = kept_curves(PLAIN[experiment.start])
+        print("\n".join(compare(name, record, plain, experiment.shows)), flush=True)
+
+
 def main(words):
-    """Runs what is asked for. Returns 0, or 2 for what the user can mend."""
+    """Runs what the words ask for. Returns 0, or 2 for what the user can correct, or
+    130 after Ctrl-C."""
     try:
         if words[:1] == ["try"]:
-            if len(words) < 2 or words[1] not in STARTS:
-                raise UserError(f"try: choose a start, one of {', '.join(STARTS)}, then settings")
-            mine = Experiment(words[1], " ".join(words[2:]),
-                              shows=EXPERIMENTS[PLAIN[words[1]]].shows)
-            print("\n".join(compare("yours", run("try", mine), kept(PLAIN[words[1]]), mine.shows)))
+            try_settings(words[1:])
             return 0
-        names = [] if words == ["pages"] else words or list(EXPERIMENTS)
-        if unknown := [name for name in names if name not in EXPERIMENTS]:
-            raise UserError(f"there is no experiment {unknown[0]!r}; choose of "
+        names = words or list(EXPERIMENTS)
+        if words == ["pages"]:
+            names = []
+        unknown = [name for name in names if name not in EXPERIMENTS]
+        if unknown:
+            raise UserError(f"there is no experiment {unknown[0]!r}; choose from "
                             f"{', '.join(EXPERIMENTS)}, or try, or pages")
-        for name in names:
-            record = run(name, EXPERIMENTS[name])
-            (HERE / "curves").mkdir(exist_ok=True)
-            text = re.sub(r"\n\s{3,}", " ", json.dumps(record, indent=1))  # a line a curve
-            (HERE / "curves" / f"{name}.json").write_text(text + "\n", "utf-8")
-            plain = kept(PLAIN[EXPERIMENTS[name].start])
-            print("\n".join(compare(name, record, plain, EXPERIMENTS[name].shows)), flush=True)
+        measure_all(names)
         write_pages()
     except (UserError, OSError) as error:
         print(f"measure: {error}", file=sys.stderr)

@@ -1,10 +1,11 @@
-"""A checkpoint small enough to be kept with the code: half of every number's bits are left out.
+"""Makes a checkpoint half as large, so that it can be kept with the code.
 
     python workshop/shrink.py runs/nano/base.pt workshop/base.pt
 
-The weights are rounded to bfloat16, which keeps float32's range and 8 bits of the fraction. Loading
-makes float32 of them again (checkpoint.load copies them into a fresh model), so training goes on
-in full precision. workshop/base.pt was made so from the base of `python r1mini.py base`, seed 0.
+The weights are rounded to bfloat16, which keeps float32's range and 8 bits of its
+fraction. checkpoint.load turns them into float32 again, so training goes on in full
+precision. workshop/base.pt was made in this way from the base of `python r1mini.py
+base` with seed 0.
 """
 import sys
 from pathlib import Path
@@ -15,17 +16,18 @@ from engine.errors import UserError
 
 
 def shrink(source, target):
-    """Writes the checkpoint `source` to `target` in bfloat16. Returns the bytes it takes."""
+    """Writes the checkpoint `source` to `target` in bfloat16. Returns the size of the
+    file in bytes."""
     model, record = checkpoint.load(source)
     checkpoint.save(target, model.bfloat16(), preset=record.get("preset", "nano"))
     return Path(target).stat().st_size
 
 
 def main(words):
-    """Shrinks one checkpoint. Returns 0, or 2 for what the user can mend."""
+    """Shrinks one checkpoint. Returns 0, or 2 for what the user can correct."""
     try:
         if len(words) != 2:
-            raise UserError("wanted two files: python workshop/shrink.py FROM.pt TO.pt")
+            raise UserError("give two files: python workshop/shrink.py FROM.pt TO.pt")
         size = shrink(*words)
     except (UserError, OSError) as error:
         print(f"shrink: {error}", file=sys.stderr)

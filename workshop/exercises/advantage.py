@@ -1,11 +1,15 @@
-"""Exercise: what an answer is worth beside the other answers to its question.
+"""Exercise: how much better is an answer than the other answers to its question?
 
 Check yourself: python workshop/check.py advantage
 """
 
 
 def advantages(rewards):
-    """Group-relative advantages (P, G) of rewards (P, G), a tensor: a row holds the G answers to
-    one question. Each reward less the mean of its row, by the row's standard deviation (the one
-    with G - 1); 0 in a row whose rewards are all equal. DeepSeekMath section 4.1.2."""
+    """Group-relative advantages (P, G) of the rewards (P, G), a tensor. DeepSeekMath
+    section 4.1.2.
+
+    A row holds the rewards of the G answers to one question. From each reward subtract
+    the mean of its row, then divide by the standard deviation of the row (the one with
+    G - 1). In a row whose rewards are all equal, every advantage is 0.
+    """
     raise NotImplementedError

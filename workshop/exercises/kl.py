@@ -1,10 +1,16 @@
-"""Exercise: the leash. How far is the policy from its reference, judged by the tokens it drew?
+"""Exercise: the KL penalty. How far is the policy from its reference?
 
 Check yourself: python workshop/check.py kl
 """
 
 
 def kl_k3(new, reference):
-    """The k3 estimate of KL(policy || reference) at each token, of the log-probabilities that both
-    give to it, tensors of one shape: x - log x - 1 with x = pi_ref / pi. DeepSeekMath eq 4."""
+    """The k3 estimate of KL(policy || reference) at each token. DeepSeekMath equation 4.
+
+    new         log-probabilities that the policy gives to the tokens it wrote, a tensor
+    reference   log-probabilities that the reference gives to the same tokens
+
+    k3 = x - log x - 1 with x = pi_ref / pi, a ratio of probabilities. The result has
+    the shape of `new`.
+    """
     raise NotImplementedError

@@ -1,16 +1,21 @@
-"""Exercise: which experts a token goes to, and how much of each it gets.
+"""Exercise: which experts does a token go to, and with which weight does each one count?
 
 Check yourself: python workshop/check.py router
 """
 
 
 def route(scores, bias, groups, limited, k, scale):
-    """Gates (N, E) of scores (N, E) in 0..1, E experts in `groups` groups of neighbours; 0 for an
-    expert that is not chosen. V3 eq 13-16 and section 2.1.2:
+    """Gates (N, E) for N tokens and E experts. The gate of an expert that is not chosen
+    is 0. DeepSeek-V3 equations 13 to 16 and section 2.1.2.
 
-    1 biased = scores + bias (E,), for the choice only
-    2 a group is worth the sum of its two best biased scores; the best `limited` groups stay
-    3 of the experts in these groups, the k with the best biased scores are chosen
-    4 their gates: the scores without bias, divided by their sum, times scale
+    scores (N, E) are between 0 and 1, bias is (E,). The experts form `groups` groups of
+    equal size; neighbours are in one group.
+
+    1 biased = scores + bias. It is used for the choice only.
+    2 The score of a group is the sum of its two best biased scores. The `limited` groups with
+      the best scores stay.
+    3 Of the experts in these groups, choose the k with the best biased scores.
+    4 The gates of the chosen experts are their scores without bias, divided by the sum of
+      these scores, times `scale`.
     """
     raise NotImplementedError
