@@ -50,7 +50,7 @@ def cost_of_rl(log):
     answers = len(rollouts) * s["problems"] * s["group_size"] * s["oversample"]
     prompt_tokens = sum(r["prompt_tokens"] for r in rollouts)
     parameters = in_products(moe.Config(**log[0]["model"]), mtp=False)
-    return answers, prompt_tokens, of_flops(log)["zero"] * 1e12 / parameters
+    return answers, prompt_tokens, flops_by_stage(log)["zero"] * 1e12 / parameters
 
 
 def rejection_sampling(folder, base, log):

@@ -8,7 +8,7 @@ curriculum raises Kimi's accuracy from 0.553 to 0.590 at iteration 42 (Kimi k1.5
 
 The goal is a pass@1 of 85% on dev, counted from random weights. Each recipe changes one
 thing in the default recipe (AdamW also gets its own learning rate). Costs are counted
-in operations (FLOPS in tools/tables.py), which do not depend on how busy the machine
+in operations (FLOPS_NOTE in tools/tables.py), which do not depend on how busy the machine
 is. This study reads nothing off the test problems, so there are few of them. No setting
 makes two of the recipes, so this file trains them itself:
 
@@ -90,13 +90,13 @@ def training_curve(base_log, rl_log):
     reached = next((r["step"] for r in dev if r["pass@1"] >= LIMIT), None)
     if reached is not None:
         rl_steps = [r for r in rl_log if r["kind"] == "zero" and r["step"] <= reached]
-        base_tflop = of_flops(base_log)["base"]
-        rl_tflop = of_flops([rl_log[0], *rl_steps])["zero"]  # the first record: settings
+        base_tflop = flops_by_stage(base_log)["base"]
+        rl_tflop = flops_by_stage([rl_log[0], *rl_steps])["zero"]  # the first record: settings
         numbers |= {"steps": reached, "base_tflop": base_tflop, "tflop": base_tflop + rl_tflop}
     return numbers
 
 
-def figures(seed, at="runs/"):
+def numbers(seed, at="runs/"):
     """The numbers of the recipes of a seed that are settings, by key such as
     Dr. GRPO.tflop."""
     numbers = {}
@@ -233,5 +233,5 @@ def recipe_table(rows, recipes):
         body.append([recipe, *cells, f"{reached} of {seeds}"])
     return [*table(["recipe", *columns.values(), "seeds at 85%"], body), "",
             "pass@1 is on dev problems at temperature 1, with 16 answers per problem, after "
-            f"every fifth RL step and after the last. {FLOPS} Muon's own products are left "
+            f"every fifth RL step and after the last. {FLOPS_NOTE} Muon's own products are left "
             "out too."]

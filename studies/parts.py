@@ -25,7 +25,7 @@ RUNS = [(f"parts-{name}-{{seed}}", f"base --set {settings}")
         for name, settings in PARTS.values()]
 
 
-def figures(seed, at="runs/"):
+def numbers(seed, at="runs/"):
     """The numbers of each base of a seed, by key such as dense.pass@1.
 
     `loss` is the mean of the last hundred steps. Their documents were never read before.

@@ -82,7 +82,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def their_model(config, device, weights=None):
-    """transformers' DeepseekV3ForCausalLM with the sizes and weights of bench.make()."""
+    """transformers' DeepseekV3ForCausalLM with the sizes and weights of bench.make_model()."""
     from transformers import DeepseekV3ForCausalLM
     with tempfile.TemporaryDirectory() as path:
         export.write(f"{path}/model", make_model(config, "cpu", torch.float32, weights))
@@ -229,7 +229,7 @@ def fastest(seconds_of_way):
 def try_ways(works, device, rounds=6):
     """fastest() of {way: function}. The functions take turns, and the best round of each
     counts."""
-    times = by_round(works, device, rounds)
+    times = seconds_by_round(works, device, rounds)
     return fastest({way: min(seconds_of_rounds) for way, seconds_of_rounds in times.items()})
 
 
@@ -277,7 +277,7 @@ def compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6)
         """{way: seconds per token in each round}. All processes use the first one's
         token counts, so that all choose the same ways."""
         result = {}
-        for way, times in by_round(works, device, rounds).items():
+        for way, times in seconds_by_round(works, device, rounds).items():
             counts = torch.tensor(token_counts[way][-len(times):], dtype=torch.float64)
             counts = devices.all_sum(counts * devices.is_main()).tolist()
             result[way] = [x / n for x, n in zip(times, counts)]
@@ -318,7 +318,7 @@ def compare_training(config, device, rounds=None):
         return step_and_count
 
     def ours_of(dtype):
-        return counted(train_step(make(config, device, dtype)))
+        return counted(train_step(make_model(config, device, dtype)))
 
     def theirs_of(dtype):
         return counted(their_train_step(their_model(config, device), dtype))
@@ -329,12 +329,12 @@ def compare_training(config, device, rounds=None):
 def compare_sampling(config, device, work, rounds=None, trial=6):
     """Tokens per second of sampling, ours and transformers', and ratios."""
     def ours_of(dtype):
-        return sampled(make(config, device, dtype, work.weights), work)
+        return sample_call(make_model(config, device, dtype, work.weights), work)
 
     def theirs_of(dtype):
         return their_sampled(their_model(config, device, work.weights), dtype, work)
 
-    return compare_with_transformers(f"sample{work.even}", ours_of, theirs_of, device, rounds,
+    return compare_with_transformers(f"sample{work.key_part}", ours_of, theirs_of, device, rounds,
                                      trial)
 
 
@@ -364,7 +364,7 @@ def compare_grpo_steps(config, run, device, work, rounds=None, trial=6):
         their_seconds = devices.all_sum(torch.tensor(their_seconds)).tolist()
         return their_seconds, {way: times[1:] for way, times in our_seconds.items()}
 
-    ours = {way: grpo_step(make(config, device, way[0], work.weights), run, work)["whole"]
+    ours = {way: grpo_step(make_model(config, device, way[0], work.weights), run, work)["whole"]
             for way in our_ways()}
     our_best = try_ways(ours, device, trial)
     trial_seconds = {way: min(take_turns(way, {}, 2)[0]) for way in their_ways()}
@@ -377,7 +377,7 @@ def compare_grpo_steps(config, run, device, work, rounds=None, trial=6):
     for our_way, their_way in zip(our_best, their_best):
         their_seconds, our_seconds = times[their_way]
         pairs.append((our_way, their_way, our_seconds[our_way], their_seconds))
-    return comparison(f"step{work.even}", "trl", pairs)
+    return comparison(f"step{work.key_part}", "trl", pairs)
 
 
 def against(run, device, weights=None, rounds=None):
@@ -388,10 +388,10 @@ def against(run, device, weights=None, rounds=None):
     """
     config = dataclasses.replace(run.model, n_mtp_layers=0)
     if weights:
-        work, rounds = real_work(run, weights), rounds or REAL_ROUNDS
+        work, rounds = zero_work(run, weights), rounds or REAL_ROUNDS
         return (compare_sampling(config, device, work, rounds, 2)
                 | compare_grpo_steps(config, run, device, work, rounds, 2))
-    to_sample, to_learn = even_works(config)
+    to_sample, to_learn = equal_length_works(config)
     return (compare_training(config, device, rounds)
             | compare_sampling(config, device, to_sample, rounds)
             | compare_grpo_steps(config, run, device, to_learn, rounds))
@@ -407,8 +407,8 @@ def measure(folder):
     """The numbers of bench --against, with random weights and with those of a run's
     Zero. Each command runs in a process of its own."""
     zero = str(Path(folder.run.start).parent / "zero.pt")
-    numbers = once(folder, "bench --against", lambda: benched(folder, "--against"))
-    numbers |= once(folder, "rollouts", lambda: benched(folder, "--against", "--from", zero))
+    numbers = once(folder, "bench --against", lambda: run_bench(folder, "--against"))
+    numbers |= once(folder, "rollouts", lambda: run_bench(folder, "--against", "--from", zero))
     return {key: x for key, x in numbers.items() if key != "machine"}
 
 
@@ -430,9 +430,9 @@ def main(options):
         logging.getLogger(name).setLevel(logging.ERROR)
     with devices.processes(options.device, options.processes, options.itself) as device:
         announce("nano takes nine minutes on two idle cores, with --from ten")
-        numbers = {"machine": setting(options)}
+        numbers = {"machine": describe_setting(options)}
         if not weights:
-            numbers |= {"shapes": SHAPES} | bench.ours(run, device, options.dtype)
+            numbers |= {"shapes": SHAPES} | bench.measure_ours(run, device, options.dtype)
         numbers |= against(run, device, weights)
-    print(json.dumps(numbers) if options.json else bench.page(numbers))
+    print(json.dumps(numbers) if options.json else bench.console_text(numbers))
     return 0

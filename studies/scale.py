@@ -368,7 +368,7 @@ def rates(folder):
     numbers = {}
     answer_tokens = bench.QUESTIONS * bench.GROUP * bench.ANSWER
     for count in (1, 2):
-        measured = bench.benched(folder, "--processes", str(count))
+        measured = bench.run_bench(folder, "--processes", str(count))
         numbers[f"rates.{count}.pretraining"] = measured["documents"]
         numbers[f"rates.{count}.step"] = answer_tokens / measured["step.whole"]
     return numbers

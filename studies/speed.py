@@ -49,7 +49,7 @@ KINDS = {"products": ("aten::mm", "aten::addmm"),
 def minutes(run_folder):
     """The minutes of a run: in all, by stage, and until Zero was right on 85% of dev
     (training from random weights, without the tests)."""
-    minutes_of_stage = of_times(run_folder)[2]
+    minutes_of_stage = read_timing(run_folder)[2]
     if not minutes_of_stage:
         raise UserError(f"{run_folder} shared the machine with something else, so its minutes "
                         "mean nothing; run it again, alone")
@@ -75,8 +75,8 @@ def share_of_time(folder):
     """The share of processor time of each kind of operation, in training and in
     decoding, on one process."""
     device, dtype, config = folder.options.device, folder.options.dtype, folder.run.model
-    works = {"train": bench.train_step(bench.make(config, device, dtype)),
-             "decode": bench.decode(bench.make(config, device, dtype))}
+    works = {"train": bench.train_step(bench.make_model(config, device, dtype)),
+             "decode": bench.decode(bench.make_model(config, device, dtype))}
     numbers = {}
     for name, work in works.items():
         work()  # not timed: the first call is slower
@@ -96,7 +96,7 @@ def share_of_time(folder):
 
 def in_bfloat16(folder):
     """The rates of training and decoding with products in bfloat16."""
-    measured = bench.benched(folder, "--dtype", "bfloat16")
+    measured = bench.run_bench(folder, "--dtype", "bfloat16")
     return {f"bfloat16.{key}": measured[key] for key in ("train", "documents", "decode")}
 
 
@@ -112,16 +112,16 @@ def growth(folder):
     limit = folder.run.zero.micro_tokens
     numbers = {}
     rows = {"2k": 56, "16k": 448, "64k": 1792}  # {tokens: rows of bench.LENGTH tokens}
-    works = {name: bench.train_step(bench.make(config, device, dtype), n, limit=limit)
+    works = {name: bench.train_step(bench.make_model(config, device, dtype), n, limit=limit)
              for name, n in rows.items()}
-    seconds = bench.in_turn(works, device, 9)
+    seconds = bench.median_seconds(works, device, 9)
     rates = {name: rows[name] * bench.LENGTH / x for name, x in seconds.items()}
     for name, rate in rates.items():
         numbers[f"train.{name}"] = rate
     numbers["train.spread"] = max(rates.values()) / min(rates.values())
 
     long_config = dataclasses.replace(config, max_seq_len=2048)
-    model = bench.make(long_config, device, dtype)
+    model = bench.make_model(long_config, device, dtype)
     # Many prompts come last: their caches take gigabytes.
     for n, name in ((1, "decode.one"), (PROMPTS, "decode")):
         short_rates, long_rates = [], []
@@ -162,7 +162,7 @@ def drafting(folder):
                 last["drafted"], last["accepted"] = sampling.speculate(
                     model, prompts[:n], 120, tasks.END_ID, tasks.PAD_ID)
 
-            seconds = bench.in_turn({"plain": plain, "drafted": drafted}, device, 3)
+            seconds = bench.median_seconds({"plain": plain, "drafted": drafted}, device, 3)
             for name, x in seconds.items():
                 numbers[f"{stage}.{name}.{n}"] = int(last[name].answer.sum()) / x
         numbers[f"{stage}.accepted"] = last["accepted"]

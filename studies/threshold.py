@@ -27,7 +27,7 @@ RUNS = [(f"threshold-{dim}-{steps}-{{seed}}",
 FATES = {"base": "student", "RL": "student_rl", "distilled": "distill"}
 
 
-def figures(seed, at="runs/"):
+def numbers(seed, at="runs/"):
     """pass@1 and TFLOP of each student of a seed, by key such as 64-500.RL and
     64-500.RL.tflop."""
     folders = {f"{dim}-{steps}": f"{at}threshold-{dim}-{steps}-{seed}" for dim, steps in POINTS}
@@ -39,7 +39,7 @@ def figures(seed, at="runs/"):
         numbers[f"{name}.base, on dev"] = dev[-1]["pass@1"]
         for fate, stage in FATES.items():
             numbers[f"{name}.{fate}"] = tested(folder, stage)["pass@1"]
-            numbers[f"{name}.{fate}.tflop"] = of_flops(log)[stage]
+            numbers[f"{name}.{fate}.tflop"] = flops_by_stage(log)[stage]
     return numbers
 
 

@@ -66,7 +66,7 @@ def test_peers_transformers_rates_equal_hand_results(monkeypatch):
     def seconds(work, _):
         work()
         return now[0]
-    monkeypatch.setattr(peers, "make", lambda config, device, dtype, weights=None: dtype)
+    monkeypatch.setattr(peers, "make_model", lambda config, device, dtype, weights=None: dtype)
     monkeypatch.setattr(peers, "their_model", lambda *_: torch.nn.Module())
     monkeypatch.setattr(peers, "train_step", lambda dtype: timed("train", dtype))
     monkeypatch.setattr(peers, "their_train_step", lambda model, dtype: timed("their train", dtype))
