@@ -99,7 +99,7 @@ def with_examples(problem, n, rng, level):
     return ids + tasks.encode_prompt(problem.question)
 
 
-def few_shot(model, run, n):
+def few_shot_baseline(model, run, n):
     """pass@k and cons@k of a model on the test problems, with n worked examples in each
     prompt. The examples have the lowest level of the problems, so the prompts stay short."""
     problems = tasks.make_problems("test", run.eval.problems, run.zero.levels,
@@ -128,7 +128,7 @@ def measure(folder):
     records = {"zero": tested(r1_folder, "zero")}
     for name, model, n in (("base", base, 0), ("sft", sft, 0), ("examples2", base, 2),
                            ("examples4", base, 4)):
-        records[name] = once(folder, f"test_{name}", lambda: few_shot(model, run, n))
+        records[name] = once(folder, f"test_{name}", lambda: few_shot_baseline(model, run, n))
     for name, record in records.items():
         for key in ("pass@1", f"cons@{run.eval.samples}"):
             if key in record:
