@@ -41,7 +41,7 @@ from torch import Tensor
 
 from engine.checkpoint import restore
 from engine.devices import all_sum, copy_model
-from engine.optim import learning_rate_at, make_optimizers, micro_batches, update
+from engine.optim import learning_rate_at, make_optimizers, micro_batches, optimizer_update
 from engine.sampling import Samples, generate, pad
 
 
@@ -315,7 +315,7 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
             log.add(part, new, entropy, info)
         factor = learning_rate_at(step * s.minibatches + m, s.steps * s.minibatches,
                                   s.warmup, s.decay)
-        log.updates.append(update(model, optimizers, factor))
+        log.updates.append(optimizer_update(model, optimizers, factor))
     return log.record()
 
 

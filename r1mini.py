@@ -59,7 +59,7 @@ from engine.errors import UserError
 from engine.evaluate import prompts_of, sample_answers
 from engine.folder import read_log
 from engine.jsonl import chat_line, read_chat
-from engine.optim import learning_rate_at, make_optimizers, micro_batches, update
+from engine.optim import learning_rate_at, make_optimizers, micro_batches, optimizer_update
 from engine.sampling import pad
 from engine.watch import Watch, test_stage
 from grpo import RL, Task, judge_scores, preference_loss, safety_loss, train_rl
@@ -259,7 +259,7 @@ def train(model, s, draw, seed, state=None, loss=next_token_loss):
         factor = learning_rate_at(step, s.steps, s.warmup, s.decay)
         record = {"step": step + 1, "loss": float(all_sum(total_loss)),
                   "tokens": sum(map(count_tokens, examples))}
-        record |= update(model, optimizers, factor)
+        record |= optimizer_update(model, optimizers, factor)
         yield record, lambda: {"step": step + 1,
                                "optimizers": [o.state_dict() for o in optimizers]}
 
@@ -359,8 +359,9 @@ def rl(folder, name, models, before, s, reward_models=None):
 
 
 def rule_rewards(s):
-    """{name: (weight, reward)} of the rules with a weight. Accuracy is always included,
-    so that it is logged; it is nan for general prompts. The others apply to these too.
+    """{name: (weight, reward)} of the rules with a weight (R1 v2 eq 4). Accuracy is
+    always included, so that it is logged; it is nan for general prompts. The others
+    apply to these too.
     """
     def accuracy(text, problem):
         return tasks.accuracy(text, problem) if problem.kind == "sum" else math.nan

@@ -34,7 +34,7 @@ import random
 import re
 from dataclasses import dataclass, replace
 
-from engine.tokenizer import make_encoding, make_ranks, pieces, strings
+from engine.tokenizer import all_strings, make_encoding, make_ranks, split_words
 
 # ------------------------------------------------------------------------------
 # Tokens
@@ -102,10 +102,10 @@ TOPICS = {
 }
 
 # Digits and signs are single bytes. A word of a phrase comes with and without its space.
-VOCABULARY = {piece for text in strings(WORDS) for piece in pieces(text)}
-for phrase in strings([PHRASES, TOPICS]):
+VOCABULARY = {piece for text in all_strings(WORDS) for piece in split_words(text)}
+for phrase in all_strings([PHRASES, TOPICS]):
     for ending in ("", " "):
-        VOCABULARY.update(pieces(phrase.replace("{}", "").strip() + ending))
+        VOCABULARY.update(split_words(phrase.replace("{}", "").strip() + ending))
 RANKS = make_ranks(VOCABULARY)
 ENCODING = make_encoding(RANKS, SPECIAL)
 VOCAB_SIZE = ENCODING.n_vocab
@@ -273,7 +273,7 @@ def format_reward(text, problem=None):
 def word_languages(text):
     """The language of each word of a response, en or zh. A word is a run of Latin
     letters, or one or two Han characters; digits and signs are no words."""
-    return ["en" if piece.strip().isascii() else "zh" for piece in pieces(TAG.sub("", text))]
+    return ["en" if piece.strip().isascii() else "zh" for piece in split_words(TAG.sub("", text))]
 
 
 def language_share(text, language):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from engine.devices import full, is_main, place, shard_like
+from engine.devices import full, is_main, place_model, shard_like
 from engine.errors import UserError
 from moe import Config, Transformer
 
@@ -39,7 +39,7 @@ def save(path, model, **extra):
 
 def load(path, device="cpu", dtype=torch.float32, *layout):
     """(model, all else that was saved) of a checkpoint. UserError if it is none. Nothing in the
-    file is executed. device, dtype and layout are those of devices.place()."""
+    file is executed. device, dtype and layout are those of devices.place_model()."""
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
         if (found := record.pop("format")) != FORMAT:
@@ -52,7 +52,7 @@ def load(path, device="cpu", dtype=torch.float32, *layout):
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:60]
         raise UserError(f"{path}: damaged, or not a checkpoint of r1mini: replace or delete it "
                         f"[{reason}]") from None
-    return place(model, device, dtype, *layout), record
+    return place_model(model, device, dtype, *layout), record
 
 
 def restore(target, saved):

@@ -90,7 +90,7 @@ def sum_gradients(model):
         group = dist.group.WORLD
         if isinstance(p, DTensor):  # an expert, of which not all processes have a copy
             group = p.device_mesh["replicas"].get_group()
-        tensors_of_group.setdefault(group, []).append(local(p.grad))
+        tensors_of_group.setdefault(group, []).append(local_tensor(p.grad))
     for group, tensors in tensors_of_group.items():
         if tensors:  # a dense model has no loads
             all_sum(*tensors, group=group)
@@ -134,7 +134,7 @@ def shard(model, device, mode="ddp", experts=1, recompute=False):
             module.set_force_sum_reduction_for_comms(True)
 
 
-def place(model, device, dtype=torch.float32, *layout):
+def place_model(model, device, dtype=torch.float32, *layout):
     """The model on a device, spread by shard() if a layout is given. Its weights stay float32; it
     computes products in dtype."""
     model.compute_dtype = dtype
@@ -143,7 +143,7 @@ def place(model, device, dtype=torch.float32, *layout):
     return model.to(device)
 
 
-def local(x):
+def local_tensor(x):
     """The part of a tensor that this process holds."""
     return x.to_local() if isinstance(x, DTensor) else x
 
@@ -184,8 +184,8 @@ class ParallelExperts(Experts):
         local_experts = torch.arange(arriving_by_process.size(1), device=x_MC.device)
         expert_M = local_experts.repeat(processes).repeat_interleave(arriving)
         order = expert_M.argsort(stable=True)
-        y_MC = grouped_swiglu(x_MC[order], arriving_by_process.sum(0), local(self.w13),
-                              local(self.w2))
+        y_MC = grouped_swiglu(x_MC[order], arriving_by_process.sum(0), local_tensor(self.w13),
+                              local_tensor(self.w2))
         return all_to_all(y_MC[order.argsort()], rows_sent, rows_arriving, group)
 
 
@@ -212,7 +212,7 @@ def gathered_weights(model):
 
 def copy_model(model):
     """A copy of a model, spread like it."""
-    other = place(Transformer(model.config), model.device, model.compute_dtype,
+    other = place_model(Transformer(model.config), model.device, model.compute_dtype,
                   *layout_of(model))
     other.load_state_dict(model.state_dict())
     return other.train(model.training)

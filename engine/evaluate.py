@@ -24,7 +24,7 @@ def prompts_of(problems):
     return [tasks.encode_prompt(problem.question) for problem in problems]
 
 
-def repeat(items, times):
+def repeat_each(items, times):
     """[a, a, b, b, ...]: each item `times` times."""
     return [item for item in items for _ in range(times)]
 
@@ -43,7 +43,7 @@ def sample_answers(model, prompts, limit, rows, temperature=1.0, top_p=1.0, seed
 def evaluate(model, problems, samples, temperature, top_p, limit, rows=1024, seed=0, name=None):
     """Asks each problem `samples` times. Returns (means over all answers, a record for each
     problem)."""
-    problem_of_answer = repeat(problems, samples)
+    problem_of_answer = repeat_each(problems, samples)
     ids = sample_answers(model, prompts_of(problem_of_answer), limit, rows, temperature, top_p,
                          seed, name)
     texts, lengths = [tasks.decode(x) for x in ids], [len(x) for x in ids]
@@ -100,7 +100,7 @@ def evaluate_general(model, run):
     rng, record, scores = random.Random("test/general"), {}, []
     for kind in tasks.GENERAL:
         prompts = [tasks.make_prompt(rng, "test", (kind,)) for _ in range(run.data.prompts)]
-        asked = repeat(prompts, 4)
+        asked = repeat_each(prompts, 4)
         ids = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows)
         texts = [tasks.decode(x) for x in ids]
         record[f"{kind}.thinking"] = mean(map(tasks.thinks, texts))
@@ -148,7 +148,7 @@ END_THINK_ID = tasks.ENCODING.encode_single_token(tasks.END_THINK)
 
 
 @torch.no_grad()
-def embeddings(model, prompts, answers, rows):
+def answer_embeddings(model, prompts, answers, rows):
     """(N, C) an embedding of each answer: the mean of the model's own last hidden states over the
     thinking. The thinking ends with </think>, so that the answer itself is not seen; without
     </think> it is the whole answer."""
@@ -172,7 +172,7 @@ def embeddings(model, prompts, answers, rows):
     return torch.cat(parts).cpu()
 
 
-def central(e):
+def most_central_answer(e):
     """Smoothie's choice among k >= 3 answers (arXiv 2412.04692). Embeddings e (.., k, C) -> (..).
 
     Smoothie takes the smallest delta_i = sum_j |e_i-e_j|^2/(k-2) - S/((k-1)(k-2)), where S is the
@@ -182,7 +182,7 @@ def central(e):
     return (e - e.mean(-2, keepdim=True)).square().sum(-1).argmin(-1)
 
 
-def selection(texts, problems, e=None):
+def selection_scores(texts, problems, e=None):
     """{pass@k, cons@k, central@k} for k = 1, 2, 4, ...: how often one of k answers is right, the
     majority of k, and the most central of k.
 
@@ -190,7 +190,7 @@ def selection(texts, problems, e=None):
     and central are means over all n/k blocks of k answers to a problem.
     """
     P, n, record = len(problems), len(texts) // len(problems), {}
-    problem_of_answer = repeat(problems, n)
+    problem_of_answer = repeat_each(problems, n)
     right = torch.tensor([tasks.accuracy(t, p) for t, p in zip(texts, problem_of_answer)])
     right = right.view(P, n)
     answers = [tasks.parse(text)[1] for text in texts]
@@ -204,7 +204,7 @@ def selection(texts, problems, e=None):
         if k >= 3 and e is not None:
             e_blocks = e.view(P, n, -1)[:, :blocks * k].unflatten(1, (blocks, k))
             right_blocks = right[:, :blocks * k].unflatten(1, (blocks, k))
-            chosen = central(e_blocks).unsqueeze(-1)
+            chosen = most_central_answer(e_blocks).unsqueeze(-1)
             record[f"central@{k}"] = float(right_blocks.gather(-1, chosen).mean())
         k *= 2
     return record

@@ -34,7 +34,7 @@ LOCKS = {}  # {folder that this process writes: lock}; the system frees them whe
 PATIENCE = 10  # skipped updates in a row
 
 
-def lock(path):
+def lock_folder(path):
     """Locks a folder for this process. UserError if another process writes there."""
     if fcntl is None or path.resolve() in LOCKS:
         return
@@ -49,12 +49,12 @@ def lock(path):
                             "choose another --out") from None
 
 
-def flat(tree, prefix=""):
+def flatten_settings(tree, prefix=""):
     """A nested dict as {dotted key: value}."""
     leaves = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            leaves |= flat(value, f"{prefix}{name}.")
+            leaves |= flatten_settings(value, f"{prefix}{name}.")
         else:
             leaves[prefix + name] = value
     return leaves
@@ -82,14 +82,14 @@ def read_log(path):
         raise UserError(f"{path}/log.jsonl is damaged; {remedy}") from None
 
 
-def scalars(record):
+def tensorboard_scalars(record):
     """(step, {tag: number}) of a log record, for TensorBoard. Tags are such as zero/kl of a step
     and zero/dev/pass@1 of an evaluation. A record without a step has no numbers."""
     kind, step, values = record["kind"], record.get("step"), {}
     if step is None:
         return step, values
     stem = f"{record['stage']}/{kind}" if "stage" in record else kind
-    for name, value in flat(record).items():
+    for name, value in flatten_settings(record).items():
         if name != "step" and type(value) in (int, float):
             values[f"{stem}/{name}"] = value
     return step, values
@@ -105,7 +105,7 @@ def tensorboard():
                         "are in log.jsonl") from None
 
 
-def machine():
+def describe_machine():
     """The processor's name and the number of its cores."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, IndexError):
@@ -137,7 +137,7 @@ class Folder:
             self.draw()
         devices.any_process()
         processes = devices.rank_and_size()[1]
-        self.log({"machine": machine(), "threads": torch.get_num_threads() * processes,
+        self.log({"machine": describe_machine(), "threads": torch.get_num_threads() * processes,
                   "processes": processes}, "timing.jsonl")
 
     def begin(self, stages):
@@ -146,7 +146,7 @@ class Folder:
         if self.path.is_file():
             raise UserError(f"{self.path} is a file; --out names a folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        lock(self.path)
+        lock_folder(self.path)
         config, known = json.loads(json.dumps(dataclasses.asdict(run))), self.path / "config.json"
         if options.fresh:
             if run.start and Path(run.start).resolve().parent == self.path.resolve():
@@ -158,7 +158,8 @@ class Folder:
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         if known.exists():
             try:
-                old, new = flat(json.loads(known.read_text("utf-8"))), flat(config)
+                old = flatten_settings(json.loads(known.read_text("utf-8")))
+                new = flatten_settings(config)
             except (ValueError, AttributeError):
                 raise UserError(f"{known} is damaged; start over with --fresh") from None
             if other := sorted(key for key in old | new if old.get(key) != new.get(key)):
@@ -207,7 +208,7 @@ class Folder:
             self.board = tensorboard()(str(self.path / "tensorboard"), purge_step=0)
             records = read_log(self.path)
         for record in records:
-            step, values = scalars(record)
+            step, values = tensorboard_scalars(record)
             for tag, value in values.items():
                 self.board.add_scalar(tag, value, step)
         self.board.flush()
@@ -264,7 +265,7 @@ class Folder:
     def place(self, model):
         """Puts a new model on the run's device, in its dtype, spread over its processes."""
         options = self.options
-        return devices.place(model, options.device, options.dtype, *options.layout)
+        return devices.place_model(model, options.device, options.dtype, *options.layout)
 
     def load(self, path):
         """(model, all else that was saved) of a checkpoint. The model is placed like a new one."""

@@ -12,7 +12,7 @@ from torch import nn
 from engine.devices import (
     all_sum,
     full,
-    local,
+    local_tensor,
     rank_and_size,
     shard_like,
     share,
@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
                 nesterov[p] = p.grad.lerp(average, group["momentum"])
             for p, direction in zip(nesterov, orthogonalize_all(list(nesterov.values()))):
                 factor = max(1.0, p.size(-2) / p.size(-1)) ** 0.5
-                local(p).add_(direction, alpha=-group["lr"] * factor)
+                local_tensor(p).add_(direction, alpha=-group["lr"] * factor)
 
 
 def orthogonalize_all(matrices):
@@ -51,7 +51,7 @@ def orthogonalize_all(matrices):
     Matrices that all processes hold are dealt out, the largest first; the results are exchanged in
     one message.
     """
-    replicated = [i for i, x in enumerate(matrices) if local(x) is x]
+    replicated = [i for i, x in enumerate(matrices) if local_tensor(x) is x]
     assigned = set(share(sorted(replicated, key=lambda i: -matrices[i].numel())))
     results = []
     for i, x in enumerate(matrices):
@@ -60,9 +60,9 @@ def orthogonalize_all(matrices):
         elif i in replicated:
             results.append(torch.zeros_like(x))  # another process adds it in the sum below
         elif x.dim() > 2:                        # a stack of experts: whole matrices are here
-            results.append(orthogonalize(local(x)))
+            results.append(orthogonalize(local_tensor(x)))
         else:                                    # a part of a matrix is here: gather it first
-            results.append(local(shard_like(orthogonalize(full(x)), x)))
+            results.append(local_tensor(shard_like(orthogonalize(full(x)), x)))
     if replicated:
         all_sum(*(results[i] for i in replicated))
     return results
@@ -123,7 +123,7 @@ def clip_gradients(model, max_norm):
     return norm
 
 
-def update(model, optimizers, factor=1.0, max_norm=1.0):
+def optimizer_update(model, optimizers, factor=1.0, max_norm=1.0):
     """One optimizer step from the gradients: clip, step, forget them, move the routing bias.
     Returns what is logged.
 

@@ -134,10 +134,10 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     model.train(was_training)
     if deal_out:
         ids, logp = gather(ids), gather(logp)
-    return lay_out(prompts, ids, logp, end_id, pad_id)
+    return lay_out_samples(prompts, ids, logp, end_id, pad_id)
 
 
-def lay_out(prompts, ids, logp, end_id, pad_id):
+def lay_out_samples(prompts, ids, logp, end_id, pad_id):
     """Samples of N prompts and the ids and logp (N, max_new_tokens) of their answers. An answer
     goes up to its first end_id, which is part of it. What was drawn after that is dropped."""
     is_end = ids == end_id
@@ -253,5 +253,5 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
         guess_logits = guess_logits[out.rows, taken.long()]
         last = torch.where(taken.unsqueeze(1), second, first)
     model.train(was_training)
-    samples = lay_out(prompts, out.ids, out.logp, end_id, pad_id)
+    samples = lay_out_samples(prompts, out.ids, out.logp, end_id, pad_id)
     return samples, accepted / max(1, drafted)

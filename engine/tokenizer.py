@@ -13,17 +13,17 @@ HAN = re.compile("[\u4e00-\u9fff]{1,2}")
 WORD = re.compile(f" ?[A-Za-z]+ ?|{HAN.pattern}")
 
 
-def pieces(text):
+def split_words(text):
     """The words of a text, as PATTERN cuts them."""
     return WORD.findall(text)
 
 
-def strings(tree):
+def all_strings(tree):
     """All texts in nested dicts, tuples and lists."""
     if isinstance(tree, str):
         return [tree]
     branches = tree.values() if isinstance(tree, dict) else tree
-    return [text for branch in branches for text in strings(branch)]
+    return [text for branch in branches for text in all_strings(branch)]
 
 
 def make_ranks(words):

@@ -26,13 +26,13 @@ from pathlib import Path
 import moe
 import tasks
 from engine import checkpoint
-from engine.evaluate import sample_answers, selection
+from engine.evaluate import sample_answers, selection_scores
 from engine.folder import read_log
 from engine.watch import Watch
 from r1mini import collect, train
 from tools.cost import in_products
 from tools.report import flops_by_stage
-from tools.study import once, tested
+from tools.study import measure_once, test_record
 from tools.tables import cell, table
 
 SETTINGS, NEEDS, STAGES = (), ("base.pt", "zero.pt"), ("sft",)
@@ -87,7 +87,7 @@ def rejection_sampling(folder, base, log):
 # Worked examples in the prompt
 
 
-def with_examples(problem, n, rng, level):
+def few_shot_prompt(problem, n, rng, level):
     """Token ids of a prompt that begins with n dialogues. Each dialogue is a problem of
     this level in the same language, with a right solution that checks its steps."""
     ids = []
@@ -107,12 +107,12 @@ def few_shot_baseline(model, run, n):
     prompts = []
     for i, problem in enumerate(problems):
         rng = random.Random(f"examples/{i}")
-        prompt = with_examples(problem, n, rng, min(run.zero.levels))
+        prompt = few_shot_prompt(problem, n, rng, min(run.zero.levels))
         prompts += [prompt] * run.eval.samples
     tokens_left = model.config.max_seq_len - max(map(len, prompts))
     limit = min(tokens_left, run.zero.max_new_tokens)
     answers = sample_answers(model, prompts, limit, run.eval.rows, seed=1)
-    return selection([tasks.decode(ids) for ids in answers], problems)
+    return selection_scores([tasks.decode(ids) for ids in answers], problems)
 
 
 # ------------------------------------------------------------------------------
@@ -125,10 +125,11 @@ def measure(folder):
     r1_folder = Path(run.start).parent
     base = checkpoint.load(r1_folder / "base.pt", options.device, options.dtype)[0]
     sft, numbers = rejection_sampling(folder, base, read_log(r1_folder))
-    records = {"zero": tested(r1_folder, "zero")}
+    records = {"zero": test_record(r1_folder, "zero")}
     for name, model, n in (("base", base, 0), ("sft", sft, 0), ("examples2", base, 2),
                            ("examples4", base, 4)):
-        records[name] = once(folder, f"test_{name}", lambda: few_shot_baseline(model, run, n))
+        records[name] = measure_once(
+            folder, f"test_{name}", lambda: few_shot_baseline(model, run, n))
     for name, record in records.items():
         for key in ("pass@1", f"cons@{run.eval.samples}"):
             if key in record:

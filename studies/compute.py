@@ -29,8 +29,8 @@ import torch
 
 import tasks
 from engine import checkpoint
-from engine.evaluate import embeddings, prompts_of, sample_answers, selection
-from tools.study import once
+from engine.evaluate import answer_embeddings, prompts_of, sample_answers, selection_scores
+from tools.study import measure_once
 from tools.tables import cell, table
 
 SETTINGS = ("eval.problems=100", "eval.samples=64")
@@ -46,7 +46,7 @@ THINK, END_THINK, ANSWER = (tasks.ENCODING.encode_single_token(tag) for tag in
 # A limit on thinking
 
 
-def cut(answer, limit):
+def cut_thinking(answer, limit):
     """The first tokens of an answer whose thinking has more than `limit` tokens: the
     thinking up to the limit, and the tags that begin an answer. None if the thinking is
     not that long.
@@ -64,12 +64,12 @@ def cut(answer, limit):
     return [THINK, *body[:limit], END_THINK, ANSWER]
 
 
-def limited(model, prompts, answers, limit, rows):
+def finish_cut_answers(model, prompts, answers, limit, rows):
     """Texts of the answers. The model finishes those that are cut at the limit."""
     texts = [tasks.decode(ids) for ids in answers]
     cut_starts = {}  # {index of an answer: its first tokens}
     for i, ids in enumerate(answers):
-        start = cut(ids, limit)
+        start = cut_thinking(ids, limit)
         if start is not None:
             cut_starts[i] = start
     cut_prompts = [prompts[i] + start for i, start in cut_starts.items()]
@@ -88,7 +88,7 @@ STEP = re.compile(r"([^-+*=0-9]*)(-?[0-9]+)([-+*])([0-9]+)=(-?[0-9]+)")  # word,
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
-def steps(text):
+def judge_steps(text):
     """What became of each step of a working.
 
     wrong       it is wrong as first written
@@ -120,7 +120,7 @@ def wrong_steps(texts, problems):
     what each number is."""
     all_steps, slipped = [], []  # slipped: (all corrected?, right?) of texts with a wrong step
     for text, problem in zip(texts, problems):
-        steps_of_text = steps(text)
+        steps_of_text = judge_steps(text)
         all_steps += steps_of_text
         wrong = [step for step in steps_of_text if step["wrong"]]
         if wrong:
@@ -146,7 +146,7 @@ def wrong_steps(texts, problems):
 # Words forbidden
 
 
-def tokens_of(name, languages=tasks.LANGUAGES):
+def word_tokens(name, languages=tasks.LANGUAGES):
     """The tokens of one of tasks.WORDS, in these languages."""
     tokens = []
     for language in languages:
@@ -154,23 +154,23 @@ def tokens_of(name, languages=tasks.LANGUAGES):
     return tokens
 
 
-def neutral(answers, name):
+def neutral_word(answers, name):
     """The token of a neutral word ("then" or "ok", in one language) whose count in the
     answers is nearest to that of a word of tasks.WORDS in all languages.
 
     Only one language is banned, so the model can write the neutral word in the other one.
     """
     counts = Counter(token for ids in answers for token in ids)
-    count_of_word = sum(counts[token] for token in tokens_of(name))
+    count_of_word = sum(counts[token] for token in word_tokens(name))
 
     def distance(token):
         return abs(math.log((counts[token] + 1) / (count_of_word + 1)))
 
-    return min(tokens_of("then") + tokens_of("ok"), key=distance)
+    return min(word_tokens("then") + word_tokens("ok"), key=distance)
 
 
 @contextlib.contextmanager
-def banned(model, tokens):
+def words_banned(model, tokens):
     """A context in which the model cannot write these tokens: their logits are -inf."""
     def forbid(head, inputs, logits):
         forbidden = torch.tensor(tokens, dtype=torch.long, device=logits.device)
@@ -183,7 +183,8 @@ def banned(model, tokens):
         hook.remove()
 
 
-def bans(model, prompts, problems, limit, rows, free_answers, answers_per_problem=FEW):
+def accuracy_with_words_banned(model, prompts, problems, limit, rows, free_answers,
+                               answers_per_problem=FEW):
     """Accuracy with words forbidden, always with the same random numbers.
 
     prompts, problems: one of each per answer, the answers to a problem side by side.
@@ -194,14 +195,14 @@ def bans(model, prompts, problems, limit, rows, free_answers, answers_per_proble
     record = {}
     plans = {"nothing": []}  # {name of a ban: forbidden tokens}
     for name in ("wait", "check"):
-        word = neutral(free_answers, name)
-        plans[name] = tokens_of(name)
+        word = neutral_word(free_answers, name)
+        plans[name] = word_tokens(name)
         plans[f"{name}'s neutral"] = [word]
         record[f"ban.{name}'s neutral.word"] = tasks.ENCODING.decode([word])
 
     accuracy = {}  # {name of a ban: (P,) accuracy on each problem}
     for name, tokens in plans.items():
-        with banned(model, tokens):
+        with words_banned(model, tokens):
             answers = sample_answers(model, prompts, limit, rows, seed=2)
         right = [tasks.accuracy(tasks.decode(ids), p) for ids, p in zip(answers, problems)]
         accuracy[name] = torch.tensor(right).view(-1, answers_per_problem).mean(1)
@@ -228,7 +229,7 @@ def standard_error(x):
 # The study
 
 
-def of_model(path, run, options, reasons):
+def measure_model(path, run, options, reasons):
     """All numbers of one model. `reasons`: whether it writes workings whose steps can be
     judged."""
     model, s = checkpoint.load(path, options.device, options.dtype)[0].eval(), run.eval
@@ -238,7 +239,7 @@ def of_model(path, run, options, reasons):
     prompts = prompts_of(problem_of_answer)
     answers = sample_answers(model, prompts, max_new_tokens, s.rows, seed=1)
     texts = [tasks.decode(ids) for ids in answers]
-    record = selection(texts, problems, embeddings(model, prompts, answers, s.rows))
+    record = selection_scores(texts, problems, answer_embeddings(model, prompts, answers, s.rows))
 
     # The first few answers to each problem.
     few = [i for i in range(len(answers)) if i % s.samples < FEW]
@@ -247,12 +248,12 @@ def of_model(path, run, options, reasons):
     few_answers = [answers[i] for i in few]
     for limit in (*LIMITS, max_new_tokens):
         name = "none" if limit == max_new_tokens else limit
-        limited_texts = limited(model, few_prompts, few_answers, limit, s.rows)
+        limited_texts = finish_cut_answers(model, few_prompts, few_answers, limit, s.rows)
         record[f"limit_{name}"] = share(map(tasks.accuracy, limited_texts, few_problems))
     if reasons:
         record |= wrong_steps(texts, problem_of_answer)
-        record |= bans(model, few_prompts, few_problems, max_new_tokens, s.rows, answers,
-                       min(FEW, s.samples))
+        record |= accuracy_with_words_banned(
+            model, few_prompts, few_problems, max_new_tokens, s.rows, answers, min(FEW, s.samples))
     return record
 
 
@@ -261,7 +262,7 @@ def measure(folder):
     numbers = {}
     for name in MODELS:
         path = Path(folder.run.start).parent / f"{name}.pt"
-        record = once(folder, name, lambda: of_model(path, folder.run, folder.options,
+        record = measure_once(folder, name, lambda: measure_model(path, folder.run, folder.options,
                                                      reasons=name != "base"))
         numbers |= {f"{name}.{key}": value for key, value in record.items()}
     return numbers

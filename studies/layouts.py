@@ -24,7 +24,7 @@ import moe
 import r1mini
 import tasks
 from engine import checkpoint, devices, optim, sampling
-from tools.study import once
+from tools.study import measure_once
 from tools.tables import table
 
 # A layout: (processes, how they hold the model, how many share the experts, recompute).
@@ -44,7 +44,7 @@ def name_of(layout):
 
 
 def shard_arguments(layout):
-    """The arguments for devices.place that spread a model in this layout. One process
+    """The arguments for devices.place_model that spread a model in this layout. One process
     needs none."""
     return () if layout == ONE else layout[1:]
 
@@ -67,7 +67,8 @@ def new_model(layout, **sizes):
     """A model with random weights. They are the same in every layout."""
     torch.manual_seed(0)
     config = dataclasses.replace(r1mini.PRESETS["micro"], vocab_size=tasks.VOCAB_SIZE, **sizes)
-    return devices.place(moe.Transformer(config), "cpu", torch.float32, *shard_arguments(layout))
+    return devices.place_model(
+        moe.Transformer(config), "cpu", torch.float32, *shard_arguments(layout))
 
 
 def pretrain(model, state=None, path=None, draw=document, loss=r1mini.next_token_loss):
@@ -277,7 +278,7 @@ SEEDS, SETTINGS, NEEDS, STAGES = (0,), (), (), ()
 
 def measure(folder):
     """The differences of every layout, in the folder of a run."""
-    return once(folder, "layouts", lambda: compare_all(Path(folder.path)))
+    return measure_once(folder, "layouts", lambda: compare_all(Path(folder.path)))
 
 
 def page(rows, notes=()):

@@ -14,7 +14,7 @@ from statistics import fmean
 import moe
 from engine.folder import read_log
 from tools.cost import in_products
-from tools.study import tested
+from tools.study import test_record
 from tools.tables import cell, table
 
 # {name in the table: (name in keys and folders, settings)}
@@ -33,7 +33,7 @@ def numbers(seed, at="runs/"):
     numbers = {}
     for name, _ in PARTS.values():
         folder = f"{at}parts-{name}-{seed}"
-        log, test = read_log(folder), tested(folder, "base")
+        log, test = read_log(folder), test_record(folder, "base")
         steps = [r for r in log if r["kind"] == "base"]
         tokens = sum(r["tokens"] for r in steps)
         parameters = in_products(moe.Config(**log[0]["model"]))

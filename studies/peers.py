@@ -69,8 +69,8 @@ from tools.bench import (
     zero_work,
 )
 from tools.cli import load_writer
-from tools.settings import resolve
-from tools.study import once
+from tools.settings import resolve_settings
+from tools.study import measure_once
 from tools.tables import table
 
 REAL_ROUNDS = 5  # with a checkpoint: its rollouts take longer
@@ -85,7 +85,7 @@ def their_model(config, device, weights=None):
     """transformers' DeepseekV3ForCausalLM with the sizes and weights of bench.make_model()."""
     from transformers import DeepseekV3ForCausalLM
     with tempfile.TemporaryDirectory() as path:
-        export.write(f"{path}/model", make_model(config, "cpu", torch.float32, weights))
+        export.write_hf_folder(f"{path}/model", make_model(config, "cpu", torch.float32, weights))
         return DeepseekV3ForCausalLM.from_pretrained(f"{path}/model").to(device)
 
 
@@ -407,8 +407,9 @@ def measure(folder):
     """The numbers of bench --against, with random weights and with those of a run's
     Zero. Each command runs in a process of its own."""
     zero = str(Path(folder.run.start).parent / "zero.pt")
-    numbers = once(folder, "bench --against", lambda: run_bench(folder, "--against"))
-    numbers |= once(folder, "rollouts", lambda: run_bench(folder, "--against", "--from", zero))
+    numbers = measure_once(folder, "bench --against", lambda: run_bench(folder, "--against"))
+    numbers |= measure_once(
+        folder, "rollouts", lambda: run_bench(folder, "--against", "--from", zero))
     return {key: x for key, x in numbers.items() if key != "machine"}
 
 
@@ -419,7 +420,7 @@ def page(rows, notes):
 
 def main(options):
     """The command bench --against."""
-    run, weights = resolve(options.preset, options.set), None
+    run, weights = resolve_settings(options.preset, options.set), None
     if options.start:
         start = SimpleNamespace(checkpoint=options.start, device="cpu", dtype=torch.float32)
         model, _ = load_writer(start)

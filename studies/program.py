@@ -33,7 +33,7 @@ from engine.evaluate import mean, prompts_of, sample_answers
 from engine.folder import read_log
 from grpo import Task, train_rl
 from r1mini import for_each, train
-from tools.study import once
+from tools.study import measure_once
 from tools.tables import cell, table
 
 SETTINGS = ("student_base.steps=400", "student_rl.max_new_tokens=24", "student_rl.steps=40",
@@ -182,7 +182,7 @@ def train_models(folder):
     """{stage: model} of the base and of RL from it with each reward."""
     run = folder.run
     torch.manual_seed(run.seed)
-    base = devices.place(moe.Transformer(run.student), folder.options.device,
+    base = devices.place_model(moe.Transformer(run.student), folder.options.device,
                          folder.options.dtype)
 
     def pretrain(model, state):
@@ -205,7 +205,7 @@ def measure(folder):
     such as partial.all."""
     numbers = {}
     for name, model in train_models(folder).items():
-        test = once(folder, f"test_{name}", lambda: evaluate(model, "test", folder.run))
+        test = measure_once(folder, f"test_{name}", lambda: evaluate(model, "test", folder.run))
         numbers |= {f"{name}.{key}": x for key, x in test.items()}
     for record in read_log(folder.path):
         if record.get("stage") in REWARDS:  # an evaluation on dev

@@ -36,7 +36,7 @@ from engine import checkpoint
 from engine.errors import UserError
 from studies import layouts, program
 from tools import bench, cli
-from tools.study import once
+from tools.study import measure_once
 from tools.tables import table
 
 SEEDS = (0,)
@@ -377,10 +377,10 @@ def rates(folder):
 def measure(folder):
     """The numbers of one seed."""
     seed = folder.run.seed
-    return (once(folder, "hostile", lambda: hostile(HOSTILE, seed))
-            | once(folder, "kills", lambda: kills(Path(folder.path) / "kills", KILLS, seed))
+    return (measure_once(folder, "hostile", lambda: hostile(HOSTILE, seed))
+            | measure_once(folder, "kills", lambda: kills(Path(folder.path) / "kills", KILLS, seed))
             | layouts.measure(folder)
-            | once(folder, "rates", lambda: rates(folder)))
+            | measure_once(folder, "rates", lambda: rates(folder)))
 
 
 def page(rows, notes):

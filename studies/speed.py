@@ -32,7 +32,7 @@ from engine.folder import read_log
 from studies import peers
 from tools import bench
 from tools.report import read_timing
-from tools.study import once
+from tools.study import measure_once
 from tools.tables import table
 
 SEEDS = (0,)
@@ -175,7 +175,7 @@ def measure(folder):
     numbers |= peers.measure(folder)
     for kind, work in (("spent", share_of_time), ("bfloat16", in_bfloat16), ("growth", growth),
                        ("drafts", drafting)):
-        record = once(folder, kind, lambda: work(folder))
+        record = measure_once(folder, kind, lambda: work(folder))
         numbers |= {key: x for key, x in record.items() if key != "machine"}
     return numbers
 

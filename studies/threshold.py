@@ -10,9 +10,9 @@ Students of several widths and lengths of pretraining are the bases. RL and dist
 both start from each of them.
 """
 from engine.folder import read_log
-from tools.figures import sheet, threshold_picture
+from tools.figures import threshold_picture, write_picture
 from tools.report import flops_by_stage
-from tools.study import tested
+from tools.study import test_record
 from tools.tables import table
 
 POINTS = ((48, 250), (64, 500), (64, 800))  # width and pretraining steps of the new students
@@ -38,7 +38,7 @@ def numbers(seed, at="runs/"):
         dev = [r for r in log if r["kind"] == "dev" and r["stage"] == "student"]
         numbers[f"{name}.base, on dev"] = dev[-1]["pass@1"]
         for fate, stage in FATES.items():
-            numbers[f"{name}.{fate}"] = tested(folder, stage)["pass@1"]
+            numbers[f"{name}.{fate}"] = test_record(folder, stage)["pass@1"]
             numbers[f"{name}.{fate}.tflop"] = flops_by_stage(log)[stage]
     return numbers
 
@@ -56,7 +56,7 @@ def page(rows, notes):
             students.append((values, f"{name}, seed {seed}"))
     heads = [column.replace(".tflop", ", TFLOP") for column in columns]
     body = [[name, *(f"{x:.3f}" for x in values)] for values, name in sorted(students)]
-    picture = sheet("results/threshold", "threshold", threshold_picture(rows))
+    picture = write_picture("results/threshold", "threshold", threshold_picture(rows))
 
     lower, stuck, cheap = [], [], 0  # lower, stuck: pass@1 of bases
     for (base, rl, distilled, _, _, rl_tflop, distilled_tflop), _ in students:

@@ -109,7 +109,7 @@ FEW = ["--preset", "micro", "--set", "dev1.steps=6", "dev3.steps=6", "judge.step
 
 def nano_run(**changes):
     """The nano preset's Run with some settings changed: nano_run(**{"data.tries": 3})."""
-    return cli.resolve("nano", [f"{key}={value}" for key, value in changes.items()])
+    return cli.resolve_settings("nano", [f"{key}={value}" for key, value in changes.items()])
 
 
 @cache

@@ -27,7 +27,7 @@ def test_baseline_examples_come_before_the_question(n):
     with the prompt of the question alone. Python's eval is the oracle of the answers."""
     for language in tasks.LANGUAGES:
         problem = tasks.make_problem(random.Random(1), 5, "test", language)
-        ids = baseline.with_examples(problem, n, random.Random(0), 4)
+        ids = baseline.few_shot_prompt(problem, n, random.Random(0), 4)
         question = tasks.encode_prompt(problem.question)
         assert ids[-len(question):] == question
         *examples, _ = tasks.ENCODING.decode(ids).split(tasks.USER)[1:]

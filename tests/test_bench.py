@@ -34,7 +34,8 @@ def test_bench_rates_equal_hand_results(monkeypatch):
         name: by_hand.get(name, [1, 1]) for name in calls})
     monkeypatch.setattr(bench, "document_step", lambda *_: (
         None, [100, 10, 30]))  # tokens by round; the first round is dropped
-    found = bench.measure_ours(cli.resolve("micro", []), torch.device("cpu"), torch.float32)
+    run = cli.resolve_settings("micro", [])
+    found = bench.measure_ours(run, torch.device("cpu"), torch.float32)
     assert found["gemm"] == pytest.approx(2048 ** 3 / 1e9)
     assert found["gemm.bfloat16"] == 4 * found["gemm"]
     assert (found["train"], found["prefill"], found["decode"]) == (
@@ -53,7 +54,7 @@ def test_bench_whole_step_samples_rewards_and_learns(monkeypatch):
         parts[4]))
     monkeypatch.setattr(bench, "improve", lambda model, reference, optimizers, rollout, s, *_: (
         done.append(("learn", s.beta))))
-    run = cli.resolve("micro", [])
+    run = cli.resolve_settings("micro", [])
     model = bench.make_model(run.model, torch.device("cpu"), torch.float32)
     step = bench.grpo_step(model, run, bench.equal_length_works(run.model)[1])
     for seed in (1, 2):

@@ -108,7 +108,7 @@ def test_chat_stream_loses_no_text(ids):
     assert not set(shown) & {chr(i) for i in (*range(10), *range(11, 32), *range(127, 160))}
     for word in ("thinking: ", "answer: ", "answer:", "(end)", "\n", " ", *chat.PARTS):
         shown = shown.replace(word, "")
-    expected = chat.visible(tasks.decode(ids)).replace(" ", "")
+    expected = chat.visible_text(tasks.decode(ids)).replace(" ", "")
     for tag in chat.PARTS:
         expected = expected.replace(tag, "")
     assert shown == expected

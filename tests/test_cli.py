@@ -139,7 +139,7 @@ def stages_of(run, kind):
 def test_cli_preset_settings_reach_all_stages_of_a_kind():
     """In a preset zero.* reaches every RL stage and base.* every supervised stage. A user's setting
     reaches only the stage that it names."""
-    run = cli.resolve("micro", ["zero.lr=0.5", "dev1.lr=0.25"])
+    run = cli.resolve_settings("micro", ["zero.lr=0.5", "dev1.lr=0.25"])
     rl, supervised = (stages_of(run, kind) for kind in (RL, r1mini.Train))
     assert set(rl) == {"zero", "dev2", "r1", "student_rl", "distill_rl"}
     assert {s.steps for s in rl.values()} == {4} and {s.steps for s in supervised.values()} == {20}
@@ -152,7 +152,7 @@ def test_cli_preset_settings_reach_all_stages_of_a_kind():
 def test_cli_objective_brings_its_settings(order):
     """DAPO's clip range, KL penalty and sampling come with its name, for that stage only, and a
     setting of the user wins in any order."""
-    run = cli.resolve("nano", ["dev2.objective=dapo", "dev2.clip_high=0.4"][::order])
+    run = cli.resolve_settings("nano", ["dev2.objective=dapo", "dev2.clip_high=0.4"][::order])
     s = run.dev2
     assert (s.clip_low, s.clip_high, s.beta, s.oversample, s.overlong) == (0.2, 0.4, 0.0, 2, 40)
     assert run.zero == r1mini.Run().zero and run.r1.objective == "grpo"
@@ -162,7 +162,7 @@ def test_cli_objective_brings_its_settings(order):
 def test_cli_presets_pass_their_own_check(preset):
     """Every preset for training passes its check, and its models have the tokenizer's
     vocabulary."""
-    run = cli.resolve(preset, [])
+    run = cli.resolve_settings(preset, [])
     assert run.model.vocab_size == run.student.vocab_size == tasks.VOCAB_SIZE
     assert all(s.general == 0 for name, s in stages_of(run, RL).items() if name != "r1")
 
@@ -177,11 +177,11 @@ def test_cli_presets_pass_their_own_check(preset):
 def test_cli_command_runs_its_stages_in_order(argv, names, tmp_path, monkeypatch):
     """A command runs the stages up to its own in the paper's order, with a user's dialogues only
     the student's. Ablations run only if named."""
-    monkeypatch.setattr(cli, "wanted", lambda *_: {})  # no student exists
+    monkeypatch.setattr(cli, "needed_checkpoints", lambda *_: {})  # no student exists
     file = tmp_path / "dialogues.jsonl"
     file.write_text(jsonl.chat_line("Compute 1+2", "<answer>3</answer>"), "utf-8")
     argv = [word.format(file) for word in argv]
-    assert cli.plan(cli.parse(argv))[1] == names.split()
+    assert cli.plan_run(cli.parse(argv))[1] == names.split()
 
 
 def test_cli_narrow_console_gets_escapes():
@@ -195,7 +195,7 @@ def test_cli_narrow_console_gets_escapes():
 def test_cli_steps_and_rates_stay_with_their_stage():
     """laptop's long pretraining does not lengthen its cold start, but its levels hold for every RL
     stage."""
-    run = cli.resolve("laptop", [])
+    run = cli.resolve_settings("laptop", [])
     assert run.base.steps == 4000 and run.dev1.steps == r1mini.Run().dev1.steps
     assert run.r1.levels == run.zero.levels == (4, 5, 6, 7) and run.r1.lr == r1mini.Run().r1.lr
 
@@ -212,8 +212,8 @@ def test_cli_needs_equal_the_models_a_stage_takes():
 
 
 def test_cli_longest_question_has_room():
-    """No prompt of the corpus, stray spaces included, is longer than the room that check() leaves
-    for it."""
+    """No prompt of the corpus, stray spaces included, is longer than the room that
+    check_settings() leaves for it."""
     rng = random.Random(0)
     questions = [tasks.add_spaces(tasks.make_problem(rng, 7, products=p), rng).question
              for p in (0.0, 0.5) for _ in range(3000)]

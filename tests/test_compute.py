@@ -15,10 +15,12 @@ def test_compute_cut_keeps_short_thinking():
     """By hand: thinking within the limit is kept. Longer thinking, in the template or not, is cut
     at the limit and an answer begins."""
     ids = tasks.encode_response("<think>1+2=3</think><answer>3</answer>")
-    assert compute.cut(ids, 5) is None
-    assert tasks.decode(compute.cut(ids, 2)) == "<think>1+</think><answer>"
-    assert tasks.decode(compute.cut(tasks.encode_response("1+2=3"), 0)) == "<think></think><answer>"
-    assert compute.cut(tasks.encode_response("<think></think><answer>3</answer>"), 0) is None
+    assert compute.cut_thinking(ids, 5) is None
+    assert tasks.decode(compute.cut_thinking(ids, 2)) == "<think>1+</think><answer>"
+    nothing = compute.cut_thinking(tasks.encode_response("1+2=3"), 0)
+    assert tasks.decode(nothing) == "<think></think><answer>"
+    whole = tasks.encode_response("<think></think><answer>3</answer>")
+    assert compute.cut_thinking(whole, 0) is None
 
 
 def test_compute_steps_tell_noticed_and_corrected():
@@ -26,12 +28,12 @@ def test_compute_steps_tell_noticed_and_corrected():
     checked workings every wrong step is noticed and corrected."""
     text = ("<think>25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok 18+9=26然后26+6=32</think>"
             "<answer>32</answer>")
-    assert [(s["wrong"], s["noticed"], s["corrected"]) for s in compute.steps(text)] == [
+    assert [(s["wrong"], s["noticed"], s["corrected"]) for s in compute.judge_steps(text)] == [
         (True, True, True), (True, False, False), (False, False, False)]
     rng = random.Random(0)
     for _ in range(200):
         p = tasks.make_problem(rng, 5, products=0.3)
-        found = compute.steps(tasks.response(*tasks.work(p, "checked", rng, 0.3, 0.4)))
+        found = compute.judge_steps(tasks.response(*tasks.work(p, "checked", rng, 0.3, 0.4)))
         assert found and all(s["corrected"] == s["noticed"] == s["wrong"] for s in found)
 
 
@@ -41,7 +43,7 @@ def test_compute_ban_ends_with_its_context():
     model = moe.Transformer(r1mini.PRESETS["micro"]).eval()
     tokens = torch.tensor([[1, 2, 3]])
     free = model(tokens).logits
-    with compute.banned(model, [5, 7]):
+    with compute.words_banned(model, [5, 7]):
         held = model(tokens).logits
     assert (held[..., [5, 7]] == -math.inf).all() and torch.equal(model(tokens).logits, free)
 
@@ -54,7 +56,7 @@ def test_compute_gap_is_the_difference_of_two_bans(monkeypatch):
     monkeypatch.setattr(compute, "sample_answers", lambda *_, **__: next(plans))
     problem = tasks.Problem("Compute 1+2", "3", "en", 1, "1+2")
     model = moe.Transformer(r1mini.PRESETS["micro"])
-    r = compute.bans(model, [], [problem] * 2, 8, 8, [right], 1)
+    r = compute.accuracy_with_words_banned(model, [], [problem] * 2, 8, 8, [right], 1)
     assert (r["ban.wait.effect"], r["ban.wait's neutral.effect"]) == (-0.5, -0.5)
     assert r["ban.wait.gap"] == 0
     assert (r["ban.check.effect"], r["ban.check.gap"]) == (-1.0, -1.0)
@@ -68,8 +70,8 @@ def test_compute_neutral_word_is_about_as_frequent():
         return tasks.ENCODING.encode_ordinary(tasks.WORDS[language][name])
     answers = [text("wait") * 3 + text("wait", "zh") * 2 + text("check") * 50
                + text("ok") * 40 + text("ok", "zh") * 9 + text("then", "zh") * 5]
-    assert [compute.neutral(answers, "wait")] == text("then", "zh")
-    assert [compute.neutral(answers, "check")] == text("ok")
+    assert [compute.neutral_word(answers, "wait")] == text("then", "zh")
+    assert [compute.neutral_word(answers, "check")] == text("ok")
 
 
 @pytest.mark.parametrize("effect_of_word, effect_of_neutral, sentence", [

@@ -71,12 +71,12 @@ def test_doctor_compares_dev_scores_with_reference_curves(tmp_path, monkeypatch)
     file.write_text(json.dumps({"grpo-seed0": curve, "grpo-seed1": other,
                                 "no_language_reward-seed0": {"pass@1": [["zero", 5, 0.1]]}}))
     monkeypatch.setattr(doctor, "REFERENCE", file)
-    run = cli.resolve("nano", [])
+    run = cli.resolve_settings("nano", [])
     assert on_track(run, "zero", 5, 0.36) == " on track"
     assert "0.40 to 0.50" in on_track(run, "zero", 5, 0.34)
     assert on_track(run, "zero", 10, 0.9) == " on track"
     assert on_track(run, "zero", 7, 0.9) == on_track(run, "r1", 5, 0.9) == ""
-    assert on_track(cli.resolve("micro", []), "zero", 5, 0.4) == ""
+    assert on_track(cli.resolve_settings("micro", []), "zero", 5, 0.4) == ""
     assert all(len(line) <= 100 for line in on_track(run, "zero", 5, 0.0).split("\n"))
     file.write_text("{")
     assert on_track(run, "zero", 5, 0.4) == ""

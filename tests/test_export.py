@@ -18,7 +18,7 @@ from transformers.modeling_layers import MtpModel
 import moe
 import tasks
 from engine import checkpoint, sampling
-from engine.tokenizer import strings
+from engine.tokenizer import all_strings
 from tests.helpers import TAGS
 from tests.helpers import make as make_tiny
 from tools import cli, export
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
     """(A model's exported folder, the model). The model ends only a part of its answers."""
     path, model = tmp_path_factory.mktemp("hf") / "folder", make()
     model.head.weight.data[tasks.END_ID] *= 2
-    export.write(path, model, "micro")
+    export.write_hf_folder(path, model, "micro")
     return path, model
 
 
@@ -73,7 +73,7 @@ def test_export_logits_equal_transformers(kind, tmp_path):
     """from_pretrained() reads the folder, misses no weight, leaves only MTP's over, and gives our
     logits."""
     model = make(**KINDS[kind])
-    export.write(tmp_path / "exported", model)
+    export.write_hf_folder(tmp_path / "exported", model)
     theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path / "exported",
                                                           output_loading_info=True)
     tokens = torch.randint(tasks.VOCAB_SIZE, (3, 40))
@@ -138,7 +138,7 @@ def test_export_generation_config_is_the_evaluation_settings(folder):
 def random_text(rng):
     """A random text: words of the corpus, digits, other scripts, emoji, any characters, stray
     bytes, and what is nearly a tag."""
-    words = [*strings(tasks.WORDS), *strings(tasks.PHRASES), "héllo", "Ωmega", "naïve",
+    words = [*all_strings(tasks.WORDS), *all_strings(tasks.PHRASES), "héllo", "Ωmega", "naïve",
              "你好世界", "計算機", "の", "한국", "😀", "👩‍👩‍👧", "\n", "\t ", "  ", "<|", "|>",
              "<thin", "k>"]
     draws = [lambda: rng.choice(words), lambda: rng.choice(words) + " ",

@@ -9,7 +9,7 @@ import pytest
 
 import tasks
 from tools import figures, report, tables
-from tools.figures import STAGES, STUDENTS, Line, by_step, draw, runs_named, values_at
+from tools.figures import STAGES, STUDENTS, Line, by_step, curves_of_runs, draw, values_at
 
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 
@@ -54,7 +54,7 @@ def titles(picture):
 def test_figures_line_is_the_mean_and_band_the_range():
     """For two seeds 0.5 apart, the line is their mean, the band reaches from one to the other, and
     points of another stage are left out."""
-    runs = runs_named(curves_of_two_seeds(), "grpo")
+    runs = curves_of_runs(curves_of_two_seeds(), "grpo")
     assert values_at(runs, "zero", "language") == {0: [0, 0.5], 1: [1, 1.5], 2: [2, 2.5]}
     assert values_at(runs, "dev2", "language") == {0: [0.5]}
     assert by_step(runs, "zero", ("length", "none")) == {
@@ -190,7 +190,7 @@ def test_figures_titles_do_not_claim_what_did_not_happen():
     (0.171, "17%"), (0.004, "0%"), (0.994, "99%"), (0.996, "over 99%"), (1.0, "100%")])
 def test_figures_percent_never_claims_all(share, text):
     """A share is rounded to percent, but 100% is written for all of them only."""
-    assert figures.percent(share) == text
+    assert figures.percent_text(share) == text
 
 
 def test_figures_question_is_read_from_samples():
@@ -201,9 +201,9 @@ def test_figures_question_is_read_from_samples():
     answer, answers = figures.read_answers(samples, "Compute 1+2-1")
     problem = tasks.Problem("Compute 1+2-1", answer, "")
     assert answer == "2" and list(answers) == ["zero"]
-    steps = figures.steps_of(tasks.parse(answers["zero"])[0])
+    steps = figures.solution_steps(tasks.parse(answers["zero"])[0])
     assert steps == ["1+2=3 check 3-2=1正确", "3-1=2检查2+1=3 ok"]
-    assert figures.in_brackets(steps[1]) == "3-1=2 [check] 2+1=3 ok"
+    assert figures.translate_in_brackets(steps[1]) == "3-1=2 [check] 2+1=3 ok"
     assert figures.verdict(answers["zero"], problem)[1] == "✓ correct, two languages"
     assert figures.verdict("<think></think><answer>2</answer>", problem)[1] == (
         "✓ correct, one language")
@@ -226,8 +226,8 @@ def test_figures_readme_picture_has_the_committed_answers(tmp_path, monkeypatch,
     text = "".join(piece.get_text() for piece in question.texts)
     _, answers = figures.read_answers(samples, figures.QUESTION)
     for stage in figures.MODELS:
-        for step in figures.steps_of(tasks.parse(answers[stage])[0]):
-            assert (step if font else figures.in_brackets(step)) in text
+        for step in figures.solution_steps(tasks.parse(answers[stage])[0]):
+            assert (step if font else figures.translate_in_brackets(step)) in text
     assert ("正确" in text) == (font is not None)
     assert [words for words in ("✗ wrong", "✓ correct, two languages", "✓ correct, one language")
             if words in text] == ["✗ wrong", "✓ correct, two languages", "✓ correct, one language"]

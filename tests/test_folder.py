@@ -88,7 +88,7 @@ def run_stages(path, *more, killed=None, stages=("base", "zero")):
     """Runs stages of seven steps that learn nothing, with a save at every third step."""
     options = cli.parse(["zero", "--preset", "micro", "--tensorboard", "--save-every", "3",
                          "--out", str(path), *more])
-    folder = Folder(path, cli.plan(options)[0], options, r1mini.STAGES)
+    folder = Folder(path, cli.plan_run(options)[0], options, r1mini.STAGES)
 
     def loop(model, state):
         for step in range(state["step"] if state else 0, 7):
@@ -374,7 +374,7 @@ def test_folder_without_permission_is_named(capsys, where):
 def poison(monkeypatch, bad):
     """Gives the updates with the numbers in `bad` (counted from 1) a NaN gradient, and all others a
     finite one."""
-    count, update = iter(range(1, 999)), optim.update
+    count, update = iter(range(1, 999)), optim.optimizer_update
 
     def poisoned(model, *rest):
         value = math.nan if next(count) in bad else 1.0

@@ -19,7 +19,7 @@ def test_kernels_in_bfloat16_are_near_float32():
         return torch.stack([loss, -grpo.logprobs(model, tokens, weight > 0, real)[0].mean()])
 
     exact = losses()
-    model = devices.place(model, "cpu", torch.bfloat16)
+    model = devices.place_model(model, "cpu", torch.bfloat16)
     torch.testing.assert_close(losses(), exact, rtol=0.05, atol=0.05)
     losses()[0].backward()
     samples = sampling.generate(model, PROMPTS, 5, -1, 0)

@@ -55,7 +55,7 @@ def test_update_clips_gradients_to_max_norm():
     flat = torch.cat([p.grad.flatten() for p in model.parameters()])
     before = torch.nn.utils.parameters_to_vector(model.parameters())
     optimizer = torch.optim.SGD([{"params": model.parameters(), "initial_lr": 0.5}], lr=0.5)
-    info = optim.update(model, [optimizer], factor=0.5, max_norm=2.0)
+    info = optim.optimizer_update(model, [optimizer], factor=0.5, max_norm=2.0)
     after = torch.nn.utils.parameters_to_vector(model.parameters())
     assert info["grad_norm"] == pytest.approx(float(torch.linalg.norm(flat)), rel=1e-5)
     assert (after - before).norm().item() == pytest.approx(0.5 * 0.5 * 2.0, rel=1e-4)
@@ -70,7 +70,7 @@ def test_update_skips_a_gradient_that_is_not_finite():
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     model.norm.weight.grad[3] = math.nan
-    assert optim.update(model, optimizers)["skipped"] == 1
+    assert optim.optimizer_update(model, optimizers)["skipped"] == 1
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
     assert all(p.grad is None for p in model.parameters())
 
@@ -82,7 +82,7 @@ def test_update_skipped_moves_no_routing_bias():
     before = {name: x.clone() for name, x in model.state_dict().items()}
     for p in model.parameters():
         p.grad = torch.full_like(p, math.nan)
-    optim.update(model, optim.make_optimizers(model, 0.1))
+    optim.optimizer_update(model, optim.make_optimizers(model, 0.1))
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert model.layers[1].ffn.router.load.sum() == 0
 

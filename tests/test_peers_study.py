@@ -11,7 +11,7 @@ from engine import sampling
 from studies import peers
 from tests.helpers import micro_run
 from tools import bench, cli
-from tools.cli import resolve
+from tools.cli import resolve_settings
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,8 @@ def test_peers_tokens_count_up_to_the_end_of_an_answer():
             return torch.cat((input_ids, torch.tensor([[5, 9, 0], [5, 6, 7]])), 1)
     work = bench.Work([[3], [4, 4]], 3, 9)
     assert peers.their_sampled(Other(), torch.float32, work)() == 5
-    model = bench.make_model(resolve("micro", []).model, torch.device("cpu"), torch.float32)
+    config = resolve_settings("micro", []).model
+    model = bench.make_model(config, torch.device("cpu"), torch.float32)
     work = bench.Work([[3], [4, 4]] * 30, 12, 7)
     written = sampling.generate(model, work.prompts, 12, 7, tasks.PAD_ID, seed=0)
     assert bench.sample_call(model, work)() == sum(map(len, written.answers()))
@@ -115,7 +116,7 @@ def test_peers_both_sides_have_the_same_weights():
     """transformers' logits on the questions of a rollout equal ours, and both sides end answers at
     the same token."""
     pytest.importorskip("transformers")
-    run = resolve("micro", [])
+    run = resolve_settings("micro", [])
     weights = bench.make_model(run.model, "cpu", torch.float32).state_dict()
     weights["head.weight"] = torch.randn_like(weights["head.weight"])  # unlike those of make()
     plain, work = dataclasses.replace(run.model, n_mtp_layers=0), bench.zero_work(run, weights)
@@ -134,7 +135,7 @@ def test_peers_every_comparison_on_micro(real):
     """One round of every comparison on micro gives all numbers, above 0."""
     for name in ("transformers", "trl", "datasets"):
         pytest.importorskip(name)
-    run = resolve("micro", [])
+    run = resolve_settings("micro", [])
     weights = bench.make_model(run.model, "cpu", torch.float32).state_dict() if real else None
     found = peers.against(run, torch.device("cpu"), weights, 1)
     even = "" if real else ".even"
@@ -168,7 +169,7 @@ def test_peers_trl_and_ours_take_turns(monkeypatch, best):
     monkeypatch.setattr(peers, "try_ways", lambda works, device, trial: [
         (torch.bfloat16, threads), (torch.float32, threads)])
     monkeypatch.setattr(peers, "seconds", seconds)
-    run = resolve("micro", [])
+    run = resolve_settings("micro", [])
     found = peers.compare_grpo_steps(run.model, run, torch.device("cpu"), bench.Work([], 0, 9), 2)
     our_turn = [("ours", threads)] * 2
     expected = [[(dtype, threads + 1), *our_turn] * 3

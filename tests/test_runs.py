@@ -82,7 +82,7 @@ def test_run_gives_each_stage_its_rewards(micro):
     for r in folder.read_log(micro):
         if r["kind"] in ("zero", "dev2", "r1"):
             assert ("language" in r) and ("preference" in r) == (r["kind"] == "r1")
-            s = getattr(cli.resolve("micro", []), r["kind"])
+            s = getattr(cli.resolve_settings("micro", []), r["kind"])
             if r["kind"] == "r1" and r["step"] == 4:
                 assert r["preference"] > 0
                 continue
@@ -183,7 +183,7 @@ def test_run_distill_learns_from_a_file_of_dialogues(micro, tmp_path, capsys):
     assert {f.name for f in out.glob("*.pt")} == {"distill.pt"} and not list(out.glob("d*.jsonl"))
     first = next(r for r in folder.read_log(out) if r["kind"] == "distill")
     length = len(tasks.encode_prompt("2+3") + tasks.encode_response("5"))
-    assert first["tokens"] == length * cli.resolve("micro", []).distill.documents
+    assert first["tokens"] == length * cli.resolve_settings("micro", []).distill.documents
     capsys.readouterr()
     for content, named in (("", "users.jsonl"), ("{}\n", "line 1"), (jsonl.chat_line(
             "1+" * 400, "5"), "dialogue 1")):

@@ -126,7 +126,7 @@ def test_lay_out_equals_rows_worked_by_hand():
     ids.append([1, 2, 3])
     prompts.append([4, 4])
     logp = -torch.arange(1.0, 13).view(4, 3)
-    got = sampling.lay_out(prompts, torch.tensor(ids), logp, 9, 0)
+    got = sampling.lay_out_samples(prompts, torch.tensor(ids), logp, 9, 0)
     assert got.tokens.tolist() == [[5, 9, 5, 9, 0], [6, 1, 2, 9, 0], [7, 8, 1, 9, 0],
                                    [4, 4, 1, 2, 3]]
     assert got.logprobs.tolist() == [[0, 0, 0, -1, 0], [0, -4, -5, -6, 0], [0, 0, -7, -8, 0],

@@ -8,7 +8,7 @@ import torch
 from engine.errors import UserError
 from studies import speed
 from tools import bench
-from tools.cli import resolve
+from tools.cli import resolve_settings
 
 
 def write(run, threads):
@@ -46,7 +46,7 @@ def test_speed_minutes_equal_hand_count(tmp_path):
 def test_speed_shares_of_time_add_up_to_one():
     """Shares of time add up to one. Products are in training and decoding, fused attention is in
     training only."""
-    folder = SimpleNamespace(run=resolve("micro", []), options=SimpleNamespace(
+    folder = SimpleNamespace(run=resolve_settings("micro", []), options=SimpleNamespace(
         device=torch.device("cpu"), dtype=torch.float32))
     found = speed.share_of_time(folder)
     for name in ("train", "decode"):
@@ -67,7 +67,7 @@ def test_speed_growth_equals_hand_count(monkeypatch):
         name: clock[rows] for name, rows in work.items()})
     rate = {128: 30, 1024: 10}
     monkeypatch.setattr(speed, "decoding_rate", lambda model, context, n: n * rate[context])
-    found = speed.growth(SimpleNamespace(run=resolve("micro", []), options=SimpleNamespace(
+    found = speed.growth(SimpleNamespace(run=resolve_settings("micro", []), options=SimpleNamespace(
         device=torch.device("cpu"), dtype=torch.float32)))
     assert found["train.2k"] == 56 * 36 and found["train.64k"] == pytest.approx(1792 * 36 / 45)
     assert found["train.spread"] == pytest.approx(45 / 32)

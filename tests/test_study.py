@@ -28,7 +28,8 @@ def test_study_modules_state_their_command(name):
     commands = [line.strip() for line in lines if line.strip().startswith("python r1mini.py ")]
     assert commands
     for command in commands:
-        cli.parser().parse_args(command.partition("   ")[0].replace("--from CKPT", "").split()[2:])
+        words = command.partition("   ")[0].replace("--from CKPT", "").split()[2:]
+        cli.make_parser().parse_args(words)
     assert hasattr(module, "RUNS") or hasattr(module, "measure") or hasattr(module, "main")
     if hasattr(module, "measure"):
         assert {"SETTINGS", "NEEDS", "STAGES", "page"} <= set(vars(module))
@@ -59,13 +60,13 @@ WITH_RUNS = [name for name in NAMES if hasattr(cli.find_study(name), "RUNS")]
 def test_study_commands_are_understood(name, tmp_path, monkeypatch):
     """The commands of every study resolve to settings and to the stages that they name. The
     checkpoints they need are taken to exist."""
-    monkeypatch.setattr(cli, "wanted", lambda *_: {})
+    monkeypatch.setattr(cli, "needed_checkpoints", lambda *_: {})
     monkeypatch.setattr(cli, "load_stage", lambda *_: None)
     file = tmp_path / "distill.jsonl"
     file.write_text(jsonl.chat_line("Compute 1+2", "<answer>3</answer>"), "utf-8")
-    for folder, command in study.runs(cli.find_study(name), 0):
+    for folder, command in study.study_runs(cli.find_study(name), 0):
         options = cli.parse([str(file) if w.endswith(file.name) else w for w in command])
-        _, stages = cli.plan(options)
+        _, stages = cli.plan_run(options)
         assert not options.only or set(stages) == set(options.only)
         assert options.seed == 0 and "{" not in folder
 
@@ -73,10 +74,11 @@ def test_study_commands_are_understood(name, tmp_path, monkeypatch):
 def test_study_presets_have_folders_of_their_own():
     """A study on micro runs in other folders than on nano, and its page goes to another place."""
     for name in WITH_RUNS:
-        nano, micro = (study.runs(cli.find_study(name), 1, preset) for preset in ("nano", "micro"))
+        nano, micro = (
+            study.study_runs(cli.find_study(name), 1, preset) for preset in ("nano", "micro"))
         assert micro == [(folder.replace("runs/", "runs/micro-"), [
             word.replace("runs/", "runs/micro-") for word in command]) for folder, command in nano]
-    assert study.results_at(SimpleNamespace(name="r1", preset="micro")) == "results/r1-micro"
+    assert study.results_folder(SimpleNamespace(name="r1", preset="micro")) == "results/r1-micro"
 
 
 @pytest.mark.parametrize("name", [
@@ -110,7 +112,7 @@ def test_study_runs_every_command_of_every_seed(commands, capsys):
     options, and then reports on all folders."""
     made, main = commands
     assert main(["study", "--preset", "micro", "r1", "--seeds", "3", "4", "--threads", "1"]) == 0
-    pairs = [pair for seed in (3, 4) for pair in study.runs(r1, seed, "micro")]
+    pairs = [pair for seed in (3, 4) for pair in study.study_runs(r1, seed, "micro")]
     assert made == [[*command, "--out", folder.rpartition("=")[2], "--preset", "micro",
                      "--threads", "1"] for folder, command in pairs]
     assert len(pairs) == 2 * len(r1.RUNS)
@@ -126,29 +128,31 @@ def test_study_stops_at_the_first_failed_command(commands, monkeypatch):
 
 
 def test_study_once_measures_a_kind_once(tmp_path):
-    """once() logs what a measurement found. The second call reads the log and measures nothing."""
+    """measure_once() logs what a measurement found. The second call only
+    reads the log."""
     log = tmp_path / "log.jsonl"
     log.write_text('{"kind": "config"}\n')
     folder = SimpleNamespace(path=tmp_path, clock=lambda *_: None, log=lambda record: (
         log.write_text(log.read_text() + json.dumps(record) + "\n")))
     calls = []
     for _ in range(2):
-        assert study.once(folder, "spent", lambda: calls.append(1) or {"share": 0.5}) == {
+        assert study.measure_once(folder, "spent", lambda: calls.append(1) or {"share": 0.5}) == {
             "share": 0.5}
     assert len(calls) == 1 and len(log.read_text().splitlines()) == 2
 
 
 def test_study_tested_takes_the_test_at_temperature_1(tmp_path):
-    """tested() takes a stage's record on the set `test` at temperature 1, and refuses a run without
+    """test_record() takes a stage's record on the set `test` at temperature 1, and refuses a run
+    without
     one."""
     records = [{"kind": "test", "stage": stage, "set": part, "temperature": t, "pass@1": x}
                for stage, part, t, x in (("zero", "test", 0.6, 0.1), ("zero", "longer", 1.0, 0.2),
                                          ("zero", "test", 1.0, 0.3), ("r1", "test", 1.0, 0.4))]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [
         {"kind": "config"}, *records]))
-    assert study.tested(tmp_path, "zero")["pass@1"] == 0.3
+    assert study.test_record(tmp_path, "zero")["pass@1"] == 0.3
     with pytest.raises(UserError, match="base is not finished"):
-        study.tested(tmp_path, "base")
+        study.test_record(tmp_path, "base")
 
 
 def test_study_publish_writes_mean_std_and_notes(tmp_path, monkeypatch, capsys):
@@ -183,7 +187,7 @@ def test_study_measure_comes_after_its_runs(commands, monkeypatch, tmp_path):
     published = []
     monkeypatch.setattr(study, "publish", lambda *given: published.append(given))
     assert main(["study", "choices", "--seeds", "2"]) == 0
-    count = len(study.runs(choices, 2))
+    count = len(study.study_runs(choices, 2))
     [(_, page, found, folders)] = published
     assert page is choices.page and found == {2: {"a": 2, "at": "runs/", "b": count}}
     assert len(folders) == count + 1 and folders[-1] == tmp_path

@@ -32,8 +32,9 @@ def test_tables_without_numbers_are_empty():
     assert tables.table(("a", "b"), []) == []
     assert tables.table(("a", "b"), [("1", "2")]) == ["| a | b |", "|---|---|", "| 1 | 2 |"]
     for make in (tables.base_and_zero, tables.stages, tables.stages_on_console,
-                 tables.students, tables.answers, tables.minutes, tables.objectives,
-                 tables.bases):
+                 tables.students_table, tables.answers_table, tables.minutes_table,
+                  tables.objectives_table,
+                 tables.bases_table):
         assert make({}) == []
     assert tables.training_curve({}) == [] and tables.language_reward({}, {}) == []
 
@@ -46,13 +47,13 @@ def test_tables_without_numbers_are_empty():
 def test_tables_verdict_needs_every_seed(zero, verdict):
     """A claim of the paper holds only if it holds on every seed, paired by seed."""
     metrics = metrics_of(**{"base.pass@1": [0.2, 0.4], "zero.pass@1": zero})
-    assert tables.verdicts(metrics, "Base and R1-Zero") == ["", f"- {verdict}"]
+    assert tables.claim_verdicts(metrics, "Base and R1-Zero") == ["", f"- {verdict}"]
 
 
 def test_tables_verdict_compares_with_a_limit():
     """A claim with a number of our own is answered by yes or no, and the limit itself is within."""
     metrics = metrics_of(**{"r1.mixing": [0.02, 0.01], "refuse.unsafe": [0.9, 0.99]})
-    assert tables.verdicts(metrics, "The stages") == [
+    assert tables.claim_verdicts(metrics, "The stages") == [
         "", "- Yes: R1 mixes languages in at most 2% of answers (`r1.mixing` 0.015; on 2 of 2 "
         "seeds).", "- No: R1 refuses at least 95% of harmful requests (`refuse.unsafe` 0.945; on 1 "
         "of 2 seeds)."]

@@ -30,7 +30,7 @@ def test_workshop_base_is_small_and_sometimes_right():
     assert path.stat().st_size < 2.5e6 and {x.dtype for x in kept} == {torch.bfloat16}
     model, record = checkpoint.load(path)
     assert {x.dtype for x in model.state_dict().values()} == {torch.float32}
-    assert model.config == cli.resolve(record["preset"], []).model
+    assert model.config == cli.resolve_settings(record["preset"], []).model
     problems = tasks.make_problems("dev", 32, (3, 4, 5, 6))
     found, _ = evaluate.evaluate(model, problems, 8, 1.0, 1.0, 200)
     assert 0.1 < found["pass@1"] < 0.3 and found["cut_off"] < 0.05
@@ -60,7 +60,7 @@ def test_workshop_experiments_are_understood(name, monkeypatch):
     is Python that differs in the edit only."""
     monkeypatch.chdir(ROOT)
     experiment = EXPERIMENTS[name]
-    run, stages = cli.plan(cli.parse(measure.command(experiment)))
+    run, stages = cli.plan_run(cli.parse(measure.command(experiment)))
     assert stages == [experiment.start]
     with measure.edited(experiment.edits) as code:
         assert (code == measure.ROOT) == (not experiment.edits)
@@ -111,7 +111,8 @@ def test_workshop_table_has_the_steps_evaluated_on_dev():
 
 
 def test_workshop_changes_are_written_from_the_experiments():
-    """fill() writes what an experiment changes, by hand: the edit, the settings and the command.
+    """fill_page() writes what an experiment changes, by hand: the edit, the
+    settings and the command.
     Filling twice equals filling once."""
     text = "before\n<!-- change softmax_router -->\nold\n<!-- end -->\nafter\n"
     edit = EXPERIMENTS["softmax_router"].edits[0]

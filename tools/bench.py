@@ -38,11 +38,11 @@ import r1mini
 import tasks
 from engine import devices, optim, sampling
 from engine.errors import UserError
-from engine.evaluate import prompts_of, repeat
-from engine.folder import machine
+from engine.evaluate import prompts_of, repeat_each
+from engine.folder import describe_machine
 from grpo import Rollout, advantages, improve
 from tools.cost import count_parameters, in_products
-from tools.settings import resolve
+from tools.settings import resolve_settings
 
 ROUNDS = 11
 ROWS, LENGTH = 200, 36                  # train: rows, tokens per row
@@ -57,7 +57,7 @@ SHAPES = (f"rows x tokens: train {ROWS} x {LENGTH}, prefill {PREFILL_PROMPTS} x 
 
 def main(options):
     """The command bench."""
-    run = resolve(options.preset, options.set)
+    run = resolve_settings(options.preset, options.set)
     if options.start:
         raise UserError("--from is for bench --against")
     with devices.processes(options.device, options.processes, options.itself) as device:
@@ -112,7 +112,7 @@ def make_model(config, device, dtype, weights=None):
         kept = {name: x for name, x in weights.items()
                 if model.mtp is not None or not name.startswith("mtp.")}
         model.load_state_dict(kept)
-    return devices.place(model, device, dtype)
+    return devices.place_model(model, device, dtype)
 
 
 def gemm(device, dtype, n=2048):
@@ -134,7 +134,7 @@ def train_step(model, rows=ROWS, length=LENGTH, limit=PASS):
                 loss, _ = moe.supervised_loss(model, tokens[part], real[part], weight[part],
                                               rows * (length - 1), rows)
                 loss.backward()
-        optim.update(model, optimizers)
+        optim.optimizer_update(model, optimizers)
     return step
 
 
@@ -186,7 +186,7 @@ class Work:
 def equal_length_works(config):
     """(Work to sample, Work of a GRPO step): random tokens and answers of one length."""
     to_sample = Work(random_prompts(config, PROMPTS, PROMPT), NEW)
-    to_learn = Work(repeat(random_prompts(config, QUESTIONS, PROMPT), GROUP), ANSWER)
+    to_learn = Work(repeat_each(random_prompts(config, QUESTIONS, PROMPT), GROUP), ANSWER)
     return to_sample, to_learn
 
 
@@ -194,7 +194,7 @@ def zero_work(run, weights):
     """The Work of Zero's RL: train problems, the weights of a checkpoint, answers that end."""
     rng = random.Random(0)
     problems = [r1mini.draw_problem(rng, run, run.zero.levels) for _ in range(QUESTIONS)]
-    return Work(repeat(prompts_of(problems), GROUP), run.zero.max_new_tokens, tasks.END_ID,
+    return Work(repeat_each(prompts_of(problems), GROUP), run.zero.max_new_tokens, tasks.END_ID,
                 weights, run.zero.micro_tokens)
 
 
@@ -215,7 +215,7 @@ def grpo_step(model, run, work):
                             max_new_tokens=work.new, micro_tokens=work.limit)
     reference, rng, seeds = copy.deepcopy(model).eval(), random.Random(0), itertools.count()
     problems = [r1mini.draw_problem(rng, run, s.levels) for _ in range(QUESTIONS)]
-    problem_of_answer = repeat(problems, GROUP)
+    problem_of_answer = repeat_each(problems, GROUP)
     optimizers = optim.make_optimizers(model, 1e-6)
     newest = {}  # the samples and the rollout that the next part takes
 
@@ -327,7 +327,8 @@ def unit_of(key):
 
 def describe_setting(options):
     """The machine, processes, threads, torch and dtype of a measurement, as a text."""
-    return (f"{machine()}, {devices.rank_and_size()[1]} processes of {torch.get_num_threads()} "
+    return (f"{describe_machine()}, {devices.rank_and_size()[1]} processes of "
+            f"{torch.get_num_threads()} "
             f"threads, torch {torch.__version__}, {str(options.dtype).removeprefix('torch.')}")
 
 

@@ -24,7 +24,7 @@ from engine.sampling import generate, speculate
 from moe import Transformer
 from r1mini import STAGES, Run
 from tools.cli import load_writer
-from tools.settings import resolve
+from tools.settings import resolve_settings
 
 # {tag: the part of a response that follows it}
 PARTS = {tasks.THINK: "thinking", tasks.END_THINK: "answer", tasks.ANSWER: "answer",
@@ -50,7 +50,7 @@ class Chat:
 def main(options):
     """The command chat. Answers --ask TEXT, or starts a conversation."""
     model, record = load_writer(options)
-    run = resolve(record.get("preset", "nano"), options.set)
+    run = resolve_settings(record.get("preset", "nano"), options.set)
     chat = Chat(options, model, run, run.eval.temperature)
     try:
         if options.ask is None:
@@ -80,16 +80,16 @@ def converse(chat):
                 print()
             return
         try:
-            obey(chat, line)
+            obey_line(chat, line)
         except UserError as error:
             print(error)
         except KeyboardInterrupt:
-            print(dim("  (stopped)"))
+            print(dim_text("  (stopped)"))
         except EOFError:
             return
 
 
-def obey(chat, line):
+def obey_line(chat, line):
     """Does what a line says: a command, or a question. EOFError ends the conversation."""
     command, _, word = line.strip().partition(" ")
     if command in COMMANDS:
@@ -152,14 +152,14 @@ def show_vote(texts, note):
     """Prints how many responses gave each answer, and the answer that most of them gave."""
     answers = [tasks.parse(text)[1] for text in texts]
     for answer, count in Counter(answers).most_common():
-        shown = "(not in the template)" if answer is None else visible(answer)
+        shown = "(not in the template)" if answer is None else visible_text(answer)
         print(f"{count:>4} x {shown}")
     vote = majority(answers)
     if vote is None:
         print("majority vote: none", flush=True)
     else:
         note = f"  ({answers.count(vote)} of {len(texts)}; {note})"
-        print(f"majority vote: {visible(vote)}", dim(note), flush=True)
+        print(f"majority vote: {visible_text(vote)}", dim_text(note), flush=True)
 
 
 class Stream:
@@ -186,13 +186,13 @@ class Stream:
             return
         if not new:
             return
-        shown = visible(new)
+        shown = visible_text(new)
         if self.part != self.line:
             shown = f"{self.part}: {shown}"
             if self.line:
                 shown = "\n" + shown
         self.line = self.part
-        print(dim(shown) if self.part == "thinking" else shown, end="", flush=True)
+        print(dim_text(shown) if self.part == "thinking" else shown, end="", flush=True)
 
     def end(self, note):
         """Prints the rest, and a note behind it."""
@@ -200,16 +200,16 @@ class Stream:
         label = ""
         if self.line != "answer":
             label = "\nanswer:" if self.line else "answer:"
-        print(label, dim(f"  ({note})"), flush=True)
+        print(label, dim_text(f"  ({note})"), flush=True)
 
 
-def dim(text):
+def dim_text(text):
     """The text, dim on a terminal unless the user has set NO_COLOR."""
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     return f"\033[2m{text}\033[0m" if coloured else text
 
 
-def visible(text):
+def visible_text(text):
     """The text with its control characters spelt out, since they could change the terminal."""
     return re.sub("[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
 
@@ -259,13 +259,13 @@ def show_help(chat, word):
         print(command.__doc__)
 
 
-def leave(chat, word):
+def leave_chat(chat, word):
     """/quit             end, as Ctrl-D does"""
     raise EOFError
 
 
 COMMANDS = {"/model": set_model, "/temperature": set_temperature, "/samples": set_samples,
-            "/drafts": switch_drafts, "/help": show_help, "/quit": leave}
+            "/drafts": switch_drafts, "/help": show_help, "/quit": leave_chat}
 
 
 def read_number(word, kind, least, most):

@@ -18,7 +18,7 @@ from engine import checkpoint, devices, kernels
 from engine.errors import UserError
 from engine.folder import Folder, read_log, tensorboard
 from r1mini import PRESETS
-from tools.settings import resolve
+from tools.settings import resolve_settings
 
 CORES = torch.get_num_threads()  # torch's choice, before anyone changes it: one thread a core
 COMMANDS = {"all": "every stage", "base": "pretraining", "zero": "up to R1-Zero",
@@ -49,7 +49,7 @@ def main(argv=None):
         options = parse(list(sys.argv[1:] if argv is None else argv))
         return run_command(options)
     except Exception as error:
-        line = excuse(error, options)
+        line = user_error_line(error, options)
         if line is None:
             raise  # a fault of the program
         print(f"r1mini: {line}", file=sys.stderr)
@@ -65,7 +65,7 @@ def main(argv=None):
 def run_command(options):
     """Runs the command that the options name. Returns its exit code."""
     if options.command not in TOOLS:
-        run_stages(options, *plan(options))
+        run_stages(options, *plan_run(options))
         return 0
     if options.command == "study":
         return importlib.import_module("tools.study").main(options, find_study(options.name))
@@ -85,7 +85,7 @@ def find_study(name):
     return importlib.import_module(f"studies.{name}")
 
 
-def excuse(error, options=None):
+def user_error_line(error, options=None):
     """The line to print about an error that the user can correct. None if it is the program's
     fault."""
     if isinstance(error, UserError):
@@ -166,7 +166,7 @@ def run_options():
     return options
 
 
-def parser():
+def make_parser():
     """The parser of the whole command line."""
     sized, computing = preset_options(), compute_options()
     several, running = process_options(), run_options()
@@ -248,13 +248,13 @@ def parse(argv):
     asks_for_help = argv and argv[0] in ("-h", "--help")
     if not argv or argv[0].startswith("-") and not asks_for_help:
         argv.insert(0, "all")
-    options = parser().parse_args(argv)
+    options = make_parser().parse_args(argv)
     for name, value in vars(options).items():
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and not text.strip():
                 raise UserError(f"{name}: got an empty text; leave it out, or say what is meant")
     options.itself = [sys.executable, r1mini.__file__, *argv]  # to start more processes of it
-    prepare(options)
+    prepare_machine(options)
     return options
 
 
@@ -275,7 +275,7 @@ def check_torchrun():
 # What a command needs
 
 
-def prepare(options):
+def prepare_machine(options):
     """Checks numbers, device and dtype; sets threads, processes and memory."""
     for name, (least, most) in BOUNDS.items():
         value = getattr(options, name, None)
@@ -319,8 +319,8 @@ def choose_device(device="auto", dtype="auto"):
 
 
 def layout_of(options, processes):
-    """The layout for devices.place(); () if each process holds the whole model. UserError if so
-    many processes cannot have it."""
+    """The layout for devices.place_model(); () if each process holds the whole model.
+    UserError if so many processes cannot have it."""
     mode, experts = options.parallel, options.expert_parallel
     if mode == "none" and processes > 1:
         raise UserError(f"--parallel none is for one process, here are {processes}")
@@ -359,7 +359,7 @@ def load_stage(path, name, run):
                         "--set")
 
 
-def wanted(options, start, data, names):
+def needed_checkpoints(options, start, data, names):
     """{path: stage} of the checkpoints that a command needs and does not make. UserError if one is
     missing, or if --fresh would delete it."""
     folder, checkpoints = Path(options.out or f"runs/{options.preset}"), {}
@@ -380,12 +380,13 @@ def wanted(options, start, data, names):
     return checkpoints
 
 
-def plan(options):
+def plan_run(options):
     """(the Run, the names of its stages) of a command that trains. All files are checked."""
     start = getattr(options, "start", None) or ""
     data = getattr(options, "data", None) or ""
-    run = resolve(options.preset, options.set, seed=options.seed, start=start, data_file=data,
-                  device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
+    run = resolve_settings(
+        options.preset, options.set, seed=options.seed, start=start, data_file=data,
+        device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
     for part, config in (("model", run.model), ("student", run.student)):
         has_experts = config.n_dense_layers < config.n_layers
         if has_experts and config.n_routed_experts % options.expert_parallel:
@@ -411,7 +412,7 @@ def plan(options):
     names = [name for name in names if name in chosen]
     if not names:
         raise UserError(f"--only {' '.join(options.only)}: not a stage of this command")
-    for path, name in wanted(options, start, data, names).items():
+    for path, name in needed_checkpoints(options, start, data, names).items():
         load_stage(path, name, run)
     is_default = (options.preset == "nano" and options.command == "all"
                   and not (options.set or options.only or start))

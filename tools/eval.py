@@ -15,19 +15,19 @@ from engine.evaluate import (
     evaluate,
     prompts_of,
     read_problems,
-    repeat,
+    repeat_each,
     sample_answers,
-    selection,
+    selection_scores,
 )
 from tools.cli import load_writer
-from tools.settings import resolve
+from tools.settings import resolve_settings
 
 
 def main(options):
     """The command eval. Prints the means, or with --json one object with every problem in the
     order of the file."""
     model, record = load_writer(options)
-    run = resolve(record.get("preset", "nano"), options.set)
+    run = resolve_settings(record.get("preset", "nano"), options.set)
     s, limit = run.eval, run.zero.max_new_tokens
     if options.problems:
         problems = read_problems(options.problems)
@@ -39,10 +39,10 @@ def main(options):
                                  s.rows, seed=1, name="answers")
     if options.samples > 16:
         # The seed is the same, so these are the same answers once more.
-        prompts = repeat(prompts_of(problems), options.samples)
+        prompts = repeat_each(prompts_of(problems), options.samples)
         ids = sample_answers(model, prompts, limit, s.rows, s.temperature, s.top_p, 1)
         texts = [tasks.decode(answer) for answer in ids]
-        means |= selection(texts, problems, embeddings(model.eval(), prompts, ids, s.rows))
+        means |= selection_scores(texts, problems, embeddings(model.eval(), prompts, ids, s.rows))
 
     if options.json:
         print(json.dumps(means | {"by_problem": by_problem}))

@@ -3,7 +3,7 @@
     python r1mini.py export CKPT DIR     config, weights, and a tokenizer with chat template
     python r1mini.py import DIR CKPT     reads such a folder; also one that transformers wrote
 
-    weights   views() maps them in both directions: published name to its place in our weights
+    weights   published_views() maps published names to places in our weights, for both directions
     sizes     CONFIG_NAMES maps the fields of moe.Config to those of config.json
 
 Our weights differ from the published ones in three ways. w13 is gate and up projection in one
@@ -29,7 +29,7 @@ from engine.checkpoint import save
 from engine.errors import UserError
 from engine.tokenizer import PATTERN
 from tools.cli import load_writer
-from tools.settings import MAY_BE_ZERO, resolve, size_rules
+from tools.settings import MAY_BE_ZERO, resolve_settings, size_rules
 
 # {field of moe.Config: its name in the published config.json}. The other fields have one name.
 CONFIG_NAMES = {
@@ -82,11 +82,11 @@ def main(options):
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"{target} is there already; choose another name")
     if options.back:
-        model, config_json = read(folder)
+        model, config_json = read_hf_folder(folder)
         save(checkpoint, model, preset=str(config_json.get("preset", "nano")))
     else:
         model, record = load_writer(options)
-        write(folder, model, record.get("preset", "nano"))
+        write_hf_folder(folder, model, record.get("preset", "nano"))
     count = sum(p.numel() for p in model.parameters())
     mtp = "without MTP" if model.mtp is None else "with MTP"
     print(f"{target}: {count:,} parameters, {mtp}")
@@ -97,7 +97,7 @@ def main(options):
 # Weights
 
 
-def views(model):
+def published_views(model):
     """{published name: the place of this tensor in our weights}. To copy into a place changes the
     model."""
     places = {}
@@ -134,7 +134,7 @@ def swap_halves(weight):
 
 def published_weights(model):
     """{published name: tensor} of a model."""
-    weights = views(model)
+    weights = published_views(model)
     if model.mtp is not None:
         projection, copies = mtp_names(model.config)
         weights[projection] = swap_halves(weights[projection])
@@ -152,7 +152,7 @@ def model_from(config, weights):
         if copy is not None and not torch.equal(copy.float(), weights[original].float()):
             raise UserError(f"MTP has another {original} than the model: not supported")
     model = moe.Transformer(config)
-    for name, place in views(model).items():
+    for name, place in published_views(model).items():
         place.copy_(swap_halves(weights[name]) if name == projection else weights[name])
     return model
 
@@ -160,7 +160,7 @@ def model_from(config, weights):
 def check_weights(config, weights):
     """UserError if a published weight is missing, is not known or has another shape."""
     with torch.device("meta"):
-        wanted = {name: x.shape for name, x in views(moe.Transformer(config)).items()}
+        wanted = {name: x.shape for name, x in published_views(moe.Transformer(config)).items()}
     for name in [*wanted, *weights]:
         if name not in weights:
             raise UserError(f"the weights lack {name}")
@@ -284,7 +284,7 @@ def byte_letters():
 
 def json_files(model, preset):
     """{file name: dict} of the folder. It samples as the checkpoint's preset evaluates."""
-    run, config = resolve(preset, ()), model.config
+    run, config = resolve_settings(preset, ()), model.config
     ids = {"bos_token_id": None, "eos_token_id": tasks.END_ID, "pad_token_id": tasks.PAD_ID}
     return {
         "config.json": published_config(config) | ids | {"preset": preset},
@@ -311,7 +311,7 @@ def safetensors():
     return safetensors
 
 
-def write(folder, model, preset="nano"):
+def write_hf_folder(folder, model, preset="nano"):
     """Writes a model as a folder. A temporary folder beside it is written and synced, then renamed,
     so the folder is complete or is not there."""
     folder = Path(folder).resolve()
@@ -332,7 +332,7 @@ def write(folder, model, preset="nano"):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read(folder):
+def read_hf_folder(folder):
     """(model, config.json as a dict) of a folder. UserError says what in it does not fit."""
     library, weights, path = safetensors(), {}, Path(folder) / "config.json"
     try:

@@ -54,7 +54,7 @@ CHINESE_FONTS = ("NotoSansCJK-Regular", "NotoSansSC", "SourceHanSans", "wqy-micr
 # Numbers
 
 
-def runs_named(curves, name):
+def curves_of_runs(curves, name):
     """The curves of the runs of a name (an objective's, or a study's), one for each seed."""
     return [curve for label, curve in curves.items() if label.startswith(f"{name}-seed")]
 
@@ -83,7 +83,7 @@ def by_step(runs, stage, metrics):
     return dict(sorted(rows.items()))
 
 
-def ends(curve):
+def curve_ends(curve):
     """The first and the last value of a curve {step: value}."""
     values = list(curve.values())
     return values[0], values[-1]
@@ -108,16 +108,16 @@ def busiest(mixtures):
     return max(max(loads) for loads in mixtures)
 
 
-def percent(share):
+def percent_text(share):
     """0.171 is "17%"; 0.996 is "over 99%", since 100% would be wrong."""
     text = f"{share:.0%}"
     return "over 99%" if text == "100%" and share < 1 else text
 
 
-def rises(curve):
+def curve_rises(curve):
     """Whether the last value of a curve {step: value} is above the first one. A title that says so
     must be true of every run that a report may be about."""
-    first, last = ends(curve)
+    first, last = curve_ends(curve)
     return last > first
 
 
@@ -198,7 +198,7 @@ def draw_bars(plot, rows, names, metric, ylabel="", colours=None, hatched=()):
     for x, (key, mean, std) in enumerate(zip(keys, means, stds)):
         inside = mean - std > 0.25 * top and key not in hatched
         y = mean - std - 0.02 * top if inside else mean + std + 0.01 * top
-        plot.text(x, y, percent(mean), ha="center", va="top" if inside else "bottom",
+        plot.text(x, y, percent_text(mean), ha="center", va="top" if inside else "bottom",
                   color="white" if inside else "black", weight="bold")
     plot.set(ylabel=ylabel, ylim=(0, 1.12 * top or 1))
     plot.tick_params(axis="x", length=0)
@@ -210,7 +210,7 @@ def draw_loads(plot, loads, labels, xlabel=""):
     orange is more, on a log scale. labels: the names of all mixtures; `loads` may have the first
     ones only. Returns what a colour bar needs."""
     steps = list(loads)
-    experts = len(ends(loads)[0][0])
+    experts = len(curve_ends(loads)[0][0])
     columns = []
     for mixtures in loads.values():
         column = []
@@ -225,7 +225,7 @@ def draw_loads(plot, loads, labels, xlabel=""):
     plot.set(xlabel=xlabel, ylim=(len(labels) * (experts + 1) - 1.5, -0.5))
     plot.tick_params(axis="y", length=0)
     plot.grid(False)
-    for centre, label in list(zip(centres, labels))[len(ends(loads)[0]):]:
+    for centre, label in list(zip(centres, labels))[len(curve_ends(loads)[0]):]:
         plot.text(fmean((steps[0], steps[-1])), centre, f"{label} is not used in RL", ha="center",
                   va="center", color=GREY)
     return image
@@ -259,13 +259,13 @@ def draw_students(plot, students, failing):
 
 def figure1(curves, rows):
     """Nature, Fig 1: accuracy and length of R1-Zero's answers during RL."""
-    runs = runs_named(curves, RL.objective)
+    runs = curves_of_runs(curves, RL.objective)
     accuracy, length = (mean_curve(runs, "zero", metric) for metric in ("pass@1", "length"))
     if not accuracy:
         return None
-    before, after = ends(accuracy)
-    tokens_before, tokens_after = ends(length)
-    trend = "grow" if rises(length) else "do not grow"
+    before, after = curve_ends(accuracy)
+    tokens_before, tokens_after = curve_ends(length)
+    trend = "grow" if curve_rises(length) else "do not grow"
 
     def accuracy_panel(plot):
         draw_lines(plot, "zero", Line(runs, "pass@1", "one answer"),
@@ -274,7 +274,8 @@ def figure1(curves, rows):
         plot.text(1, 0.04, f"the paper, on AIME 2024:\n{PAPER}", transform=plot.transAxes,
                   ha="right", color=GREY, fontsize=12)
     return Picture([
-        Panel(f"RL alone:\n{percent(before)} to {percent(after)} correct", accuracy_panel, "y"),
+        Panel(f"RL alone:\n{percent_text(before)} to {percent_text(after)} correct",
+              accuracy_panel, "y"),
         Panel(f"Answers {trend}:\n{tokens_before:.0f} to {tokens_after:.0f} tokens",
               lambda plot: draw_lines(plot, "zero", Line(runs, "length"),
                                       ylabel="tokens in an answer"))],
@@ -283,14 +284,14 @@ def figure1(curves, rows):
 
 def reflection(curves, rows):
     """Answers that check a step, and answers that stop and correct one."""
-    runs = runs_named(curves, RL.objective)
+    runs = curves_of_runs(curves, RL.objective)
     checks = mean_curve(runs, "zero", "reflection")
     if not checks:
         return None
-    before, after = ends(checks)
-    trend = "spreads" if rises(checks) else "does not spread:"
+    before, after = curve_ends(checks)
+    trend = "spreads" if curve_rises(checks) else "does not spread:"
     return Picture([Panel(
-        f"Checking {trend} from {percent(before)} to {percent(after)} of the answers",
+        f"Checking {trend} from {percent_text(before)} to {percent_text(after)} of the answers",
         lambda plot: draw_lines(
             plot, "zero", Line(runs, "reflection", "check a step"),
             Line(runs, "correction", "stop and correct a step", "above", 2),
@@ -300,17 +301,17 @@ def reflection(curves, rows):
 
 def entropy(curves, rows):
     """The entropy of a token, and the share of groups whose answers all have the same reward."""
-    runs = runs_named(curves, RL.objective)
+    runs = curves_of_runs(curves, RL.objective)
     nats, equal = (mean_curve(runs, "zero", metric) for metric in ("entropy", "dead_groups"))
     if not nats or not equal:
         return None
-    before, after = ends(nats)
-    trend = "rises" if rises(nats) else "falls"
+    before, after = curve_ends(nats)
+    trend = "rises" if curve_rises(nats) else "falls"
     half = [step for step, share in equal.items() if share >= 0.5]
     if half:
         finding = f"Half of the groups teach\nnothing by step {half[0]}"
     else:
-        share = percent(ends(equal)[1])
+        share = percent_text(curve_ends(equal)[1])
         finding = f"{share} of the groups teach\nnothing by step {list(equal)[-1]}"
     return Picture([
         Panel(f"Entropy {trend} from {before:.2f}\nto {after:.2f} nats", lambda plot: draw_lines(
@@ -324,14 +325,15 @@ def entropy(curves, rows):
 
 def expert_loads(curves, rows):
     """The load of each expert at the start of pretraining and during RL."""
-    runs = runs_named(curves, RL.objective)
+    runs = curves_of_runs(curves, RL.objective)
     early, during_rl = loads_of(runs, "base", CROP), loads_of(runs, "zero")
     if not early or not during_rl:
         return None
-    first, last = (busiest(mixtures) for mixtures in ends(early))
+    first, last = (busiest(mixtures) for mixtures in curve_ends(early))
     trend = "even out early" if last < first else "do not even out"
     largest = max(busiest(mixtures) for mixtures in during_rl.values())
-    in_layers, in_all = len(ends(during_rl)[0]), len(ends(early)[0])  # in all: with MTP's mixture
+    in_layers = len(curve_ends(during_rl)[0])
+    in_all = len(curve_ends(early)[0])  # with MTP's mixture
     labels = [f"layer {Config.n_dense_layers + 1 + i}" for i in range(in_layers)]
     labels += ["MTP"] * (in_all - in_layers)
 
@@ -351,14 +353,14 @@ def expert_loads(curves, rows):
 
 def language(curves, rows):
     """Words in the question's language, with the language reward and without it."""
-    rewarded = runs_named(curves, RL.objective)
-    not_rewarded = runs_named(curves, "no_language_reward")
+    rewarded = curves_of_runs(curves, RL.objective)
+    not_rewarded = curves_of_runs(curves, "no_language_reward")
     ending = []
     for runs in (rewarded, not_rewarded):
         curve = mean_curve(runs, "dev2", "language")
         if not curve:
             return None
-        ending.append(percent(ends(curve)[1]))
+        ending.append(percent_text(curve_ends(curve)[1]))
     return Picture([Panel(
         f"With the language reward {ending[0]} of the words are\nin the question's language, "
         f"without it {ending[1]}", lambda plot: draw_lines(
@@ -372,7 +374,7 @@ def mixing(curves, rows):
     """Answers that mix languages, by stage."""
     if not {"zero.mixing", "r1.mixing"} <= set(rows):
         return None
-    before, after = (percent(rows[f"{stage}.mixing"]["mean"]) for stage in ("zero", "r1"))
+    before, after = (percent_text(rows[f"{stage}.mixing"]["mean"]) for stage in ("zero", "r1"))
     return Picture([Panel(
         f"Zero mixes languages in {before} of its answers, R1 in {after}",
         lambda plot: draw_bars(plot, rows, STAGES, "mixing", "answers that mix languages",
@@ -384,7 +386,8 @@ def distillation(curves, rows):
     """What RL and distillation make of the small student, and its teacher."""
     if not {"student.rl.pass@1", "student.distill.pass@1"} <= set(rows):
         return None
-    by_rl, distilled = (percent(rows[f"student.{how}.pass@1"]["mean"]) for how in ("rl", "distill"))
+    by_rl, distilled = (
+        percent_text(rows[f"student.{how}.pass@1"]["mean"]) for how in ("rl", "distill"))
 
     def panel(plot):
         draw_bars(plot, rows, STUDENTS, "pass@1", "correct at the first try",
@@ -392,7 +395,8 @@ def distillation(curves, rows):
         if "r1.pass@1" in rows:
             teacher = rows["r1.pass@1"]["mean"]
             plot.axhline(teacher, color=GREEN, lw=3, ls="--")
-            plot.text(-0.4, teacher + 0.02, f"the teacher, R1: {percent(teacher)}", color=GREEN,
+            plot.text(-0.4, teacher + 0.02, f"the teacher, R1: {percent_text(teacher)}",
+                      color=GREEN,
                       va="bottom", weight="bold")
             plot.set(ylim=(0, 1.1))
     return Picture([Panel(f"A small student: {by_rl} correct by RL, {distilled} distilled", panel,
@@ -417,9 +421,11 @@ def threshold_picture(rows):
     failed = max((base for base, by_rl, _ in students if by_rl < 0.5), default=0.0)
     behind = max((base for base, by_rl, distilled in students if by_rl < distilled), default=0.0)
     worked = [base for base, by_rl, _ in students if base > failed]
-    title = f"RL fails from bases up to {percent(failed)}" if failed else "RL works from all bases"
+    title = "RL works from all bases"
+    if failed:
+        title = f"RL fails from bases up to {percent_text(failed)}"
     if any(base > behind for base, _, _ in students):
-        title += f",\nand beats distillation above {percent(behind)}"
+        title += f",\nand beats distillation above {percent_text(behind)}"
     shaded = fmean((failed, min(worked))) if failed and worked else failed
     return Picture([Panel(title, lambda plot: draw_students(plot, students, shaded), "xy")],
                    "test problems, temperature 1; a pair is one student; RL fails: below 50%")
@@ -446,7 +452,7 @@ def save(figure, path):
     image.open(buffer).convert("RGB").quantize(256).save(path, optimize=True)
 
 
-def sheet(folder, name, picture):
+def write_picture(folder, name, picture):
     """Writes a Picture to FOLDER/figures/NAME.png. Returns the Markdown that shows it, in a list;
     the list is empty if there is no Picture or no matplotlib."""
     if picture is None or not has_matplotlib():
@@ -479,7 +485,7 @@ def draw(folder, curves, rows):
         return ["Not drawn: matplotlib was not installed where this report was made."]
     shown = []
     for name, picture in PICTURES.items():
-        shown += sheet(folder, name, picture(curves, rows))
+        shown += write_picture(folder, name, picture(curves, rows))
     return shown
 
 
@@ -498,7 +504,7 @@ def read_answers(samples, question):
     return section[1], answers
 
 
-def steps_of(thinking):
+def solution_steps(thinking):
     """The steps of a checked working, each with the "ok" that ends it."""
     endings = "|".join(f"(?<={words['ok']})" for words in tasks.WORDS.values())
     return [step.strip() for step in re.split(endings, thinking) if step.strip()]
@@ -524,7 +530,7 @@ def chinese_font():
     return None
 
 
-def in_brackets(text):
+def translate_in_brackets(text):
     """A line of an answer with English words in brackets instead of its Chinese words."""
     for name, word in tasks.WORDS["zh"].items():
         text = text.replace(word, f" [{tasks.WORDS['en'][name].strip()}] ")
@@ -537,7 +543,7 @@ def draw_answer(plot, top, name, text, problem, font):
     words in brackets stand for Chinese words. Returns the lower end of the box."""
     size, line_height, left = 14.5, 20.5, 14
     width = plot.get_xlim()[1]
-    lines = steps_of(tasks.parse(text)[0]) or ["(no thinking)"]
+    lines = solution_steps(tasks.parse(text)[0]) or ["(no thinking)"]
     lines.append(tasks.TAG.sub("", tasks.shown_part(text)))
     bottom = top + (1 + len(lines)) * line_height + 12
     colour, words = verdict(text, problem)
@@ -548,7 +554,7 @@ def draw_answer(plot, top, name, text, problem, font):
     plot.text(width - 8, y, words, ha="right", weight="bold", size=14, color=colour)
     for line in lines:
         x, y = left, y + line_height
-        shown = line if font else in_brackets(line)
+        shown = line if font else translate_in_brackets(line)
         for piece in re.split(r"([^\x00-\x7f]+|\[\w+\])", shown):  # Chinese words are blue
             chinese = re.match(r"[^\x00-\x7f]|\[", piece) is not None
             plot.text(x, y, piece, family=[font] if chinese and font else ["DejaVu Sans Mono"],
@@ -576,9 +582,9 @@ def draw_readme(target, curves, rows, samples):
     matplotlib = importlib.import_module("matplotlib")
     Figure = importlib.import_module("matplotlib.figure").Figure
     ticker = importlib.import_module("matplotlib.ticker")
-    runs = runs_named(curves, RL.objective)
-    before, after = ends(mean_curve(runs, "zero", "pass@1"))
-    tested = [percent(rows[f"{stage}.pass@1"]["mean"]) for stage in ("base", "zero")]
+    runs = curves_of_runs(curves, RL.objective)
+    before, after = curve_ends(mean_curve(runs, "zero", "pass@1"))
+    tested = [percent_text(rows[f"{stage}.pass@1"]["mean"]) for stage in ("base", "zero")]
     width, height = 9, 6.3  # inches
     with matplotlib.rc_context(STYLE):
         figure = Figure((width, height))
@@ -586,7 +592,7 @@ def draw_readme(target, curves, rows, samples):
         draw_lines(curve, "zero", Line(runs, "pass@1", "one answer"),
                    Line(runs, "cons@16", "majority of 16", "above"), ylim=(0, 1.1))
         curve.set_xlabel("RL step")
-        curve.set_title(f"RL alone: {percent(before)} to {percent(after)} correct")
+        curve.set_title(f"RL alone: {percent_text(before)} to {percent_text(after)} correct")
         curve.yaxis.set_major_formatter(ticker.PercentFormatter(1, 0))
         left, bottom, right, top = 0.515, 0.02, 0.99, 0.91
         answers = figure.add_axes([left, bottom, right - left, top - bottom])
@@ -611,7 +617,7 @@ def main():
     samples = (results / "r1" / "samples.md").read_text("utf-8")
     print(*draw(results / "r1", curves, rows["r1"]), sep="\n")
     picture = threshold_picture(rows["threshold"])
-    print(*sheet(results / "threshold", "threshold", picture), sep="\n")
+    print(*write_picture(results / "threshold", "threshold", picture), sep="\n")
     draw_readme(ROOT / "docs" / "picture.png", curves, rows["r1"], samples)
 
 

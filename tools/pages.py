@@ -95,20 +95,20 @@ class Sources:
             return summarise(self.of_curve(name, key))
         metrics = self.study(name)["metrics"]
         found = metrics.get(key) or next(
-            (metrics[known] for known in metrics if plain(known) == plain(key)), None)
+            (metrics[known] for known in metrics if plain_key(known) == plain_key(key)), None)
         if found is None:
             raise self.error(f"there is no {key!r} in results/{name}/summary.json"
-                             + nearest(key, metrics))
+                             + nearest_key(key, metrics))
         return found
 
     def of_experiment(self, name, record, key):
         """An experiment's minutes, or the last value of one of its curves."""
         if key == "minutes":
             return record["seconds"] / 60
-        values = points(record, key)
+        values = curve_points(record, key)
         if not values:
             raise self.error(f"there is no {key!r} in workshop/curves/{name}.json"
-                             + nearest(key, [*record["dev"], *record["steps"]]))
+                             + nearest_key(key, [*record["dev"], *record["steps"]]))
         return list(values.values())[-1]
 
     def of_curve(self, name, key):
@@ -141,18 +141,18 @@ def summarise(per_seed):
             "per_seed": per_seed}
 
 
-def plain(key):
+def plain_key(key):
     """A key in which "_" and a space are the same."""
     return key.replace("_", " ")
 
 
-def nearest(key, known):
+def nearest_key(key, known):
     """The end of a message: the key that was probably meant."""
     found = difflib.get_close_matches(key, list(known), 1)
     return f"; the nearest is {found[0]!r}" if found else ""
 
 
-def points(record, key):
+def curve_points(record, key):
     """{step: value} of a curve of the workshop, measured on dev or at every step."""
     if key in record["dev"]:
         return dict(map(tuple, record["dev"][key]))
@@ -163,7 +163,7 @@ def points(record, key):
 # How a number is written
 
 
-def number(x, forms):
+def number_text(x, forms):
     """One number as text."""
     if "points" in forms:
         return f"{100 * x:+.1f}"
@@ -179,19 +179,19 @@ def number(x, forms):
     return f"{x:.1f}" if abs(x) >= 10 else f"{x:.3f}"
 
 
-def of_seeds(metric, forms):
+def metric_text(metric, forms):
     """A metric as text: its mean, its mean ± std, the value of each seed, or of one."""
     if "seeds" in forms:
-        return " / ".join(number(x, forms) for x in metric["per_seed"].values())
+        return " / ".join(number_text(x, forms) for x in metric["per_seed"].values())
     for form in forms:
         if form.startswith("seed="):
-            return number(metric["per_seed"][form[5:]], forms)
-    text = number(metric["mean"], forms)
+            return number_text(metric["per_seed"][form[5:]], forms)
+    text = number_text(metric["mean"], forms)
     if "std" not in forms or len(metric["per_seed"]) < 2:
         return text
     if metric["mean"] >= 10 and not any(form.startswith(".") for form in forms):
         forms = [*forms, ".1"]  # the spread with as many decimals as the mean
-    return f"{text} ± {number(metric['std'], forms)}"
+    return f"{text} ± {number_text(metric['std'], forms)}"
 
 
 def compare(metric, other, operator):
@@ -205,7 +205,7 @@ def compare(metric, other, operator):
     return summarise({seed: a / b for seed, (a, b) in pairs.items()})
 
 
-def look_up(sources, name, words):
+def mark_text(sources, name, words):
     """The text of a mark: KEY FORM..., or KEY OPERATOR KEY FORM..."""
     name = name or sources.own
     if not name:
@@ -226,7 +226,7 @@ def look_up(sources, name, words):
         is_seed = form.startswith("seed=") and form[5:] in metric["per_seed"]
         if not (form in FORMS or is_seed or re.fullmatch(r"\.\d", form)):
             raise sources.error(f"{name}:{words}: {form!r} is no form")
-    return of_seeds(metric, forms)
+    return metric_text(metric, forms)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def table(sources, spec):
             measured = [sources.has(source, key) for key in keys]
             if not any(measured):
                 raise sources.error(f"no {cells[0]!r} in results/{source}/summary.json")
-            cells = [look_up(sources, source, f"{key} {of_column or of_row or forms}")
+            cells = [mark_text(sources, source, f"{key} {of_column or of_row or forms}")
                      if there else DASH
                      for key, there, (_, of_column) in zip(keys, measured, values)]
             filled |= {i for i, there in enumerate(measured) if there}
@@ -271,7 +271,7 @@ def table(sources, spec):
     return rows
 
 
-def run(sources, spec):
+def study_note(sources, spec):
     """Machine, commit and seeds of a study."""
     summary = sources.study(spec.strip() or sources.own)
     commit, plus, _ = summary["commit"].partition("+")
@@ -281,7 +281,7 @@ def run(sources, spec):
             + f". Seeds: {seeds}."]
 
 
-def curve(sources, spec):
+def curve_beside_plain(sources, spec):
     """An experiment of the workshop beside the plain run, at the steps when dev was tested."""
     names, _, keys = spec.partition(":")
     name, *beside = names.split()
@@ -293,16 +293,16 @@ def curve(sources, spec):
     rows = ["| after step | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|"]
     for key in keys.split():
         for which in shown:
-            values = points(records[which], key)
+            values = curve_points(records[which], key)
             if not values:
                 raise sources.error(f"there is no {key!r} in workshop/curves/{which}.json")
             label = "plain" if which in beside else which
-            cells = [number(values[step], []) if step in values else "" for step in steps]
+            cells = [number_text(values[step], []) if step in values else "" for step in steps]
             rows.append(f"| {key}, {label} | " + " | ".join(cells) + " |")
     return rows
 
 
-def times(sources, spec):
+def experiment_times(sources, spec):
     """What each experiment of the workshop costs."""
     rows = ["| experiment | tokens | seconds | processor seconds | machine | load before |",
             "|---|---|---|---|---|---|"]
@@ -315,14 +315,14 @@ def times(sources, spec):
     return rows
 
 
-BLOCKS = {"table": table, "run": run, "curve": curve, "times": times}
+BLOCKS = {"table": table, "run": study_note, "curve": curve_beside_plain, "times": experiment_times}
 
 
 # --------------------------------------------------------------------------------------------------
 # Pages
 
 
-def fill(text, page="README.md", root=ROOT):
+def fill_page(text, page="README.md", root=ROOT):
     """The text of a page with all its numbers written anew. UserError names page and key."""
     sources = Sources(root, page)
 
@@ -334,12 +334,12 @@ def fill(text, page="README.md", root=ROOT):
 
     def mark(match):
         source, words = match.groups()
-        return f"{look_up(sources, source, words)}<!--{source}:{words}-->"
+        return f"{mark_text(sources, source, words)}<!--{source}:{words}-->"
 
     return MARK.sub(mark, BLOCK.sub(block, text))
 
 
-def pages(root=ROOT):
+def page_paths(root=ROOT):
     """The paths of all pages, relative to the repository."""
     found = (path for pattern in PAGES for path in sorted(Path(root).glob(pattern)))
     return [path.relative_to(root).as_posix() for path in found]
@@ -347,8 +347,8 @@ def pages(root=ROOT):
 
 def stale_pages(root=ROOT):
     """The pages whose numbers are not those of the measurements."""
-    return [page for page in pages(root)
-            if (text := (Path(root) / page).read_text("utf-8")) != fill(text, page, root)]
+    return [page for page in page_paths(root)
+            if (text := (Path(root) / page).read_text("utf-8")) != fill_page(text, page, root)]
 
 
 def write_pages(root=ROOT):
@@ -356,5 +356,5 @@ def write_pages(root=ROOT):
     changed = stale_pages(root)
     for page in changed:
         path = Path(root) / page
-        path.write_text(fill(path.read_text("utf-8"), page, root), "utf-8")
+        path.write_text(fill_page(path.read_text("utf-8"), page, root), "utf-8")
     return changed

@@ -434,17 +434,17 @@ def report_page(command, metrics, curves, folder):
         "Training curve, on dev": tables.training_curve(curves),
         tables.ALL_STAGES: tables.stages(metrics),
         tables.LANGUAGE: tables.language_reward(metrics, curves),
-        tables.STUDENTS: tables.students(metrics),
-        tables.ANSWERS: tables.answers(metrics),
-        "Minutes": tables.minutes(metrics),
-        "The objectives": tables.objectives(metrics),
-        "The bases, by seed and number of operations": tables.bases(metrics),
+        tables.STUDENTS: tables.students_table(metrics),
+        tables.ANSWERS: tables.answers_table(metrics),
+        "Minutes": tables.minutes_table(metrics),
+        "The objectives": tables.objectives_table(metrics),
+        "The bases, by seed and number of operations": tables.bases_table(metrics),
         "Figures": draw(folder, curves, metrics),
         "All numbers": tables.table(("key", "mean ± std", "by seed"), all_numbers)}
     lines = ["# Report", "", f"`{command}`", ""]
     for title, body in sections.items():
         if body:
-            lines += [f"## {title}", "", *body, *tables.verdicts(metrics, title), ""]
+            lines += [f"## {title}", "", *body, *tables.claim_verdicts(metrics, title), ""]
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ import math
 
 import tasks
 from engine.errors import UserError
-from engine.folder import flat
+from engine.folder import flatten_settings
 from grpo import OBJECTIVES, RL, SETTINGS
 from r1mini import PRESETS, Run, Train
 
@@ -33,7 +33,7 @@ MAY_BE_ZERO = {"seed", "n_dense_layers", "n_mtp_layers", "q_lora_rank", "n_outpu
                "overlong"}
 
 
-def resolve(preset, assignments, **fields):
+def resolve_settings(preset, assignments, **fields):
     """The Run of a preset and of the user's key=value texts. UserError if they make no sense."""
     if preset not in TRAINING:
         raise UserError(f"--preset {preset} is for counting only (cost); to train, choose one of "
@@ -48,8 +48,8 @@ def resolve(preset, assignments, **fields):
             raise UserError(f"--set {key}: wanted key=value, such as --set zero.lr=1e-4")
         pairs.append((key, value))
     for key, value in [*preset_settings(run), *objective_settings(pairs), *pairs]:
-        run = change(run, key, value)
-    check(run)
+        run = change_setting(run, key, value)
+    check_settings(run)
     return run
 
 
@@ -78,20 +78,20 @@ def objective_settings(pairs):
     return settings
 
 
-def change(run, key, value):
+def change_setting(run, key, value):
     """The Run with one setting, such as zero.lr, at a value or at the text of one."""
-    keys = [known for known in flat(dataclasses.asdict(run)) if "." in known]
+    keys = [known for known in flatten_settings(dataclasses.asdict(run)) if "." in known]
     if key not in keys:
         nearest = difflib.get_close_matches(key, keys, 1, 0.0)[0]
         raise UserError(f"--set: there is no setting {key!r}; the nearest is {nearest}")
     part, field = key.split(".")
     settings = getattr(run, part)
     if isinstance(value, str):
-        value = convert(key, value, getattr(settings, field))
+        value = convert_setting(key, value, getattr(settings, field))
     return dataclasses.replace(run, **{part: dataclasses.replace(settings, **{field: value})})
 
 
-def convert(key, text, default):
+def convert_setting(key, text, default):
     """The value of a text, in the type of the setting's default. UserError if it is none."""
     wanted = {bool: "true or false", tuple: "whole numbers with commas between",
               int: "a whole number", float: "a number", str: "a text"}[type(default)]
@@ -108,9 +108,9 @@ def convert(key, text, default):
         raise UserError(f"--set {key}: wanted {wanted}, got {text!r}") from None
 
 
-def check(run):
+def check_settings(run):
     """UserError if settings make no sense, or contradict each other."""
-    for key, value in flat(dataclasses.asdict(run)).items():
+    for key, value in flatten_settings(dataclasses.asdict(run)).items():
         field = key.rpartition(".")[2]
         least = 1 if type(value) is int and field not in MAY_BE_ZERO else 0
         if isinstance(value, (int, float)) and value < least and key != "seed":

@@ -45,7 +45,7 @@ def main(options, study):
 
     folders = []
     for seed in seeds:
-        for folder, command in runs(study, seed, options.preset):
+        for folder, command in study_runs(study, seed, options.preset):
             words = [*command, "--out", folder.rpartition("=")[2], *run_options]
             print("== python r1mini.py", *words, flush=True)
             code = cli.main(words)
@@ -53,14 +53,14 @@ def main(options, study):
                 return code
             folders.append(folder)
     if not hasattr(study, "page"):
-        print(report(folders, results_at(options)))
+        print(report(folders, results_folder(options)))
         return 0
 
     found = {}
     for seed in seeds:
         found[seed] = {}
         if hasattr(study, "numbers"):
-            found[seed] |= study.numbers(seed, runs_at(options.preset))
+            found[seed] |= study.numbers(seed, runs_prefix(options.preset))
         if measures:
             folder = open_folder(options.name, study, seed, options.preset, run_options)
             found[seed] |= study.measure(folder)
@@ -89,31 +89,31 @@ def read_words(options, study):
 # Folders
 
 
-def runs_at(preset):
+def runs_prefix(preset):
     """How the folders of a preset's runs begin. Other presets must not be taken for nano."""
     return "runs/" if preset == "nano" else f"runs/{preset}-"
 
 
-def results_at(options):
+def results_folder(options):
     """The folder of a study's results."""
     name = options.name if options.preset == "nano" else f"{options.name}-{options.preset}"
     return f"results/{name}"
 
 
-def runs(study, seed, preset="nano"):
+def study_runs(study, seed, preset="nano"):
     """[(folder or NAME=folder, words of its command)] of one seed of a study."""
     pairs = []
     for folder, command in getattr(study, "RUNS", ()):
         label, equals, path = folder.format(seed=seed).rpartition("=")
-        words = command.format(seed=seed).replace("runs/", runs_at(preset)).split()
-        pairs.append((f"{label}{equals}{runs_at(preset)}{path}", [*words, "--seed", str(seed)]))
+        words = command.format(seed=seed).replace("runs/", runs_prefix(preset)).split()
+        pairs.append((f"{label}{equals}{runs_prefix(preset)}{path}", [*words, "--seed", str(seed)]))
     return pairs
 
 
 def check_needs(name, study, seed, preset):
     """UserError if a checkpoint that a study needs is missing."""
     for checkpoint in study.NEEDS:
-        path = Path(f"{runs_at(preset)}r1-{seed}") / checkpoint
+        path = Path(f"{runs_prefix(preset)}r1-{seed}") / checkpoint
         if not path.exists():
             preset_words = "" if preset == "nano" else f"--preset {preset} "
             raise UserError(f"study {name} needs {path}: first run python r1mini.py study "
@@ -122,10 +122,10 @@ def check_needs(name, study, seed, preset):
 
 def open_folder(name, study, seed, preset, run_options):
     """The run folder in which a study trains and measures one seed."""
-    start = ["--from", f"{runs_at(preset)}r1-{seed}/r1.pt"] if study.NEEDS else []
+    start = ["--from", f"{runs_prefix(preset)}r1-{seed}/r1.pt"] if study.NEEDS else []
     options = cli.parse(["zero", "--seed", str(seed), *start, *run_options,
-                         "--processes", "1", "--out", f"{runs_at(preset)}{name}-{seed}"])
-    run = cli.resolve(
+                         "--processes", "1", "--out", f"{runs_prefix(preset)}{name}-{seed}"])
+    run = cli.resolve_settings(
         options.preset, [*study.SETTINGS, *options.set], seed=seed, start=options.start or "",
         device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
     print(f"== {name}, seed {seed}, in {options.out}", flush=True)
@@ -136,7 +136,7 @@ def open_folder(name, study, seed, preset, run_options):
 # For studies
 
 
-def once(folder, kind, measure):
+def measure_once(folder, kind, measure):
     """The record of a kind in a folder's log. If there is none, measure() is called and logged."""
     for record in read_log(folder.path):
         if record["kind"] == kind:
@@ -150,7 +150,7 @@ def once(folder, kind, measure):
     return {key: value for key, value in record.items() if key != "kind"}
 
 
-def tested(path, stage):
+def test_record(path, stage):
     """The record of a stage's test in a run folder, on the test problems at temperature 1."""
     for r in read_log(path):
         if r["kind"] == "test" and r["stage"] == stage and r["set"] == "test" \
@@ -182,7 +182,7 @@ def publish(options, page, found, folders):
                      f"torch {torch.__version__}")
     summary = {"command": command, "commit": commit(), "machine": "; ".join(sorted(machines)),
                "seeds": list(found), "metrics": metrics, "notes": notes}
-    path = Path(results_at(options)) / "summary.json"
+    path = Path(results_folder(options)) / "summary.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(summary, indent=1), "utf-8")
     print("\n".join([f"# {options.name}", "", f"`{command}`", "", *page(metrics, notes), ""]))

@@ -4,7 +4,7 @@ Each function takes `metrics`, which is {key: {"mean", "std", "per_seed"}} as in
 returns the lines of a Markdown table. It returns no lines if there are no numbers for it.
 """
 from grpo import OBJECTIVES, RL
-from tools.figures import by_step, runs_named
+from tools.figures import by_step, curves_of_runs
 
 # The metrics that a report takes from tests, and from evaluations on dev.
 TEST_METRICS = ("pass@1", "cons@16", "length", "reflection", "correction", "summary", "mixing",
@@ -159,7 +159,7 @@ def answer_counts(metrics, names):
 # The sections of a report
 
 
-def verdicts(metrics, section):
+def claim_verdicts(metrics, section):
     """A sentence for each claim of a section that has numbers: whether it holds on every seed."""
     lines = []
     for low, high, claim in CLAIMS.get(section, ()):
@@ -167,7 +167,7 @@ def verdicts(metrics, section):
         seeds = set.intersection(*(set(per_seed(metrics, key)) for key in keys))
         if not seeds:
             continue
-        held = sum(holds(metrics, low, high, seed) for seed in seeds)
+        held = sum(claim_holds(metrics, low, high, seed) for seed in seeds)
         if len(keys) == 2:
             verdict = "As in the paper" if held == len(seeds) else "Not as in the paper"
         else:
@@ -177,7 +177,7 @@ def verdicts(metrics, section):
     return ["", *lines] if lines else []
 
 
-def holds(metrics, low, high, seed):
+def claim_holds(metrics, low, high, seed):
     """Whether low < high on a seed. Each is a key or a limit, and a limit itself is allowed."""
     low_value = per_seed(metrics, low)[seed] if isinstance(low, str) else low
     high_value = per_seed(metrics, high)[seed] if isinstance(high, str) else high
@@ -200,7 +200,7 @@ def base_and_zero(metrics):
 def training_curve(curves):
     """Zero on dev at temperature 1, by RL step. Means over runs."""
     body = []
-    for step, means in by_step(runs_named(curves, RL.objective), "zero", DEV_METRICS).items():
+    for step, means in by_step(curves_of_runs(curves, RL.objective), "zero", DEV_METRICS).items():
         row = [str(step)]
         for name in DEV_METRICS:
             digits = 1 if name == "length" else 3
@@ -242,8 +242,8 @@ def language_reward(metrics, curves):
     if "dev2.mixing" not in metrics or "no_language_reward.mixing" not in metrics:
         return []
     names = ("mixing", "language", "pass@1")
-    with_reward = by_step(runs_named(curves, RL.objective), "dev2", names)
-    without = by_step(runs_named(curves, "no_language_reward"), "dev2", names)
+    with_reward = by_step(curves_of_runs(curves, RL.objective), "dev2", names)
+    without = by_step(curves_of_runs(curves, "no_language_reward"), "dev2", names)
     head, last_row = ["RL step, on dev"], ["the end, on test"]
     for name in names:
         head += [f"{name}, with", f"{name}, without"]
@@ -258,7 +258,7 @@ def language_reward(metrics, curves):
     return table(head, [*body, last_row])
 
 
-def students(metrics):
+def students_table(metrics):
     """A small base trained by RL and by distillation, with the cost of each stage."""
     counts = answer_counts(metrics, STUDENT_KEYS.values())
     majority = f"cons@{max(counts, default=1)}"
@@ -287,7 +287,7 @@ def cost_cells(metrics, stage):
     return [cell(metrics, f"flops.{stage}"), cell(metrics, f"minutes.{stage}", 60)]
 
 
-def answers(metrics):
+def answers_table(metrics):
     """Accuracy by number of answers k: pass@k, and the majority vote of the largest k."""
     counts = answer_counts(metrics, ("base", "zero", "r1"))
     names = [f"pass@{k}" for k in counts] + [f"cons@{k}" for k in counts[-1:]]
@@ -301,7 +301,7 @@ def answers(metrics):
     return table(("held-out problems", *names), body)
 
 
-def minutes(metrics):
+def minutes_table(metrics):
     """Minutes per stage: for its training, for the samples it learns from, and for its tests."""
     body = []
     for stage in (*TEACHER_STAGES, *STUDENT_KEYS):
@@ -316,7 +316,7 @@ def minutes(metrics):
             "H800-hours: R1-Zero 101, SFT data 5, R1 41 (R1 v2 Table 7)."]
 
 
-def objectives(metrics):
+def objectives_table(metrics):
     """RL with each objective from the same bases. One objective alone makes no table."""
     columns = ("pass@1", "eval.pass@1", "cons@16", "length", "reflection", "mixing",
                "steps_to_85")
@@ -328,7 +328,7 @@ def objectives(metrics):
     return table(("objective", *columns), body)
 
 
-def bases(metrics):
+def bases_table(metrics):
     """The base of each seed at temperature 1: pass@1 by number of operations, of all answers and of
     those in the checked style."""
     levels = [f"level{n}" for n in range(1, 10) if f"base.level{n}" in metrics]
