@@ -532,7 +532,7 @@ def test_improve_gradient_does_not_depend_on_micro_batches(monkeypatch):
     gradients = []
     for limit in (1, 10_000):
         twin = copy.deepcopy(model).train()
-        monkeypatch.setattr(grpo, "update", lambda m, *_: gradients.append(
+        monkeypatch.setattr(grpo, "optimizer_update", lambda m, *_: gradients.append(
             {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None})
             or {"grad_norm": 0, "expert_load": 0, "loads": [], "skipped": 0})
         grpo.improve(twin, model, [], rollout, dataclasses.replace(s, micro_tokens=limit),
@@ -1427,7 +1427,7 @@ def test_train_step_does_not_depend_on_micro_batches(monkeypatch, name):
     loss, config, draw = LOSSES[name]
     torch.manual_seed(0)
     model, gradients, logged = moe.Transformer(config), [], []
-    monkeypatch.setattr(r1mini, "update", lambda m, *_: gradients.append(
+    monkeypatch.setattr(r1mini, "optimizer_update", lambda m, *_: gradients.append(
         [torch.zeros_like(p) if p.grad is None else p.grad for p in m.parameters()]) or {})
     for limit in (1, 400, 10 ** 6):
         twin, s = copy.deepcopy(model), r1mini.Train(steps=1, documents=7, micro_tokens=limit)

@@ -380,8 +380,8 @@ def poison(monkeypatch, bad):
         value = math.nan if next(count) in bad else 1.0
         model.norm.weight.grad = torch.full_like(model.norm.weight, value)
         return update(model, *rest)
-    monkeypatch.setattr(r1mini, "update", poisoned)
-    monkeypatch.setattr(grpo, "update", poisoned)
+    monkeypatch.setattr(r1mini, "optimizer_update", poisoned)
+    monkeypatch.setattr(grpo, "optimizer_update", poisoned)
 
 
 LONGER = [*SHORT, "base.steps=16", "zero.steps=9", "zero.minibatches=2", "--save-every", "1",

@@ -11,7 +11,7 @@ import json
 import tasks
 from engine.errors import UserError
 from engine.evaluate import (
-    embeddings,
+    answer_embeddings,
     evaluate,
     prompts_of,
     read_problems,
@@ -42,7 +42,8 @@ def main(options):
         prompts = repeat_each(prompts_of(problems), options.samples)
         ids = sample_answers(model, prompts, limit, s.rows, s.temperature, s.top_p, 1)
         texts = [tasks.decode(answer) for answer in ids]
-        means |= selection_scores(texts, problems, embeddings(model.eval(), prompts, ids, s.rows))
+        embeddings = answer_embeddings(model.eval(), prompts, ids, s.rows)
+        means |= selection_scores(texts, problems, embeddings)
 
     if options.json:
         print(json.dumps(means | {"by_problem": by_problem}))
