@@ -263,7 +263,7 @@ def check_torchrun():
     numbers = ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     env = {name: os.environ[name] for name in (*numbers, "MASTER_ADDR") if name in os.environ}
     wrong = [name for name in numbers if not env.get(name, "0").isdecimal()]
-    if "RANK" in env or "WORLD_SIZE" in env:
+    if devices.STORE not in os.environ and ("RANK" in env or "WORLD_SIZE" in env):
         needed = ("RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
         wrong += [name for name in needed if not env.get(name)]
     if wrong:
