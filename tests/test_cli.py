@@ -17,6 +17,7 @@ from engine.errors import UserError
 from grpo import RL
 from studies import hours, peers, r1
 from tests.helpers import json_lines, micro_run
+from tests.refusing import contents
 from tools import bench, cli, settings
 
 BAD = {  # words of a command -> what the error line must name
@@ -115,7 +116,7 @@ def test_main_refuses_bad_words_in_one_line(micro, tmp_path, capsys, line):
         (tmp_path / name).write_bytes((micro / "zero.pt").read_bytes()[:20_000])
     shutil.copy(micro / "dev3.pt", tmp_path / "own.pt")
     (tmp_path / "long.jsonl").write_text(json_lines({"question": "1+" * 600, "answer": 1}))
-    before = sorted(tmp_path.rglob("*"))
+    before, run_before = sorted(tmp_path.rglob("*")), contents(micro)
     argv = [w.format(tmp=tmp_path, micro=micro, long="1+" * 600) for w in line.split()]
     if argv[0] in ("zero", "base", "dev1", "dev3", "r1", "distill") and "--out" not in argv:
         argv += ["--out", str(tmp_path / "out")]
@@ -129,6 +130,7 @@ def test_main_refuses_bad_words_in_one_line(micro, tmp_path, capsys, line):
     assert code == 2 and error.count("\n") == 0 and BAD[line] in error, error
     assert "Traceback (most" not in error and [f for f in sorted(tmp_path.rglob("*"))
                                          if f not in before and f.suffix] == []
+    assert contents(micro) == run_before
 
 
 def stages_of(run, kind):

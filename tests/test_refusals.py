@@ -53,6 +53,11 @@ CASES = {  # a command, what its line must contain
     "report {tmp}/begun": "begun",
     "report {tmp}/torn": "damaged; if only the last line is torn, the command that made this run",
     "report {tmp}/scrambled": "damaged; start over with --fresh",
+    "report {tmp}/other": "other: no run in this folder",
+    "report NAME={tmp}/other": "other: no run in this folder",
+    "zero --out {tmp}/other": "other is not empty and holds no run",
+    "zero --out {tmp}/other --fresh": "other is not empty and holds no run",
+    "zero --out {run} --seed 7": "with other settings",
     "report {run} --to {tmp}/empty.pt/inside": "empty.pt",
     "study": "required: NAME (try: python r1mini.py study --help)",
     "study everything": "choose one of base, baseline, choices, compute",
@@ -120,6 +125,11 @@ def test_refusals_are_one_clear_line(tmp_path, monkeypatch, capsys, line):
                       ("scrambled", '{"ki\n{"kind": "zero"}\n')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.jsonl").write_text(log, "utf-8")
+    for name in ("begun", "torn", "scrambled"):
+        shutil.copy(run / "config.json", tmp_path / name)
+    shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("*.pt"))
+    (tmp_path / "other" / ".r1mini").unlink()
+    (tmp_path / "other" / "config.json").write_text('{"port": 8080}')
     before = contents(tmp_path) | contents(run)
     argv = [w.format(tmp=tmp_path, run=run, long="x" * 300) for w in shlex.split(line)]
     if argv[0] in cli.COMMANDS and "--preset" not in argv:

@@ -44,11 +44,11 @@ def rewind(micro, path, stage):
 
 
 def test_run_leaves_what_the_readme_says(micro):
-    """A run leaves its settings, a log without a clock, timings, checkpoints, dialogues, samples
-    and a report, and the log has every step and every test."""
+    """A run leaves its mark, its settings, a log without a clock, timings, checkpoints, dialogues,
+    samples and a report, and the log has every step and every test."""
     kept = {f"{stage}.pt" for stage in STAGES} | {f"{stage}.jsonl" for stage in COLLECTED}
     assert {f.name for f in micro.iterdir()} - {"figures"} == kept | {  # figures need matplotlib
-        "config.json", "log.jsonl", "timing.jsonl", "samples.md", "report.md"}
+        ".r1mini", "config.json", "log.jsonl", "timing.jsonl", "samples.md", "report.md"}
     log = folder.read_log(micro)
     assert log[0]["kind"] == "config" and log[0]["zero"]["group_size"] == 4
     assert not any("seconds" in json.dumps(r) for r in log)
@@ -269,7 +269,7 @@ def graph(micro, tmp_path, monkeypatch):
             return original(*models)
         monkeypatch.setattr(r1mini, name, spy)
 
-    shutil.copytree(micro, tmp_path / "out", ignore=shutil.ignore_patterns("*.pt"))
+    shutil.copytree(micro, tmp_path / "out")
     remember("preference")
     remember("distillation_loss")
     monkeypatch.setattr(folder.Folder, "stage", stage)

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -16,7 +17,7 @@ import r1mini
 import tasks
 from engine import checkpoint, devices, kernels
 from engine.errors import UserError
-from engine.folder import Folder, read_log, tensorboard
+from engine.folder import Folder, holds_run, read_log, tensorboard
 from r1mini import PRESETS
 from tools.settings import resolve
 
@@ -67,6 +68,8 @@ def run_command(options):
     if options.command not in TOOLS:
         run_stages(options, *plan(options))
         return 0
+    if options.command == "report":
+        check_report(options.runs)
     if options.command == "study":
         return importlib.import_module("tools.study").main(options, find_study(options.name))
     if options.command == "bench" and options.against:
@@ -74,6 +77,18 @@ def run_command(options):
     if options.command == "cost" and options.gpus is not None:
         return find_study("hours").main(options)
     return importlib.import_module(f"tools.{options.command}").main(options)
+
+
+def check_report(words):
+    """UserError if one of these, each PATH or NAME=PATH, is no run's folder: report writes into
+    it."""
+    settings = [field.name for field in dataclasses.fields(r1mini.Run)]
+    for word in words:
+        path = re.fullmatch(r"(?:\w+=)?(.+)", word)[1]
+        read_log(path)
+        if not holds_run(path, settings):
+            raise UserError(f"{path}: no run in this folder (it has a log.jsonl, but not the "
+                            "config.json of a run)")
 
 
 def find_study(name):
@@ -347,13 +362,18 @@ def load_writer(options):
     return model, record
 
 
-def load_stage(path, name, run):
-    """UserError if a stage's checkpoint is damaged, or has other sizes than this run."""
+def config_of(name, run):
+    """The Config of a stage's model."""
     config = run.student if name.startswith(("student", "distill")) else run.model
     if name in ("helpful", "safe"):
         config = dataclasses.replace(config, n_outputs=1, n_mtp_layers=0)
+    return config
+
+
+def load_stage(path, name, run):
+    """UserError if a stage's checkpoint is damaged, or has other sizes than this run."""
     model, record = checkpoint.load(path)
-    if model.config != config:
+    if model.config != config_of(name, run):
         preset = f", of preset {record['preset']}," if "preset" in record else ""
         raise UserError(f"{path}{preset} has other sizes than this run; give its --preset and "
                         "--set")
@@ -441,8 +461,12 @@ class Models(dict):
 
 def run_stages(options, run, names):
     """Runs the stages, tests each on held-out problems, and prints the report."""
+    out = Path(options.out or f"runs/{options.preset}")
+    needed = wanted(options, run.start, run.data_file, names)
+    inputs = [path for path in needed if path.resolve().parent != out.resolve()]
     with devices.processes(options.device, options.processes, options.itself) as options.device:
-        folder = Folder(options.out or f"runs/{options.preset}", run, options, r1mini.STAGES)
+        folder = Folder(out, run, options, r1mini.STAGES,
+                        {name: config_of(name, run) for name in names}, inputs)
         models = Models(folder)
         print(f"{run.preset}, seed {run.seed}, into {folder.path}; {options.expected}stages:\n"
               f"  {' '.join(names)}\n"
