@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import tasks
 from engine import checkpoint, devices
 from engine.errors import UserError
 
@@ -159,7 +161,8 @@ class Folder:
     """
 
     def __init__(self, path, run, options, stages, expected=None, inputs=()):
-        self.path, self.run, self.options, self.stop = Path(path), run, options, False
+        self.path, self.run, self.options = Path(path), run, options
+        self.stop, self.signal = False, signal.SIGINT  # asked to stop, by this signal
         self.board, self.stages = None, list(stages)
         processes = devices.rank_and_size()[1]
         self.machine = {"machine": machine(), "threads": torch.get_num_threads() * processes,
@@ -359,7 +362,7 @@ class Folder:
     def check(self):
         """Raises KeyboardInterrupt in all processes if one of them was asked to stop."""
         if devices.any_process(self.stop):
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(self.signal)
 
     def clock(self, stage, step, began, tokens=0, worked=None):
         """Appends to timing.jsonl, which alone has a clock. `seconds` is all time since `began`;
@@ -416,7 +419,11 @@ class Folder:
 
     def check_checkpoint(self, path, config, expected, record):
         """UserError if a checkpoint, of a model of this config, does not belong to this run."""
-        if config != expected or "log" not in record or (
+        if config != expected:
+            if expected.vocab_size == tasks.VOCAB_SIZE:
+                checkpoint.check_vocabulary(path, config)
+            raise UserError(f"{path} is not of this run: replace or delete it")
+        if "log" not in record or (
                 path.name.endswith(".partial.pt") and "optimizers" not in record):
             raise UserError(f"{path} is not of this run: replace or delete it")
         if record["log"] > self.whole_lines("log.jsonl"):
@@ -487,13 +494,15 @@ class Folder:
                 bar.set_postfix(shown | speed, refresh=False)
                 bar.update()
                 if stop:
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(self.signal)
                 began = started = time.monotonic()
         return model
 
-    def interrupt(self, *_):
-        """Called at Ctrl-C: the present step ends and is saved. A second Ctrl-C stops at once."""
+    def interrupt(self, number=signal.SIGINT, _=None):
+        """Called at Ctrl-C and other signals to end: the present step ends and is saved. A second
+        signal stops at once."""
         if self.stop:
-            raise KeyboardInterrupt
-        self.stop = True
-        print("\nfinishing this step and saving it (Ctrl-C again stops now)", file=sys.stderr)
+            raise KeyboardInterrupt(number)
+        self.stop, self.signal = True, number
+        with contextlib.suppress(RuntimeError):  # the signal came in the middle of a print
+            print("\nfinishing this step and saving it (Ctrl-C again stops now)", file=sys.stderr)

@@ -274,6 +274,8 @@ DAMAGES = {  # damage to the folder of a finished run, what the line must contai
                               "zero.pt: damaged"),
     "checkpoint of another size": (lambda run: resize(run / "zero.pt", n_heads=4),
                                    "zero.pt is not of this run"),
+    "a checkpoint of fewer tokens": (lambda run: resize(run / "base.pt", vocab_size=300),
+                                     "base.pt has a vocabulary of 300"),
     "a reward model": (lambda run: resize(run / "base.pt", n_outputs=1),
                        "base.pt is not of this run"),
     "a pickle": (lambda run: torch.save({"format": 1, "model": Evil(run / "mark")},

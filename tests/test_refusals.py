@@ -92,6 +92,7 @@ CASES = {  # a command, what its line must contain
     "dev1 --only dev1 --out {tmp}/out": "dev1 needs",
     "zero --only zero --fresh --out {run}": "--fresh would delete",
     "dev3 --from {tmp}/dev2.pt --only dev3": "base.pt, which does not exist",
+    "zero --from {tmp}/foreign/base.pt": "foreign/base.pt has a vocabulary of 24",
     "zero --from {run}/base.pt --preset nano": "of preset micro, has other sizes",
     "zero --set": "--set: expected at least one",
     "zero --set =1": "no setting ''",
@@ -119,6 +120,8 @@ def test_refusals_are_one_clear_line(tmp_path, monkeypatch, capsys, line):
     torch.save({"format": checkpoint.FORMAT, "model": Evil(tmp_path / "mark")},
                tmp_path / "evil.pt")
     shutil.copy(run / "zero.pt", tmp_path / "dev2.pt")
+    (tmp_path / "foreign").mkdir()
+    shutil.copy(tmp_path / "foreign.pt", tmp_path / "foreign" / "base.pt")
     (tmp_path / "late.jsonl").write_text('{"question": "1+2", "answer": 3}\n{"question": 3}\n')
     for name, log in (("begun", (run / "log.jsonl").read_text("utf-8").split("\n")[0] + "\n"),
                       ("torn", '{"kind": "config"}\n{"ki'),

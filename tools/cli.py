@@ -1,6 +1,7 @@
 """The command line: reads the words, checks them before anything long begins, then runs stages, a
 tool or a study."""
 import argparse
+import contextlib
 import dataclasses
 import errno
 import importlib
@@ -8,17 +9,18 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import traceback
 from pathlib import Path
 
 import torch
 
 import r1mini
-import tasks
 from engine import checkpoint, devices, kernels
-from engine.errors import UserError
+from engine.errors import UserError, is_out_of_memory
 from engine.folder import Folder, holds_run, read_log, tensorboard
 from r1mini import PRESETS
+from tools import output
 from tools.settings import resolve
 
 CORES = torch.get_num_threads()  # torch's choice, before anyone changes it: one thread a core
@@ -27,6 +29,11 @@ COMMANDS = {"all": "every stage", "base": "pretraining", "zero": "up to R1-Zero"
             "dev3": "up to rejection sampling and SFT", "r1": "up to R1",
             "distill": "up to the students"}
 TOOLS = ("eval", "chat", "export", "report", "study", "bench", "cost", "annotate")
+
+CLOSED_PIPE = 128 + 13  # what a shell says of a command that SIGPIPE has ended
+# Signals that ask a training to end. Windows has no SIGHUP, which a closed terminal sends.
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+            if hasattr(signal, name)]
 
 # The models of other stages that a stage starts from or learns from.
 NEEDS = {"zero": ["base"], "dev1": ["zero", "base"], "dev2": ["dev1"], "dev3": ["dev2", "base"],
@@ -41,26 +48,33 @@ BOUNDS = {"threads": (0, 4 * os.cpu_count()), "processes": (0, 4 * os.cpu_count(
 
 
 def main(argv=None):
-    """Runs one command. Returns 0, or 2 for what the user can correct, or 130 after Ctrl-C."""
+    """Runs one command. Returns 0; 2 for what the user can correct; 130 after Ctrl-C, 143 after
+    SIGTERM, 129 after SIGHUP; 141 if what it prints was not read to its end."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for consoles that cannot print Chinese
     options = None
     try:
         options = parse(list(sys.argv[1:] if argv is None else argv))
-        return run_command(options)
+        code = run_command(options)
+        return code if output.flush() else CLOSED_PIPE
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and error.filename is None:
+            output.silence(sys.stdout)
+            return CLOSED_PIPE
         line = excuse(error, options)
         if line is None:
             raise  # a fault of the program
         print(f"r1mini: {line}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         line = "stopped"
         if options is not None and options.command not in TOOLS:
             line += "; the same command goes on where it stopped"
         print(f"r1mini: {line}", file=sys.stderr)
-        return 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+    finally:  # also after --help
+        output.flush()
 
 
 def run_command(options):
@@ -105,7 +119,7 @@ def excuse(error, options=None):
     fault."""
     if isinstance(error, UserError):
         return " ".join(str(error).splitlines())
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+    if is_out_of_memory(error):
         return "out of memory; ask for less"
     if isinstance(error, RuntimeError):
         error = error.__context__  # torch wraps the errors that happen while it writes
@@ -326,7 +340,10 @@ def choose_device(device="auto", dtype="auto"):
         device = torch.zeros(1, device=device).device
         torch.autocast(device.type, torch.bfloat16)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        if is_out_of_memory(error):
+            raise
+        sentence = str(error).splitlines()[0].split(". ")[0]
+        reason = textwrap.shorten(sentence, 100, placeholder=" ...")
         raise UserError(f"--device {device}: not available here ({reason})") from None
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
@@ -356,9 +373,7 @@ def load_writer(options):
     if model.config.n_outputs:
         raise UserError(f"{options.checkpoint} is a reward model: it gives scores and cannot "
                         "write")
-    if model.config.vocab_size != tasks.VOCAB_SIZE:  # it was imported
-        raise UserError(f"{options.checkpoint} has a vocabulary of {model.config.vocab_size}; "
-                        f"r1mini's has {tasks.VOCAB_SIZE}, so it can write no text")
+    checkpoint.check_vocabulary(options.checkpoint, model.config)
     return model, record
 
 
@@ -373,6 +388,7 @@ def config_of(name, run):
 def load_stage(path, name, run):
     """UserError if a stage's checkpoint is damaged, or has other sizes than this run."""
     model, record = checkpoint.load(path)
+    checkpoint.check_vocabulary(path, model.config)
     if model.config != config_of(name, run):
         preset = f", of preset {record['preset']}," if "preset" in record else ""
         raise UserError(f"{path}{preset} has other sizes than this run; give its --preset and "
@@ -459,12 +475,33 @@ class Models(dict):
         return self[name]
 
 
+def stop_now(number, _):
+    """Called at a signal to end, before the first stage and after the last."""
+    raise KeyboardInterrupt(number)
+
+
+@contextlib.contextmanager
+def on_signals(handler):
+    """A context in which a handler is called at signals to end. nohup's choice, to ignore SIGHUP,
+    stays."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    for number, old in before.items():
+        if old != signal.SIG_IGN or number == signal.SIGINT:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
 def run_stages(options, run, names):
     """Runs the stages, tests each on held-out problems, and prints the report."""
     out = Path(options.out or f"runs/{options.preset}")
     needed = wanted(options, run.start, run.data_file, names)
     inputs = [path for path in needed if path.resolve().parent != out.resolve()]
-    with devices.processes(options.device, options.processes, options.itself) as options.device:
+    with (output.lasting(), on_signals(stop_now),
+          devices.processes(options.device, options.processes, options.itself) as options.device):
         folder = Folder(out, run, options, r1mini.STAGES,
                         {name: config_of(name, run) for name in names}, inputs)
         models = Models(folder)
@@ -473,12 +510,9 @@ def run_stages(options, run, names):
               "In pretraining the loss should fall, in RL the accuracy should rise. Dev scores "
               "come on the way,\ntest scores at the end of a stage. Ctrl-C saves; the same "
               "command goes on.")
-        signal.signal(signal.SIGINT, folder.interrupt)
-        try:
+        with on_signals(folder.interrupt):
             for name in names:
                 models[name] = r1mini.STAGES[name](folder, models)
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         if devices.is_main() and any(r["kind"] == "test" for r in read_log(folder.path)):
             report = importlib.import_module("tools.report").report
             print("\n" + report([folder.path]))
