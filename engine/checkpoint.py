@@ -1,5 +1,9 @@
 """Checkpoints. A file is written whole or not at all, and does not depend on how many processes
-share the weights."""
+share the weights.
+
+Each has a fingerprint of the tokenizer, since a model's numbers mean nothing without it.
+"""
+import hashlib
 import os
 from dataclasses import asdict
 
@@ -7,11 +11,25 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from engine.devices import full, is_main, place_model, shard_like
-from engine.errors import UserError
+import tasks
+from engine.devices import full, is_main, place, shard_like
+from engine.errors import UserError, is_out_of_memory
 from moe import Config, Transformer
 
 FORMAT = 1
+
+
+def vocabulary():
+    """A fingerprint of the tokenizer: of each token and its id."""
+    tokens = sorted(tasks.RANKS.items()), tasks.SPECIAL
+    return hashlib.sha256(repr(tokens).encode()).hexdigest()
+
+
+def check_vocabulary(path, config):
+    """UserError if a checkpoint's model, of this config, has more or fewer tokens than ours."""
+    if config.vocab_size != tasks.VOCAB_SIZE:  # it was imported, or the tokenizer has changed
+        raise UserError(f"{path} has a vocabulary of {config.vocab_size}; r1mini's has "
+                        f"{tasks.VOCAB_SIZE}, so it can write no text")
 
 
 def save(path, model, **extra):
@@ -22,6 +40,8 @@ def save(path, model, **extra):
     """
     record = extra | {"format": FORMAT, "config": asdict(model.config),
                       "model": dict(model.state_dict())}
+    if model.config.vocab_size == tasks.VOCAB_SIZE:  # other models are imported ones
+        record["vocabulary"] = vocabulary()
     record = tree_map(lambda x: x if full(x) is x else full(x).cpu(), record)
     if not is_main():
         return
@@ -38,21 +58,29 @@ def save(path, model, **extra):
 
 
 def load(path, device="cpu", dtype=torch.float32, *layout):
-    """(model, all else that was saved) of a checkpoint. UserError if it is none. Nothing in the
-    file is executed. device, dtype and layout are those of devices.place_model()."""
+    """(model, all else that was saved) of a checkpoint. UserError if it is none, or if its tokens
+    are not ours. Nothing in the file is executed. device, dtype and layout are those of
+    devices.place()."""
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
         if (found := record.pop("format")) != FORMAT:
             raise ValueError(f"format {found}, wanted {FORMAT}")
+        fingerprint = record.pop("vocabulary", None)  # older checkpoints have none
         model = Transformer(Config(**record.pop("config")))
         model.load_state_dict(record.pop("model"))
     except Exception as error:  # torch.load meets damage with a dozen types of errors
         if isinstance(error, OSError) and error.filename:
             raise               # there is no such file, or we may not read it
+        if is_out_of_memory(error):
+            raise UserError(f"{path}: out of memory while it was loaded; the file stays as it is. "
+                            "End other programs, or use a machine with more memory") from None
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:60]
         raise UserError(f"{path}: damaged, or not a checkpoint of r1mini: replace or delete it "
                         f"[{reason}]") from None
-    return place_model(model, device, dtype, *layout), record
+    if fingerprint not in (None, vocabulary()):
+        raise UserError(f"{path} has another vocabulary: its numbers stand for other tokens than "
+                        "those of tasks.py. Use the version of r1mini that made it, or train again")
+    return place(model, device, dtype, *layout), record
 
 
 def restore(target, saved):

@@ -11,7 +11,12 @@ import contextlib
 import datetime
 import functools
 import os
+import shutil
+import socket
 import subprocess
+import tempfile
+import threading
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -44,15 +49,26 @@ def share(items):
 
 def gather(part):
     """Undoes share(): the whole tensor, on all processes, of which each process has its part."""
-    _, count = rank_and_size()
+    rank, count = rank_and_size()
     if count == 1:
         return part
-    parts = [None] * count
-    dist.all_gather_object(parts, part.cpu())
-    rows = part.new_empty(sum(map(len, parts)), *part.shape[1:])
-    for rank, rows_of_rank in enumerate(parts):
-        rows[rank::count] = rows_of_rank.to(rows.device)
+    lengths = torch.zeros(count, dtype=torch.int64)
+    lengths[rank] = len(part)
+    all_sum(lengths)
+    # The parts differ by one row. They travel as bytes, since gloo does not know every dtype.
+    padded = part.new_zeros(int(lengths.max()), *part.shape[1:])
+    padded[:len(part)] = part
+    padded_parts = [torch.empty_like(padded) for _ in range(count)]
+    dist.all_gather([as_bytes(x) for x in padded_parts], as_bytes(padded))
+    rows = part.new_empty(int(lengths.sum()), *part.shape[1:])
+    for other, (length, padded_part) in enumerate(zip(lengths.tolist(), padded_parts)):
+        rows[other::count] = padded_part[:length]
     return rows
+
+
+def as_bytes(x):
+    """The bytes of a contiguous tensor, which share its memory."""
+    return x.flatten().view(torch.uint8)
 
 
 def all_sum(*parts, group=None):
@@ -218,43 +234,110 @@ def copy_model(model):
     return other.train(model.training)
 
 
+# ------------------------------------------------------------------------------
+# Processes
+
+STORE = "R1MINI_STORE"  # names the file in which local processes meet, to those that are started
+LOOPBACK = ("lo", "lo0")  # the interface that only this machine reaches, on Linux and on a Mac
+
+
+@contextlib.contextmanager
+def loopback_only():
+    """A context in which gloo and NCCL listen on the loopback interface alone. Where there is none
+    of these names (Windows), they choose."""
+    names = [name for _, name in socket.if_nameindex() if name in LOOPBACK]
+    settings = {"GLOO_SOCKET_IFNAME": names[0], "NCCL_SOCKET_IFNAME": names[0]} if names else {}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
+
+
+def end_with_parent():
+    """Ends this process when the one that started it ends. That one holds the other end of our
+    standard input and writes nothing."""
+    def wait():
+        os.read(0, 1)
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def local_store(count, command):
+    """A store for `count` processes of a command, of which this one is the first. Starts the
+    others, and ends them.
+
+    They meet in a file of a folder that other users cannot read. So no port is opened that others
+    could write to, and nothing that arrives is unpickled.
+    """
+    folder, children = Path(tempfile.mkdtemp(prefix="r1mini-")), []  # its mode is 0700
+    path = str(folder / "store")
+    env = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), STORE: path}
+    try:
+        with loopback_only():
+            for i in map(str, range(1, count)):
+                env_of_child = os.environ | env | {"RANK": i, "LOCAL_RANK": i}
+                children.append(subprocess.Popen(command, env=env_of_child,
+                                                 stdin=subprocess.PIPE))
+            yield dist.FileStore(path, count)
+    finally:
+        for child in children:
+            child.kill()  # it writes no files
+            child.wait()
+            child.stdin.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def store_of_environment(timeout):
+    """(store, rank, number of processes) of a process that torchrun or local_store() started."""
+    env = os.environ
+    if STORE in env:
+        end_with_parent()
+        count = int(env["WORLD_SIZE"])
+        return dist.FileStore(env[STORE], count), int(env["RANK"]), count
+    # torchrun says in the environment where the others are.
+    store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
+    # Its store outlives the processes. When it starts them again, none may find the addresses of
+    # the dead. (Several machines count their restarts apart, so not there.)
+    if env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"]:
+        store = dist.PrefixStore(env.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    return store, rank, count
+
+
 @contextlib.contextmanager
 def processes(device, count, command):
     """Joins the processes that torchrun started, or starts `count` processes of a command, of which
     this one is the first. Yields the device of this process.
     """
-    env, rank, children, timeout = os.environ, 0, [], datetime.timedelta(minutes=30)
-    if count == 1 and "WORLD_SIZE" not in env:
+    timeout = datetime.timedelta(minutes=30)
+    if count == 1 and "WORLD_SIZE" not in os.environ:
         yield device
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(env.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    try:
-        if "WORLD_SIZE" in env:  # torchrun says in the environment where the others are
-            store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
-        else:
-            store = dist.TCPStore("127.0.0.1", 0, None, True, timeout, wait_for_workers=False)
-            env = env | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-            for i in map(str, range(1, count)):
-                children.append(subprocess.Popen(command, env=env | {"RANK": i, "LOCAL_RANK": i}))
-        # torchrun's store outlives the processes. When it starts them again, none may find the
-        # addresses of the dead. (Several machines count their restarts apart, so not there.)
-        if env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"]:
-            store = dist.PrefixStore(env.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                                timeout=timeout, rank=rank, world_size=count, store=store)
-        yield device
-    except RuntimeError as error:
-        if not any(word in str(error).lower() for word in ("connection", "timed out", "peer")):
-            raise
-        raise UserError("another process of this run is gone: it was killed, or had no memory. The "
-                        "same command goes on from the last save") from None
-    finally:
-        expert_mesh.cache_clear()
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        for child in children:
-            child.terminate()
-            child.wait()
+    with contextlib.ExitStack() as stack:
+        try:
+            if "WORLD_SIZE" in os.environ:
+                store, rank, count = store_of_environment(timeout)
+            else:
+                store, rank = stack.enter_context(local_store(count, command)), 0
+            store.set_timeout(timeout)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                                    timeout=timeout, rank=rank, world_size=count, store=store)
+            yield device
+        except RuntimeError as error:
+            words = ("connection", "timed out", "timeout", "peer")
+            if not any(word in str(error).lower() for word in words):
+                raise
+            raise UserError("another process of this run is gone: it was killed, or had no memory. "
+                            "The same command goes on from the last save") from None
+        finally:
+            expert_mesh.cache_clear()
+            if dist.is_initialized():
+                dist.destroy_process_group()

@@ -1,5 +1,6 @@
 """The folder of a run: what is kept of it, and where a stopped run goes on.
 
+    .r1mini              marks the folder as a run's; the hashes of the run's input files
     config.json          the settings
     log.jsonl            one record a line; no clock, so that two runs can be compared byte by byte
     timing.jsonl         seconds, tokens a second and memory
@@ -10,11 +11,13 @@
 """
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import platform
 import re
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +25,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import tasks
 from engine import checkpoint, devices
 from engine.errors import UserError
 
@@ -32,6 +36,8 @@ except ImportError:  # on Windows; there, only the log shows that two commands w
 
 LOCKS = {}  # {folder that this process writes: lock}; the system frees them when it ends
 PATIENCE = 10  # skipped updates in a row
+MARK = ".r1mini"  # the file that every run's folder has
+FILES = ("start", "data_file")  # the settings that name a file
 
 
 def lock_folder(path):
@@ -60,11 +66,13 @@ def flatten_settings(tree, prefix=""):
     return leaves
 
 
-def read_log(path):
+def read_log(path, repaired=False):
     """The records of a run's log.jsonl. UserError if the folder holds no run, or if a step is there
-    twice, since then two commands wrote the folder at once."""
+    twice, since then two commands wrote the folder at once. repaired: without a torn last line."""
     try:
         content = (Path(path) / "log.jsonl").read_bytes()
+        if repaired:
+            content = content[:content.rfind(b"\n") + 1]
         records = [json.loads(line) for line in content.split(b"\n") if line]
         if any(r["kind"] != "config" for r in records[:1]):
             raise ValueError
@@ -82,7 +90,28 @@ def read_log(path):
         raise UserError(f"{path}/log.jsonl is damaged; {remedy}") from None
 
 
-def tensorboard_scalars(record):
+def holds_run(path, settings):
+    """Whether a folder is a run's, so that its files may be replaced. It has a mark. A run that was
+    made before there were marks has a config.json with all `settings` (their names) and no others,
+    and a log.jsonl that can be read."""
+    path = Path(path)
+    if (path / MARK).is_file():
+        return True
+    try:
+        config = json.loads((path / "config.json").read_text("utf-8"))
+        return isinstance(config, dict) and set(config) == set(settings) and bool(
+            read_log(path, repaired=True))
+    except (ValueError, OSError):  # UserError is a ValueError
+        return False
+
+
+def hash_of(path):
+    """The SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def scalars(record):
     """(step, {tag: number}) of a log record, for TensorBoard. Tags are such as zero/kl of a step
     and zero/dev/pass@1 of an evaluation. A record without a step has no numbers."""
     kind, step, values = record["kind"], record.get("step"), {}
@@ -127,60 +156,169 @@ class Folder:
     """A run's folder: its settings, log, clock and checkpoints.
 
     run: the settings, r1mini.Run. options: of the command line. stages: the names of all stages.
+    expected: {stage: the model's Config} of the stages that the command runs, in their order.
+    inputs: the checkpoints of other runs that it starts from or learns from.
     """
 
-    def __init__(self, path, run, options, stages):
-        self.path, self.run, self.options, self.stop = Path(path), run, options, False
+    def __init__(self, path, run, options, stages, expected=None, inputs=()):
+        self.path, self.run, self.options = Path(path), run, options
+        self.stop, self.signal = False, signal.SIGINT  # asked to stop, by this signal
         self.board, self.stages = None, list(stages)
-        if devices.is_main():
-            self.begin(stages)
-            self.draw()
-        devices.any_process()
         processes = devices.rank_and_size()[1]
-        self.log({"machine": describe_machine(), "threads": torch.get_num_threads() * processes,
-                  "processes": processes}, "timing.jsonl")
+        self.machine = {"machine": machine(), "threads": torch.get_num_threads() * processes,
+                        "processes": processes}  # to be logged before the first time
+        if devices.is_main():
+            self.begin(expected or {}, inputs)
+            self.draw()
+            if not (self.path / "timing.jsonl").exists():
+                self.log_machine()
+        devices.any_process()
 
-    def begin(self, stages):
-        """Makes the folder, or checks that it holds this very run."""
-        run, options = self.run, self.options
+    def begin(self, expected, inputs):
+        """Makes the folder, or checks that it holds this very run. All is checked before anything
+        is written, so a command that is refused here has changed nothing."""
         if self.path.is_file():
             raise UserError(f"{self.path} is a file; --out names a folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        lock_folder(self.path)
-        config, known = json.loads(json.dumps(dataclasses.asdict(run))), self.path / "config.json"
-        if options.fresh:
-            if run.start and Path(run.start).resolve().parent == self.path.resolve():
-                raise UserError(f"--fresh would delete {run.start}: choose another --out")
-            for name in ("config.json", "log.jsonl", "timing.jsonl", "samples.md", "report.md",
-                         "report.html", *(stage + end for stage in stages
-                                          for end in (".pt", ".partial.pt", ".jsonl"))):
+        lock(self.path)
+        config = json.loads(json.dumps(dataclasses.asdict(self.run)))
+        mark = self.path / MARK
+        is_run = holds_run(self.path, config)
+        if not is_run and {file.name for file in self.path.iterdir()} - {f"{MARK}.tmp"}:
+            raise UserError(f"{self.path} is not empty and holds no run of r1mini: choose another "
+                            "--out")
+        hashes = self.hashes(inputs)
+        known_hashes = self.known_hashes()
+        goes_on = not self.options.fresh and self.check_run(config, hashes, known_hashes, expected)
+        if self.options.fresh:
+            self.check_fresh()
+        # From here on the folder is changed.
+        if not goes_on:
+            known_hashes = {}
+        if not mark.exists() or known_hashes | hashes != self.known_hashes():
+            self.replace(mark, json.dumps({"inputs": known_hashes | hashes}, indent=1))
+        if self.options.fresh:
+            for name in self.replaceable():
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-        if known.exists():
-            try:
-                old = flatten_settings(json.loads(known.read_text("utf-8")))
-                new = flatten_settings(config)
-            except (ValueError, AttributeError):
-                raise UserError(f"{known} is damaged; start over with --fresh") from None
-            if other := sorted(key for key in old | new if old.get(key) != new.get(key)):
-                difference = ", ".join(other[:3])
-                if len(other) > 3:
-                    difference += f" and {len(other) - 3} more"
-                if "preset" in other:
-                    difference = f"its preset is {old.get('preset')}, here {new['preset']}"
-                raise UserError(f"{self.path} holds a run with other settings ({difference}): "
-                                "choose another --out, or --fresh to start over")
+        if goes_on:
             for name in ("log.jsonl", "timing.jsonl"):  # a kill or a full disk can tear a line
                 if (self.path / name).exists():
-                    whole_lines = (self.path / name).read_bytes().rfind(b"\n") + 1
-                    self.cut(whole_lines, name)
-            read_log(self.path)
+                    self.cut(self.whole_lines(name), name)
         else:
             (self.path / "log.jsonl").write_text("", "utf-8")
             versions = {"python": platform.python_version(), "torch": torch.__version__}
             self.append({"kind": "config", "versions": versions} | config, "log.jsonl")
-            known.with_suffix(".tmp").write_text(json.dumps(config, indent=1), "utf-8")
-            known.with_suffix(".tmp").replace(known)
+            self.replace(self.path / "config.json", json.dumps(config, indent=1))
+
+    def replaceable(self):
+        """The names of the files that --fresh deletes."""
+        stage_files = [stage + end for stage in self.stages
+                       for end in (".pt", ".partial.pt", ".jsonl")]
+        return ["config.json", "log.jsonl", "timing.jsonl", "samples.md", "report.md",
+                "report.html", *stage_files]
+
+    def check_fresh(self):
+        """UserError if --fresh would delete what the run needs."""
+        for path in (self.run.start, self.run.data_file):
+            in_folder = path and Path(path).resolve().parent == self.path.resolve()
+            if in_folder and (path == self.run.start or Path(path).name in self.replaceable()):
+                raise UserError(f"--fresh would delete {path}: choose another --out")
+
+    def hashes(self, inputs):
+        """{name: hash} of the files of others that the run depends on."""
+        files = {Path(path).name: path for path in (*inputs, self.run.start) if path}
+        files["data_file"] = self.run.data_file
+        return {name: hash_of(path) for name, path in files.items()
+                if path and Path(path).is_file()}
+
+    def known_hashes(self):
+        """The hashes() of when the run began; {} if nobody wrote them down."""
+        try:
+            return dict(json.loads((self.path / MARK).read_text("utf-8"))["inputs"])
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{self.path / MARK} is damaged; delete this file, and the command "
+                            "that made this run goes on") from None
+
+    def check_run(self, config, hashes, known_hashes, expected):
+        """Whether a run was begun in the folder. UserError if it has other settings or other
+        inputs, or if it is damaged, or if another of its stages has to end first."""
+        known = self.path / "config.json"
+        if not known.exists():
+            log = self.path / "log.jsonl"
+            begun = log.exists() and log.read_bytes().count(b"\n") > 1
+            models = [name for name in self.replaceable() if name.endswith(".pt")]
+            if begun or any((self.path / name).exists() for name in models):
+                raise UserError(f"{known} is missing, but a run was begun in this folder: put it "
+                                "back, or choose another --out, or --fresh to start over")
+            return False
+        try:
+            old = flat(json.loads(known.read_text("utf-8")))
+        except (ValueError, AttributeError):
+            raise UserError(f"{known} is damaged; start over with --fresh") from None
+        self.check_settings(old, flat(config), hashes, known_hashes)
+        for name, value in hashes.items():
+            if known_hashes.get(name, value) != value:
+                path = self.run.data_file
+                if name != "data_file":
+                    path = Path(self.run.start).parent / name
+                raise UserError(f"{path} is not the file with which the run in {self.path} began: "
+                                "put the old one back, or choose another --out, or --fresh to "
+                                "start over")
+        records = read_log(self.path, repaired=True)
+        for name, expected_config in expected.items():
+            path = self.path / f"{name}.pt"
+            if not path.exists():
+                path = self.path / f"{name}.partial.pt"
+            if path.exists():
+                model, record = checkpoint.load(path)
+                self.check_checkpoint(path, model.config, expected_config, record)
+        unfinished = [name for name in expected if not (self.path / f"{name}.pt").exists()]
+        if unfinished:
+            self.check_order(unfinished[0], records)
+        return True
+
+    def check_settings(self, old, new, hashes, known_hashes):
+        """UserError if two runs' settings, flat, differ. Two paths to one file are the same."""
+        other = sorted(key for key in old | new if old.get(key) != new.get(key))
+        for key in set(other) & set(FILES):
+            name = "data_file" if key == "data_file" else Path(new[key]).name
+            if not old.get(key) or not new[key]:
+                continue
+            is_same_path = Path(old[key]).resolve() == Path(new[key]).resolve()
+            if is_same_path or name in hashes and hashes[name] == known_hashes.get(name):
+                other.remove(key)
+        if not other:
+            return
+        difference = ", ".join(other[:3])
+        if len(other) > 3:
+            difference += f" and {len(other) - 3} more"
+        if "preset" in other:
+            difference = f"its preset is {old.get('preset')}, here {new['preset']}"
+        elif any(key.endswith(".steps") for key in other):
+            difference += ("; a stage cannot be made longer, since its learning rate is planned "
+                           "for all its steps")
+        raise UserError(f"{self.path} holds a run with other settings ({difference}): choose "
+                        "another --out, or --fresh to start over")
+
+    def replace(self, path, text):
+        """Writes a file whole or not at all."""
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(text, "utf-8")
+        temporary.replace(path)
+
+    def whole_lines(self, name):
+        """How many bytes of a file there are up to the end of its last whole line."""
+        return (self.path / name).read_bytes().rfind(b"\n") + 1
+
+    def log_machine(self):
+        """Appends the machine to timing.jsonl, once. A command that is refused, or finds all
+        finished, has timed nothing."""
+        if self.machine:
+            self.append(self.machine, "timing.jsonl")
+            self.machine = None
 
     def append(self, record, name):
         """Adds a record to a file, as a line."""
@@ -191,6 +329,8 @@ class Folder:
         """Appends a record to log.jsonl. One process writes; none reads it before all have met
         again, for the next step or an evaluation."""
         if devices.is_main():
+            if name == "timing.jsonl":
+                self.log_machine()
             self.append(record, name)
             if name == "log.jsonl":
                 self.draw([record])
@@ -216,14 +356,13 @@ class Folder:
     def write(self, path, text):
         """Writes a text whole or not at all. One process writes, the others wait."""
         if devices.is_main():
-            path.with_suffix(".tmp").write_text(text, "utf-8")
-            path.with_suffix(".tmp").replace(path)
+            self.replace(path, text)
         devices.any_process()
 
     def check(self):
         """Raises KeyboardInterrupt in all processes if one of them was asked to stop."""
         if devices.any_process(self.stop):
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(self.signal)
 
     def clock(self, stage, step, began, tokens=0, worked=None):
         """Appends to timing.jsonl, which alone has a clock. `seconds` is all time since `began`;
@@ -275,19 +414,27 @@ class Folder:
     def resume(self, path, model):
         """load() of a checkpoint of this run. UserError if it belongs to another."""
         loaded, record = self.load(path)
-        if loaded.config != model.config or "log" not in record or (
-                path.name.endswith(".partial.pt") and "optimizers" not in record):
-            raise UserError(f"{path} is not of this run: replace or delete it")
-        if record["log"] > (self.path / "log.jsonl").stat().st_size:
-            raise UserError(f"{self.path}/log.jsonl has lost what was logged before {path.name} "
-                            "was saved; start over with --fresh")
+        self.check_checkpoint(path, loaded.config, model.config, record)
         return loaded, record
 
-    def check_order(self, name):
+    def check_checkpoint(self, path, config, expected, record):
+        """UserError if a checkpoint, of a model of this config, does not belong to this run."""
+        if config != expected:
+            if expected.vocab_size == tasks.VOCAB_SIZE:
+                checkpoint.check_vocabulary(path, config)
+            raise UserError(f"{path} is not of this run: replace or delete it")
+        if "log" not in record or (
+                path.name.endswith(".partial.pt") and "optimizers" not in record):
+            raise UserError(f"{path} is not of this run: replace or delete it")
+        if record["log"] > self.whole_lines("log.jsonl"):
+            raise UserError(f"{self.path}/log.jsonl has lost what was logged before {path.name} "
+                            "was saved; start over with --fresh")
+
+    def check_order(self, name, records):
         """UserError if another stage was stopped half-way. When that stage went on, it would cut
         the log where it stopped, and so lose what this stage had logged."""
         begun = set()
-        for record in read_log(self.path):
+        for record in records:
             if record["kind"] != "collected":
                 begun |= {record["kind"], record.get("stage")}
         for other in self.stages:
@@ -313,9 +460,10 @@ class Folder:
         if partial.exists():
             model, state = self.resume(partial, model)
             print(f"{name}: goes on after step {state['step']} of {steps}")
+        self.check_order(name, read_log(self.path))
+        devices.any_process()
         self.cut(state["log"] if state else self.begun(name))
         devices.any_process()
-        self.check_order(name)
         began, saved, skipped = time.monotonic(), state["step"] if state else 0, 0
         with tqdm(total=steps, initial=saved, desc=name, dynamic_ncols=True) as bar:
             if not state:
@@ -346,13 +494,15 @@ class Folder:
                 bar.set_postfix(shown | speed, refresh=False)
                 bar.update()
                 if stop:
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(self.signal)
                 began = started = time.monotonic()
         return model
 
-    def interrupt(self, *_):
-        """Called at Ctrl-C: the present step ends and is saved. A second Ctrl-C stops at once."""
+    def interrupt(self, number=signal.SIGINT, _=None):
+        """Called at Ctrl-C and other signals to end: the present step ends and is saved. A second
+        signal stops at once."""
         if self.stop:
-            raise KeyboardInterrupt
-        self.stop = True
-        print("\nfinishing this step and saving it (Ctrl-C again stops now)", file=sys.stderr)
+            raise KeyboardInterrupt(number)
+        self.stop, self.signal = True, number
+        with contextlib.suppress(RuntimeError):  # the signal came in the middle of a print
+            print("\nfinishing this step and saving it (Ctrl-C again stops now)", file=sys.stderr)

@@ -3,9 +3,8 @@ from tools import cli
 
 
 def contents(folder):
-    """{file: bytes} of a folder, without timing.jsonl, which holds wall-clock times."""
-    return {f: f.read_bytes() for f in sorted(folder.rglob("*"))
-            if f.is_file() and f.name != "timing.jsonl"}
+    """{file: bytes} of a folder."""
+    return {f: f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def refused(argv, capsys):

@@ -1,10 +1,17 @@
 """The tests of engine/checkpoint.py."""
+import errno
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
+import moe
+import tasks
 from engine import checkpoint
 from engine.errors import UserError
-from tests.helpers import make
+from tests.helpers import MICRO, ROOT, make
 
 
 def test_load_returns_what_save_was_given(tmp_path):
@@ -39,6 +46,68 @@ def test_load_refuses_a_bad_checkpoint_in_one_line(tmp_path, damage):
     with pytest.raises(UserError, match="a.pt: ") as caught:
         checkpoint.load(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), torch.OutOfMemoryError("CUDA out of memory."),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+                 "allocate memory: you tried to allocate 9 bytes. Error code 12")])
+def test_load_without_memory_does_not_call_the_file_damaged(tmp_path, monkeypatch, error):
+    """When the memory does not suffice, the line says so, and does not advise to delete a good
+    checkpoint."""
+    def load(*_, **__):
+        raise error
+    checkpoint.save(tmp_path / "a.pt", make())
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(UserError, match="a.pt: out of memory") as caught:
+        checkpoint.load(tmp_path / "a.pt")
+    assert "damaged" not in str(caught.value) and "delete" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space")
+def test_load_under_a_real_limit_of_memory(tmp_path):
+    """torch's own error is recognized: a process with 20 MiB left loads a checkpoint of 33."""
+    sizes = dict(vocab_size=24, inter_dim=40000, n_layers=4)
+    checkpoint.save(tmp_path / "a.pt", moe.Transformer(moe.Config(**sizes)))
+    code = ("import resource, sys; sys.path.insert(0, sys.argv[1]); "
+            "from engine import checkpoint, errors\n"
+            "pages = int(open('/proc/self/statm').read().split()[0])\n"
+            "limit = pages * resource.getpagesize() + 20 * 2 ** 20\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+            "try: checkpoint.load(sys.argv[2])\n"
+            "except errors.UserError as error: print(error)")
+    run = subprocess.run([sys.executable, "-c", code, str(ROOT), str(tmp_path / "a.pt")],
+                         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert "out of memory" in run.stdout and "damaged" not in run.stdout, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("change", ["words", "special"])
+def test_load_refuses_another_vocabulary(tmp_path, monkeypatch, change):
+    """A checkpoint that was saved with other tokens is refused by one line, even if there are as
+    many of them. One without a fingerprint is loaded."""
+    checkpoint.save(tmp_path / "a.pt", moe.Transformer(MICRO))
+    checkpoint.save(tmp_path / "imported.pt", make())
+    record = torch.load(tmp_path / "a.pt", weights_only=True)
+    del record["vocabulary"]
+    torch.save(record, tmp_path / "older.pt")
+    first, second, *rest = tasks.RANKS.items()
+    if change == "words":
+        monkeypatch.setattr(tasks, "RANKS", dict([(first[0], second[1]), (second[0], first[1]),
+                                                  *rest]))
+    else:
+        monkeypatch.setattr(tasks, "SPECIAL", tasks.SPECIAL[::-1])
+    with pytest.raises(UserError, match="a.pt has another vocabulary") as caught:
+        checkpoint.load(tmp_path / "a.pt")
+    assert "\n" not in str(caught.value)
+    assert checkpoint.load(tmp_path / "older.pt")[1] == {}
+    assert checkpoint.load(tmp_path / "imported.pt")[1] == {}
+
+
+def test_checkpoints_of_older_versions_load():
+    """workshop/base.pt, which has no fingerprint, loads."""
+    assert "vocabulary" not in torch.load(ROOT / "workshop/base.pt", weights_only=True)
+    assert checkpoint.load(ROOT / "workshop/base.pt")[0].config.vocab_size == tasks.VOCAB_SIZE
 
 
 def test_load_names_a_missing_checkpoint(tmp_path):

@@ -1,4 +1,5 @@
 """The tests of tools/cli.py and tools/settings.py: wrong words, presets, stages, studies."""
+import dataclasses
 import inspect
 import os
 import random
@@ -9,18 +10,27 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import r1mini
 import tasks
 from engine import jsonl
 from engine.errors import UserError
+from engine.folder import flat
 from grpo import RL
 from studies import hours, peers, r1
 from tests.helpers import json_lines, micro_run
+from tests.refusing import contents, refused
 from tools import bench, cli, settings
 
 BAD = {  # words of a command -> what the error line must name
     "zero --set zero.lrr=1": "zero.lr",
+    "zero --set zero.kl=1": "the nearest is zero.beta",
+    "zero --set base.batch_size=1": "the nearest is base.documents",
+    "zero --set zero.batch_size=1": "the nearest is zero.problems",
+    "zero --set model.hidden_size=1": "the nearest is model.dim",
+    "zero --set seed=1": "give --seed",
+    "zero --set start=base.pt": "give --from",
     "zero --set zero.lr=fast": "a number",
     "zero --set corpus.summary=2": "shares",
     "zero --set model.kv_lora_rank=17": "even",
@@ -115,7 +125,7 @@ def test_main_refuses_bad_words_in_one_line(micro, tmp_path, capsys, line):
         (tmp_path / name).write_bytes((micro / "zero.pt").read_bytes()[:20_000])
     shutil.copy(micro / "dev3.pt", tmp_path / "own.pt")
     (tmp_path / "long.jsonl").write_text(json_lines({"question": "1+" * 600, "answer": 1}))
-    before = sorted(tmp_path.rglob("*"))
+    before, run_before = sorted(tmp_path.rglob("*")), contents(micro)
     argv = [w.format(tmp=tmp_path, micro=micro, long="1+" * 600) for w in line.split()]
     if argv[0] in ("zero", "base", "dev1", "dev3", "r1", "distill") and "--out" not in argv:
         argv += ["--out", str(tmp_path / "out")]
@@ -127,8 +137,10 @@ def test_main_refuses_bad_words_in_one_line(micro, tmp_path, capsys, line):
         code = end.code
     error = capsys.readouterr().err.strip()
     assert code == 2 and error.count("\n") == 0 and BAD[line] in error, error
+    assert len(error) < 400
     assert "Traceback (most" not in error and [f for f in sorted(tmp_path.rglob("*"))
                                          if f not in before and f.suffix] == []
+    assert contents(micro) == run_before
 
 
 def stages_of(run, kind):
@@ -190,6 +202,47 @@ def test_cli_narrow_console_gets_escapes():
                           "--ask", "计算12+3"], capture_output=True,
                          env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert run.returncode == 0 and b"answer" in run.stdout
+
+
+def test_cli_words_for_settings_lead_to_settings():
+    """Every other word for a setting leads to a setting that exists, and every option is one."""
+    keys = {key.partition(".")[2] for key in flat(dataclasses.asdict(r1mini.Run())) if "." in key}
+    for words in settings.SYNONYMS.values():
+        assert {words} <= keys if isinstance(words, str) else set(words) <= keys
+    assert not keys & settings.SYNONYMS.keys()
+    options = {word for command in cli.parser()._subparsers._group_actions[0].choices.values()
+               for word in command._option_string_actions}
+    assert set(settings.OPTIONS.values()) <= options
+
+
+def test_cli_missing_device_is_one_short_line(monkeypatch, capsys):
+    """torch's 1,300 characters about a missing MPS device become one sentence. A device without
+    free memory is not called missing."""
+    def missing(*_, **__):
+        raise RuntimeError("Could not run 'aten::empty' with arguments from the 'MPS' backend. "
+                           "This could be because " + "of many reasons, " * 80)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
+    monkeypatch.setattr(torch, "zeros", missing)
+    line = refused(["bench", "--device", "mps"], capsys)
+    assert line.startswith("r1mini: --device mps: not available here") and len(line) < 200
+    monkeypatch.setattr(torch, "zeros", full)
+    assert "out of memory" in refused(["bench", "--device", "cpu"], capsys)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["cost --preset v3", "--help", "zero --help"])
+def test_cli_closed_pipe_ends_a_command_quietly(words, unbuffered):
+    """A command whose reader is gone prints nothing, when it prints and when Python ends."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        run = subprocess.run([sys.executable, r1mini.__file__, *words.split()], stdout=pipe,
+                             stderr=subprocess.PIPE,
+                             env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    assert run.stderr == b"" and run.returncode in (0, cli.CLOSED_PIPE)
 
 
 def test_cli_steps_and_rates_stay_with_their_stage():

@@ -2,6 +2,7 @@
 once."""
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import torch
 import grpo
 import moe
 import r1mini
-from engine import checkpoint, optim
+from engine import checkpoint, jsonl, optim
 from engine.errors import UserError
 from engine.folder import Folder, read_log
 from studies.scale import same
@@ -240,6 +241,25 @@ DAMAGES = {  # damage to the folder of a finished run, what the line must contai
                        "config.json is damaged"),
     "config a list": (lambda run: rewrite(run / "config.json", lambda b: b"[1]"),
                       "config.json is damaged"),
+    "config gone": (lambda run: (run / "config.json").unlink(), "config.json is missing"),
+    "config gone, log torn": (lambda run: ((run / "config.json").unlink(), rewrite(
+        run / "log.jsonl", lambda b: b[:-9])), "config.json is missing"),
+    "config and log gone": (lambda run: [(run / name).unlink() for name in (
+        "config.json", "log.jsonl")], "config.json is missing"),
+    "config and mark gone": (lambda run: [(run / name).unlink() for name in (
+        "config.json", ".r1mini")], "is not empty and holds no run"),
+    "mark cut off": (lambda run: rewrite(run / ".r1mini", lambda b: b[:9]), ".r1mini is damaged"),
+    "log torn, checkpoint cut off": (lambda run: (
+        rewrite(run / "log.jsonl", lambda b: b + b'{"ki'), rewrite(run / "r1.pt", lambda b: b[:99])
+        ), "r1.pt: damaged"),
+    "log torn and garbled": (lambda run: rewrite(
+        run / "log.jsonl", lambda b: b.replace(b'"kind"', b"?", 3) + b'{"ki'),
+                             "log.jsonl is damaged"),
+    "dialogues cut off": (lambda run: (rewrite(run / "dev1.jsonl", lambda b: b[:99])),
+                          "dev1.jsonl, line 1"),
+    "a stage half-way": (lambda run: [(run / name).unlink() for name in (
+        "student_rl.pt", "distill.pt", "distill.jsonl")],
+                         "student_rl was stopped half-way and has to end before distill"),
     "log gone": (lambda run: (run / "log.jsonl").unlink(), "no log.jsonl"),
     "log emptied": (lambda run: rewrite(run / "log.jsonl", lambda b: b""), "log.jsonl has lost"),
     "log shortened": (lambda run: rewrite(
@@ -254,6 +274,8 @@ DAMAGES = {  # damage to the folder of a finished run, what the line must contai
                               "zero.pt: damaged"),
     "checkpoint of another size": (lambda run: resize(run / "zero.pt", n_heads=4),
                                    "zero.pt is not of this run"),
+    "a checkpoint of fewer tokens": (lambda run: resize(run / "base.pt", vocab_size=300),
+                                     "base.pt has a vocabulary of 300"),
     "a reward model": (lambda run: resize(run / "base.pt", n_outputs=1),
                        "base.pt is not of this run"),
     "a pickle": (lambda run: torch.save({"format": 1, "model": Evil(run / "mark")},
@@ -278,6 +300,145 @@ def test_folder_damage_is_refused_and_nothing_changes(tmp_path, capsys, name):
     before = contents(folder)
     line = refused([*FEW, "--out", str(folder)], capsys)
     assert message in line and str(folder) in line and contents(folder) == before
+
+
+# Somebody's files, which have the names of a run's.
+FOREIGN = {"log.jsonl": '{"level": "info"}\n', "report.md": "# Mine\n", "config.json": "{}\n",
+           "r1.pt": "weights", "base.jsonl": '{"a": 1}\n', "tensorboard/events": "points"}
+
+
+@pytest.mark.parametrize("names", [["notes.txt"], ["log.jsonl", "report.md"], [".hidden"],
+                                   list(FOREIGN)])
+@pytest.mark.parametrize("more", [[], ["--fresh"]])
+def test_folder_of_somebody_else_is_never_touched(tmp_path, capsys, names, more):
+    """A folder with files and no run in it is refused by one line, with --fresh too, and keeps
+    every byte."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(FOREIGN.get(name, "mine"))
+    before = contents(tmp_path)
+    line = refused([*SHORT, *more, "--out", str(tmp_path)], capsys)
+    assert f"{tmp_path} is not empty and holds no run" in line and contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("log", ['{"level": "info"}\n', '{"kind": "config"}\nfive\n', "", None])
+def test_folder_without_a_mark_needs_config_and_log(tmp_path, capsys, log):
+    """A config.json with a run's keys alone does not make a folder a run's: its log must be one."""
+    shutil.copy(micro_run() / "config.json", tmp_path)
+    if log is not None:
+        (tmp_path / "log.jsonl").write_text(log)
+    before = contents(tmp_path)
+    line = refused([*FEW, "--fresh", "--out", str(tmp_path)], capsys)
+    assert "holds no run" in line and contents(tmp_path) == before
+
+
+def test_folder_made_before_marks_is_recognized(tmp_path, capsys):
+    """A run's folder without a mark, even with a torn log, is known by its config.json and its log.
+    The command that made it goes on there, and leaves the mark."""
+    folder = tmp_path / "run"
+    shutil.copytree(micro_run(), folder, ignore=shutil.ignore_patterns(".r1mini"))
+    assert cli.main(["report", str(folder)]) == 0
+    rewrite(folder / "log.jsonl", lambda b: b + b'{"kind": "te')
+    assert cli.main([*FEW, "--out", str(folder)]) == 0
+    assert json.loads((folder / ".r1mini").read_text()) == {"inputs": {}}
+    assert (folder / "log.jsonl").read_bytes() == (micro_run() / "log.jsonl").read_bytes()
+
+
+def test_folder_begins_again_after_a_kill_at_its_start(tmp_path):
+    """A kill may leave the mark, or half of it, and a log of one line without config.json. The same
+    command then begins anew."""
+    first_line = (micro_run() / "log.jsonl").read_bytes().split(b"\n")[0] + b"\n"
+    mark = {".r1mini": b'{"inputs": {}}'}
+    for i, files in enumerate(({".r1mini.tmp": b'{"inp'}, mark, mark | {"log.jsonl": b'{"kin'},
+                               mark | {"log.jsonl": first_line, "config.json.tmp": b"{"})):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        assert cli.main(["base", *SHORT[1:], "base.steps=1", "--out", str(folder)]) == 0
+        assert not list(folder.glob("*.tmp"))
+
+
+# -------------------------------------------------------------------------------------------------
+# Files of others that a run depends on
+
+
+def distilling(tmp_path, data):
+    """The words of a command that distils a file, into tmp_path/out."""
+    return ["distill", *FEW, "distill.steps=6", "--save-every", "2", "--from",
+            str(micro_run() / "student.pt"), "--data", str(data), "--out", str(tmp_path / "out")]
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_folder_notices_other_data(tmp_path, monkeypatch, capsys, stopped):
+    """A run that was begun with one file of dialogues, stopped or finished, is refused with
+    another of the same name, and changes nothing. With the old one back it goes on."""
+    data = tmp_path / "d.jsonl"
+    data.write_text(jsonl.chat_line("2+3", "5") * 3, "utf-8")
+    words = distilling(tmp_path, data)
+
+    def stop(_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        if stopped:
+            stop_after(patch, "distill", 4, stop)
+        assert cli.main(words) == (130 if stopped else 0)
+    data.write_text(jsonl.chat_line("2+4", "6") * 3, "utf-8")
+    before = contents(tmp_path)
+    line = refused(words, capsys)
+    assert f"{data} is not the file with which the run" in line and contents(tmp_path) == before
+    data.write_text(jsonl.chat_line("2+3", "5") * 3, "utf-8")
+    assert cli.main(words) == 0
+
+
+@pytest.mark.parametrize("changed", ["dev3.pt", "safe.pt"])
+def test_folder_notices_other_checkpoints_of_from(tmp_path, capsys, changed):
+    """A run that starts from another run's models is refused when one of them has other weights
+    by now: the one that --from names, or one beside it that a stage learns from."""
+    given, out = tmp_path / "given", tmp_path / "out"
+    shutil.copytree(micro_run(), given)
+    words = ["r1", *FEW, "--from", str(given / "dev3.pt"), "--only", "r1", "--out", str(out)]
+    assert cli.main(words) == 0
+    hashes = json.loads((out / ".r1mini").read_text())["inputs"]
+    assert set(hashes) == {"dev3.pt", "helpful.pt", "safe.pt"}
+    assert hashes["safe.pt"] == hashlib.sha256((given / "safe.pt").read_bytes()).hexdigest()
+    model, record = checkpoint.load(given / changed)
+    model.norm.weight.data += 1
+    checkpoint.save(given / changed, model, **record)
+    before = contents(tmp_path)
+    assert f"{given / changed} is not the file" in refused(words, capsys)
+    assert contents(tmp_path) == before
+
+
+def test_folder_knows_an_input_by_another_path(tmp_path, monkeypatch):
+    """A relative and an absolute path to one checkpoint, and a path to a copy of it, are the same
+    setting. Another stage's checkpoint is another setting."""
+    shutil.copytree(micro_run(), tmp_path / "given")
+    shutil.copytree(micro_run(), tmp_path / "moved")
+    words = ["distill", *FEW, "--only", "student_rl", "--out", str(tmp_path / "out"), "--from"]
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*words, "given/student.pt"]) == 0
+    for path in (tmp_path / "given/student.pt", "./given/../given/student.pt", "moved/student.pt"):
+        assert cli.main([*words, str(path)]) == 0
+    (tmp_path / "out" / ".r1mini").unlink()  # as of a run that was made before there were marks
+    assert cli.main([*words, str(tmp_path / "given/student.pt")]) == 0
+    assert cli.main([*words, "given/r1.pt"]) == 2
+
+
+def test_folder_fresh_spares_its_own_input(tmp_path, capsys):
+    """--fresh is refused if it would delete the file that --data names."""
+    folder = tmp_path / "run"
+    shutil.copytree(micro_run(), folder)
+    before = contents(folder)
+    line = refused(["distill", *FEW, "--data", str(folder / "distill.jsonl"), "--fresh", "--out",
+                    str(folder)], capsys)
+    assert "--fresh would delete" in line and contents(folder) == before
+
+
+def test_folder_says_why_a_stage_cannot_be_longer(capsys):
+    """A finished run that is asked for more steps is refused by a line that gives the reason."""
+    line = refused(["zero", *FEW, "zero.steps=9", "--out", str(micro_run())], capsys)
+    assert "zero.steps" in line and "learning rate" in line and "another --out" in line
 
 
 def test_folder_repairs_what_a_kill_leaves(tmp_path):

@@ -53,6 +53,11 @@ CASES = {  # a command, what its line must contain
     "report {tmp}/begun": "begun",
     "report {tmp}/torn": "damaged; if only the last line is torn, the command that made this run",
     "report {tmp}/scrambled": "damaged; start over with --fresh",
+    "report {tmp}/other": "other: no run in this folder",
+    "report NAME={tmp}/other": "other: no run in this folder",
+    "zero --out {tmp}/other": "other is not empty and holds no run",
+    "zero --out {tmp}/other --fresh": "other is not empty and holds no run",
+    "zero --out {run} --seed 7": "with other settings",
     "report {run} --to {tmp}/empty.pt/inside": "empty.pt",
     "study": "required: NAME (try: python r1mini.py study --help)",
     "study everything": "choose one of base, baseline, choices, compute",
@@ -87,6 +92,7 @@ CASES = {  # a command, what its line must contain
     "dev1 --only dev1 --out {tmp}/out": "dev1 needs",
     "zero --only zero --fresh --out {run}": "--fresh would delete",
     "dev3 --from {tmp}/dev2.pt --only dev3": "base.pt, which does not exist",
+    "zero --from {tmp}/foreign/base.pt": "foreign/base.pt has a vocabulary of 24",
     "zero --from {run}/base.pt --preset nano": "of preset micro, has other sizes",
     "zero --set": "--set: expected at least one",
     "zero --set =1": "no setting ''",
@@ -114,12 +120,19 @@ def test_refusals_are_one_clear_line(tmp_path, monkeypatch, capsys, line):
     torch.save({"format": checkpoint.FORMAT, "model": Evil(tmp_path / "mark")},
                tmp_path / "evil.pt")
     shutil.copy(run / "zero.pt", tmp_path / "dev2.pt")
+    (tmp_path / "foreign").mkdir()
+    shutil.copy(tmp_path / "foreign.pt", tmp_path / "foreign" / "base.pt")
     (tmp_path / "late.jsonl").write_text('{"question": "1+2", "answer": 3}\n{"question": 3}\n')
     for name, log in (("begun", (run / "log.jsonl").read_text("utf-8").split("\n")[0] + "\n"),
                       ("torn", '{"kind": "config"}\n{"ki'),
                       ("scrambled", '{"ki\n{"kind": "zero"}\n')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.jsonl").write_text(log, "utf-8")
+    for name in ("begun", "torn", "scrambled"):
+        shutil.copy(run / "config.json", tmp_path / name)
+    shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("*.pt"))
+    (tmp_path / "other" / ".r1mini").unlink()
+    (tmp_path / "other" / "config.json").write_text('{"port": 8080}')
     before = contents(tmp_path) | contents(run)
     argv = [w.format(tmp=tmp_path, run=run, long="x" * 300) for w in shlex.split(line)]
     if argv[0] in cli.COMMANDS and "--preset" not in argv:

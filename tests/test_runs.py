@@ -2,7 +2,9 @@
 starts from and learns from. All compare with one finished run of the micro preset."""
 import copy
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -44,11 +46,11 @@ def rewind(micro, path, stage):
 
 
 def test_run_leaves_what_the_readme_says(micro):
-    """A run leaves its settings, a log without a clock, timings, checkpoints, dialogues, samples
-    and a report, and the log has every step and every test."""
+    """A run leaves its mark, its settings, a log without a clock, timings, checkpoints, dialogues,
+    samples and a report, and the log has every step and every test."""
     kept = {f"{stage}.pt" for stage in STAGES} | {f"{stage}.jsonl" for stage in COLLECTED}
     assert {f.name for f in micro.iterdir()} - {"figures"} == kept | {  # figures need matplotlib
-        "config.json", "log.jsonl", "timing.jsonl", "samples.md", "report.md"}
+        ".r1mini", "config.json", "log.jsonl", "timing.jsonl", "samples.md", "report.md"}
     log = folder.read_log(micro)
     assert log[0]["kind"] == "config" and log[0]["zero"]["group_size"] == 4
     assert not any("seconds" in json.dumps(r) for r in log)
@@ -135,21 +137,47 @@ def test_run_killed_repeatedly_reaches_the_same_bits(micro, tmp_path, monkeypatc
     assert not list(tmp_path.glob("*.partial.pt")) and not list(tmp_path.glob("*.tmp"))
 
 
-def test_run_stopped_by_ctrl_c_saves_and_goes_on(micro, tmp_path):
-    """SIGINT lets the current step end, saves and exits with code 130, and the same command then
-    reaches the log of the run that was never stopped."""
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize("number, code, processes", [
+    (signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGHUP, 129, 1),
+    (signal.SIGTERM, 143, 2)])
+def test_run_stopped_by_a_signal_saves_and_goes_on(micro, tmp_path, number, code, processes):
+    """SIGINT, SIGTERM and SIGHUP, to all processes of a run, let the current step end, save and
+    exit with 128 and their number, and the same command then reaches the log of the run that was
+    never stopped."""
     rewind(micro, tmp_path, "zero")
-    argv = [sys.executable, str(ROOT / "r1mini.py"), "zero", *FEW, "--out",
-            str(tmp_path), "--threads", str(torch.get_num_threads())]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+    argv = [sys.executable, str(ROOT / "r1mini.py"), "zero", *FEW, "--out", str(tmp_path),
+            "--save-every", "99", "--processes", str(processes), "--threads",
+            str(processes * torch.get_num_threads())]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as run:
         timing = tmp_path / "timing.jsonl"
         while run.poll() is None and not (timing.exists() and "zero" in timing.read_text()):
             time.sleep(0.01)
-        run.send_signal(2)
+        os.killpg(run.pid, number)
         _, errors = run.communicate(timeout=120)
-    assert run.returncode == 130 and "Traceback (most" not in errors
+    assert run.returncode == code and "Traceback (most" not in errors, errors
+    assert "the same command goes on where it stopped" in errors
     assert list(tmp_path.glob("zero*.pt"))
     assert subprocess.run(argv, capture_output=True).returncode == 0
+    if processes == 1:  # two add in another order
+        assert (tmp_path / "log.jsonl").read_bytes() == log_until(micro, "dev1")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_run_goes_on_when_nobody_reads_what_it_prints(micro, tmp_path, unbuffered):
+    """A training whose reader is gone, of both its streams, ends in the log of one that was
+    read."""
+    rewind(micro, tmp_path, "zero")
+    argv = [sys.executable, str(ROOT / "r1mini.py"), "zero", *FEW, "--out", str(tmp_path),
+            "--threads", str(torch.get_num_threads())]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        run = subprocess.run(argv, stdout=pipe, stderr=pipe,
+                             env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    assert run.returncode in (0, cli.CLOSED_PIPE)
     assert (tmp_path / "log.jsonl").read_bytes() == log_until(micro, "dev1")
 
 
@@ -269,7 +297,7 @@ def graph(micro, tmp_path, monkeypatch):
             return original(*models)
         monkeypatch.setattr(r1mini, name, spy)
 
-    shutil.copytree(micro, tmp_path / "out", ignore=shutil.ignore_patterns("*.pt"))
+    shutil.copytree(micro, tmp_path / "out")
     remember("preference")
     remember("distillation_loss")
     monkeypatch.setattr(folder.Folder, "stage", stage)

@@ -1,24 +1,27 @@
 """The command line: reads the words, checks them before anything long begins, then runs stages, a
 tool or a study."""
 import argparse
+import contextlib
 import dataclasses
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
+import textwrap
 import traceback
 from pathlib import Path
 
 import torch
 
 import r1mini
-import tasks
 from engine import checkpoint, devices, kernels
-from engine.errors import UserError
-from engine.folder import Folder, read_log, tensorboard
+from engine.errors import UserError, is_out_of_memory
+from engine.folder import Folder, holds_run, read_log, tensorboard
 from r1mini import PRESETS
-from tools.settings import resolve_settings
+from tools import output
+from tools.settings import resolve
 
 CORES = torch.get_num_threads()  # torch's choice, before anyone changes it: one thread a core
 COMMANDS = {"all": "every stage", "base": "pretraining", "zero": "up to R1-Zero",
@@ -26,6 +29,11 @@ COMMANDS = {"all": "every stage", "base": "pretraining", "zero": "up to R1-Zero"
             "dev3": "up to rejection sampling and SFT", "r1": "up to R1",
             "distill": "up to the students"}
 TOOLS = ("eval", "chat", "export", "report", "study", "bench", "cost", "annotate")
+
+CLOSED_PIPE = 128 + 13  # what a shell says of a command that SIGPIPE has ended
+# Signals that ask a training to end. Windows has no SIGHUP, which a closed terminal sends.
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+            if hasattr(signal, name)]
 
 # The models of other stages that a stage starts from or learns from.
 NEEDS = {"zero": ["base"], "dev1": ["zero", "base"], "dev2": ["dev1"], "dev3": ["dev2", "base"],
@@ -40,26 +48,33 @@ BOUNDS = {"threads": (0, 4 * os.cpu_count()), "processes": (0, 4 * os.cpu_count(
 
 
 def main(argv=None):
-    """Runs one command. Returns 0, or 2 for what the user can correct, or 130 after Ctrl-C."""
+    """Runs one command. Returns 0; 2 for what the user can correct; 130 after Ctrl-C, 143 after
+    SIGTERM, 129 after SIGHUP; 141 if what it prints was not read to its end."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for consoles that cannot print Chinese
     options = None
     try:
         options = parse(list(sys.argv[1:] if argv is None else argv))
-        return run_command(options)
+        code = run_command(options)
+        return code if output.flush() else CLOSED_PIPE
     except Exception as error:
-        line = user_error_line(error, options)
+        if isinstance(error, BrokenPipeError) and error.filename is None:
+            output.silence(sys.stdout)
+            return CLOSED_PIPE
+        line = excuse(error, options)
         if line is None:
             raise  # a fault of the program
         print(f"r1mini: {line}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         line = "stopped"
         if options is not None and options.command not in TOOLS:
             line += "; the same command goes on where it stopped"
         print(f"r1mini: {line}", file=sys.stderr)
-        return 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+    finally:  # also after --help
+        output.flush()
 
 
 def run_command(options):
@@ -67,6 +82,8 @@ def run_command(options):
     if options.command not in TOOLS:
         run_stages(options, *plan_run(options))
         return 0
+    if options.command == "report":
+        check_report(options.runs)
     if options.command == "study":
         return importlib.import_module("tools.study").main(options, find_study(options.name))
     if options.command == "bench" and options.against:
@@ -74,6 +91,18 @@ def run_command(options):
     if options.command == "cost" and options.gpus is not None:
         return find_study("hours").main(options)
     return importlib.import_module(f"tools.{options.command}").main(options)
+
+
+def check_report(words):
+    """UserError if one of these, each PATH or NAME=PATH, is no run's folder: report writes into
+    it."""
+    settings = [field.name for field in dataclasses.fields(r1mini.Run)]
+    for word in words:
+        path = re.fullmatch(r"(?:\w+=)?(.+)", word)[1]
+        read_log(path)
+        if not holds_run(path, settings):
+            raise UserError(f"{path}: no run in this folder (it has a log.jsonl, but not the "
+                            "config.json of a run)")
 
 
 def find_study(name):
@@ -90,7 +119,7 @@ def user_error_line(error, options=None):
     fault."""
     if isinstance(error, UserError):
         return " ".join(str(error).splitlines())
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+    if is_out_of_memory(error):
         return "out of memory; ask for less"
     if isinstance(error, RuntimeError):
         error = error.__context__  # torch wraps the errors that happen while it writes
@@ -263,7 +292,7 @@ def check_torchrun():
     numbers = ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     env = {name: os.environ[name] for name in (*numbers, "MASTER_ADDR") if name in os.environ}
     wrong = [name for name in numbers if not env.get(name, "0").isdecimal()]
-    if "RANK" in env or "WORLD_SIZE" in env:
+    if devices.STORE not in os.environ and ("RANK" in env or "WORLD_SIZE" in env):
         needed = ("RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
         wrong += [name for name in needed if not env.get(name)]
     if wrong:
@@ -311,7 +340,10 @@ def choose_device(device="auto", dtype="auto"):
         device = torch.zeros(1, device=device).device
         torch.autocast(device.type, torch.bfloat16)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        if is_out_of_memory(error):
+            raise
+        sentence = str(error).splitlines()[0].split(". ")[0]
+        reason = textwrap.shorten(sentence, 100, placeholder=" ...")
         raise UserError(f"--device {device}: not available here ({reason})") from None
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
@@ -341,19 +373,23 @@ def load_writer(options):
     if model.config.n_outputs:
         raise UserError(f"{options.checkpoint} is a reward model: it gives scores and cannot "
                         "write")
-    if model.config.vocab_size != tasks.VOCAB_SIZE:  # it was imported
-        raise UserError(f"{options.checkpoint} has a vocabulary of {model.config.vocab_size}; "
-                        f"r1mini's has {tasks.VOCAB_SIZE}, so it can write no text")
+    checkpoint.check_vocabulary(options.checkpoint, model.config)
     return model, record
+
+
+def config_of(name, run):
+    """The Config of a stage's model."""
+    config = run.student if name.startswith(("student", "distill")) else run.model
+    if name in ("helpful", "safe"):
+        config = dataclasses.replace(config, n_outputs=1, n_mtp_layers=0)
+    return config
 
 
 def load_stage(path, name, run):
     """UserError if a stage's checkpoint is damaged, or has other sizes than this run."""
-    config = run.student if name.startswith(("student", "distill")) else run.model
-    if name in ("helpful", "safe"):
-        config = dataclasses.replace(config, n_outputs=1, n_mtp_layers=0)
     model, record = checkpoint.load(path)
-    if model.config != config:
+    checkpoint.check_vocabulary(path, model.config)
+    if model.config != config_of(name, run):
         preset = f", of preset {record['preset']}," if "preset" in record else ""
         raise UserError(f"{path}{preset} has other sizes than this run; give its --preset and "
                         "--set")
@@ -440,22 +476,44 @@ class Models(dict):
         return self[name]
 
 
+def stop_now(number, _):
+    """Called at a signal to end, before the first stage and after the last."""
+    raise KeyboardInterrupt(number)
+
+
+@contextlib.contextmanager
+def on_signals(handler):
+    """A context in which a handler is called at signals to end. nohup's choice, to ignore SIGHUP,
+    stays."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    for number, old in before.items():
+        if old != signal.SIG_IGN or number == signal.SIGINT:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
 def run_stages(options, run, names):
     """Runs the stages, tests each on held-out problems, and prints the report."""
-    with devices.processes(options.device, options.processes, options.itself) as options.device:
-        folder = Folder(options.out or f"runs/{options.preset}", run, options, r1mini.STAGES)
+    out = Path(options.out or f"runs/{options.preset}")
+    needed = wanted(options, run.start, run.data_file, names)
+    inputs = [path for path in needed if path.resolve().parent != out.resolve()]
+    with (output.lasting(), on_signals(stop_now),
+          devices.processes(options.device, options.processes, options.itself) as options.device):
+        folder = Folder(out, run, options, r1mini.STAGES,
+                        {name: config_of(name, run) for name in names}, inputs)
         models = Models(folder)
         print(f"{run.preset}, seed {run.seed}, into {folder.path}; {options.expected}stages:\n"
               f"  {' '.join(names)}\n"
               "In pretraining the loss should fall, in RL the accuracy should rise. Dev scores "
               "come on the way,\ntest scores at the end of a stage. Ctrl-C saves; the same "
               "command goes on.")
-        signal.signal(signal.SIGINT, folder.interrupt)
-        try:
+        with on_signals(folder.interrupt):
             for name in names:
                 models[name] = r1mini.STAGES[name](folder, models)
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         if devices.is_main() and any(r["kind"] == "test" for r in read_log(folder.path)):
             report = importlib.import_module("tools.report").report
             print("\n" + report([folder.path]))

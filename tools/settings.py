@@ -28,6 +28,17 @@ TRAINING = {
     "node": LARGE | {"base.steps": 20000, "base.documents": 1024, "base.lr": 5e-4,
                      "zero.lr": 2e-5, "zero.steps": 500, "zero.problems": 128},
 }
+# What users look for under another name: an option, or another word for a setting of a part.
+OPTIONS = {"seed": "--seed", "preset": "--preset", "start": "--from", "from": "--from",
+           "data_file": "--data", "device": "--device", "dtype": "--dtype", "threads": "--threads",
+           "processes": "--processes", "out": "--out", "save_every": "--save-every"}
+SYNONYMS = {"kl": "beta", "kl_weight": "beta", "kl_coef": "beta", "kl_penalty": "beta",
+            "learning_rate": "lr", "clip": "clip_low", "epsilon": "clip_low",
+            "batch_size": ("problems", "documents"), "epochs": "steps", "iterations": "steps",
+            "max_tokens": "max_new_tokens", "max_length": "max_new_tokens", "G": "group_size",
+            "num_generations": "group_size", "samples_per_prompt": "group_size",
+            "temp": "temperature", "hidden_size": "dim", "d_model": "dim", "layers": "n_layers",
+            "heads": "n_heads", "experts": "n_routed_experts"}
 LONGEST_PROMPT = 50  # tokens, stray spaces included
 MAY_BE_ZERO = {"seed", "n_dense_layers", "n_mtp_layers", "q_lora_rank", "n_outputs", "warmup",
                "overlong"}
@@ -82,8 +93,9 @@ def change_setting(run, key, value):
     """The Run with one setting, such as zero.lr, at a value or at the text of one."""
     keys = [known for known in flatten_settings(dataclasses.asdict(run)) if "." in known]
     if key not in keys:
-        nearest = difflib.get_close_matches(key, keys, 1, 0.0)[0]
-        raise UserError(f"--set: there is no setting {key!r}; the nearest is {nearest}")
+        if key in OPTIONS:
+            raise UserError(f"--set: {key} is not a setting but an option: give {OPTIONS[key]}")
+        raise UserError(f"--set: there is no setting {key!r}; the nearest is {nearest(key, keys)}")
     part, field = key.split(".")
     settings = getattr(run, part)
     if isinstance(value, str):
@@ -91,7 +103,17 @@ def change_setting(run, key, value):
     return dataclasses.replace(run, **{part: dataclasses.replace(settings, **{field: value})})
 
 
-def convert_setting(key, text, default):
+def nearest(key, keys):
+    """The setting that a user may have meant: another word for it, or else a similar one."""
+    part, _, field = key.partition(".")
+    words = SYNONYMS.get(field, ())
+    for word in [words] if isinstance(words, str) else words:
+        if f"{part}.{word}" in keys:
+            return f"{part}.{word}"
+    return difflib.get_close_matches(key, keys, 1, 0.0)[0]
+
+
+def convert(key, text, default):
     """The value of a text, in the type of the setting's default. UserError if it is none."""
     wanted = {bool: "true or false", tuple: "whole numbers with commas between",
               int: "a whole number", float: "a number", str: "a text"}[type(default)]

@@ -1,0 +1,72 @@
+"""What is printed when nobody reads it any more: nothing, and no error.
+
+`python r1mini.py cost | head -1` closes the pipe after a line; a terminal may be closed while a
+model trains. Then a short command ends, and a training goes on: its log and its checkpoints are
+files.
+"""
+import contextlib
+import errno
+import os
+import sys
+
+GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe; the terminal
+
+
+def silence(stream):
+    """Sends what a stream writes from now on, and what it holds back, to nowhere."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it is no file, as in tests
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def flush():
+    """Writes what standard output and error hold back. Returns False if nobody reads it: both are
+    then silent, so that Python too says nothing of it when it ends."""
+    is_read = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except ValueError:  # it is closed
+            continue
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            silence(stream)
+            is_read = False
+    return is_read
+
+
+class Lasting:
+    """A stream that falls silent when nobody reads it any more, instead of raising an error."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        """Writes a text."""
+        return self.attempt(self.stream.write, text)
+
+    def flush(self):
+        """Writes what is held back."""
+        self.attempt(self.stream.flush)
+
+    def attempt(self, action, *arguments):
+        """Does something with the stream."""
+        try:
+            return action(*arguments)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            silence(self.stream)
+
+
+@contextlib.contextmanager
+def lasting():
+    """A context in which a closed pipe or terminal ends nothing."""
+    with contextlib.redirect_stdout(Lasting(sys.stdout)), \
+            contextlib.redirect_stderr(Lasting(sys.stderr)):
+        yield
