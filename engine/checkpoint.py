@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import tasks
-from engine.devices import full, is_main, place, shard_like
+from engine.devices import full, is_main, place_model, shard_like
 from engine.errors import UserError, is_out_of_memory
 from moe import Config, Transformer
 
@@ -60,7 +60,7 @@ def save(path, model, **extra):
 def load(path, device="cpu", dtype=torch.float32, *layout):
     """(model, all else that was saved) of a checkpoint. UserError if it is none, or if its tokens
     are not ours. Nothing in the file is executed. device, dtype and layout are those of
-    devices.place()."""
+    devices.place_model()."""
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
         if (found := record.pop("format")) != FORMAT:
@@ -80,7 +80,7 @@ def load(path, device="cpu", dtype=torch.float32, *layout):
     if fingerprint not in (None, vocabulary()):
         raise UserError(f"{path} has another vocabulary: its numbers stand for other tokens than "
                         "those of tasks.py. Use the version of r1mini that made it, or train again")
-    return place(model, device, dtype, *layout), record
+    return place_model(model, device, dtype, *layout), record
 
 
 def restore(target, saved):

@@ -111,7 +111,7 @@ def hash_of(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def scalars(record):
+def tensorboard_scalars(record):
     """(step, {tag: number}) of a log record, for TensorBoard. Tags are such as zero/kl of a step
     and zero/dev/pass@1 of an evaluation. A record without a step has no numbers."""
     kind, step, values = record["kind"], record.get("step"), {}
@@ -165,8 +165,9 @@ class Folder:
         self.stop, self.signal = False, signal.SIGINT  # asked to stop, by this signal
         self.board, self.stages = None, list(stages)
         processes = devices.rank_and_size()[1]
-        self.machine = {"machine": machine(), "threads": torch.get_num_threads() * processes,
-                        "processes": processes}  # to be logged before the first time
+        # To be logged before the first time.
+        self.machine = {"machine": describe_machine(), "processes": processes,
+                        "threads": torch.get_num_threads() * processes}
         if devices.is_main():
             self.begin(expected or {}, inputs)
             self.draw()
@@ -180,7 +181,7 @@ class Folder:
         if self.path.is_file():
             raise UserError(f"{self.path} is a file; --out names a folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        lock(self.path)
+        lock_folder(self.path)
         config = json.loads(json.dumps(dataclasses.asdict(self.run)))
         mark = self.path / MARK
         is_run = holds_run(self.path, config)
@@ -255,10 +256,10 @@ class Folder:
                                 "back, or choose another --out, or --fresh to start over")
             return False
         try:
-            old = flat(json.loads(known.read_text("utf-8")))
+            old = flatten_settings(json.loads(known.read_text("utf-8")))
         except (ValueError, AttributeError):
             raise UserError(f"{known} is damaged; start over with --fresh") from None
-        self.check_settings(old, flat(config), hashes, known_hashes)
+        self.check_settings(old, flatten_settings(config), hashes, known_hashes)
         for name, value in hashes.items():
             if known_hashes.get(name, value) != value:
                 path = self.run.data_file

@@ -210,7 +210,7 @@ def test_cli_words_for_settings_lead_to_settings():
     for words in settings.SYNONYMS.values():
         assert {words} <= keys if isinstance(words, str) else set(words) <= keys
     assert not keys & settings.SYNONYMS.keys()
-    options = {word for command in cli.parser()._subparsers._group_actions[0].choices.values()
+    options = {word for command in cli.make_parser()._subparsers._group_actions[0].choices.values()
                for word in command._option_string_actions}
     assert set(settings.OPTIONS.values()) <= options
 

@@ -21,7 +21,7 @@ from engine.errors import UserError, is_out_of_memory
 from engine.folder import Folder, holds_run, read_log, tensorboard
 from r1mini import PRESETS
 from tools import output
-from tools.settings import resolve
+from tools.settings import resolve_settings
 
 CORES = torch.get_num_threads()  # torch's choice, before anyone changes it: one thread a core
 COMMANDS = {"all": "every stage", "base": "pretraining", "zero": "up to R1-Zero",
@@ -62,7 +62,7 @@ def main(argv=None):
         if isinstance(error, BrokenPipeError) and error.filename is None:
             output.silence(sys.stdout)
             return CLOSED_PIPE
-        line = excuse(error, options)
+        line = user_error_line(error, options)
         if line is None:
             raise  # a fault of the program
         print(f"r1mini: {line}", file=sys.stderr)
@@ -499,7 +499,7 @@ def on_signals(handler):
 def run_stages(options, run, names):
     """Runs the stages, tests each on held-out problems, and prints the report."""
     out = Path(options.out or f"runs/{options.preset}")
-    needed = wanted(options, run.start, run.data_file, names)
+    needed = needed_checkpoints(options, run.start, run.data_file, names)
     inputs = [path for path in needed if path.resolve().parent != out.resolve()]
     with (output.lasting(), on_signals(stop_now),
           devices.processes(options.device, options.processes, options.itself) as options.device):

@@ -113,7 +113,7 @@ def nearest(key, keys):
     return difflib.get_close_matches(key, keys, 1, 0.0)[0]
 
 
-def convert(key, text, default):
+def convert_setting(key, text, default):
     """The value of a text, in the type of the setting's default. UserError if it is none."""
     wanted = {bool: "true or false", tuple: "whole numbers with commas between",
               int: "a whole number", float: "a number", str: "a text"}[type(default)]
