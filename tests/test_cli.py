@@ -16,7 +16,7 @@ import r1mini
 import tasks
 from engine import jsonl
 from engine.errors import UserError
-from engine.folder import flat
+from engine.folder import flatten_settings
 from grpo import RL
 from studies import hours, peers, r1
 from tests.helpers import json_lines, micro_run
@@ -206,7 +206,8 @@ def test_cli_narrow_console_gets_escapes():
 
 def test_cli_words_for_settings_lead_to_settings():
     """Every other word for a setting leads to a setting that exists, and every option is one."""
-    keys = {key.partition(".")[2] for key in flat(dataclasses.asdict(r1mini.Run())) if "." in key}
+    names = flatten_settings(dataclasses.asdict(r1mini.Run()))
+    keys = {key.partition(".")[2] for key in names if "." in key}
     for words in settings.SYNONYMS.values():
         assert {words} <= keys if isinstance(words, str) else set(words) <= keys
     assert not keys & settings.SYNONYMS.keys()
