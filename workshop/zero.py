@@ -158,12 +158,12 @@ def advantages(rewards):
 def grpo_loss(new, old, reference, A, mask):
     """Minus the objective, DeepSeekMath eq 3. Log-probabilities (N, T) of the policy in
     training, the policy that wrote the answers, and the base; advantages A (N, 1)."""
-    # After one update, the policy is not the one that wrote. The ratio corrects for that.
+    # After one update, the policy no longer is the one that wrote. The ratio corrects that.
     ratio = (new - old).exp()                                   # (N, T)
     # Above 1 + CLIP if A > 0, and below 1 - CLIP if A < 0, the minimum is constant, so its
     # gradient is 0: the clip stops a token that has moved far enough for one rollout.
     gain = torch.minimum(ratio * A, ratio.clamp(1 - CLIP, 1 + CLIP) * A)        # (N, T)
-    # The KL penalty, eq 4, grows as the policy leaves the base. It holds the policy near it.
+    # The KL penalty, eq 4: 0 at the base, else positive. It keeps the policy near the base.
     kl = (reference - new).exp() - (reference - new) - 1        # (N, T)
     # Mean over the tokens of each answer, then over answers: long answers weigh no more.
     return -(((gain - BETA * kl) * mask).sum(1) / mask.sum(1)).mean()
@@ -211,8 +211,8 @@ def main(seed=0):
         print(f"\n{questions[i]}\n    base {base[i]}\n    zero {zero[i]}")
     right, length = measure("\nbase", base, numbers)
     zero_right, zero_length = measure("zero", zero, numbers)
-    print(f"Paid for results alone, the model came to think: {length:.0f} to {zero_length:.0f} "
-          f"characters an answer, {right:.0%} to {zero_right:.0%} of the answers right.")
+    print(f"Paid for results, it now thinks: answers {zero_length / length:.1f} times "
+          f"as long, and {zero_right:.0%} of them right, where the base had {right:.0%}.")
     return {"base.pass@1": right, "zero.pass@1": zero_right,
             "length_ratio": zero_length / length, "seconds": time.time() - began}
 
