@@ -8,14 +8,14 @@ GRPO, reinforcement learning (RL; DeepSeekMath, arXiv 2402.03300, Algorithm 1). 
     1 draw      P questions
     2 act       the policy, which is the model, writes G answers to each question
     3 score     a rule reads each answer and gives it a reward
-    4 compare   advantage: how far the reward is above the mean reward of the G answers
+    4 compare   advantage: how many standard deviations above the mean of the G rewards
     5 improve   make tokens likelier where the advantage is positive, rarer where negative
 
 Five differences from R1-Zero (arXiv 2501.12948), and the file that has the real thing:
-    moe.py      It is a mixture of 671 billion weights. Ours: a transformer of 150,000.
-    tasks.py    It is asked mathematics and code. Ours: sums, and < > for <think> </think>.
-    grpo.py     Its formula has one ratio an answer. Ours: one a token, as in DeepSeekMath.
-    grpo.py     It renews the reference policy every 400 updates. Ours: it stays the base.
+    moe.py      R1-Zero is a mixture of 671 billion weights. Ours: a transformer of 150,000.
+    tasks.py    R1-Zero is asked mathematics and code. Ours: sums, < > for <think> </think>.
+    grpo.py     R1-Zero has one ratio for each answer. Ours: for each token (DeepSeekMath).
+    grpo.py     R1-Zero renews the reference every 400 updates. Ours stays the base.
     r1mini.py   The paper goes on to R1, in four stages. We stop at R1-Zero.
 """
 import copy
@@ -28,8 +28,8 @@ import torch
 from torch import nn
 
 CHARACTERS = " 0123456789+-=;<>."   # V tokens; the first is padding
-STEPS, ROLLOUTS = 1200, 60          # of pretraining; rounds of the box above [R1-Zero: 650]
-P, G, UPDATES = 24, 16, 4           # see the box; updates from a rollout [512, 16, 16]
+STEPS, ROLLOUTS = 1200, 60          # of pretraining; rounds of steps 1 to 5 [R1-Zero: 650]
+P, G, UPDATES = 24, 16, 4           # questions, answers; updates a rollout, each on its own part
 CLIP, BETA = 0.2, 0.01              # epsilon, weight of the KL penalty [0.001]
 
 def draw_problem(operations, held_out=False):
@@ -60,7 +60,7 @@ def write_document():
     return question, f"<{';'.join(steps)}>{total}."
 
 def reward(answer, numbers):
-    """0.1 for the form and 1 for the right result. Steps and length earn nothing."""
+    """0.1 for the form, and 1 more if the result is right too. Steps and length earn nothing."""
     form = re.fullmatch(r"<[^<>]*>(\d+)\.", answer)
     right = form and form[1] == str(sum(numbers))
     return 1.1 if right else 0.1 if form else 0.0
@@ -150,18 +150,18 @@ def answer_logprobs(model, tokens, T):
 
 def advantages(rewards):
     """DeepSeekMath 4.1.2: A = (r - mean(r)) / std(r) in each group of rewards (P, G). PPO
-    trains a value network to predict that mean. GRPO measures it on G answers instead."""
+    trains a value network to predict the reward. GRPO takes the mean of G answers instead."""
     mean, std = rewards.mean(1, keepdim=True), rewards.std(1, keepdim=True)     # (P, 1)
     # If all G rewards are equal, there is nothing to compare, and nothing is learnt.
     return torch.where(std > 1e-4, (rewards - mean) / std, 0.0)
 
 def grpo_loss(new, old, reference, A, mask):
-    """Minus the objective, DeepSeekMath eq 3. Log-probabilities (N, T) of the policy in
-    training, the policy that wrote the answers, and the base; advantages A (N, 1)."""
-    # After one update, the policy no longer is the one that wrote. The ratio corrects that.
+    """Minus the objective, DeepSeekMath eq 3. Log-probabilities (N, T): new, of the policy
+    in training; old, of the one that wrote the answers; reference, of the base. A (N, 1)."""
+    # The policy moves with each update. The ratio weighs a token by how likely it is now.
     ratio = (new - old).exp()                                   # (N, T)
-    # Above 1 + CLIP if A > 0, and below 1 - CLIP if A < 0, the minimum is constant, so its
-    # gradient is 0: the clip stops a token that has moved far enough for one rollout.
+    # The clip stops a token that has moved far enough for answers of an older policy. Once
+    # its ratio is above 1 + CLIP (A > 0) or below 1 - CLIP (A < 0), the gradient is 0.
     gain = torch.minimum(ratio * A, ratio.clamp(1 - CLIP, 1 + CLIP) * A)        # (N, T)
     # The KL penalty, eq 4: 0 at the base, else positive. It keeps the policy near the base.
     kl = (reference - new).exp() - (reference - new) - 1        # (N, T)
