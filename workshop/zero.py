@@ -29,7 +29,7 @@ from torch import nn
 
 CHARACTERS = " 0123456789+-=;<>."   # V tokens; the first is padding
 STEPS, ROLLOUTS = 1200, 60          # of pretraining; rounds of steps 1 to 5 [R1-Zero: 650]
-P, G, UPDATES = 24, 16, 4           # questions, answers; updates a rollout, each on its own part
+P, G, UPDATES = 24, 16, 4           # questions, answers, updates a rollout [512, 16, 16]
 CLIP, BETA = 0.2, 0.01              # epsilon, weight of the KL penalty [0.001]
 
 def draw_problem(operations, held_out=False):
@@ -60,7 +60,7 @@ def write_document():
     return question, f"<{';'.join(steps)}>{total}."
 
 def reward(answer, numbers):
-    """0.1 for the form, and 1 more if the result is right too. Steps and length earn nothing."""
+    """0.1 for the form, 1 more for a right result in it. Length and steps earn nothing."""
     form = re.fullmatch(r"<[^<>]*>(\d+)\.", answer)
     right = form and form[1] == str(sum(numbers))
     return 1.1 if right else 0.1 if form else 0.0
@@ -150,14 +150,14 @@ def answer_logprobs(model, tokens, T):
 
 def advantages(rewards):
     """DeepSeekMath 4.1.2: A = (r - mean(r)) / std(r) in each group of rewards (P, G). PPO
-    trains a value network to predict the reward. GRPO takes the mean of G answers instead."""
+    trains a value network to predict rewards. GRPO takes the mean of a group instead."""
     mean, std = rewards.mean(1, keepdim=True), rewards.std(1, keepdim=True)     # (P, 1)
     # If all G rewards are equal, there is nothing to compare, and nothing is learnt.
     return torch.where(std > 1e-4, (rewards - mean) / std, 0.0)
 
 def grpo_loss(new, old, reference, A, mask):
     """Minus the objective, DeepSeekMath eq 3. Log-probabilities (N, T): new, of the policy
-    in training; old, of the one that wrote the answers; reference, of the base. A (N, 1)."""
+    in training; old, of that which wrote the answers; reference, of the base. A (N, 1)."""
     # The policy moves with each update. The ratio weighs a token by how likely it is now.
     ratio = (new - old).exp()                                   # (N, T)
     # The clip stops a token that has moved far enough for answers of an older policy. Once
