@@ -7,8 +7,8 @@ class UserError(ValueError):
 
 
 def is_out_of_memory(error):
-    """Whether an error says that there was not enough memory, on the CPU or on a GPU. torch says so
-    with a RuntimeError, on a CPU with the name of the file that allocates."""
+    """Whether an error says that there was not enough memory, on the CPU or on a GPU. torch
+    raises a RuntimeError. On a CPU its text names the file of torch that allocates."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):

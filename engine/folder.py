@@ -282,7 +282,8 @@ class Folder:
         return True
 
     def check_settings(self, old, new, hashes, known_hashes):
-        """UserError if two runs' settings, flat, differ. Two paths to one file are the same."""
+        """UserError if the settings of two runs, {dotted key: value}, differ. Two paths to one file
+        are the same setting."""
         other = sorted(key for key in old | new if old.get(key) != new.get(key))
         for key in set(other) & set(FILES):
             name = "data_file" if key == "data_file" else Path(new[key]).name
@@ -315,8 +316,8 @@ class Folder:
         return (self.path / name).read_bytes().rfind(b"\n") + 1
 
     def log_machine(self):
-        """Appends the machine to timing.jsonl, once. A command that is refused, or finds all
-        finished, has timed nothing."""
+        """Appends the machine to timing.jsonl, once. A command that is refused, or that
+        finds all stages finished, has timed nothing."""
         if self.machine:
             self.append(self.machine, "timing.jsonl")
             self.machine = None

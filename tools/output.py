@@ -1,4 +1,4 @@
-"""What is printed when nobody reads it any more: nothing, and no error.
+"""Printing when nobody reads any more: nothing is printed, and there is no error.
 
 `python r1mini.py cost | head -1` closes the pipe after a line; a terminal may be closed while a
 model trains. Then a short command ends, and a training goes on: its log and its checkpoints are
@@ -21,8 +21,8 @@ def silence(stream):
 
 
 def flush():
-    """Writes what standard output and error hold back. Returns False if nobody reads it: both are
-    then silent, so that Python too says nothing of it when it ends."""
+    """Writes what standard output and error hold back. Returns False if nobody reads it. Then both
+    are silenced, so that Python prints no error about it when it ends."""
     is_read = True
     for stream in (sys.stdout, sys.stderr):
         try:
