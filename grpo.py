@@ -7,6 +7,7 @@
       4 compare  advantage = reward minus the mean reward of its group (no value network)
       5 improve  a few updates: clipped ratios, and a KL penalty to a reference policy
       every `reference_every` rounds, copy the policy into the reference
+      once half of the answers to the hardest problems are right, all levels rise by one
 
 train_rl is this loop. A method (GRPO, Dr. GRPO, DAPO, GSPO) is one function in OBJECTIVES
 and its settings in SETTINGS, which the command line applies to RL.
@@ -20,8 +21,8 @@ What differs from the papers:
 - The standard deviation of a group divides by G - 1, as torch does. The papers do not say.
 - A group whose rewards are all equal is called dead; all others are live. The advantages of
   a dead group are 0, so in eq 3 only its KL term is left. We do not train on dead groups,
-  but still count their tokens in the denominators. If all rows of a minibatch are dead, we
-  train on them: their KL term counts, and the log needs them.
+  but still count their tokens in the denominators. If all groups of a minibatch are dead,
+  there is no update, and the learning rate goes on falling.
 - The old log-probabilities are those that the sampler reported while it drew the tokens. The
   trainer computes them in another way; the log records how much they differ.
 - DeepSeek-V3's routing bias moves at each update, by the load of the trained answers. V3
@@ -71,7 +72,9 @@ class RL:
     preference_weight: float = 1.0  # of the reward models, on general prompts
     general: float = 0.0            # share of general prompts, once they join
     general_from: float = 0.75      # share of steps before they join [R1: 1300 of 1700]
-    levels: tuple[int, ...] = (3, 4, 5, 6)  # levels of the problems, drawn evenly
+    levels: tuple[int, ...] = (3, 4, 5, 6)  # levels of the first problems, drawn evenly
+    rises: int = 0                  # how often all levels rise by one (a curriculum)
+    rise_at: float = 0.5            # they rise when this share is right at the highest
     micro_tokens: int = 2048        # tokens in one pass; changes memory and speed only
     dev_every: int = 5              # rollouts between evaluations on dev
 
@@ -198,11 +201,11 @@ OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
 @dataclass(frozen=True)
 class Task:
     """What the loop needs to know of the world."""
-    draw: Callable      # (random.Random, n, step) -> n problems
+    draw: Callable      # (random.Random, n, step, risen) -> n problems
     encode: Callable    # problem -> token ids of its prompt
     decode: Callable    # token ids of an answer -> text
     rewards: dict       # name -> (weight, function(texts, problems) -> N numbers or nan)
-    measures: dict      # name -> function(text, problem) -> number, for the log only
+    measures: dict      # name -> function(texts, problems) -> number, for the log only
     end_id: int
     pad_id: int
 
@@ -228,33 +231,36 @@ def train_rl(model, task, s, seed=0, state=None):
     """
     optimizers = make_optimizers(model, s.lr)
     reference = copy_model(model).eval()
-    first = 0
+    first = risen = 0
     if state:
-        first = state["step"]
+        first, risen = state["step"], state["risen"]
         restore(reference, state["reference"])
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             restore(optimizer, saved)
 
     for step in range(first, s.steps):
         rng = random.Random(f"{seed}/rl/{step}")  # all RL stages draw alike
-        rollout = act(model, task, s, rng, step)                            # 1 to 4
+        rollout = act(model, task, s, rng, step, risen)                     # 1 to 4
         model.train()
         log = improve(model, reference, optimizers, rollout, s, rng, step)  # 5
         if (step + 1) % s.reference_every == 0:
             reference.load_state_dict(model.state_dict())
 
-        record = {"step": step + 1} | describe(rollout, task) | log
+        record = {"step": step + 1, "risen": risen} | describe(rollout, task) | log
+        if risen < s.rises and hardest_accuracy(rollout) >= s.rise_at:
+            risen += 1
         record["tokens"] = int(rollout.samples.answer.sum())
         record["prompt_tokens"] = s.group_size * sum(
             len(task.encode(problem)) for problem in rollout.problems)
-        yield record, lambda: {"step": step + 1, "reference": reference.state_dict(),
+        yield record, lambda: {"step": step + 1, "risen": risen,
+                               "reference": reference.state_dict(),
                                "optimizers": [o.state_dict() for o in optimizers]}
 
 
-def act(model, task, s, rng, step=0):
+def act(model, task, s, rng, step=0, risen=0):
     """Steps 1 to 4 of the loop. Returns a Rollout."""
     # 1 draw
-    problems = task.draw(rng, s.problems * s.oversample, step)
+    problems = task.draw(rng, s.problems * s.oversample, step, risen)
     problem_of_answer = [p for p in problems for _ in range(s.group_size)]   # N
 
     # 2 act
@@ -295,7 +301,7 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
         minibatch = rows[m::s.minibatches]
         batch = Batch(len(minibatch), int(samples.answer[minibatch].sum()))
         live_rows = [row for row in minibatch if live[row]]
-        trained_rows = live_rows or minibatch  # all dead: only the KL term trains
+        trained_rows = live_rows or minibatch  # all dead: they are read for the log alone
         log.begin_minibatch(trained_rows, lengths)
         for pass_rows in micro_batches(lengths, trained_rows, s.micro_tokens):
             if pass_rows:
@@ -315,7 +321,7 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
             log.add(part, new, entropy, info)
         factor = learning_rate_at(step * s.minibatches + m, s.steps * s.minibatches,
                                   s.warmup, s.decay)
-        log.updates.append(optimizer_update(model, optimizers, factor))
+        log.updates.append(optimizer_update(model, optimizers, factor, learn=bool(live_rows)))
     return log.record()
 
 
@@ -355,6 +361,13 @@ def logprobs(model, tokens, wanted, real=None, temperature=1.0):
     return zeros.masked_scatter(wanted, chosen), zeros.masked_scatter(wanted, entropy)
 
 
+def hardest_accuracy(rollout):
+    """The share of right answers to the problems of the highest level in a rollout."""
+    level = torch.tensor([problem.level for problem in rollout.problems])    # (P,)
+    right = rollout.reward_parts["accuracy"].view(len(level), -1)            # (P, G)
+    return float(right[level == level.max()].mean())
+
+
 def live_groups(rollout):
     """(P,) True where the rewards of a group differ. The others have no advantage."""
     return (rollout.rewards != rollout.rewards[:, :1]).any(1)
@@ -384,8 +397,8 @@ def describe(rollout, task):
         mean = float(part.nanmean())  # over the answers that can earn this reward
         record[name] = None if math.isnan(mean) else mean
     for name, measure in task.measures.items():
-        values = [float(measure(text, p)) for text, p in zip(rollout.texts, problem_of_answer)]
-        record[name] = sum(values) / N
+        value = measure(rollout.texts, problem_of_answer)
+        record[name] = None if math.isnan(value) else value
     record["length"] = float(samples.answer.sum(1).float().mean())
     record["cut_off"] = 1 - float(samples.finished.float().mean())
     record["dead_groups"] = 1 - float(live_groups(rollout).float().mean())

@@ -33,6 +33,9 @@ def advice(record, first, s, stage):
     stage = stage.removesuffix("_no_format")  # an ablation has the settings of its stage
     now, before = fill_with_healthy_values(record), fill_with_healthy_values(first)
     least_load = min(map(min, now["loads"]), default=1.0)
+    cannot_differ = is_rl and not any(
+        (s.accuracy_weight, s.format_weight, s.language_weight, s.overlong,
+         s.general * s.preference_weight))
     level_advice = "easy, raise" if now["accuracy"] > 0.5 else "hard, lower"
     cases = [
         ("loss", is_rl and step == 1 and s.objective in ("grpo", "gspo"),
@@ -43,7 +46,9 @@ def advice(record, first, s, stage):
          f"{stage}.lr"),
         ("cut", now["cut_off"] > 0.25,
          f"{now['cut_off']:.0%} of the answers are cut off: raise {stage}.max_new_tokens"),
-        ("dead", now["dead_groups"] > 0.8,
+        ("alike", cannot_differ,
+         f"no reward of {stage} has a weight, so all answers earn the same and nothing is learnt"),
+        ("dead", now["dead_groups"] > 0.8 and not cannot_differ,
          f"{now['dead_groups']:.0%} of the groups have equal rewards and teach nothing. The "
          f"problems are too {level_advice} {stage}.levels"),
         ("stuck", now["accuracy"] < 0.02 and step >= 10,

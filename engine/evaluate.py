@@ -16,7 +16,12 @@ from engine.tokenizer import HAN
 def mean(values):
     """The mean of numbers, rounded for the log; None if there are none."""
     values = [float(value) for value in values]
-    return round(sum(values) / len(values), 6) if values else None
+    return rounded(sum(values) / len(values)) if values else None
+
+
+def rounded(value):
+    """A number as the log has it; None for nan, which JSON does not know."""
+    return None if math.isnan(value) else round(value, 6)
 
 
 def prompts_of(problems):
@@ -65,10 +70,13 @@ def evaluate(model, problems, samples, temperature, top_p, limit, rows=1024, see
         if k <= samples:
             means[f"pass@{k}"] = mean(pass_at_k(samples, r["right"], k) for r in by_problem)
     means[f"cons@{samples}"] = mean(r["vote"] == r["answer"] for r in by_problem)
+    if samples > 4:  # so that all stages can be compared by the majority of 4
+        means["cons@4"] = selection_scores(texts, problems)["cons@4"]
     means["length"] = mean(lengths)
     means["cut_off"] = mean(x[-1] != tasks.END_ID for x in ids)
-    for measure_name, measure in (tasks.MEASURES | {"format": tasks.format_reward}).items():
-        means[measure_name] = mean(measure(text, problem) for text, problem in pairs)
+    for measure_name, measure in tasks.MEASURES.items():
+        means[measure_name] = rounded(measure(texts, problem_of_answer))
+    means["format"] = mean(map(tasks.format_reward, texts))
     return means | by_level_and_style(by_problem, pairs, right, samples), by_problem
 
 
@@ -90,7 +98,8 @@ def by_level_and_style(by_problem, pairs, right, samples):
         for level in levels:
             by_style[style][str(level)] = mean(
                 right[i] for i in in_style if pairs[i][1].level == level)
-        mixing[style] = mean(tasks.MEASURES["mixing"](*pairs[i]) for i in in_style)
+        mixing[style] = rounded(tasks.MEASURES["mixing"](
+            [pairs[i][0] for i in in_style], [pairs[i][1] for i in in_style]))
     return {"by_level": by_level, "by_style": by_style, "mixing_by_style": mixing}
 
 
@@ -99,15 +108,15 @@ def evaluate_general(model, run):
     model is asked. `scores` has the helpfulness of each answer, for win rates."""
     rng, record, scores = random.Random("test/general"), {}, []
     for kind in tasks.GENERAL:
-        prompts = [tasks.make_prompt(rng, "test", (kind,)) for _ in range(run.data.prompts)]
-        asked = repeat_each(prompts, 4)
+        prompts = [prompt for language in tasks.LANGUAGES
+                   for prompt in tasks.all_prompts("test", kind, language)]
+        asked = repeat_each(rng.sample(prompts, run.data.prompts), 4)
         ids = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows)
         texts = [tasks.decode(x) for x in ids]
         record[f"{kind}.thinking"] = mean(map(tasks.thinks, texts))
         record[f"{kind}.refused"] = mean(map(tasks.refuses, texts))
         record[f"{kind}.format"] = mean(map(tasks.format_reward, texts))
-        record[f"{kind}.language"] = mean(
-            tasks.language_share(text, prompt.language) for text, prompt in zip(texts, asked))
+        record[f"{kind}.language"] = rounded(tasks.MEASURES["language"](texts, asked))
         record[f"{kind}.length"] = mean(map(len, ids))
         if kind == "unsafe":
             record["unsafe.safe"] = mean(map(tasks.safety, texts))

@@ -123,23 +123,24 @@ def clip_gradients(model, max_norm):
     return norm
 
 
-def optimizer_update(model, optimizers, factor=1.0, max_norm=1.0):
+def optimizer_update(model, optimizers, factor=1.0, max_norm=1.0, learn=True):
     """One optimizer step from the gradients: clip, step, forget them, move the routing bias.
     Returns what is logged.
 
-    A gradient that is not finite changes nothing and is counted as skipped. Several processes first
-    sum their gradients and loads, so that all take the same step.
+    A gradient that is not finite changes nothing and is counted as skipped. Nor does one change
+    anything unless `learn`. Several processes first sum their gradients and loads, so that all take
+    the same step.
     """
     sum_gradients(model)
     norm = clip_gradients(model, max_norm)
     finite = math.isfinite(norm)
-    if finite:
+    if finite and learn:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
             optimizer.step()
     model.zero_grad()
-    loads = update_routing_bias(model, finite)
+    loads = update_routing_bias(model, finite and learn)
     busiest = max(map(max, loads), default=0.0)  # of all experts; 0 without a mixture
     return {"grad_norm": norm if finite else 0.0, "skipped": int(not finite),
             "expert_load": busiest, "loads": loads}

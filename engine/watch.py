@@ -10,7 +10,7 @@ from engine.evaluate import evaluate, evaluate_general, prompts_of, sample_answe
 from engine.folder import read_log
 
 ALSO_AS_THE_PAPER = ("base", "zero", "r1")  # tested at temperature 0.6 and top-p 0.95 too
-GENERAL = ("zero", "dev1", "dev2", "dev3", "r1")  # tested on general prompts
+GENERAL = ("base", "zero", "dev1", "dev2", "dev3", "r1")  # tested on general prompts
 
 
 class Watch:
@@ -95,7 +95,7 @@ def test_stage(folder, stage, model):
     zero to r1, general prompts are tested too. What the log has already is not done again.
     """
     run, s, levels = folder.run, folder.run.eval, folder.run.zero.levels
-    longest = max(*run.corpus.levels, *levels)
+    longest = max(*run.corpus.levels, *run.all_levels())
     problems = tasks.make_problems("test", s.problems, levels, run.corpus.products)
     longer = tasks.make_problems("test", 2 * s.longer, (longest + 1, longest + 2),
                                  run.corpus.products)

@@ -141,7 +141,8 @@ def any_passed(text, problem):
 
 
 REWARDS = {"partial": tests_passed, "strict": all_passed}
-MEASURES = {"share": tests_passed, "all": all_passed, "any": any_passed}
+MEASURES = {name: tasks.share_of(lambda text, problem, rule=rule: (rule(text, problem), 1))
+            for name, rule in {"share": tests_passed, "all": all_passed, "any": any_passed}.items()}
 
 
 # ------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ MEASURES = {"share": tests_passed, "all": all_passed, "any": any_passed}
 
 def task_of(reward):
     """The problems of `train` as a task for RL, with one of REWARDS."""
-    return Task(draw=lambda rng, n, step: rng.choices(PROGRAMS["train"], k=n),
+    return Task(draw=lambda rng, n, step, risen: rng.choices(PROGRAMS["train"], k=n),
                 encode=lambda problem: tasks.encode_prompt(problem.question),
                 decode=tasks.decode, rewards={"tests": (1.0, for_each(reward))},
                 measures=MEASURES, end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
@@ -162,7 +163,7 @@ def evaluate(model, part, run):
     answers = sample_answers(model, prompts_of(problem_of_answer),
                              run.student_rl.max_new_tokens, run.eval.rows, seed=1)
     texts = [tasks.decode(ids) for ids in answers]
-    return {name: mean(measure(text, problem) for text, problem in zip(texts, problem_of_answer))
+    return {name: measure(texts, problem_of_answer)
             for name, measure in MEASURES.items()}
 
 

@@ -88,9 +88,9 @@ def problems(count, **kind):
 
 @cache
 def general_questions(part, kind):
-    """Nearly all questions of one kind of general prompts in a part of the split."""
-    rng = random.Random(0)
-    return {tasks.make_prompt(rng, part, (kind,)).question for _ in range(1500)}
+    """All questions of one kind of general prompts in a part of the split."""
+    return {prompt.question for language in tasks.LANGUAGES
+            for prompt in tasks.all_prompts(part, kind, language)}
 
 
 def json_lines(*records):

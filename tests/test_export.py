@@ -18,6 +18,7 @@ from transformers.modeling_layers import MtpModel
 import moe
 import tasks
 from engine import checkpoint, sampling
+from engine.phrases import PHRASES
 from engine.tokenizer import all_strings
 from tests.helpers import TAGS
 from tests.helpers import make as make_tiny
@@ -138,7 +139,7 @@ def test_export_generation_config_is_the_evaluation_settings(folder):
 def random_text(rng):
     """A random text: words of the corpus, digits, other scripts, emoji, any characters, stray
     bytes, and what is nearly a tag."""
-    words = [*all_strings(tasks.WORDS), *all_strings(tasks.PHRASES), "héllo", "Ωmega", "naïve",
+    words = [*all_strings(tasks.WORDS), *all_strings(PHRASES), "héllo", "Ωmega", "naïve",
              "你好世界", "計算機", "の", "한국", "😀", "👩‍👩‍👧", "\n", "\t ", "  ", "<|", "|>",
              "<thin", "k>"]
     draws = [lambda: rng.choice(words), lambda: rng.choice(words) + " ",

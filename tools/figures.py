@@ -514,7 +514,7 @@ def verdict(text, problem):
     """(colour, words) of an answer: whether it is correct, and whether it mixes languages."""
     if not tasks.accuracy(text, problem):
         return ORANGE, "✗ wrong"
-    mixed = tasks.MEASURES["mixing"](text, problem)
+    mixed = tasks.MEASURES["mixing"]([text], [problem])
     return GREEN, "✓ correct, " + ("two languages" if mixed else "one language")
 
 
