@@ -136,7 +136,8 @@ def make_problem(rng, level, part="train", language=None, products=0.0):
 def random_chain(rng, level, products):
     """(expression, total) of a random chain. It ends early where the total leaves 0..99;
     then make_problem draws again."""
-    digits = rng.choices(range(1, 10), k=level)
+    digits = rng.sample(range(1, 10), min(level, 9))
+    digits += rng.choices(range(1, 10), k=level - len(digits))  # beyond nine they recur
     total = rng.randint(10, 99)
     expression = str(total)
     while digits and 0 <= total <= 99:
@@ -368,7 +369,8 @@ def work(problem, style, rng, slips=0.0, foreign=0.0, checks=1.0):
              check of its step and is corrected
 
     slips: chance that a result is first written down wrong. foreign: chance of each
-    word to be in the other language.
+    word to be in the other language. checks: chance of each step of a checked working to
+    be checked.
     """
     if style == "direct":
         answer = int(problem.answer)
@@ -387,18 +389,19 @@ def work(problem, style, rng, slips=0.0, foreign=0.0, checks=1.0):
     def step(a, sign, b):
         """Writes a line and returns the result that the working goes on with."""
         right = apply(a, sign, b)  # even if `a` is a slip
-        written = slip(rng, right) if rng.random() < slips else right
+        is_checked = style == "checked" and rng.random() < checks
+        # Who checks leaves out the check only of a step that is surely right.
+        is_sure = style == "checked" and not is_checked
+        written = right if is_sure or rng.random() >= slips else slip(rng, right)
         line = f"{a}{sign}{b}={written}"
-        link = "then"
-        if style == "checked" and rng.random() < checks:
-            link = "ok"
+        if is_checked:
             line += word("check") + check_step(a, sign, b, written)
             if written != right:
                 line += word("wait") + f"{a}{sign}{b}={right}"
                 line += word("check") + check_step(a, sign, b, right)
                 written = right
         lines.append(line)
-        links.append(link)
+        links.append("ok" if is_checked else "then")
         return written
 
     first, *terms = re.findall(r"[+-]?[\d*]+", problem.expression)  # 25-7+3*4: 25, -7, +3*4
@@ -625,8 +628,8 @@ class Corpus:
 
     direct_slips: float = 0.30    # chance that a direct answer is wrong
     steps_slips: float = 0.40     # chance that a short step is wrong; the working goes on
-    checked_slips: float = 0.20   # chance that a checked step is wrong; it is corrected
-    checks: float = 0.70          # share of the steps of a checked working that are checked
+    checks: float = 0.70          # chance that a step of a checked working is checked
+    checked_slips: float = 0.20   # chance that such a step is wrong; it is corrected
     steps_mixed: float = 0.30     # share of short workings that mix languages
     checked_mixed: float = 0.50   # share of checked workings that mix languages
     foreign: float = 0.40         # in a mixed working: chance of a word in the other language
