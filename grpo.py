@@ -7,7 +7,6 @@
       4 compare  advantage = reward minus the mean reward of its group (no value network)
       5 improve  a few updates: clipped ratios, and a KL penalty to a reference policy
       every `reference_every` rounds, copy the policy into the reference
-      once half of the answers to the hardest problems are right, all levels rise by one
 
 train_rl is this loop. A method (GRPO, Dr. GRPO, DAPO, GSPO) is one function in OBJECTIVES
 and its settings in SETTINGS, which the command line applies to RL.
@@ -72,9 +71,7 @@ class RL:
     preference_weight: float = 1.0  # of the reward models, on general prompts
     general: float = 0.0            # share of general prompts, once they join
     general_from: float = 0.75      # share of steps before they join [R1: 1300 of 1700]
-    levels: tuple[int, ...] = (3, 4, 5, 6)  # levels of the first problems, drawn evenly
-    rises: int = 0                  # how often all levels rise by one (a curriculum)
-    rise_at: float = 0.5            # they rise when this share is right at the highest
+    levels: tuple[int, ...] = (3, 4, 5, 6)  # levels of the problems, drawn evenly
     micro_tokens: int = 2048        # tokens in one pass; changes memory and speed only
     dev_every: int = 5              # rollouts between evaluations on dev
 
@@ -201,7 +198,7 @@ OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
 @dataclass(frozen=True)
 class Task:
     """What the loop needs to know of the world."""
-    draw: Callable      # (random.Random, n, step, risen) -> n problems
+    draw: Callable      # (random.Random, n, step) -> n problems
     encode: Callable    # problem -> token ids of its prompt
     decode: Callable    # token ids of an answer -> text
     rewards: dict       # name -> (weight, function(texts, problems) -> N numbers or nan)
@@ -231,36 +228,33 @@ def train_rl(model, task, s, seed=0, state=None):
     """
     optimizers = make_optimizers(model, s.lr)
     reference = copy_model(model).eval()
-    first = risen = 0
+    first = 0
     if state:
-        first, risen = state["step"], state["risen"]
+        first = state["step"]
         restore(reference, state["reference"])
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             restore(optimizer, saved)
 
     for step in range(first, s.steps):
         rng = random.Random(f"{seed}/rl/{step}")  # all RL stages draw alike
-        rollout = act(model, task, s, rng, step, risen)                     # 1 to 4
+        rollout = act(model, task, s, rng, step)                            # 1 to 4
         model.train()
         log = improve(model, reference, optimizers, rollout, s, rng, step)  # 5
         if (step + 1) % s.reference_every == 0:
             reference.load_state_dict(model.state_dict())
 
-        record = {"step": step + 1, "risen": risen} | describe(rollout, task) | log
-        if risen < s.rises and hardest_accuracy(rollout) >= s.rise_at:
-            risen += 1
+        record = {"step": step + 1} | describe(rollout, task) | log
         record["tokens"] = int(rollout.samples.answer.sum())
         record["prompt_tokens"] = s.group_size * sum(
             len(task.encode(problem)) for problem in rollout.problems)
-        yield record, lambda: {"step": step + 1, "risen": risen,
-                               "reference": reference.state_dict(),
+        yield record, lambda: {"step": step + 1, "reference": reference.state_dict(),
                                "optimizers": [o.state_dict() for o in optimizers]}
 
 
-def act(model, task, s, rng, step=0, risen=0):
+def act(model, task, s, rng, step=0):
     """Steps 1 to 4 of the loop. Returns a Rollout."""
     # 1 draw
-    problems = task.draw(rng, s.problems * s.oversample, step, risen)
+    problems = task.draw(rng, s.problems * s.oversample, step)
     problem_of_answer = [p for p in problems for _ in range(s.group_size)]   # N
 
     # 2 act
@@ -359,13 +353,6 @@ def logprobs(model, tokens, wanted, real=None, temperature=1.0):
         entropy = -(logp.exp() * logp).sum(-1)
     zeros = torch.zeros(tokens.shape, device=tokens.device)
     return zeros.masked_scatter(wanted, chosen), zeros.masked_scatter(wanted, entropy)
-
-
-def hardest_accuracy(rollout):
-    """The share of right answers to the problems of the highest level in a rollout."""
-    level = torch.tensor([problem.level for problem in rollout.problems])    # (P,)
-    right = rollout.reward_parts["accuracy"].view(len(level), -1)            # (P, G)
-    return float(right[level == level.max()].mean())
 
 
 def live_groups(rollout):

@@ -340,11 +340,10 @@ def rl(folder, name, models, before, s, reward_models=None):
     if reward_models:
         rewards["preference"] = (s.preference_weight, preference(*reward_models))
 
-    def draw(rng, n, step, risen):
+    def draw(rng, n, step):
         share = s.general if step >= s.general_from * s.steps else 0.0
-        levels = [level + risen for level in s.levels]
         return [tasks.make_prompt(rng) if rng.random() < share
-                else draw_problem(rng, run, levels) for _ in range(n)]
+                else draw_problem(rng, run, s.levels) for _ in range(n)]
 
     task = Task(draw=draw, encode=lambda problem: tasks.encode_prompt(problem.question),
                 decode=tasks.decode, rewards=rewards, measures=tasks.MEASURES,
@@ -470,7 +469,7 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
         began, rng = time.monotonic(), random.Random(f"{run.seed}/{name}")
         problem_of_answer = []
         for _ in range(n):
-            problem_of_answer += [draw_problem(rng, run, run.all_levels())] * run.data.tries
+            problem_of_answer += [draw_problem(rng, run, run.zero.levels)] * run.data.tries
         ids = sample_answers(model, prompts_of(problem_of_answer), run.zero.max_new_tokens,
                              run.eval.rows, seed=run.seed, name=f"{name}: samples")
         lines = {}  # a dict keeps the order and drops duplicates
@@ -588,16 +587,17 @@ class Run:
     student: moe.Config = PRESETS["student"]
     corpus: tasks.Corpus = field(default_factory=tasks.Corpus)
     base: Train = Train()
-    zero: RL = RL(steps=24, minibatches=4, rises=2)
+    zero: RL = RL(steps=24, minibatches=4)
     # After 50 steps Dev1 would not mix languages any more, and Dev2's language reward
     # would have nothing to do.
     dev1: Train = Train(steps=20, documents=48, lr=2e-3, muon_lr=2e-3)
-    dev2: RL = RL(steps=14, problems=32, decay=0.0, language_weight=0.5,
-                  levels=(3, 4, 5, 6, 7, 8))
-    dev3: Train = Train(steps=120, documents=64, lr=5e-3, muon_lr=5e-3)
+    dev2: RL = RL(steps=14, problems=32, decay=0.0, language_weight=0.5)
+    # At twice this rate and more, Dev3 forgets how to go on to chains that are longer than
+    # those it is trained on.
+    dev3: Train = Train(steps=120, documents=64, lr=2e-3, muon_lr=2e-3)
     judge: Train = Train(steps=60, documents=64, lr=5e-3, muon_lr=5e-3)  # reward models
     r1: RL = RL(steps=20, problems=32, lr=1e-4, decay=0.0, language_weight=0.5,
-                temperature=0.7, general=0.5, dev_every=10, levels=(3, 4, 5, 6, 7, 8))
+                temperature=0.7, general=0.5, dev_every=10)
     student_base: Train = Train(steps=400)
     distill: Train = Train(steps=200, documents=48)
     student_rl: RL = RL(steps=48, problems=48, minibatches=4, dev_every=16,
@@ -605,10 +605,6 @@ class Run:
     distill_rl: RL = RL(steps=12, lr=1e-4, dev_every=6)
     data: Data = Data()
     eval: Evaluation = Evaluation()
-
-    def all_levels(self):
-        """The levels that Zero is trained on, from its first to its last problems."""
-        return range(min(self.zero.levels), max(self.zero.levels) + self.zero.rises + 1)
 
 
 if __name__ == "__main__":

@@ -373,7 +373,7 @@ def test_update_routing_bias_evens_out_a_skewed_load():
 def make_task(reward, levels=(1, 2)):
     """A Task with one reward on easy problems."""
     return grpo.Task(
-        draw=lambda rng, n, step, risen: [tasks.make_problem(rng, rng.choice(levels)) for _ in range(n)],
+        draw=lambda rng, n, step: [tasks.make_problem(rng, rng.choice(levels)) for _ in range(n)],
         encode=lambda p: tasks.encode_prompt(p.question), decode=tasks.decode,
         rewards={"accuracy": (1.0, lambda texts, asked: list(map(reward, texts, asked)))},
         measures={}, end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
@@ -1551,7 +1551,7 @@ def test_rl_asks_general_prompts_late_and_in_r1_alone(monkeypatch, stage, names)
     assert (s.general, s.general_from) == (0.5 if stage == "r1" else 0, 0.75)
     first = math.ceil(0.75 * s.steps) if stage == "r1" else s.steps
     for step in range(s.steps):
-        problems = task.draw(random.Random(step), 200, step, 0)
+        problems = task.draw(random.Random(step), 200, step)
         general = [p for p in problems if p.kind != "sum"]
         assert len(problems) == 200 and (80 < len(general) < 120 if step >= first else not general)
         assert all(tasks.part_of(p.expression) == "train" and p.level in s.levels

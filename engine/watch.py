@@ -95,7 +95,7 @@ def test_stage(folder, stage, model):
     zero to r1, general prompts are tested too. What the log has already is not done again.
     """
     run, s, levels = folder.run, folder.run.eval, folder.run.zero.levels
-    longest = max(*run.corpus.levels, *run.all_levels())
+    longest = max(*run.corpus.levels, *levels)
     problems = tasks.make_problems("test", s.problems, levels, run.corpus.products)
     longer = tasks.make_problems("test", 2 * s.longer, (longest + 1, longest + 2),
                                  run.corpus.products)

@@ -151,7 +151,7 @@ MEASURES = {name: tasks.share_of(lambda text, problem, rule=rule: (rule(text, pr
 
 def task_of(reward):
     """The problems of `train` as a task for RL, with one of REWARDS."""
-    return Task(draw=lambda rng, n, step, risen: rng.choices(PROGRAMS["train"], k=n),
+    return Task(draw=lambda rng, n, step: rng.choices(PROGRAMS["train"], k=n),
                 encode=lambda problem: tasks.encode_prompt(problem.question),
                 decode=tasks.decode, rewards={"tests": (1.0, for_each(reward))},
                 measures=MEASURES, end_id=tasks.END_ID, pad_id=tasks.PAD_ID)

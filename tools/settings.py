@@ -40,7 +40,7 @@ SYNONYMS = {"kl": "beta", "kl_weight": "beta", "kl_coef": "beta", "kl_penalty": 
             "temp": "temperature", "hidden_size": "dim", "d_model": "dim", "layers": "n_layers",
             "heads": "n_heads", "experts": "n_routed_experts"}
 LONGEST_PROMPT = 50  # tokens, stray spaces included
-MAY_BE_ZERO = {"rises", "seed", "n_dense_layers", "n_mtp_layers", "q_lora_rank", "n_outputs", "warmup",
+MAY_BE_ZERO = {"seed", "n_dense_layers", "n_mtp_layers", "q_lora_rank", "n_outputs", "warmup",
                "overlong"}
 
 
@@ -197,8 +197,8 @@ def rl_rules(run, part, s):
     longest = min(run.model.max_seq_len, run.student.max_seq_len)
     return [
         (s.overlong >= s.max_new_tokens, f"{part}.overlong must be below max_new_tokens"),
-        (not 2 <= min(s.levels) <= max(s.levels) <= 12,
-         f"{part}.levels must be within 2..12: single steps are in the drills, so not held out"),
+        (not 2 <= min(s.levels) <= max(s.levels) <= 7,
+         f"{part}.levels must be within 2..7: single steps are in the drills, so not held out"),
         (s.group_size < 2, f"{part}.group_size must be at least 2: an advantage compares answers"),
         (s.minibatches > s.problems * s.group_size,
          f"{part}.minibatches exceeds the number of answers"),
