@@ -206,9 +206,9 @@ def test_cli_narrow_console_gets_escapes():
 
 @pytest.mark.parametrize("words", [
     "chat {}.pt --ask 1", "eval {}.pt", "eval zero.pt --problems {}", "zero --from {}/base.pt",
-    "zero --out {}", "zero --set {}=1", "distill --data {}", "report {}", "report x={}",
-    "report . --to {}", "export {}.pt x", "import {} x.pt", "import x {}.pt", "chat a.pt --ask {}",
-    "bench --against --from {}.pt", "annotate {}", "bench --device {}"])
+    "base --preset micro --out {}", "zero --set {}=1", "distill --data {}", "report {}",
+    "report x={}", "report . --to {}", "export {}.pt x", "import {} x.pt", "import x {}.pt",
+    "chat a.pt --ask {}", "bench --against --from {}.pt", "annotate {}", "bench --device {}"])
 def test_cli_words_that_are_no_text_are_refused(words, tmp_path, monkeypatch, capsys):
     """A word of the command line with bytes that are not UTF-8 is refused by one line, and no file
     is made."""

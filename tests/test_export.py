@@ -322,7 +322,25 @@ def test_import_names_the_weight_that_does_not_fit(message, folder, tmp_path, ca
     assert message in error and error.count("\n") == 1 and not (tmp_path / "ours.pt").exists()
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_import_refuses_as_many_other_tokens(folder, tmp_path, capsys):
+    """A folder whose tokenizer has as many tokens as ours, but other ones, is refused. One that
+    transformers has saved again, or that has no tokenizer, is not."""
+    for path in folder[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    found = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    vocabulary = found["model"]["vocab"]
+    vocabulary["other"] = vocabulary.pop(list(vocabulary)[-1])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    assert run("import", tmp_path, tmp_path / "ours.pt") == 2
+    error = capsys.readouterr().err
+    assert "but other ones" in error and error.count("\n") == 1
+    AutoTokenizer.from_pretrained(folder[0]).save_pretrained(tmp_path)
+    assert run("import", tmp_path, tmp_path / "ours.pt") == 0
+    (tmp_path / "tokenizer.json").unlink()
+    assert run("import", tmp_path, tmp_path / "ours2.pt") == 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff" * 50, b"[" * 10 ** 5])
 def test_import_names_the_damaged_file(name, content, folder, tmp_path, capsys):
     """An empty, cut or foreign file is refused by one line that names it."""

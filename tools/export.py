@@ -354,4 +354,26 @@ def read_hf_folder(folder):
         raise UserError(f"{path}: damaged ({error})") from None
     mtp_projection = f"model.layers.{published.get('num_hidden_layers')}.eh_proj.weight"
     config = config_from(published, with_mtp=mtp_projection in weights)
+    if config.vocab_size == tasks.VOCAB_SIZE:
+        check_tokens(Path(folder) / "tokenizer.json")
     return model_from(config, weights), published
+
+
+def check_tokens(path):
+    """UserError if a tokenizer.json has other tokens than ours, or other ids for them. A folder
+    without this file is taken to have ours."""
+    if not path.exists():
+        return
+    try:
+        tokens = ids_by_token(json.loads(path.read_text("utf-8")))
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error})") from None
+    if tokens != ids_by_token(tokenizer_json()):
+        raise UserError(f"{path} has as many tokens as r1mini, but other ones: the model could "
+                        "neither read nor write text here")
+
+
+def ids_by_token(tokenizer):
+    """{token: id} of a tokenizer.json, a dict."""
+    return tokenizer["model"]["vocab"] | {
+        token["content"]: token["id"] for token in tokenizer["added_tokens"]}
