@@ -351,7 +351,7 @@ def choose_device(device="auto", dtype="auto"):
     except Exception as error:  # torch has many types for it, such as ModuleNotFoundError for hpu
         if is_out_of_memory(error):
             raise
-        sentence = str(error).splitlines()[0].split(". ")[0]
+        sentence = (str(error) or repr(error)).splitlines()[0].split(". ")[0]
         reason = textwrap.shorten(sentence, 100, placeholder=" ...")
         raise UserError(f"--device {device}: not available here ({reason})") from None
     if dtype == "auto":
