@@ -1,4 +1,5 @@
 """How a model is tested on held-out problems and prompts, and what is counted of its answers."""
+import hashlib
 import math
 import random
 from collections import Counter
@@ -29,20 +30,33 @@ def repeat_each(items, times):
     return [item for item in items for _ in range(times)]
 
 
+def seeds_of(problems, samples):
+    """A seed for each of `samples` answers to each problem. It depends on the question and on the
+    number of the answer alone, so the order of a file of problems changes no result."""
+    seeds = []
+    for problem in problems:
+        for i in range(samples):
+            digest = hashlib.sha256(f"{i} {problem.question}".encode()).digest()
+            seeds.append(int.from_bytes(digest[:7], "big"))
+    return seeds
+
+
 def sample_answers(model, prompts, limit, rows, temperature=1.0, top_p=1.0, seed=0, name=None):
     """The token ids of an answer of at most `limit` tokens to each prompt. `rows` prompts are
-    answered at a time. name: of a progress bar."""
+    answered at a time. seed: a number, or a list with one for each prompt. name: of a progress
+    bar."""
     answers = []
     for i in tqdm(range(0, len(prompts), rows), name, disable=name is None):
+        lot_seed = seed * 1_000_003 + i if isinstance(seed, int) else seed[i:i + rows]
         samples = generate(model, prompts[i:i + rows], limit, tasks.END_ID, tasks.PAD_ID,
-                           temperature, top_p, seed * 1_000_003 + i)
+                           temperature, top_p, lot_seed)
         answers += samples.answers()
     return answers
 
 
 def evaluate(model, problems, samples, temperature, top_p, limit, rows=1024, seed=0, name=None):
     """Asks each problem `samples` times. Returns (means over all answers, a record for each
-    problem)."""
+    problem). seed: a number, or a list with one for each answer."""
     problem_of_answer = repeat_each(problems, samples)
     ids = sample_answers(model, prompts_of(problem_of_answer), limit, rows, temperature, top_p,
                          seed, name)

@@ -66,6 +66,12 @@ def flatten_settings(tree, prefix=""):
     return leaves
 
 
+def list_names(names):
+    """The first three names, and how many more there are."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest
+
+
 def read_log(path, repaired=False):
     """The records of a run's log.jsonl. UserError if the folder holds no run, or if a step is there
     twice, since then two commands wrote the folder at once. repaired: without a torn last line."""
@@ -137,7 +143,7 @@ def tensorboard():
 def describe_machine():
     """The processor's name and the number of its cores."""
     name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, IndexError):
+    with contextlib.suppress(OSError, IndexError, UnicodeDecodeError):
         name = re.findall("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"))[0]
     return f"{name}, {os.cpu_count()} cores"
 
@@ -294,9 +300,7 @@ class Folder:
                 other.remove(key)
         if not other:
             return
-        difference = ", ".join(other[:3])
-        if len(other) > 3:
-            difference += f" and {len(other) - 3} more"
+        difference = list_names(other)
         if "preset" in other:
             difference = f"its preset is {old.get('preset')}, here {new['preset']}"
         elif any(key.endswith(".steps") for key in other):

@@ -76,10 +76,18 @@ def draw(logp, uniform):
     return token.clamp(max=logp.size(-1) - 1)
 
 
+def uniform_numbers(seed, n, length):
+    """(n, length) random numbers in [0, 1): of one seed, or row by row of a list of n seeds."""
+    if isinstance(seed, int):
+        return torch.rand(n, length, generator=torch.Generator().manual_seed(seed))
+    return torch.cat([uniform_numbers(row_seed, 1, length) for row_seed in seed])
+
+
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0,
              watch=None):
     """Samples an answer to each of N prompts (token lists of any lengths). Returns Samples.
+    seed: a number, or a list with one for each prompt.
 
     Token t of answer n is drawn with its own uniform number, so it does not depend on the other
     prompts in the batch. A prompt that comes several times is read once. Ended rows leave the batch
@@ -91,8 +99,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     check_length(model.config, longest, max_new_tokens)
     was_training = model.training
     model.eval()
-    random_numbers = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(len(prompts), max_new_tokens, generator=random_numbers).to(device)
+    uniform = uniform_numbers(seed, len(prompts), max_new_tokens).to(device)
     deal_out = len(prompts) >= rank_and_size()[1]  # otherwise every process writes all answers
     here = share(prompts) if deal_out else prompts
     uniform = share(uniform) if deal_out else uniform

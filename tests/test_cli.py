@@ -204,6 +204,30 @@ def test_cli_narrow_console_gets_escapes():
     assert run.returncode == 0 and b"answer" in run.stdout
 
 
+@pytest.mark.parametrize("words", [
+    "chat {}.pt --ask 1", "eval {}.pt", "eval zero.pt --problems {}", "zero --from {}/base.pt",
+    "base --preset micro --out {}", "zero --set {}=1", "distill --data {}", "report {}",
+    "report x={}", "report . --to {}", "export {}.pt x", "import {} x.pt", "import x {}.pt",
+    "chat a.pt --ask {}", "bench --against --from {}.pt", "annotate {}", "bench --device {}"])
+def test_cli_words_that_are_no_text_are_refused(words, tmp_path, monkeypatch, capsys):
+    """A word of the command line with bytes that are not UTF-8 is refused by one line, and no file
+    is made."""
+    monkeypatch.chdir(tmp_path)
+    assert "is not valid utf-8" in refused(words.format("\udcff").split(), capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cli_other_processes_print_any_text_to_nowhere(monkeypatch):
+    """Processes that print nothing print Chinese to nowhere too, in any locale."""
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_PORT", "1"),
+                        ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    for name in ("stdout", "stderr", "excepthook"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # restores it after the test
+    cli.parse(["cost"])
+    assert sys.stdout.name == os.devnull and sys.stdout.encoding == "utf-8"
+
+
 def test_cli_words_for_settings_lead_to_settings():
     """Every other word for a setting leads to a setting that exists, and every option is one."""
     names = flatten_settings(dataclasses.asdict(r1mini.Run()))
@@ -231,6 +255,15 @@ def test_cli_missing_device_is_one_short_line(monkeypatch, capsys):
     monkeypatch.setattr(torch, "zeros", full)
     line = refused(["bench", "--device", "cpu"], capsys)
     assert "out of memory" in line and "not available" not in line
+
+
+@pytest.mark.parametrize("device", [
+    "mps", "xpu", "hpu", "cuda:77", "cuda:-1", "vulkan", "xla", "privateuseone", "nonsense", "meta",
+    "0"])
+def test_cli_any_missing_device_is_one_short_line(device, capsys):
+    """A device that is not there is refused by one short line with its name."""
+    line = refused(["bench", "--preset", "micro", "--device", device], capsys)
+    assert f"--device {device}: not available here" in line and len(line) < 200
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE")

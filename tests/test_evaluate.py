@@ -113,6 +113,14 @@ def test_read_problems_reads_a_good_file(tmp_path):
     assert evaluate.read_problems(path) == wanted
 
 
+@pytest.mark.parametrize("start", ["\ufeff\n", "\ufeff \r\n", "\ufeff"])
+def test_read_problems_skips_a_mark_before_an_empty_line(tmp_path, start):
+    """A byte order mark may stand before an empty first line."""
+    path = tmp_path / "marked.jsonl"
+    path.write_bytes(f'{start}{{"question": "2+3", "answer": 5}}\n'.encode())
+    assert evaluate.read_problems(path) == [Problem("2+3", "5", "en", 0)]
+
+
 BAD_LINES = ["33", "null", "[]", "{", "x", "[" * 100_000, '{"question": "a"}', '{"answer": 3}',
              '["question", "answer"]', '{"question": 3, "answer": 3}',
              '{"question": "a", "answer": %s}' % ("9" * 10_000)]

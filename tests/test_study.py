@@ -177,6 +177,17 @@ def test_study_publish_writes_mean_std_and_notes(tmp_path, monkeypatch, capsys):
     assert [path.name for path in folder.iterdir()] == ["summary.json"]
 
 
+def test_study_publish_reads_the_folder_behind_a_name(tmp_path, monkeypatch):
+    """The machine of a run that the report gets as NAME=PATH is read from PATH."""
+    monkeypatch.chdir(tmp_path)
+    read = []
+    monkeypatch.setattr(study, "read_timing", lambda folder: read.append(folder) or (
+        {"machine": "a cpu", "threads": 2}, 0, {}))
+    options = SimpleNamespace(name="choices", preset="micro", rest=[])
+    study.publish(options, lambda *_: [], {0: {"a": 1.0}}, ["no-lang=runs/y", "runs/z"])
+    assert read == ["runs/y", "runs/z"]
+
+
 def test_study_measure_comes_after_its_runs(commands, monkeypatch, tmp_path):
     """A study with both runs its commands, reads their logs by numbers() and adds measure()."""
     made, main = commands

@@ -64,7 +64,10 @@ def main(options):
 
 def converse(chat):
     """Answers line after line until the input ends. Ctrl-C stops an answer. At the prompt it ends
-    the conversation, as Ctrl-D does."""
+    the conversation, as Ctrl-D does. UserError if standard input is closed."""
+    if sys.stdin is None:
+        raise UserError("chat reads questions from standard input, which is closed (<&-): give "
+                        "--ask TEXT")
     in_terminal = sys.stdin.isatty()
     with contextlib.suppress(ImportError):   # Windows has no readline
         importlib.import_module("readline")  # input() then has arrow keys and earlier lines
@@ -107,7 +110,6 @@ def obey_line(chat, line):
 def ask(chat, question):
     """Asks one question. Prints one answer while it comes, or the majority vote of several.
     UserError if the question is empty or leaves no room for an answer."""
-    question = question.encode("utf-8", "replace").decode()  # a pipe may contain any bytes
     prompt, limit = tasks.encode_prompt(question), chat.run.zero.max_new_tokens
     check_question(chat, question, len(prompt), limit)
     seed = int.from_bytes(question.encode()[-7:], "big") + chat.questions

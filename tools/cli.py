@@ -18,7 +18,7 @@ import torch
 import r1mini
 from engine import checkpoint, devices, kernels
 from engine.errors import UserError, is_out_of_memory
-from engine.folder import Folder, holds_run, read_log, tensorboard
+from engine.folder import Folder, read_log, tensorboard
 from r1mini import PRESETS
 from tools import output
 from tools.settings import resolve_settings
@@ -50,9 +50,7 @@ BOUNDS = {"threads": (0, 4 * os.cpu_count()), "processes": (0, 4 * os.cpu_count(
 def main(argv=None):
     """Runs one command. Returns 0; 2 for what the user can correct; 130 after Ctrl-C, 143 after
     SIGTERM, 129 after SIGHUP; 141 if what it prints was not read to its end."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # for consoles that cannot print Chinese
+    output.accept_any_text()
     options = None
     try:
         options = parse(list(sys.argv[1:] if argv is None else argv))
@@ -82,8 +80,6 @@ def run_command(options):
     if options.command not in TOOLS:
         run_stages(options, *plan_run(options))
         return 0
-    if options.command == "report":
-        check_report(options.runs)
     if options.command == "study":
         return importlib.import_module("tools.study").main(options, find_study(options.name))
     if options.command == "bench" and options.against:
@@ -91,18 +87,6 @@ def run_command(options):
     if options.command == "cost" and options.gpus is not None:
         return find_study("hours").main(options)
     return importlib.import_module(f"tools.{options.command}").main(options)
-
-
-def check_report(words):
-    """UserError if one of these, each PATH or NAME=PATH, is no run's folder: report writes into
-    it."""
-    settings = [field.name for field in dataclasses.fields(r1mini.Run)]
-    for word in words:
-        path = re.fullmatch(r"(?:\w+=)?(.+)", word)[1]
-        read_log(path)
-        if not holds_run(path, settings):
-            raise UserError(f"{path}: no run in this folder (it has a log.jsonl, but not the "
-                            "config.json of a run)")
 
 
 def find_study(name):
@@ -272,19 +256,44 @@ def parse(argv):
     """The options of a command line. Without a command it is all."""
     check_torchrun()
     if int(os.environ.get("RANK", 0)):  # of several processes, only the first prints
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
         sys.excepthook = lambda *error: traceback.print_exception(*error, file=sys.__stderr__)
     asks_for_help = argv and argv[0] in ("-h", "--help")
     if not argv or argv[0].startswith("-") and not asks_for_help:
         argv.insert(0, "all")
-    options = make_parser().parse_args(argv)
+    options = make_parser().parse_args(join_question(argv))
     for name, value in vars(options).items():
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and not text.strip():
-                raise UserError(f"{name}: got an empty text; leave it out, or say what is meant")
+            if isinstance(text, str):
+                check_word(name, text)
     options.itself = [sys.executable, r1mini.__file__, *argv]  # to start more processes of it
     prepare_machine(options)
     return options
+
+
+def join_question(argv):
+    """The words of a command line, with `--ask -5+3` as --ask=-5+3: argparse takes a word with a
+    dash for an option. A question that begins with a dash and a letter needs the "=" of the
+    user."""
+    words = []
+    for word in argv:
+        if words and words[-1] == "--ask" and re.match("-[^a-zA-Z-]", word):
+            words[-1] = f"--ask={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def check_word(name, text):
+    """UserError if a word of the command line is empty, or has bytes that are no text: settings
+    and reports are written in UTF-8. name: of the option."""
+    if not text.strip():
+        raise UserError(f"{name}: got an empty text; leave it out, or say what is meant")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: {text!a} is not valid {sys.getfilesystemencoding()}; rename the "
+                        "file, or write the text in this encoding") from None
 
 
 def check_torchrun():
@@ -339,10 +348,10 @@ def choose_device(device="auto", dtype="auto"):
     try:
         device = torch.zeros(1, device=device).device
         torch.autocast(device.type, torch.bfloat16)
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:  # torch has many types for it, such as ModuleNotFoundError for hpu
         if is_out_of_memory(error):
             raise
-        sentence = str(error).splitlines()[0].split(". ")[0]
+        sentence = (str(error) or repr(error)).splitlines()[0].split(". ")[0]
         reason = textwrap.shorten(sentence, 100, placeholder=" ...")
         raise UserError(f"--device {device}: not available here ({reason})") from None
     if dtype == "auto":

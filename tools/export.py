@@ -66,13 +66,18 @@ WEIGHT_NAMES = {
     "router.bias": "gate.e_score_correction_bias", "router": "gate",
     "shared.": "shared_experts.", "w2": "down_proj", "model.head": "lm_head"}
 
-# The chat template has the form of tasks.encode_prompt and tasks.dialogue. Tags in a message stay.
+# The chat template has the form of tasks.encode_prompt and tasks.dialogue. A message makes no
+# special token, except for the four tags in an answer. A tokenizer looks for special tokens before
+# it normalizes the text. So the template puts GUARD behind a "<" that has to stay text, and the
+# normalizer of tokenizer_json() removes it. Unicode keeps GUARD for uses like this one.
+GUARD = "\ufdd0"
 TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}<|end|>"
+    "{% for message in messages %}{% set content = message['content'] %}"
+    "{% if message['role'] == 'user' %}<|user|>{{ content | replace('<', '<GUARD') }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "<|assistant|>{{ content | replace('<|', '<GUARD|') }}<|end|>"
     "{% else %}{{ raise_exception('roles are user and assistant') }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}").replace("GUARD", GUARD)
 
 
 def main(options):
@@ -81,6 +86,9 @@ def main(options):
     target = checkpoint if options.back else folder
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"{target} is there already; choose another name")
+    if target.resolve() in (Path.cwd(), Path.home()):  # it is empty, and would be replaced
+        raise UserError(f"{target} is the folder you stand in, or your home: name a new folder, "
+                        "such as r1-hf")
     if options.back:
         model, config_json = read_hf_folder(folder)
         save(checkpoint, model, preset=str(config_json.get("preset", "nano")))
@@ -259,6 +267,7 @@ def tokenizer_json():
                   "use_regex": False}
     return {
         "version": "1.0", "added_tokens": added_tokens,
+        "normalizer": {"type": "Replace", "pattern": {"String": f"<{GUARD}"}, "content": "<"},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated",
              "invert": False},
@@ -345,4 +354,26 @@ def read_hf_folder(folder):
         raise UserError(f"{path}: damaged ({error})") from None
     mtp_projection = f"model.layers.{published.get('num_hidden_layers')}.eh_proj.weight"
     config = config_from(published, with_mtp=mtp_projection in weights)
+    if config.vocab_size == tasks.VOCAB_SIZE:
+        check_tokens(Path(folder) / "tokenizer.json")
     return model_from(config, weights), published
+
+
+def check_tokens(path):
+    """UserError if a tokenizer.json has other tokens than ours, or other ids for them. A folder
+    without this file is taken to have ours."""
+    if not path.exists():
+        return
+    try:
+        tokens = ids_by_token(json.loads(path.read_text("utf-8")))
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error})") from None
+    if tokens != ids_by_token(tokenizer_json()):
+        raise UserError(f"{path} has as many tokens as r1mini, but other ones: the model could "
+                        "neither read nor write text here")
+
+
+def ids_by_token(tokenizer):
+    """{token: id} of a tokenizer.json, a dict."""
+    return tokenizer["model"]["vocab"] | {
+        token["content"]: token["id"] for token in tokenizer["added_tokens"]}

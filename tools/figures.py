@@ -143,6 +143,12 @@ class Line:
     label_point: int = 1
 
 
+def majority_line(runs):
+    """The Line of the majority vote on dev, cons@K. It says how many answers K are."""
+    name = next((name for run in runs for name in run if name.startswith("cons@")), "cons@K")
+    return Line(runs, name, f"majority of {name.removeprefix('cons@')}", "above")
+
+
 @dataclass
 class Panel:
     """One plot of a picture. draw(plot) draws it. The axes named in `percent` are in percent."""
@@ -269,7 +275,7 @@ def figure1(curves, rows):
 
     def accuracy_panel(plot):
         draw_lines(plot, "zero", Line(runs, "pass@1", "one answer"),
-                   Line(runs, "cons@16", "majority of 16", "above"), ylabel="correct answers",
+                   majority_line(runs), ylabel="correct answers",
                    ylim=(0, 1.1))
         plot.text(1, 0.04, f"the paper, on AIME 2024:\n{PAPER}", transform=plot.transAxes,
                   ha="right", color=GREY, fontsize=12)
@@ -590,7 +596,7 @@ def draw_readme(target, curves, rows, samples):
         figure = Figure((width, height))
         curve = figure.add_axes([0.09, 0.19, 0.385, 0.72])
         draw_lines(curve, "zero", Line(runs, "pass@1", "one answer"),
-                   Line(runs, "cons@16", "majority of 16", "above"), ylim=(0, 1.1))
+                   majority_line(runs), ylim=(0, 1.1))
         curve.set_xlabel("RL step")
         curve.set_title(f"RL alone: {percent_text(before)} to {percent_text(after)} correct")
         curve.yaxis.set_major_formatter(ticker.PercentFormatter(1, 0))

@@ -90,9 +90,9 @@ class Sources:
     def measured(self, name, key):
         """The {"mean", "std", "per_seed"} of a metric. An experiment has one seed."""
         if (record := self.experiment(name)) is not None:
-            return summarise({"0": self.of_experiment(name, record, key)})
+            return mean_and_spread({"0": self.of_experiment(name, record, key)})
         if key.startswith("curve."):
-            return summarise(self.of_curve(name, key))
+            return mean_and_spread(self.of_curve(name, key))
         metrics = self.study(name)["metrics"]
         found = metrics.get(key) or next(
             (metrics[known] for known in metrics if plain_key(known) == plain_key(key)), None)
@@ -134,7 +134,7 @@ class Sources:
             return False
 
 
-def summarise(per_seed):
+def mean_and_spread(per_seed):
     """Mean and spread of {seed: value}, as summary.json has them."""
     values = list(per_seed.values())
     return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0,
@@ -201,8 +201,8 @@ def compare(metric, other, operator):
     if operator == "above":
         return f"{sum(a > b for a, b in pairs.values())} of {len(pairs)}"
     if operator == "-":
-        return summarise({seed: a - b for seed, (a, b) in pairs.items()})
-    return summarise({seed: a / b for seed, (a, b) in pairs.items()})
+        return mean_and_spread({seed: a - b for seed, (a, b) in pairs.items()})
+    return mean_and_spread({seed: a / b for seed, (a, b) in pairs.items()})
 
 
 def mark_text(sources, name, words):

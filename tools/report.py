@@ -21,7 +21,15 @@ This file and tools/study.py write summary.json, always from the logs of runs:
 A run that started from another run's checkpoint has numbers for the stages in its own log only.
 A run with another objective has numbers for objective.NAME only. A run given as NAME=PATH has
 numbers for its last tested stage, and NAME stands for this stage in the keys.
+
+NAME has letters, digits, "_" and "-", and ends at the first "=". A word that names a folder is a
+PATH, also with "=" in it: lr=1e-3 is the folder lr=1e-3 if there is one; NAME=./PATH is never that.
+
+A mean is over seeds. Runs that have a number for the same key may differ in the seed, and in the
+files that they start from, but in no other setting.
 """
+import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -33,26 +41,27 @@ from statistics import fmean, stdev
 
 import tasks
 from engine.errors import UserError
-from engine.folder import read_log
+from engine.folder import flatten_settings, holds_run, list_names, read_log
 from grpo import RL
 from moe import Config
-from r1mini import ABLATIONS
+from r1mini import ABLATIONS, Run
 from tools import pages, tables
 from tools.cost import in_products
 from tools.figures import draw
 from tools.tables import (
-    DEV_METRICS,
     STUDENT_KEYS,
     STUDENT_ROWS,
     TEACHER_STAGES,
     TEST_METRICS,
     cell,
+    dev_metrics,
     per_seed,
 )
 
 # What curves.json keeps of each step of Zero's RL, beside DEV_METRICS.
 STEP_METRICS = ("entropy", "dead_groups", "expert_load")
 LOADS_EVERY = 30  # steps of pretraining between two kept records of the experts' loads
+SETTINGS = [field.name for field in dataclasses.fields(Run)]
 
 
 def main(options):
@@ -63,6 +72,14 @@ def main(options):
         return 0
     if not options.runs:
         raise UserError("report: name runs, such as runs/nano, or give --pages")
+    for word in options.runs:  # report() writes into them
+        path = name_and_path(word)[1]
+        read_log(path)
+        if not holds_run(path, SETTINGS):
+            raise UserError(f"{path}: no run in this folder (it has a log.jsonl, but not the "
+                            "config.json of a run)")
+    if options.to:
+        check_target(options.to)
     print(report(options.runs, options.to))
     return 0
 
@@ -74,6 +91,7 @@ def report(paths, to=None):
     folder. Without it, writes report.md of a single run to the run's folder.
     """
     runs = [read_run(path) for path in paths]
+    check_same_settings(runs)
     metrics, curves = metrics_over_seeds(runs), join_curves(runs)
     command = f"python r1mini.py report {' '.join(map(str, paths))}"
     for run in runs:
@@ -101,6 +119,56 @@ def report(paths, to=None):
 
 
 # -------------------------------------------------------------------------------------------------
+# What the user's words mean, and whether the runs fit together
+
+
+def name_and_path(word):
+    """(NAME, PATH) of a PATH or NAME=PATH; NAME is "" if there is none."""
+    name, equals, path = str(word).partition("=")
+    if not equals or Path(word).is_dir():
+        return "", str(word)
+    if not re.fullmatch(r"[\w-]+", name) or not path:
+        raise UserError(f"{word}: there is no such folder. If NAME=PATH is meant: a NAME has "
+                        'letters, digits, "_" and "-"')
+    return name, path
+
+
+def check_target(folder):
+    """UserError if the folder of --to is a file, or is a run's folder or in one."""
+    target = Path(folder).resolve()
+    for path in (target, *target.parents):
+        if path.is_file():
+            raise UserError(f"--to {folder}: {path} is a file; --to names a folder")
+        if holds_run(path, SETTINGS):
+            raise UserError(f"--to {folder}: {path} holds a run; choose a folder outside of it")
+
+
+def check_same_settings(runs):
+    """UserError if two runs have a number for one key, but differ in more than the seed and the
+    files that they start from."""
+    for run, other in itertools.combinations(runs, 2):
+        differing = differing_settings(run.config, other.config)
+        if differing and run.numbers.keys() & other.numbers.keys():
+            raise UserError(
+                f"{run.path} and {other.path} have different settings ({list_names(differing)}), "
+                "so no mean is taken over them: report on each alone, or give one a name, as in "
+                f"NAME={other.path}")
+
+
+def differing_settings(config, other):
+    """The names of the settings in which two runs differ, without the seed and the start. A
+    data_file counts by its name, since its folder may have the seed in it."""
+    ours, theirs = ({key: value for key, value in flatten_settings(c).items()
+                     if key.partition(".")[0] in SETTINGS and key not in ("seed", "start")}
+                    for c in (config, other))
+    for settings in (ours, theirs):
+        settings["data_file"] = Path(settings.get("data_file", "")).name
+    if ours.get("preset") != theirs.get("preset"):
+        return ["preset"]
+    return sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+
+
+# -------------------------------------------------------------------------------------------------
 # The numbers of one run folder
 
 
@@ -121,7 +189,7 @@ class RunNumbers:
 
 def read_run(word):
     """The RunNumbers of PATH or NAME=PATH. UserError if none of its stages is finished."""
-    name, path = re.fullmatch(r"(?:(\w+)=)?(.+)", str(word)).groups(default="")
+    name, path = name_and_path(word)
     log = read_log(path)
     tested = list(dict.fromkeys(r["stage"] for r in log if r["kind"] == "test"))
     if not tested:
@@ -280,21 +348,23 @@ def read_timing(path):
     There are no minutes if the run used only a part of the cores, since other work may then have
     run at the same time.
     """
-    text = (Path(path) / "timing.jsonl").read_text("utf-8")
-    lines = text.rpartition("\n")[0].splitlines()  # a kill can tear the last line: leave it out
-    machine = json.loads(lines[0])
-    had_all_cores, minutes, peak_gib = True, {}, 0.0
-    for record in map(json.loads, lines):
-        if "machine" in record:
-            newest_machine = record
-            continue
-        # A command that finds all stages finished writes a machine record and no times.
-        machine = newest_machine
-        if not machine["machine"].endswith(f", {machine['threads']} cores"):
-            had_all_cores = False
-        stage = record["stage"]
-        minutes[stage] = minutes.get(stage, 0.0) + record["seconds"] / 60
-        peak_gib = max(peak_gib, record["peak_gib"])
+    file, had_all_cores, minutes, peak_gib = Path(path) / "timing.jsonl", True, {}, 0.0
+    lines = file.read_bytes().split(b"\n")[:-1]  # a kill can tear the last line: leave it out
+    try:
+        machine = newest_machine = json.loads(lines[0])
+        for record in map(json.loads, lines):
+            if "machine" in record:
+                newest_machine = record
+                continue
+            # A command that finds all stages finished writes a machine record and no times.
+            machine = newest_machine
+            if not machine["machine"].endswith(f", {machine['threads']} cores"):
+                had_all_cores = False
+            stage = record["stage"]
+            minutes[stage] = minutes.get(stage, 0.0) + record["seconds"] / 60
+            peak_gib = max(peak_gib, record["peak_gib"])
+    except (ValueError, IndexError, KeyError, TypeError):
+        raise UserError(f"{file} is damaged: put a copy back, or make the run again") from None
     return machine, peak_gib, minutes if had_all_cores else {}
 
 
@@ -303,8 +373,8 @@ def objective_numbers(numbers, objective):
     metrics = (*TEST_METRICS, "length_ratio", "reflection_ratio", "steps_to_85")
     compared = {}
     for key, value in numbers.items():
-        if (key.startswith("zero.") and "longer" not in key
-                and key.rpartition(".")[2] in metrics):
+        is_compared = key.rpartition(".")[2] in metrics or key.startswith("zero.cons@")
+        if key.startswith("zero.") and "longer" not in key and is_compared:
             compared[f"objective.{objective}.{key.removeprefix('zero.')}"] = value
     return compared
 
@@ -312,10 +382,11 @@ def objective_numbers(numbers, objective):
 def read_curves(log):
     """{metric: [[stage, step, value]]}: DEV_METRICS of all stages on dev, STEP_METRICS of Zero's
     steps, and the experts' loads of pretraining and of Zero."""
-    curves = {name: [] for name in (*DEV_METRICS, *STEP_METRICS, "loads")}
+    on_dev = dev_metrics(next((r for r in log if r["kind"] == "dev"), ()))
+    curves = {name: [] for name in (*on_dev, *STEP_METRICS, "loads")}
     for r in log:
         if r["kind"] == "dev":
-            for name in DEV_METRICS:
+            for name in on_dev:
                 if name in r:
                     curves[name].append([r["stage"], r["step"], r[name]])
         if r["kind"] == "zero":

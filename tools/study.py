@@ -29,7 +29,7 @@ from engine.errors import UserError
 from engine.folder import Folder, read_log
 from r1mini import PRESETS
 from tools import cli
-from tools.report import commit, read_timing, report, summarise
+from tools.report import commit, name_and_path, read_timing, report, summarise
 
 
 def main(options, study):
@@ -46,7 +46,7 @@ def main(options, study):
     folders = []
     for seed in seeds:
         for folder, command in study_runs(study, seed, options.preset):
-            words = [*command, "--out", folder.rpartition("=")[2], *run_options]
+            words = [*command, "--out", name_and_path(folder)[1], *run_options]
             print("== python r1mini.py", *words, flush=True)
             code = cli.main(words)
             if code:
@@ -177,7 +177,7 @@ def publish(options, page, found, folders):
     command = " ".join(["python r1mini.py study", *preset_words, options.name, *options.rest])
     machines = set()
     for folder in folders:
-        machine, _, _ = read_timing(folder)
+        machine, _, _ = read_timing(name_and_path(folder)[1])
         machines.add(f"{machine['machine']}, {machine['threads']} threads, "
                      f"torch {torch.__version__}")
     summary = {"command": command, "commit": commit(), "machine": "; ".join(sorted(machines)),
