@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,62 @@ def test_workshop_try_runs_and_compares_with_the_plain_run(tmp_path, monkeypatch
         measure.run("odd", experiments.Experiment("base", edits=(edit,)))
 
 
-@pytest.mark.parametrize("given", [["try"], ["try", "sideways"], ["nonsense"]])
+def test_workshop_measure_writes_into_the_workshop_only_if_asked(tmp_path, monkeypatch, capsys):
+    """measure.py NAME prints a table and writes nothing. With --keep it keeps the curves, then
+    writes the pages. `pages` writes them without a run."""
+    record = {"dev": {"pass@1": [[0, 0.1], [2, 0.5]]}, "steps": {"loss": [2.0, 1.0]}}
+    written = []
+    monkeypatch.setattr(measure, "WORKSHOP", tmp_path)
+    monkeypatch.setattr(measure, "run", lambda name, experiment: record)
+    monkeypatch.setattr(measure, "write_pages", lambda: written.append("pages"))
+    for words in (["no_std"], []):
+        assert measure.main(words) == 0
+        assert "| pass@1, no_std | 0.100 | 0.500 |" in capsys.readouterr().out
+        assert not written and not list(tmp_path.iterdir())
+    assert measure.main(["--keep", "no_std"]) == 0 and written == ["pages"]
+    assert json.loads((tmp_path / "curves/no_std.json").read_text("utf-8")) == record
+    assert [path.name for path in (tmp_path / "curves").iterdir()] == ["no_std.json"]
+    assert measure.main(["pages"]) == 0 and written == ["pages"] * 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
+def test_workshop_try_says_what_ctrl_c_leaves(tmp_path):
+    """Ctrl-C lets the run save its state. The run says how it goes on, and measure.py says that
+    the same `try` starts afresh."""
+    code = ("import sys; from workshop import measure; measure.RUNS = sys.argv[1]; "
+            "measure.STARTS['base'] = 'base --preset micro'; "
+            "measure.SHORT = {'base': 'base.steps=5000 base.dev_every=5000'}; "
+            "sys.exit(measure.main(['try', 'base']))")
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          start_new_session=True) as run:
+        timing = tmp_path / "try/timing.jsonl"
+        while run.poll() is None and not (timing.exists() and timing.read_text().count("\n") > 1):
+            time.sleep(0.01)
+        os.killpg(run.pid, signal.SIGINT)
+        out, errors = run.communicate(timeout=120)
+    assert run.returncode == 130 and "Traceback (most" not in errors, errors
+    assert "r1mini: stopped; the same command without --fresh goes on where it stopped" in errors
+    assert errors.splitlines()[-1] == "measure: stopped; the same command starts afresh"
+    assert "Ctrl-C saves; the same command without --fresh goes on." in out
+    assert (tmp_path / "try/base.partial.pt").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
+def test_workshop_measure_leaves_no_run_behind(tmp_path, monkeypatch):
+    """If only measure.py gets Ctrl-C, it ends the run by SIGTERM after the grace."""
+    monkeypatch.setattr(measure, "GRACE", 0.01)
+    begun = tmp_path / "pid"
+    code = ("import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); "
+            "time.sleep(0.3); os.kill(os.getppid(), 2); time.sleep(100)")
+    with pytest.raises(KeyboardInterrupt):
+        measure.run_to_its_end([sys.executable, "-c", code, str(begun)], "name")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
+
+
+@pytest.mark.parametrize("given", [["try"], ["try", "sideways"], ["nonsense"],
+                                   ["--keep", "nonsense"], ["--pages"], ["plain", "pages"]])
 def test_workshop_measure_refuses_wrong_words(given, capsys):
     """A wrong word is refused by one line and exit code 2 before anything runs."""
     assert measure.main(given) == 2
