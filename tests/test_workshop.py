@@ -141,16 +141,21 @@ def test_workshop_try_says_what_ctrl_c_leaves(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
-def test_workshop_measure_leaves_no_run_behind(tmp_path, monkeypatch):
-    """If only measure.py gets Ctrl-C, it ends the run by SIGTERM after the grace."""
-    monkeypatch.setattr(measure, "GRACE", 0.01)
-    begun = tmp_path / "pid"
-    code = ("import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); "
-            "time.sleep(0.3); os.kill(os.getppid(), 2); time.sleep(100)")
+@pytest.mark.parametrize("ends_by_itself, grace", [(True, 100), (False, 0.01)])
+def test_workshop_measure_waits_for_a_stopped_run(tmp_path, monkeypatch, ends_by_itself, grace):
+    """At Ctrl-C measure.py waits until the run has saved. If the run goes on, since only measure.py
+    got Ctrl-C, measure.py ends it after the grace."""
+    monkeypatch.setattr(measure, "GRACE", grace)
+    code = ("import os, sys, time; from pathlib import Path; "
+            "Path('pid').write_text(str(os.getpid())); time.sleep(0.3); "
+            "os.kill(os.getppid(), 2); time.sleep(float(sys.argv[1])); Path('saved').touch()")
+    monkeypatch.setattr(measure, "ROOT", tmp_path)  # where it runs
+    seconds = "0.5" if ends_by_itself else "100"
     with pytest.raises(KeyboardInterrupt):
-        measure.run_to_its_end([sys.executable, "-c", code, str(begun)], "name")
+        measure.run_to_its_end([sys.executable, "-c", code, seconds], "name")
+    assert (tmp_path / "saved").exists() == ends_by_itself
     with pytest.raises(ProcessLookupError):
-        os.kill(int(begun.read_text()), 0)
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 @pytest.mark.parametrize("given", [["try"], ["try", "sideways"], ["nonsense"],
@@ -447,13 +452,16 @@ def test_workshop_check_blames_nobody_if_torch_is_missing(tmp_path, monkeypatch,
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
 def test_workshop_check_stops_at_ctrl_c(tmp_path):
-    """Ctrl-C in the middle of a student's loop ends the checker with one line and code 130."""
-    (tmp_path / "kl.py").write_text("print('begun', flush=True)\nwhile True:\n    pass\n")
+    """Ctrl-C in the middle of a student's loop ends the checker with one line and code 130. It
+    does not reach the student's code, which would get the blame."""
+    (tmp_path / "kl.py").write_text("import signal\n"
+                                    "print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)\n"
+                                    "while True:\n    pass\n")
     code = ("import sys; from workshop import check; "
-            "sys.exit(check.main(['kl'], sys.argv[1], seconds=100))")
+            "sys.exit(check.main(['kl'], sys.argv[1], seconds=30))")
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, text=True,
                           stderr=subprocess.PIPE, start_new_session=True) as run:
-        assert run.stderr.readline() == "begun\n"
+        assert run.stderr.readline() == "True\n"
         os.killpg(run.pid, signal.SIGINT)
         assert run.stderr.read() == "check: stopped\n"
     assert run.returncode == 130
