@@ -8,7 +8,7 @@
 Each prints a table that compares a run with the plain run. An experiment that edits
 code edits a copy of it. Runs go into runs/workshop/NAME, and nothing else is written.
 
-Two more are for who maintains the workshop:
+Two more are for those who maintain the workshop:
 
     python workshop/measure.py --keep no_std     keeps its curves, then writes the pages
     python workshop/measure.py pages             the pages again, from the kept curves
