@@ -336,7 +336,8 @@ def processes(device, count, command):
             if not any(word in str(error).lower() for word in words):
                 raise
             raise UserError("another process of this run is gone: it was killed, or had no memory. "
-                            "The same command goes on from the last save") from None
+                            "The same command (without --fresh) goes on from the last "
+                            "save") from None
         finally:
             expert_mesh.cache_clear()
             if dist.is_initialized():

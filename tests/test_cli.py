@@ -1,5 +1,6 @@
 """The tests of tools/cli.py and tools/settings.py: wrong words, presets, stages, studies."""
 import dataclasses
+import errno
 import inspect
 import os
 import random
@@ -336,3 +337,12 @@ def test_cli_options_lead_to_studies(words, module, other, monkeypatch):
         monkeypatch.setattr(each, "main", lambda options, each=each: called.append(each) or 7)
     assert cli.main(words.split()) == (7 if module else 0)
     assert called == ([module] if module else []) and other not in called
+
+
+def test_cli_with_fresh_the_same_command_does_not_go_on():
+    """After a full disk: the same command goes on, but with --fresh it would delete the run."""
+    error = OSError(errno.ENOSPC, "No space left on device", "log.jsonl")
+    for words, wanted in ((["base"], "the same command goes on"),
+                          (["base", "--fresh"], "the same command without --fresh goes on")):
+        options = cli.make_parser().parse_args(words)
+        assert cli.user_error_line(error, options).endswith(f"free some space, and {wanted}")

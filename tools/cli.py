@@ -68,7 +68,7 @@ def main(argv=None):
     except KeyboardInterrupt as stop:
         line = "stopped"
         if options is not None and options.command not in TOOLS:
-            line += "; the same command goes on where it stopped"
+            line += f"; {same_command(options)} goes on where it stopped"
         print(f"r1mini: {line}", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     finally:  # also after --help
@@ -111,9 +111,15 @@ def user_error_line(error, options=None):
         where = error.filename or getattr(options, "out", None) or "a file"
         line = f"{where}: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            line += "; free some space, and the same command goes on"
+            line += f"; free some space, and {same_command(options)} goes on"
         return line
     return None
+
+
+def same_command(options):
+    """What goes on with a stopped run. With --fresh the same command would delete it."""
+    fresh = getattr(options, "fresh", False)
+    return "the same command without --fresh" if fresh else "the same command"
 
 
 # ------------------------------------------------------------------------------
@@ -518,8 +524,8 @@ def run_stages(options, run, names):
         print(f"{run.preset}, seed {run.seed}, into {folder.path}; {options.expected}stages:\n"
               f"  {' '.join(names)}\n"
               "In pretraining the loss should fall, in RL the accuracy should rise. Dev scores "
-              "come on the way,\ntest scores at the end of a stage. Ctrl-C saves; the same "
-              "command goes on.")
+              "come on the way,\ntest scores at the end of a stage. Ctrl-C saves; "
+              f"{same_command(options)} goes on.")
         with on_signals(folder.interrupt):
             for name in names:
                 models[name] = r1mini.STAGES[name](folder, models)
