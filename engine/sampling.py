@@ -10,8 +10,8 @@ from engine.devices import gather, gathered_weights, rank_and_size, share
 from engine.errors import UserError
 from moe import Cache, make_cache
 
-PASS_TOKENS = 2 ** 16  # one pass reads at most so many tokens, padding included: 0.4 GiB on nano
-COLDEST = 1e-6           # logits are rounded by about as much; a lower temperature is taken for 0
+PASS_TOKENS = 2 ** 16  # one pass reads at most so many tokens, padding included: 0.3 GiB on nano
+COLDEST = 1e-6         # a lower temperature is taken for 0: logits are rounded by about as much
 
 
 @dataclass
