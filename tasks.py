@@ -439,7 +439,8 @@ def is_readable(text):
     thinking = parse(text)[0]
     if not thinking:
         return False
-    steps = re.findall(r"[0-9]+[-+*][0-9]+=-?[0-9]+", thinking)
+    # (?<![0-9]): a step begins where a number begins. So a long number is read once.
+    steps = re.findall(r"(?<![0-9])[0-9]+[-+*][0-9]+=-?[0-9]+", thinking)
     used = set(re.sub(r"[-+*=0-9]+", " ", thinking).split())
     known = {word.strip() for words in WORDS.values() for word in words.values()}
     return used <= known and len(steps) == len(set(steps))

@@ -10,7 +10,7 @@ from tqdm import tqdm
 import tasks
 from engine.errors import UserError
 from engine.jsonl import read_lines
-from engine.sampling import generate, pad
+from engine.sampling import generate, pad, passes_of
 from engine.tokenizer import HAN
 
 
@@ -162,21 +162,20 @@ END_THINK_ID = tasks.ENCODING.encode_single_token(tasks.END_THINK)
 
 
 @torch.no_grad()
-def answer_embeddings(model, prompts, answers, rows):
+def answer_embeddings(model, prompts, answers):
     """(N, C) an embedding of each answer: the mean of the model's own last hidden states over the
     thinking. The thinking ends with </think>, so that the answer itself is not seen; without
     </think> it is the whole answer."""
-    parts, device = [], model.device
-    for i in range(0, len(answers), rows):
-        sequences, starts = [], []
-        for prompt, ids in zip(prompts[i:i + rows], answers[i:i + rows]):
-            thinking = ids[:ids.index(END_THINK_ID) + 1] if END_THINK_ID in ids else ids
-            sequences.append(prompt + thinking)
-            starts.append([len(prompt)])
-        tokens = pad(sequences, tasks.PAD_ID, device)                              # (n, T)
+    parts, device, sequences = [], model.device, []
+    for prompt, ids in zip(prompts, answers):
+        thinking = ids[:ids.index(END_THINK_ID) + 1] if END_THINK_ID in ids else ids
+        sequences.append(prompt + thinking)
+    starts = torch.tensor([[len(prompt)] for prompt in prompts], device=device)    # (N, 1)
+    for rows in passes_of(sequences):
+        tokens = pad(rows, tasks.PAD_ID, device)                                   # (n, T)
         column = torch.arange(tokens.size(1), device=device)
-        start = torch.tensor(starts, device=device)                                # (n, 1)
-        end = torch.tensor([[len(ids)] for ids in sequences], device=device)
+        start, starts = starts[:len(rows)], starts[len(rows):]                     # (n, 1)
+        end = torch.tensor([[len(ids)] for ids in rows], device=device)
         real = column < end
         thinking = real & (column >= start)                                        # (n, T)
         nowhere = torch.zeros_like(real)

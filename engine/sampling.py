@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from engine.devices import gather, gathered_weights, rank_and_size, share
 from engine.errors import UserError
-from moe import make_cache
+from moe import Cache, make_cache
+
+PASS_TOKENS = 2 ** 16  # one pass reads at most so many tokens, padding included: 0.3 GiB on nano
+COLDEST = 1e-6         # a lower temperature is taken for 0: logits are rounded by about as much
 
 
 @dataclass
@@ -42,6 +45,19 @@ def pad_left(prompts, pad_id, device):
     return pad(tokens, pad_id, device), torch.tensor(real, device=device)
 
 
+def passes_of(sequences):
+    """Cuts token lists, in their order, into passes of at most PASS_TOKENS tokens, padding
+    included, or of a single list."""
+    passes, longest = [], 0
+    for ids in sequences:
+        longest = max(longest, len(ids))
+        if not passes or (len(passes[-1]) + 1) * longest > PASS_TOKENS:
+            passes.append([])
+            longest = len(ids)
+        passes[-1].append(ids)
+    return passes
+
+
 def check_length(config, longest, max_new_tokens):
     """UserError if a prompt and its answer are longer than the model can read."""
     if longest + max_new_tokens > config.max_seq_len:
@@ -51,15 +67,16 @@ def check_length(config, longest, max_new_tokens):
 
 def sampling_logprobs(logits, temperature, top_p):
     """Log-probabilities (N, V) of the policy that is sampled: logits over temperature; then the
-    smallest set of tokens whose probabilities add up to top_p, renormalised. At temperature 0 it is
-    the likeliest token."""
-    if temperature == 0:
+    smallest set of tokens whose probabilities add up to top_p, renormalised. At temperature 0, and
+    below COLDEST, it is the likeliest token."""
+    if temperature < COLDEST:
         return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
     logp = (logits / temperature if temperature != 1 else logits).log_softmax(-1)
     if top_p < 1:
         # All tokens below this add up to less than 1 - top_p, so none of them is in the set.
         threshold = math.log((1 - top_p) / logp.size(-1))
-        candidates = int((logp > threshold).sum(-1).max())
+        # At a very high temperature all tokens have the threshold's probability.
+        candidates = max(1, int((logp > threshold).sum(-1).max()))
         ordered, order = logp.topk(candidates)
         likelier = ordered.exp().cumsum(-1) - ordered.exp()  # probability of all likelier tokens
         kept = ordered.masked_fill(likelier >= top_p, -math.inf).log_softmax(-1)
@@ -83,6 +100,32 @@ def uniform_numbers(seed, n, length):
     return torch.cat([uniform_numbers(row_seed, 1, length) for row_seed in seed])
 
 
+def prompt_passes(N, T, cache):
+    """Cuts the reading of prompts (N, T) into passes. Yields the rows of each pass and a view of
+    their part of an empty cache."""
+    n_rows = max(1, PASS_TOKENS // T)
+    for begin in range(0, N, n_rows):
+        rows = slice(begin, begin + n_rows)
+        yield rows, Cache(cache.latent[:, rows], cache.real[rows])
+
+
+def read_prompts(model, tokens, real, cache, goes_on):
+    """Reads prompts (N, T), padded on the left, into an empty cache. Returns the logits (N, V)
+    after their last tokens. goes_on: of gathered_weights()."""
+    N, T = tokens.size()
+    last = torch.zeros_like(real)
+    last[:, -1] = True  # only there are logits wanted
+    passes, logits = list(prompt_passes(N, T, cache)), []
+    while goes_on(bool(passes)):
+        if passes:
+            rows, part = passes.pop(0)
+            logits.append(model(tokens[rows], real[rows], part, last[rows]).logits)
+        else:  # other processes read on, and need the experts of this one
+            model(tokens[:1], real[:1], make_cache(model, 1, T), last[:1])
+    cache.length = T
+    return torch.cat(logits)
+
+
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0,
              watch=None):
@@ -90,10 +133,10 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     seed: a number, or a list with one for each prompt.
 
     Token t of answer n is drawn with its own uniform number, so it does not depend on the other
-    prompts in the batch. A prompt that comes several times is read once. Ended rows leave the batch
-    when more than a quarter of it is idle. Each process writes its share of the answers, and all of
-    them return all answers. watch is called with each round's tokens (rows, 1), which are also of
-    ended rows.
+    prompts in the batch. A prompt that comes several times is read once, and prompts are read in
+    passes of at most PASS_TOKENS tokens. Ended rows leave the batch when more than a quarter of it
+    is idle. Each process writes its share of the answers, and all of them return all answers. watch
+    is called with each round's tokens (rows, 1), which are also of ended rows.
     """
     device, longest = model.device, max(map(len, prompts))
     check_length(model.config, longest, max_new_tokens)
@@ -113,14 +156,12 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     number_of = {prompt: i for i, prompt in enumerate(distinct)}
     prompt_of_answer = torch.tensor([number_of[tuple(p)] for p in here], device=device)
     fed, real = pad_left(distinct, pad_id, device)           # (distinct prompts, T)
-    last = torch.zeros_like(real)
-    last[:, -1] = True                                       # only there are logits wanted
     cache = make_cache(model, *fed.size())
     # FSDP gathers its weights before inference_mode begins.
     with gathered_weights(model) as goes_on, torch.inference_mode():
         for t in range(max_new_tokens):
             if t == 0:
-                logits = model(fed, real, cache, last).logits[prompt_of_answer]
+                logits = read_prompts(model, fed, real, cache, goes_on)[prompt_of_answer]
                 cache = cache.keep_rows(prompt_of_answer, max_new_tokens)
             else:
                 logits = model(fed, cache=cache).logits[:, -1]
@@ -231,13 +272,18 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
     uniform = uniform.to(device)
     drafted = accepted = 0
 
-    fed, real = pad_left(prompts, pad_id, device)
-    output = model(fed, real, cache)
-    policy = sampling_logprobs(output.logits[:, -1], temperature, top_p)
-    last = draw(policy, uniform[0, :, 0])                                    # (N, 1)
+    tokens, real = pad_left(prompts, pad_id, device)                         # (N, T)
+    parts = []
+    for rows, part in prompt_passes(*tokens.size(), cache):
+        output = model(tokens[rows], real[rows], part)
+        policy = sampling_logprobs(output.logits[:, -1], temperature, top_p)
+        last = draw(policy, uniform[0, rows, 0])
+        next_tokens = torch.cat((tokens[rows, 1:], last), 1)
+        guess_logits = draft_logits(model, output.hidden, next_tokens, part)[:, -1]
+        parts.append((last, policy, guess_logits))
+    cache.length = tokens.size(1)
+    last, policy, guess_logits = map(torch.cat, zip(*parts))                 # (N, 1), 2 x (N, V)
     alive = out.write(last, policy, out.count == 0, end_id)
-    next_tokens = torch.cat((fed[:, 1:], last), 1)
-    guess_logits = draft_logits(model, output.hidden, next_tokens, cache)[:, -1]
     while alive.any():
         guess = sampling_logprobs(guess_logits, temperature, top_p)          # q (N, V)
         number = uniform[:, out.rows, out.count]                             # (3, N)

@@ -26,7 +26,8 @@ from pathlib import Path
 import moe
 import tasks
 from engine import checkpoint
-from engine.evaluate import sample_answers, selection_scores
+from engine.errors import UserError
+from engine.evaluate import repeat_each, sample_answers, selection_scores
 from engine.folder import read_log
 from engine.watch import Watch
 from r1mini import collect, train
@@ -99,18 +100,34 @@ def few_shot_prompt(problem, n, rng, level):
     return ids + tasks.encode_prompt(problem.question)
 
 
-def few_shot_baseline(model, run, n):
-    """pass@k and cons@k of a model on the test problems, with n worked examples in each
-    prompt. The examples have the lowest level of the problems, so the prompts stay short."""
+def few_shot_test(run, n):
+    """(problems, prompts) of the test, with n worked examples in each prompt. The examples
+    have the lowest level of the problems, so the prompts stay short."""
     problems = tasks.make_problems("test", run.eval.problems, run.zero.levels,
                                    run.corpus.products)
     prompts = []
     for i, problem in enumerate(problems):
         rng = random.Random(f"examples/{i}")
-        prompt = few_shot_prompt(problem, n, rng, min(run.zero.levels))
-        prompts += [prompt] * run.eval.samples
+        prompts.append(few_shot_prompt(problem, n, rng, min(run.zero.levels)))
+    return problems, prompts
+
+
+def check_examples_fit(run, n=4):
+    """UserError if n worked examples leave no room for an answer."""
+    longest = max(map(len, few_shot_test(run, n)[1]))
+    if longest >= run.model.max_seq_len:
+        raise UserError(f"zero.levels: {n} worked examples and a question have {longest} tokens, "
+                        f"and model.max_seq_len is {run.model.max_seq_len}: give a lower level, "
+                        "such as 3, beside the others")
+
+
+def few_shot_baseline(model, run, n):
+    """pass@k and cons@k of a model on the test problems, with n worked examples in each
+    prompt."""
+    problems, prompts = few_shot_test(run, n)
     tokens_left = model.config.max_seq_len - max(map(len, prompts))
     limit = min(tokens_left, run.zero.max_new_tokens)
+    prompts = repeat_each(prompts, run.eval.samples)
     answers = sample_answers(model, prompts, limit, run.eval.rows, seed=1)
     return selection_scores([tasks.decode(ids) for ids in answers], problems)
 
@@ -122,6 +139,7 @@ def few_shot_baseline(model, run, n):
 def measure(folder):
     """The numbers of one seed, by key such as sft.pass@1."""
     run, options = folder.run, folder.options
+    check_examples_fit(run)
     r1_folder = Path(run.start).parent
     base = checkpoint.load(r1_folder / "base.pt", options.device, options.dtype)[0]
     sft, numbers = rejection_sampling(folder, base, read_log(r1_folder))

@@ -84,7 +84,10 @@ def finish_cut_answers(model, prompts, answers, limit, rows):
 
 # {a word of a working: its name}
 NAMES = {words[name].strip(): name for words in tasks.WORDS.values() for name in words}
-STEP = re.compile(r"([^-+*=0-9]*)(-?[0-9]+)([-+*])([0-9]+)=(-?[0-9]+)")  # word, a, sign, b, result
+# word, a, sign, b, result. The lookbehinds let a match begin only where a word or a number begins.
+# Otherwise the time would be quadratic in the length of a long word or number.
+STEP = re.compile(r"(?<![^-+*=0-9])([^-+*=0-9]*)(-?(?<![0-9])[0-9]+)([-+*])([0-9]+)=(-?[0-9]+)")
+LONGEST_NUMBER = 20  # digits; a step with a longer one is wrong, and int() would refuse some
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
@@ -99,7 +102,8 @@ def judge_steps(text):
     thinking = text.partition(tasks.END_THINK)[0]
     for word, a, sign, b, result in STEP.findall(thinking):
         name = NAMES.get(word.strip())
-        is_right = SIGNS[sign](int(a), int(b)) == int(result)
+        is_right = (max(map(len, (a, b, result))) <= LONGEST_NUMBER
+                    and SIGNS[sign](int(a), int(b)) == int(result))
         if name == "wait" and judged:
             same_operation = judged[-1]["operation"] == (a, sign, b)
             judged[-1] |= {"noticed": True, "corrected": is_right and same_operation}
@@ -239,7 +243,7 @@ def measure_model(path, run, options, reasons):
     prompts = prompts_of(problem_of_answer)
     answers = sample_answers(model, prompts, max_new_tokens, s.rows, seed=1)
     texts = [tasks.decode(ids) for ids in answers]
-    record = selection_scores(texts, problems, answer_embeddings(model, prompts, answers, s.rows))
+    record = selection_scores(texts, problems, answer_embeddings(model, prompts, answers))
 
     # The first few answers to each problem.
     few = [i for i in range(len(answers)) if i % s.samples < FEW]

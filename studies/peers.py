@@ -53,6 +53,7 @@ from tools import bench, export
 from tools.bench import (
     GROUP,
     LENGTH,
+    QUESTIONS,
     ROUNDS,
     ROWS,
     SHAPES,
@@ -421,6 +422,9 @@ def page(rows, notes):
 def main(options):
     """The command bench --against."""
     run, weights = resolve_settings(options.preset, options.set), None
+    if QUESTIONS * GROUP % run.zero.minibatches:  # TRL wants minibatches of one size
+        raise UserError(f"--against: zero.minibatches must divide {QUESTIONS * GROUP}, the number "
+                        "of answers in a step")
     if options.start:
         start = SimpleNamespace(checkpoint=options.start, device="cpu", dtype=torch.float32)
         model, _ = load_writer(start)

@@ -6,6 +6,7 @@ import re
 import pytest
 
 import tasks
+from engine.errors import UserError
 from studies import baseline
 from tests.helpers import nano_run
 
@@ -38,6 +39,18 @@ def test_baseline_examples_come_before_the_question(n):
             response = answer.removesuffix(tasks.END)
             assert tasks.parse(response)[1] == str(value) and tasks.format_reward(response)
             assert tasks.language_share(response, language) == 1.0
+
+
+@pytest.mark.parametrize("levels, fits", [("3,4,5,6", True), ("7", False), ("3,7", True)])
+def test_baseline_examples_that_leave_no_room_are_refused(levels, fits):
+    """Four examples of 7 operations do not fit into 512 tokens: one line says so before anything
+    is trained. The examples have the lowest level."""
+    run = nano_run(**{"zero.levels": levels, "eval.problems": 40})
+    if fits:
+        baseline.check_examples_fit(run)
+    else:
+        with pytest.raises(UserError, match="zero.levels: 4 worked examples .* give a lower level"):
+            baseline.check_examples_fit(run)
 
 
 def test_baseline_page_states_every_gain():

@@ -45,6 +45,14 @@ BAD = {  # words of a command -> what the error line must name
     "zero --set zero.steps=0": "at least 1",
     "zero --set zero.max_new_tokens=9999": "max_new_tokens",
     "zero --set zero.temperature=0": "temperature",
+    "zero --set r1.temperature=1e-40": "r1.temperature must be at least 0.01",
+    "zero --set zero.temperature=inf": "a number",
+    "zero --set eval.temperature=-0.5": "eval.temperature must be at least 0",
+    "zero --set eval.temperature=nan": "a number",
+    "zero --set corpus.drill=70": "corpus.drill exceeds the 64 steps that fit into model.max_seq",
+    "zero --set corpus.drill=65 model.max_seq_len=2048": "that fit into student.max_seq_len, 512",
+    "zero --set student_rl.max_new_tokens=300 student.max_seq_len=310":
+        "student_rl.max_new_tokens exceeds the 260 tokens that student.max_seq_len leaves",
     "zero --set zero.levels=9": "levels",
     "zero --set model.qk_rope_head_dim=15": "even",
     "zero --set model.n_activated_experts=99": "n_activated_experts",
@@ -310,6 +318,40 @@ def test_cli_longest_question_has_room():
     questions += [tasks.make_prompt(rng).question for _ in range(3000)]
     longest = max(len(tasks.encode_prompt(question)) for question in questions)
     assert 30 < longest <= settings.LONGEST_PROMPT
+
+
+@pytest.mark.parametrize("changes", [
+    "corpus.drill=37", "corpus.levels=7 corpus.checked=0.7", "corpus.levels=7 corpus.steps=0.7",
+    "corpus.levels=6,7 corpus.checked=0.7 corpus.products=0.5", "corpus.general=0.7"])
+def test_cli_documents_of_accepted_settings_fit(changes):
+    """Settings that the shortest model accepts make no document that is longer than it, also where
+    every step slips."""
+    given = [f"corpus.{name}=1" for name in ("summary", "tags", "spaced", "direct_slips",
+                                             "steps_slips", "checked_slips")]
+    given += [f"corpus.{style}=0.1" for style in (*tasks.STYLES, "general")]
+    given += ["model.max_seq_len=300", "student.max_seq_len=300", *changes.split()]
+    run, rng = cli.resolve_settings("nano", given), random.Random(0)
+    lengths = [len(tasks.make_document(rng, run.corpus).tokens) for _ in range(600)]
+    assert max(lengths) <= settings.LONGEST_DOCUMENT
+
+
+def test_cli_longest_drill_is_the_bound():
+    """The longest drills have DRILL_STEP tokens a step, and few are far below it."""
+    rng, corpus = random.Random(0), tasks.Corpus(drill=50)
+    lengths = [len(tasks.drill(rng, corpus).tokens) for _ in range(50)]
+    assert 0.95 * 50 * settings.DRILL_STEP < max(lengths) <= 50 * settings.DRILL_STEP
+
+
+def test_cli_teacher_has_to_read_the_dialogues_too(tmp_path, monkeypatch):
+    """A dialogue that only the student can read is refused where R1 reads it as well
+    (distill_logits), and not elsewhere."""
+    monkeypatch.setattr(cli, "needed_checkpoints", lambda *_: {})
+    file = tmp_path / "long.jsonl"
+    file.write_text(jsonl.chat_line("1+" * 300, "<answer>3</answer>"), "utf-8")
+    argv = ["distill", "--data", str(file), "--set", "student.max_seq_len=700"]
+    assert cli.plan_run(cli.parse([*argv]))[1] == ["student", "distill"]
+    with pytest.raises(UserError, match="dialogue 1 has .* at most 512 fit"):
+        cli.plan_run(cli.parse([*argv, "--only", "distill_logits"]))
 
 
 STUDIES = sorted(path.stem for path in (Path(r1mini.__file__).parent / "studies").glob("[a-z]*.py"))

@@ -1,14 +1,18 @@
 """Tests of studies/compute.py: limits on thinking, wrong steps, and forbidden words."""
 import math
 import random
+import re
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import moe
 import r1mini
 import tasks
 from studies import compute
+from tests.helpers import lightly
 
 
 def test_compute_cut_keeps_short_thinking():
@@ -35,6 +39,31 @@ def test_compute_steps_tell_noticed_and_corrected():
         p = tasks.make_problem(rng, 5, products=0.3)
         found = compute.judge_steps(tasks.response(*tasks.work(p, "checked", rng, 0.3, 0.4)))
         assert found and all(s["corrected"] == s["noticed"] == s["wrong"] for s in found)
+
+
+# The obvious pattern: a match may begin anywhere in a word or number, which takes quadratic time.
+SLOW_STEP = re.compile(r"([^-+*=0-9]*)(-?[0-9]+)([-+*])([0-9]+)=(-?[0-9]+)")
+
+
+@lightly
+@given(st.text("01-+*= a等", max_size=40))
+def test_compute_steps_equal_the_obvious_pattern(text):
+    """In any text the steps and the words before them are those of the obvious pattern."""
+    assert compute.STEP.findall(text) == SLOW_STEP.findall(text)
+
+
+@pytest.mark.parametrize("text", ["7", "a", " ", "7+", "1-", "=7", "a7", "7+777777", "7+7 7=", "-"])
+def test_compute_steps_of_a_long_text_take_linear_time(text):
+    """400,000 characters without a step have none. The obvious pattern would take minutes."""
+    assert compute.judge_steps(text * (400_000 // len(text))) == []
+    assert compute.judge_steps("7" * 400_000 + text) == []
+
+
+def test_compute_step_of_a_long_number_is_wrong():
+    """A step with a number of thousands of digits is wrong. Python's int() would refuse it."""
+    long = "7" * 5000
+    judged = compute.judge_steps(f"{long}+0={long}然后1+{long}=1然后1+2=3")
+    assert [step["wrong"] for step in judged] == [True, True, False]
 
 
 def test_compute_ban_ends_with_its_context():

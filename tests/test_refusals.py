@@ -74,6 +74,7 @@ CASES = {  # a command, what its line must contain
     "study program --set nonsense=1": "'nonsense'",
     "bench --preset v3": "for counting",
     "bench --set zero.lr=quick": "a number",
+    "bench --against --set zero.minibatches=5": "zero.minibatches must divide 384",
     "bench --threads -1": "--threads must be within",
     "zero --out ''": "out: got an empty text",
     "zero --from ''": "start: got an empty text",

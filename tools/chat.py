@@ -142,12 +142,13 @@ def check_question(chat, question, length, limit):
     """UserError if a question is empty, or if its tokens leave no room for `limit` new ones."""
     if not question.strip():
         raise UserError("the question is empty; ask, for example, Compute 25-7+9+6")
-    room, advice = chat.model.config.max_seq_len - limit, ""
+    room = chat.model.config.max_seq_len - limit
+    advice = "; ask a shorter one, or --set a lower zero.max_new_tokens"
     if chat.drafts:  # each rejected draft leaves a hole in the cache
         room, advice = room - limit, " and its drafts; /drafts turns them off"
     if length > room:
-        raise UserError(f"the question has {length} tokens; there is room for {room} beside an "
-                        f"answer{advice}")
+        raise UserError(f"the question has {length} tokens; there is room for {max(0, room)} "
+                        f"beside an answer{advice}")
 
 
 def show_vote(texts, note):

@@ -447,7 +447,10 @@ def plan_run(options):
     last = stages[-1] if options.command in ("all", "distill") else options.command
     names = stages[:stages.index(last) + 1]
     if data:
-        r1mini.read_dialogues(data, run.student.max_seq_len)
+        longest = run.student.max_seq_len
+        if "distill_logits" in (options.only or ()):  # there the teacher reads them too
+            longest = min(longest, run.model.max_seq_len)
+        r1mini.read_dialogues(data, longest)
         if not options.only:
             names = ["student", "distill"]
     if start:

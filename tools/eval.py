@@ -47,7 +47,7 @@ def main(options):
         prompts = repeat_each(prompts_of(problems), options.samples)
         ids = sample_answers(model, prompts, limit, s.rows, s.temperature, s.top_p, seed)
         texts = [tasks.decode(answer) for answer in ids]
-        embeddings = answer_embeddings(model.eval(), prompts, ids, s.rows)
+        embeddings = answer_embeddings(model.eval(), prompts, ids)
         means |= selection_scores(texts, problems, embeddings)
 
     if options.json:
@@ -69,5 +69,6 @@ def check_room(problems, room):
     for i, problem in enumerate(problems, 1):
         length = len(tasks.encode_prompt(problem.question))
         if length > room:
-            raise UserError(f"problem {i} is too long: it has {length} tokens, and only {room} fit "
-                            "beside an answer")
+            raise UserError(f"problem {i} is too long: it has {length} tokens, and only "
+                            f"{max(0, room)} fit beside an answer; shorten it, or --set a lower "
+                            "zero.max_new_tokens")

@@ -39,7 +39,10 @@ SYNONYMS = {"kl": "beta", "kl_weight": "beta", "kl_coef": "beta", "kl_penalty": 
             "num_generations": "group_size", "samples_per_prompt": "group_size",
             "temp": "temperature", "hidden_size": "dim", "d_model": "dim", "layers": "n_layers",
             "heads": "n_heads", "experts": "n_routed_experts"}
-LONGEST_PROMPT = 50  # tokens, stray spaces included
+LONGEST_PROMPT = 50     # tokens, stray spaces included
+LONGEST_DOCUMENT = 300  # tokens of the corpus' longest document that is not a drill
+DRILL_STEP = 8          # tokens of a step in a drill, at most: "98-9=89 "
+COLDEST_RL = 0.01       # the lowest temperature of RL
 MAY_BE_ZERO = {"seed", "n_dense_layers", "n_mtp_layers", "q_lora_rank", "n_outputs", "warmup",
                "overlong"}
 
@@ -166,9 +169,20 @@ def model_rules(run, part, config):
     return size_rules(config, part) + [
         (config.vocab_size != tasks.VOCAB_SIZE, f"{part}.vocab_size must be {tasks.VOCAB_SIZE}"),
         (config.n_outputs, f"{part}.n_outputs is for reward models"),
-        (config.max_seq_len < 300, f"{part}.max_seq_len must be at least 300, for the corpus"),
-        (run.zero.max_new_tokens + LONGEST_PROMPT > config.max_seq_len,
-         f"zero.max_new_tokens exceeds {part}.max_seq_len")]
+        (config.max_seq_len < LONGEST_DOCUMENT,
+         f"{part}.max_seq_len must be at least {LONGEST_DOCUMENT}, for the corpus"),
+        (run.corpus.drill * DRILL_STEP > config.max_seq_len,
+         f"corpus.drill exceeds the {config.max_seq_len // DRILL_STEP} steps that fit into "
+         f"{part}.max_seq_len, {config.max_seq_len} tokens: lower the first or raise the second"),
+        too_long(run.zero.max_new_tokens, "zero", config, part)]
+
+
+def too_long(max_new_tokens, stage, config, part):
+    """(whether a stage's prompts and answers may exceed the model's length, message)."""
+    room = config.max_seq_len - LONGEST_PROMPT
+    return (max_new_tokens > room,
+            f"{stage}.max_new_tokens exceeds the {room} tokens that {part}.max_seq_len leaves "
+            "beside a prompt: lower the first or raise the second")
 
 
 def size_rules(config, part):
@@ -194,7 +208,6 @@ def size_rules(config, part):
 
 def rl_rules(run, part, s):
     """[(whether it is broken, message)] of the settings of an RL stage."""
-    longest = min(run.model.max_seq_len, run.student.max_seq_len)
     return [
         (s.overlong >= s.max_new_tokens, f"{part}.overlong must be below max_new_tokens"),
         (not 2 <= min(s.levels) <= max(s.levels) <= 7,
@@ -202,8 +215,9 @@ def rl_rules(run, part, s):
         (s.group_size < 2, f"{part}.group_size must be at least 2: an advantage compares answers"),
         (s.minibatches > s.problems * s.group_size,
          f"{part}.minibatches exceeds the number of answers"),
-        (s.temperature <= 0, f"{part}.temperature must be above 0: RL needs different answers"),
+        (s.temperature < COLDEST_RL, f"{part}.temperature must be at least {COLDEST_RL}: RL "
+         "needs different answers, and divides logits by it"),
         (max(s.general, s.general_from) > 1,
          f"{part}.general and general_from must be at most 1"),
-        (s.max_new_tokens + LONGEST_PROMPT > longest,
-         f"{part}.max_new_tokens exceeds max_seq_len")]
+        too_long(s.max_new_tokens, part, run.model, "model"),
+        too_long(s.max_new_tokens, part, run.student, "student")]
