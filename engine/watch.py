@@ -95,13 +95,13 @@ def test_plans(run, stage):
     zero to r1, general prompts are tested too.
     """
     s, levels = run.eval, run.zero.levels
-    longest = max(*run.corpus.levels, *levels)
     problems = tasks.make_problems("test", s.problems, levels, run.corpus.products)
-    longer = tasks.make_problems("test", 2 * s.longer, (longest + 1, longest + 2),
-                                 run.corpus.products)
     samples = s.samples if stage in ("base", "zero") else s.fewer_samples
     plans = [("test", problems, samples, 1.0, 1.0)]
     if stage in ALSO_AS_THE_PAPER:
+        longest = max(*run.corpus.levels, *levels)
+        longer = tasks.make_problems("test", 2 * s.longer, (longest + 1, longest + 2),
+                                     run.corpus.products)
         plans.append(("test", problems, s.fewer_samples, s.temperature, s.top_p))
         plans.append(("longer", longer, s.fewer_samples, s.temperature, s.top_p))
     if stage in GENERAL:

@@ -163,8 +163,8 @@ class Check:
                           f"{facts['sample']:,.0f}; learning in RL {facts['learn']:,.0f}")
         x = minutes(self.run, facts)
         hours = f" ({x / 60:,.0f} hours)" if x > 120 else ""
-        self.say("minutes", f"about {math.ceil(x):,}{hours} for all stages, if the machine stays as "
-                            "busy as it is")
+        self.say("minutes", f"about {math.ceil(x):,}{hours} for all stages, with the machine as "
+                            "busy as now")
 
     def try_two_processes(self):
         """Two processes, where training takes one."""
@@ -307,7 +307,7 @@ def speed(options, device):
 def few_examples(run, device):
     """(the run with so few documents in a step, so few questions of RL) that a step takes about a
     second; at least one, and at most as many as in training or in bench."""
-    flops = STEP_FLOPS.get(device.type, STEP_FLOPS["cuda"])
+    flops = STEP_FLOPS["cpu" if device.type == "cpu" else "cuda"]
     documents = flops / (6 * in_products(run.model) * bench.LENGTH)
     questions = flops / (10 * in_products(run.model, mtp=False) * bench.GROUP
                          * (bench.PROMPT + bench.ANSWER))
