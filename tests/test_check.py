@@ -90,6 +90,16 @@ def test_check_of_processes_that_disagree(attempts, capsys):
     assert code == 1 and "processes  2: after a step their weights differ" in out
 
 
+@pytest.mark.parametrize("reason, code", [("out of memory; ask for less", 1), (check.LATE, 0)])
+def test_check_of_a_preset_that_fails_after_the_first_step(attempts, capsys, reason, code):
+    """If micro's step works and the preset's does not, training does not work. If only the time
+    was too short, it does."""
+    attempts.results["speed"] = ({"agree": True}, reason)
+    found, out = run_check(capsys)
+    assert found == code and f"speed      not measured: {reason}" in out
+    assert ("no step of nano: out of memory; ask for less. Give --processes 1" in out) == bool(code)
+
+
 @pytest.mark.parametrize("dtype, code", [("float32", 0), ("bfloat16", 1)])
 @pytest.mark.parametrize("loss, gradient, words", [
     (8.0, None, "no such kernel\n"), (float("nan"), 1, "loss nan"),
@@ -183,8 +193,8 @@ def test_check_is_not_for_torchrun(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("script, facts, reason", [
-    ("print('{\"a\": 1}'); print('{\"b\": 2}')", {"a": 1, "b": 2}, ""),
-    ("print('{\"a\": 1}', flush=True); time.sleep(60)", {"a": 1}, "not at its end after 2 seconds"),
+    ("print('{\"a\": 1}\\nNCCL version 2\\n{\"b\": 2}')", {"a": 1, "b": 2}, ""),
+    ("print('{\"a\": 1}', flush=True); time.sleep(60)", {"a": 1}, check.LATE),
     ("sys.exit('warning\\nr1mini: out of memory')", {}, "out of memory"),
     ("sys.exit(3)", {}, "exit code 3"),
     ("os.kill(os.getpid(), 9)", {}, "ended by signal 9")])
@@ -192,6 +202,7 @@ def test_check_attempt_survives_what_its_process_does(script, facts, reason, tmp
     """An attempt that hangs, fails or is killed gives its facts so far and one line. Its temporary
     files are gone."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     script = f"import os, sys, tempfile, time; open(tempfile.mktemp(), 'w'); {script}"
     options = SimpleNamespace(preset="micro", set=[], device=CPU, dtype=torch.float32,
                               itself=[sys.executable, "-c", script])

@@ -49,6 +49,7 @@ from tools.settings import LONGEST_PROMPT, TRAINING, resolve_settings
 
 SECONDS = 50            # for all parts; to start Python and torch takes the rest of the minute
 OVER = "not tried: the minute is over"
+LATE = "not at its end when its time was over"
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # relative error of the gradient
 ROUNDS = 1              # of measuring, after one that is dropped
 STEP_FLOPS = {"cpu": 3e10, "cuda": 1e14}  # of a step that is measured, at most
@@ -149,12 +150,11 @@ class Check:
         if count > 1:
             self.say_processes(count, facts, reason)
         if not facts.get("agree"):
-            remedy = "Give --processes 1" if count > 1 else "Give another --device or --dtype"
-            if reason == OVER:
-                remedy = "Check again when the machine is less busy"
-            self.troubles.append((f"no step: {reason or 'weights differ'}", remedy))
+            self.add_trouble("no step", reason or "weights differ", count)
             if count > 1:
                 facts, reason = self.attempt("speed", 0.9, "--processes", "1")
+        elif reason and reason != LATE:
+            self.add_trouble(f"no step of {self.run.preset}", reason, count)
         if "documents" not in facts:
             self.say("speed", f"not measured: {reason}")
             return
@@ -165,6 +165,13 @@ class Check:
         hours = f" ({x / 60:,.0f} hours)" if x > 120 else ""
         self.say("minutes", f"about {math.ceil(x):,}{hours} for all stages, with the machine as "
                             "busy as now")
+
+    def add_trouble(self, what, reason, count):
+        """Notes why `count` processes cannot train, and what to do."""
+        remedy = "Give --processes 1" if count > 1 else "Give another --device or --dtype"
+        if reason in (OVER, LATE):
+            remedy = "Check again when the machine is less busy"
+        self.troubles.append((f"{what}: {reason}", remedy))
 
     def try_two_processes(self):
         """Two processes, where training takes one."""
@@ -237,10 +244,11 @@ class Check:
                 except subprocess.TimeoutExpired:
                     code = None
             facts, lines = {}, err.read_text("utf-8", "replace").strip().splitlines()
-            for line in out.read_text("utf-8").splitlines():
-                facts |= json.loads(line)
+            for line in out.read_text("utf-8", "replace").splitlines():
+                if line.startswith("{"):  # NCCL prints lines too
+                    facts |= json.loads(line)
         if code is None:
-            return facts, f"not at its end after {seconds:.0f} seconds"
+            return facts, LATE
         if code < 0:
             return facts, f"ended by signal {-code}, perhaps for its memory"
         if code > 0:
