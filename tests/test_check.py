@@ -137,12 +137,12 @@ def test_check_of_too_little_memory(attempts, monkeypatch, capsys):
 
 
 def test_check_ends_with_the_minute(monkeypatch, capsys):
-    """After the deadline each part says so, nothing is started, and no cause is invented."""
+    """After the deadline each part says so, and nothing is started."""
     monkeypatch.setattr(check, "SECONDS", -1)
     monkeypatch.setattr(subprocess, "run", None)
     code, out = run_check(capsys)
     assert code == 1 and out.count(check.OVER) == 6
-    assert out.endswith("is over. Check again when the machine is less busy\n")
+    assert out.endswith("or check again when the machine is less busy\n")
 
 
 def test_check_of_one_process_tries_two(attempts, capsys):
@@ -238,7 +238,7 @@ def test_check_step_sees_weights_that_differ(monkeypatch, capsys):
 def test_check_speed_divides_tokens_by_their_time(monkeypatch, capsys):
     """With a clock made by hand, each rate divides its own tokens by its own time."""
     monkeypatch.setattr(check, "step", lambda *_: None)
-    monkeypatch.setattr(check.bench, "document_step", lambda *_: (None, [7, 30, 50, 20]))
+    monkeypatch.setattr(check.bench, "document_step", lambda *_: (None, [99, 30, 50, 20]))
     monkeypatch.setattr(check.bench, "seconds_by_round", lambda calls, *_: {
         name: {"sample": [2, 4, 9], "gemm": [0.5] * 3}.get(name, [1, 1, 1]) for name in calls})
     run = resolve_settings("micro", [])
@@ -303,9 +303,10 @@ def test_check_memory_agrees_with_a_run():
 
 @pytest.mark.parametrize("preset, changes", [
     ("micro", {}), ("nano", {}), ("nano", {"n_mtp_layers": 0}), ("student", {"n_mtp_layers": 1}),
-    ("laptop", {"n_layers": 2}), ("nano", {"q_lora_rank": 48, "n_activated_experts": 4})])
+    ("laptop", {"n_layers": 2}), ("nano", {"q_lora_rank": 512}),
+    ("nano", {"n_activated_experts": 8})])
 def test_check_numbers_per_token_equal_those_that_torch_keeps(preset, changes):
-    """The count is within a tenth of what torch keeps for the backward pass, without weights."""
+    """The count is within 5% of what torch keeps for the backward pass, besides weights."""
     config = dataclasses.replace(r1mini.PRESETS[preset], **changes)
     model, kept = moe.Transformer(config).train(), {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -321,7 +322,7 @@ def test_check_numbers_per_token_equal_those_that_torch_keeps(preset, changes):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         moe.supervised_loss(model, tokens, ones.bool(), ones.float(), 8 * 35, 8)
     numbers = sum(storage.nbytes() for storage in kept.values()) / 4 / tokens.numel()
-    assert check.numbers_per_token(config) == pytest.approx(numbers, rel=0.1)
+    assert check.numbers_per_token(config) == pytest.approx(numbers, rel=0.05)
 
 
 def test_check_few_examples_bound_the_work():
@@ -334,8 +335,16 @@ def test_check_few_examples_bound_the_work():
     assert (run.base.documents, asked) == (256, 24)
 
 
-def test_check_memory_of_this_machine():
-    """The free memory is a part of all memory, and all memory is what the system has at most."""
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/meminfo")
+def test_check_memory_of_a_container(tmp_path, monkeypatch):
+    """All memory is that of the system, in a container at most its limit. By hand: of a limit of
+    1 MB, 0.7 MB are used, but 0.2 MB of these are files that can be read again."""
+    monkeypatch.setattr(check, "CGROUP", tmp_path)
     free, total = check.memory_of(CPU)
-    if free is not None:
-        assert 0 < free <= total <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 1e6 < free <= total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 200000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert check.memory_of(CPU)[1] == total
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert check.memory_of(CPU) == (500000, 1000000)

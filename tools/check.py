@@ -54,6 +54,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # relative error of the 
 ROUNDS = 1              # of measuring, after one that is dropped
 STEP_FLOPS = {"cpu": 3e10, "cuda": 1e14}  # of a step that is measured, at most
 EXAMPLES = 200          # documents and solutions whose mean length counts
+CGROUP = Path("/sys/fs/cgroup")  # where Linux writes the limits of a container
 GIB = 2 ** 30
 PROCESS = 0.4 * GIB     # what Python and torch take in each process
 # Copies of the weights in the last RL stage: policy, reference, gradient, AdamW's two moments, and
@@ -122,9 +123,9 @@ class Check:
                 continue
             try:
                 loss, gradient = loss_and_gradient(self.device, dtype)
-                error = float((gradient - exact).norm() / exact.norm())
-                works = math.isfinite(loss) and error < tolerance  # False if the error is nan
-                text = f"loss {loss:.2f}, relative error of the gradient {error:.1g}"
+                distance = float((gradient - exact).norm() / exact.norm())
+                works = math.isfinite(loss) and distance < tolerance  # False if it is nan
+                text = f"loss {loss:.2f}, relative error of the gradient {distance:.1g}"
             except (RuntimeError, TypeError, AssertionError) as error:
                 works, text = False, one_line(str(error))
             self.say(name, text if works else f"does not work: {text}")
@@ -161,16 +162,16 @@ class Check:
         self.say("speed", f"pretraining {facts['documents']:,.0f} tokens/s, "
                           f"{share_of_peak(self.run, facts, facts['documents'])}; sampling "
                           f"{facts['sample']:,.0f}; learning in RL {facts['learn']:,.0f}")
-        x = minutes(self.run, facts)
-        hours = f" ({x / 60:,.0f} hours)" if x > 120 else ""
-        self.say("minutes", f"about {math.ceil(x):,}{hours} for all stages, with the machine as "
+        expected = minutes(self.run, facts)
+        hours = f" ({expected / 60:,.0f} hours)" if expected > 120 else ""
+        self.say("minutes", f"about {math.ceil(expected):,}{hours} for all stages, with the machine as "
                             "busy as now")
 
     def add_trouble(self, what, reason, count):
         """Notes why `count` processes cannot train, and what to do."""
         remedy = "Give --processes 1" if count > 1 else "Give another --device or --dtype"
         if reason in (OVER, LATE):
-            remedy = "Check again when the machine is less busy"
+            remedy += ", or check again when the machine is less busy"
         self.troubles.append((f"{what}: {reason}", remedy))
 
     def try_two_processes(self):
@@ -243,7 +244,7 @@ class Check:
                         stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr).returncode
                 except subprocess.TimeoutExpired:
                     code = None
-            facts, lines = {}, err.read_text("utf-8", "replace").strip().splitlines()
+            facts, errors = {}, err.read_text("utf-8", "replace").strip().splitlines()
             for line in out.read_text("utf-8", "replace").splitlines():
                 if line.startswith("{"):  # NCCL prints lines too
                     facts |= json.loads(line)
@@ -252,7 +253,7 @@ class Check:
         if code < 0:
             return facts, f"ended by signal {-code}, perhaps for its memory"
         if code > 0:
-            return facts, one_line(lines[-1] if lines else f"exit code {code}")
+            return facts, one_line(errors[-1] if errors else f"exit code {code}")
         return facts, ""
 
 
@@ -336,11 +337,10 @@ def fit(options, device):
     model = bench.make_model(run.model, device, options.dtype)
     train = bench.train_step(model, rows, limit=rows * bench.LENGTH)
     gemm = bench.gemm(device, options.dtype)
-    gemm()
     if device.type == "cuda":
         train()  # the first one is slower
     seconds = bench.seconds(train, device)
-    peak = processes * 2 * 2048 ** 3 / 1e9 / bench.seconds(gemm, device)
+    peak = processes * 2 * 2048 ** 3 / 1e9 / min(bench.seconds(gemm, device) for _ in range(5))
     gib = float(devices.all_sum(torch.tensor(peak_gib())))
     if device.type == "cuda":
         gib = torch.cuda.max_memory_allocated(device) / GIB
@@ -395,10 +395,9 @@ def memory_of(device):
         text = Path("/proc/meminfo").read_text("utf-8")
         free = 1024 * int(re.search(r"MemAvailable: *(\d+)", text)[1])
     with contextlib.suppress(OSError, ValueError, TypeError):  # a container may have less
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text("utf-8"))
-        cached = re.search(r"inactive_file (\d+)", (group / "memory.stat").read_text("utf-8"))
-        used = int((group / "memory.current").read_text("utf-8")) - int(cached[1])
+        limit = int((CGROUP / "memory.max").read_text("utf-8"))
+        cached = re.search(r"inactive_file (\d+)", (CGROUP / "memory.stat").read_text("utf-8"))
+        used = int((CGROUP / "memory.current").read_text("utf-8")) - int(cached[1])
         free, total = min(free, limit - used), min(total, limit)
     return free, total
 
