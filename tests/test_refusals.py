@@ -73,6 +73,8 @@ CASES = {  # a command, what its line must contain
     "study --preset v3 program": "for counting",
     "study program --set nonsense=1": "'nonsense'",
     "bench --preset v3": "for counting",
+    "check --preset v3": "for counting",
+    "check --processes -1": "--processes must be within",
     "bench --set zero.lr=quick": "a number",
     "bench --against --set zero.minibatches=5": "zero.minibatches must divide 384",
     "bench --threads -1": "--threads must be within",

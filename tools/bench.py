@@ -183,10 +183,10 @@ class Work:
         return ".even" if self.end_id < 0 else ""
 
 
-def equal_length_works(config):
+def equal_length_works(config, questions=QUESTIONS):
     """(Work to sample, Work of a GRPO step): random tokens and answers of one length."""
     to_sample = Work(random_prompts(config, PROMPTS, PROMPT), NEW)
-    to_learn = Work(repeat_each(random_prompts(config, QUESTIONS, PROMPT), GROUP), ANSWER)
+    to_learn = Work(repeat_each(random_prompts(config, questions, PROMPT), GROUP), ANSWER)
     return to_sample, to_learn
 
 
@@ -211,10 +211,11 @@ def sample_call(model, work):
 
 def grpo_step(model, run, work):
     """The parts of a GRPO step on a Work, and the whole step: {name: call}."""
-    s = dataclasses.replace(run.zero, problems=QUESTIONS, group_size=GROUP,
+    questions = len(work.prompts) // GROUP
+    s = dataclasses.replace(run.zero, problems=questions, group_size=GROUP,
                             max_new_tokens=work.new, micro_tokens=work.limit)
     reference, rng, seeds = copy.deepcopy(model).eval(), random.Random(0), itertools.count()
-    problems = [r1mini.draw_problem(rng, run, s.levels) for _ in range(QUESTIONS)]
+    problems = [r1mini.draw_problem(rng, run, s.levels) for _ in range(questions)]
     problem_of_answer = repeat_each(problems, GROUP)
     optimizers = optim.make_optimizers(model, 1e-6)
     newest = {}  # the samples and the rollout that the next part takes
@@ -230,7 +231,7 @@ def grpo_step(model, run, work):
                 rule(text, problem)
         # The rewards are random, since learn() would skip groups of equal rewards. They are the
         # same in all processes.
-        rewards = torch.rand(QUESTIONS, GROUP, generator=torch.Generator().manual_seed(0))
+        rewards = torch.rand(questions, GROUP, generator=torch.Generator().manual_seed(0))
         newest["rollout"] = Rollout(problems, newest["samples"], texts, {}, rewards,
                                     advantages(rewards))
 

@@ -28,7 +28,8 @@ COMMANDS = {"all": "every stage", "base": "pretraining", "zero": "up to R1-Zero"
             "dev1": "up to the cold start", "dev2": "up to RL for reasoning",
             "dev3": "up to rejection sampling and SFT", "r1": "up to R1",
             "distill": "up to the students"}
-TOOLS = ("eval", "chat", "export", "report", "study", "bench", "cost", "annotate")
+TOOLS = ("eval", "chat", "export", "report", "study", "bench", "cost", "check",
+         "annotate")
 
 CLOSED_PIPE = 128 + 13  # what a shell says of a command that SIGPIPE has ended
 # Signals that ask a training to end. Windows has no SIGHUP, which a closed terminal sends.
@@ -252,6 +253,11 @@ def make_parser():
     add("--tokens", type=float, help="tokens to train on; default 14.8e12, V3's")
     add("--mfu", type=float, help="share of the peak FLOPs; default: what V3's hours imply")
     add("--dollars-per-hour", type=float, help="of a GPU; default 2")
+
+    command = commands.add_parser("check", parents=[sized, computing, several],
+                                  help="what works on this machine, in a minute")
+    command.add_argument("--part", choices=["step", "speed", "fit"],  # check starts itself so
+                         help=argparse.SUPPRESS)
 
     one = commands.add_parser("annotate", help="the lesson files as pages beside the equations")
     one.add_argument("folder", nargs="?", default="annotated", help="default annotated")
