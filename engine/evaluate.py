@@ -83,10 +83,10 @@ def evaluate(model, problems, samples, temperature, top_p, limit, rows=1024, see
     means["cut_off"] = mean(x[-1] != tasks.END_ID for x in ids)
     for measure_name, measure in (tasks.MEASURES | {"format": tasks.format_reward}).items():
         means[measure_name] = mean(measure(text, problem) for text, problem in pairs)
-    return means | by_level_and_style(by_problem, pairs, right, samples), by_problem
+    return means | _by_level_and_style(by_problem, pairs, right, samples), by_problem
 
 
-def by_level_and_style(by_problem, pairs, right, samples):
+def _by_level_and_style(by_problem, pairs, right, samples):
     """Accuracy by level; and by style, of the answers that can be read, its share, its accuracy by
     level and how often it mixes languages."""
     levels = sorted({r["level"] for r in by_problem})

@@ -58,7 +58,7 @@ def passes_of(sequences):
     return passes
 
 
-def check_length(config, longest, max_new_tokens):
+def _check_length(config, longest, max_new_tokens):
     """UserError if a prompt and its answer are longer than the model can read."""
     if longest + max_new_tokens > config.max_seq_len:
         raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
@@ -93,14 +93,14 @@ def draw(logp, uniform):
     return token.clamp(max=logp.size(-1) - 1)
 
 
-def uniform_numbers(seed, n, length):
+def _uniform_numbers(seed, n, length):
     """(n, length) random numbers in [0, 1): of one seed, or row by row of a list of n seeds."""
     if isinstance(seed, int):
         return torch.rand(n, length, generator=torch.Generator().manual_seed(seed))
-    return torch.cat([uniform_numbers(row_seed, 1, length) for row_seed in seed])
+    return torch.cat([_uniform_numbers(row_seed, 1, length) for row_seed in seed])
 
 
-def prompt_passes(N, T, cache):
+def _prompt_passes(N, T, cache):
     """Cuts the reading of prompts (N, T) into passes. Yields the rows of each pass and a view of
     their part of an empty cache."""
     n_rows = max(1, PASS_TOKENS // T)
@@ -115,7 +115,7 @@ def read_prompts(model, tokens, real, cache, goes_on):
     N, T = tokens.size()
     last = torch.zeros_like(real)
     last[:, -1] = True  # only there are logits wanted
-    passes, logits = list(prompt_passes(N, T, cache)), []
+    passes, logits = list(_prompt_passes(N, T, cache)), []
     while goes_on(bool(passes)):
         if passes:
             rows, part = passes.pop(0)
@@ -139,10 +139,10 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     is called with each round's tokens (rows, 1), which are also of ended rows.
     """
     device, longest = model.device, max(map(len, prompts))
-    check_length(model.config, longest, max_new_tokens)
+    _check_length(model.config, longest, max_new_tokens)
     was_training = model.training
     model.eval()
-    uniform = uniform_numbers(seed, len(prompts), max_new_tokens).to(device)
+    uniform = _uniform_numbers(seed, len(prompts), max_new_tokens).to(device)
     deal_out = len(prompts) >= rank_and_size()[1]  # otherwise every process writes all answers
     here = share(prompts) if deal_out else prompts
     uniform = share(uniform) if deal_out else uniform
@@ -206,7 +206,7 @@ def lay_out_samples(prompts, ids, logp, end_id, pad_id):
 # Drafts
 
 
-def draft_logits(model, hidden, next_tokens, cache):
+def _draft_logits(model, hidden, next_tokens, cache):
     """MTP's logits (N, T, V) for the token after next_tokens (N, T). hidden (N, T, C) are the
     model's hidden states at the last T columns of the cache."""
     position, mask = cache.positions_and_mask(next_tokens.size(1))
@@ -216,7 +216,7 @@ def draft_logits(model, hidden, next_tokens, cache):
     return model.head(h)
 
 
-def judge_drafts(policy, guess, draft, uniform):
+def _judge_drafts(policy, guess, draft, uniform):
     """Accepts each draft (N, 1), which was drawn from guess, or replaces it. Returns (accepted
     (N,), the token that follows (N, 1)). That token is distributed as policy.
 
@@ -274,12 +274,12 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
 
     tokens, real = pad_left(prompts, pad_id, device)                         # (N, T)
     parts = []
-    for rows, part in prompt_passes(*tokens.size(), cache):
+    for rows, part in _prompt_passes(*tokens.size(), cache):
         output = model(tokens[rows], real[rows], part)
         policy = sampling_logprobs(output.logits[:, -1], temperature, top_p)
         last = draw(policy, uniform[0, rows, 0])
         next_tokens = torch.cat((tokens[rows, 1:], last), 1)
-        guess_logits = draft_logits(model, output.hidden, next_tokens, part)[:, -1]
+        guess_logits = _draft_logits(model, output.hidden, next_tokens, part)[:, -1]
         parts.append((last, policy, guess_logits))
     cache.length = tokens.size(1)
     last, policy, guess_logits = map(torch.cat, zip(*parts))                 # (N, 1), 2 x (N, V)
@@ -292,7 +292,7 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
         output = model(torch.cat((last, draft), 1), cache=cache)             # reads both tokens
         policy = sampling_logprobs(output.logits[:, 0], temperature, top_p)  # p (N, V)
         after_draft = sampling_logprobs(output.logits[:, 1], temperature, top_p)
-        taken, first = judge_drafts(policy, guess, draft, number[1:])
+        taken, first = _judge_drafts(policy, guess, draft, number[1:])
         drafted += int(alive.sum())
         accepted += int((taken & alive).sum())
 
@@ -302,7 +302,7 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
         alive = torch.where(taken, goes_on, alive)
 
         cache.real[:, cache.length - 1] = taken      # a rejected draft must not be seen again
-        guess_logits = draft_logits(model, output.hidden, torch.cat((first, second), 1), cache)
+        guess_logits = _draft_logits(model, output.hidden, torch.cat((first, second), 1), cache)
         guess_logits = guess_logits[out.rows, taken.long()]
         last = torch.where(taken.unsqueeze(1), second, first)
     model.train(was_training)

@@ -108,7 +108,7 @@ def test_chat_stream_loses_no_text(ids):
     assert not set(shown) & {chr(i) for i in (*range(10), *range(11, 32), *range(127, 160))}
     for word in ("thinking: ", "answer: ", "answer:", "(end)", "\n", " ", *chat.PARTS):
         shown = shown.replace(word, "")
-    expected = chat.visible_text(tasks.decode(ids)).replace(" ", "")
+    expected = chat._visible_text(tasks.decode(ids)).replace(" ", "")
     for tag in chat.PARTS:
         expected = expected.replace(tag, "")
     assert shown == expected
@@ -205,7 +205,7 @@ def test_chat_refuses_an_empty_question(folder, capsys, question):
 def test_chat_asks_a_question_that_begins_with_a_dash(folder, monkeypatch, question):
     """-5+3 after --ask is a question. With "=" any text is. An option after --ask is none."""
     asked, checkpoint_file = [], str(folder / "zero.pt")
-    monkeypatch.setattr(chat, "ask", lambda _, question: asked.append(question))
+    monkeypatch.setattr(chat, "_ask", lambda _, question: asked.append(question))
     words = ["--ask", question] if question != "--5" else [f"--ask={question}"]
     assert cli.main(["chat", *words, checkpoint_file, "--threads", "1"]) == 0
     assert asked == [question]

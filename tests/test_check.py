@@ -33,9 +33,9 @@ def attempts(monkeypatch):
         result = results[part]
         return result(*words) if callable(result) else result
     monkeypatch.setattr(check.Check, "attempt", attempt)
-    monkeypatch.setattr(check, "memory_of", lambda device: (64 * check.GIB, 64 * check.GIB))
-    monkeypatch.setattr(check, "loss_and_gradient", lambda device, dtype: (8.0, torch.ones(9)))
-    monkeypatch.setattr(check, "minutes", lambda run, rates: 11.5)
+    monkeypatch.setattr(check, "_memory_of", lambda device: (64 * check.GIB, 64 * check.GIB))
+    monkeypatch.setattr(check, "_loss_and_gradient", lambda device, dtype: (8.0, torch.ones(9)))
+    monkeypatch.setattr(check, "_minutes", lambda run, rates: 11.5)
     return SimpleNamespace(results=results, made=made)
 
 
@@ -115,7 +115,7 @@ def test_check_of_a_type_that_does_not_work(attempts, monkeypatch, capsys, dtype
         if gradient is None:
             raise RuntimeError("no such kernel\nand 1,000 characters more")
         return loss, gradient * torch.ones(9)
-    monkeypatch.setattr(check, "loss_and_gradient", broken)
+    monkeypatch.setattr(check, "_loss_and_gradient", broken)
     found, out = run_check(capsys, f"--dtype {dtype}")
     assert found == code and f"bfloat16   does not work: {words}" in out
     assert ("Give --dtype float32\n" in out) == bool(code) and "characters more" not in out
@@ -124,14 +124,14 @@ def test_check_of_a_type_that_does_not_work(attempts, monkeypatch, capsys, dtype
 def test_check_of_too_little_memory(attempts, monkeypatch, capsys):
     """A preset that does not fit is named with a remedy, and no step of it is tried. Where a real
     step fails, the next smaller preset takes one."""
-    monkeypatch.setattr(check, "memory_of", lambda device: (10 * check.GIB, 64 * check.GIB))
+    monkeypatch.setattr(check, "_memory_of", lambda device: (10 * check.GIB, 64 * check.GIB))
     attempts.results["fit"] = lambda _, preset: (
         ({}, "out of memory; ask for less") if preset == "nano" else WORKS["fit"])
     code, out = run_check(capsys, "--preset laptop")
     assert code == 1 and "laptop needs more memory. Give a smaller --preset" in out
     assert attempts.made == [("speed",), ("fit", "--preset", "nano"), ("fit", "--preset", "micro")]
     assert "nano by the count; a real step: out of memory" in out and "micro: a real step" in out
-    monkeypatch.setattr(check, "memory_of", lambda device: (None, None))
+    monkeypatch.setattr(check, "_memory_of", lambda device: (None, None))
     code, out = run_check(capsys)
     assert code == 0 and "this system does not say" in out
 
@@ -156,7 +156,7 @@ def test_check_of_one_process_tries_two(attempts, capsys):
 def test_check_of_gpus(monkeypatch, capsys):
     """Each GPU has its line. Two processes need two GPUs, and do not share their memory: node, with
     about 60 GiB in each, fits."""
-    monkeypatch.setattr(check, "minutes", lambda run, rates: 11.5)
+    monkeypatch.setattr(check, "_minutes", lambda run, rates: 11.5)
     free = {0: 70 * check.GIB, 1: 80 * check.GIB}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"H{i}")
@@ -231,19 +231,19 @@ def test_check_step_sees_weights_that_differ(monkeypatch, capsys):
     monkeypatch.setattr(check.devices, "all_sum", lambda x: x + x.roll(1))
     monkeypatch.setattr(check.devices, "rank_and_size", lambda: (0, 2))
     monkeypatch.setattr(check.bench, "train_step", lambda *_, **__: lambda: None)
-    check.step(SimpleNamespace(dtype=torch.float32), CPU)
+    check._step(SimpleNamespace(dtype=torch.float32), CPU)
     assert told(capsys) == {"agree": False}
 
 
 def test_check_speed_divides_tokens_by_their_time(monkeypatch, capsys):
     """With a clock made by hand, each rate divides its own tokens by its own time."""
-    monkeypatch.setattr(check, "step", lambda *_: None)
+    monkeypatch.setattr(check, "_step", lambda *_: None)
     monkeypatch.setattr(check.bench, "document_step", lambda *_: (None, [99, 30, 50, 20]))
     monkeypatch.setattr(check.bench, "seconds_by_round", lambda calls, *_: {
         name: {"sample": [2, 4, 9], "gemm": [0.5] * 3}.get(name, [1, 1, 1]) for name in calls})
     run = resolve_settings("micro", [])
-    monkeypatch.setattr(check, "few_examples", lambda *_: (run, 3))
-    check.speed(SimpleNamespace(preset="micro", set=[], dtype=torch.float32), CPU)
+    monkeypatch.setattr(check, "_few_examples", lambda *_: (run, 3))
+    check._speed(SimpleNamespace(preset="micro", set=[], dtype=torch.float32), CPU)
     assert told(capsys) == pytest.approx({
         "documents": 30, "sample": 3 * 16 * 42 / 4, "learn": 3 * 16 * (12 + 42),
         "gemm": 4 * 2048 ** 3 / 1e9})
@@ -251,7 +251,7 @@ def test_check_speed_divides_tokens_by_their_time(monkeypatch, capsys):
 
 def test_check_measures_real_calls(monkeypatch, capsys):
     """Rates of micro, and a real step of it in one pass, are above 0."""
-    monkeypatch.setattr(check, "bound_memory", lambda device: None)  # of this process
+    monkeypatch.setattr(check, "_bound_memory", lambda device: None)  # of this process
     monkeypatch.setattr(check, "STEP_FLOPS", {"cpu": 1e8})
     for part, count in (("speed", 5), ("fit", 4)):
         assert cli.main(["check", "--part", part, "--preset", "micro", "--processes", "1"]) == 0
@@ -274,8 +274,8 @@ def test_check_bound_memory_makes_an_error_of_a_large_request():
 
 def test_check_gradient_in_bfloat16_is_near_float32():
     """On this CPU both types give a finite loss and, up to rounding, one gradient."""
-    loss, exact = check.loss_and_gradient(CPU, torch.float32)
-    near, gradient = check.loss_and_gradient(CPU, torch.bfloat16)
+    loss, exact = check._loss_and_gradient(CPU, torch.float32)
+    near, gradient = check._loss_and_gradient(CPU, torch.bfloat16)
     assert near == pytest.approx(loss, rel=0.01)
     error = (gradient - exact).norm() / exact.norm()
     assert 1e-4 < error < check.TOLERANCE[torch.bfloat16]
@@ -291,13 +291,13 @@ def test_check_minutes_agree_with_a_run():
     answers = 24 * 16
     rates = {"documents": x["documents"], "sample": answers * 42 / x["step.sample"],
              "learn": answers * 54 / x["step.learn"]}
-    assert check.minutes(resolve_settings("nano", []), rates) == pytest.approx(
+    assert check._minutes(resolve_settings("nano", []), rates) == pytest.approx(
         x["minutes.total"], rel=0.2)
 
 
 def test_check_memory_agrees_with_a_run():
     """By the count, nano on two processes takes as much memory as in results/r1, within half."""
-    needs = check.needed_bytes(resolve_settings("nano", []), torch.float32, 2)
+    needs = check._needed_bytes(resolve_settings("nano", []), torch.float32, 2)
     assert 2 * max(needs) / check.GIB == pytest.approx(measured("r1")["peak_gib"], rel=0.5)
 
 
@@ -322,16 +322,16 @@ def test_check_numbers_per_token_equal_those_that_torch_keeps(preset, changes):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         moe.supervised_loss(model, tokens, ones.bool(), ones.float(), 8 * 35, 8)
     numbers = sum(storage.nbytes() for storage in kept.values()) / 4 / tokens.numel()
-    assert check.numbers_per_token(config) == pytest.approx(numbers, rel=0.05)
+    assert check._numbers_per_token(config) == pytest.approx(numbers, rel=0.05)
 
 
 def test_check_few_examples_bound_the_work():
     """A step of few examples has at most so many FLOPs, but at least one document and question,
     and never more than in training."""
     for preset, documents, questions in (("nano", 80, 15), ("node", 1, 1)):
-        run, asked = check.few_examples(resolve_settings(preset, []), CPU)
+        run, asked = check._few_examples(resolve_settings(preset, []), CPU)
         assert (run.base.documents, asked) == (documents, questions)
-    run, asked = check.few_examples(resolve_settings("laptop", []), GPU)
+    run, asked = check._few_examples(resolve_settings("laptop", []), GPU)
     assert (run.base.documents, asked) == (256, 24)
 
 
@@ -340,11 +340,11 @@ def test_check_memory_of_a_container(tmp_path, monkeypatch):
     """All memory is that of the system, in a container at most its limit. By hand: of a limit of
     1 MB, 0.7 MB are used, but 0.2 MB of these are files that can be read again."""
     monkeypatch.setattr(check, "CGROUP", tmp_path)
-    free, total = check.memory_of(CPU)
+    free, total = check._memory_of(CPU)
     assert 1e6 < free <= total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     (tmp_path / "memory.current").write_text("700000\n")
     (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 200000\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert check.memory_of(CPU)[1] == total
+    assert check._memory_of(CPU)[1] == total
     (tmp_path / "memory.max").write_text("1000000\n")
-    assert check.memory_of(CPU) == (500000, 1000000)
+    assert check._memory_of(CPU) == (500000, 1000000)

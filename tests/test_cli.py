@@ -198,11 +198,11 @@ def test_cli_presets_pass_their_own_check(preset):
 def test_cli_command_runs_its_stages_in_order(argv, names, tmp_path, monkeypatch):
     """A command runs the stages up to its own in the paper's order, with a user's dialogues only
     the student's. Ablations run only if named."""
-    monkeypatch.setattr(cli, "needed_checkpoints", lambda *_: {})  # no student exists
+    monkeypatch.setattr(cli, "_needed_checkpoints", lambda *_: {})  # no student exists
     file = tmp_path / "dialogues.jsonl"
     file.write_text(jsonl.chat_line("Compute 1+2", "<answer>3</answer>"), "utf-8")
     argv = [word.format(file) for word in argv]
-    assert cli.plan_run(cli.parse(argv))[1] == names.split()
+    assert cli._plan_run(cli.parse(argv))[1] == names.split()
 
 
 def test_cli_narrow_console_gets_escapes():
@@ -244,7 +244,7 @@ def test_cli_words_for_settings_lead_to_settings():
     for words in settings.SYNONYMS.values():
         assert {words} <= keys if isinstance(words, str) else set(words) <= keys
     assert not keys & settings.SYNONYMS.keys()
-    options = {word for command in cli.make_parser()._subparsers._group_actions[0].choices.values()
+    options = {word for command in cli._make_parser()._subparsers._group_actions[0].choices.values()
                for word in command._option_string_actions}
     assert set(settings.OPTIONS.values()) <= options
 
@@ -345,13 +345,13 @@ def test_cli_longest_drill_is_the_bound():
 def test_cli_teacher_has_to_read_the_dialogues_too(tmp_path, monkeypatch):
     """A dialogue that only the student can read is refused where R1 reads it as well
     (distill_logits), and not elsewhere."""
-    monkeypatch.setattr(cli, "needed_checkpoints", lambda *_: {})
+    monkeypatch.setattr(cli, "_needed_checkpoints", lambda *_: {})
     file = tmp_path / "long.jsonl"
     file.write_text(jsonl.chat_line("1+" * 300, "<answer>3</answer>"), "utf-8")
     argv = ["distill", "--data", str(file), "--set", "student.max_seq_len=700"]
-    assert cli.plan_run(cli.parse([*argv]))[1] == ["student", "distill"]
+    assert cli._plan_run(cli.parse([*argv]))[1] == ["student", "distill"]
     with pytest.raises(UserError, match="dialogue 1 has .* at most 512 fit"):
-        cli.plan_run(cli.parse([*argv, "--only", "distill_logits"]))
+        cli._plan_run(cli.parse([*argv, "--only", "distill_logits"]))
 
 
 STUDIES = sorted(path.stem for path in (Path(r1mini.__file__).parent / "studies").glob("[a-z]*.py"))
@@ -359,13 +359,13 @@ STUDIES = sorted(path.stem for path in (Path(r1mini.__file__).parent / "studies"
 
 def test_cli_find_study_names_all_studies():
     """find_study imports a study by its name, and an unknown name is refused with all names."""
-    assert cli.find_study("r1") is r1
+    assert cli._find_study("r1") is r1
     with pytest.raises(UserError) as refusal:
-        cli.find_study("everything")
+        cli._find_study("everything")
     assert str(refusal.value) == f"study everything: choose one of {', '.join(STUDIES)}"
     for name in ("__init__", "../tools/cli", "studies.r1", ""):
         with pytest.raises(UserError):
-            cli.find_study(name)
+            cli._find_study(name)
 
 
 @pytest.mark.parametrize("words, module, other", [
@@ -386,5 +386,5 @@ def test_cli_with_fresh_the_same_command_does_not_go_on():
     error = OSError(errno.ENOSPC, "No space left on device", "log.jsonl")
     for words, wanted in ((["base"], "the same command goes on"),
                           (["base", "--fresh"], "the same command without --fresh goes on")):
-        options = cli.make_parser().parse_args(words)
-        assert cli.user_error_line(error, options).endswith(f"free some space, and {wanted}")
+        options = cli._make_parser().parse_args(words)
+        assert cli._user_error_line(error, options).endswith(f"free some space, and {wanted}")

@@ -43,7 +43,7 @@ def test_report_tie_is_half_a_win():
     def numbers_of(stages, minutes, scores):
         return report.RunNumbers("", "", "0", {}, {}, stages, scores, {}, minutes, 1.0)
     complete = numbers_of(["zero", "r1"], 9.0, {"dev1": [0, 0, 1], "r1": [1, 0, 1]})
-    metrics = report.metrics_over_seeds([complete, numbers_of(["student_rl_no_format"], None, {})])
+    metrics = report._metrics_over_seeds([complete, numbers_of(["student_rl_no_format"], None, {})])
     assert metrics["r1.win_rate_dev1"]["mean"] == pytest.approx(2 / 3, abs=1e-6)
     assert metrics["minutes"]["mean"] == 9.0
 
@@ -55,7 +55,7 @@ def test_report_differences_of_stages_equal_hand_results():
                "no_language_reward.mixing": 0.4, "flops.student_rl": 3.0,
                "flops.distill": 2.0, "flops.distill_logits": 4.0}
     run = report.RunNumbers("", "", "0", {}, numbers, [], {}, {}, None, 1.0)
-    found = report.seed_numbers([run], set())
+    found = report._seed_numbers([run], set())
     assert {key: found[key] for key in ("r1.behind_zero", "no_language_reward.ratio",
                                       "flops.rl_to_distill", "flops.rl_to_logits")} == {
         "r1.behind_zero": pytest.approx(0.02), "no_language_reward.ratio": pytest.approx(4.0),

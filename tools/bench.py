@@ -156,7 +156,7 @@ def random_prompts(config, n, length):
     return torch.randint(config.vocab_size, (n, length)).tolist()
 
 
-def prefill(model, n=PREFILL_PROMPTS, length=PREFILL_LENGTH):
+def _prefill(model, n=PREFILL_PROMPTS, length=PREFILL_LENGTH):
     """Reads n prompts and writes one token to each."""
     prompts = random_prompts(model.config, n, length)
     return lambda: sampling.generate(model, prompts, 1, -1, 0)
@@ -257,7 +257,7 @@ def measure_ours(run, device, dtype):
     config, (_, processes) = run.model, devices.rank_and_size()
     model = make_model(config, device, dtype)
     document_call, document_tokens = document_step(make_model(config, device, dtype), run)
-    prefill_call = prefill(model)
+    prefill_call = _prefill(model)
     source, target = (torch.ones(2 ** 26, device=device) for _ in range(2))
     calls = {
         "gemm": gemm(device, dtype), "bfloat16": gemm(device, torch.bfloat16),
@@ -308,7 +308,7 @@ def console_text(numbers):
             lines.append(f"{key:28} {value}")
         else:
             digits = 3 if value < 100 else 0
-            lines.append(f"{key:28} {value:,.{digits}f} {unit_of(key)}")
+            lines.append(f"{key:28} {value:,.{digits}f} {_unit_of(key)}")
     gain = numbers.get("gemm.bfloat16", 0.0) / numbers.get("gemm", 1.0)
     if gain > 1.5:
         lines.append(f"Large products are {gain:.1f} times as fast in bfloat16 here. On a CPU "
@@ -316,7 +316,7 @@ def console_text(numbers):
     return "\n".join(lines)
 
 
-def unit_of(key):
+def _unit_of(key):
     """The unit of a number. The first part that is in the key decides."""
     units = {"bandwidth": "of copy", "copy": "GB/s", "share": "of gemm", "gemm": "GFLOP/s",
              "vs_": "times as fast", "step": "s", "cache": "bytes per token"}

@@ -38,7 +38,7 @@ def main(options):
     else:
         problems = tasks.make_problems("test", s.problems, run.zero.levels, run.corpus.products)
         seed = 1
-    check_room(problems, model.config.max_seq_len - limit)
+    _check_room(problems, model.config.max_seq_len - limit)
 
     means, by_problem = evaluate(model, problems, options.samples, s.temperature, s.top_p, limit,
                                  s.rows, seed, name="answers")
@@ -64,7 +64,7 @@ def main(options):
     return 0
 
 
-def check_room(problems, room):
+def _check_room(problems, room):
     """UserError if a problem has more than `room` tokens."""
     for i, problem in enumerate(problems, 1):
         length = len(tasks.encode_prompt(problem.question))

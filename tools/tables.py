@@ -147,7 +147,7 @@ def per_seed(metrics, key):
     return metrics[key]["per_seed"] if key in metrics else {}
 
 
-def answer_counts(metrics, names, metric="pass@"):
+def _answer_counts(metrics, names, metric="pass@"):
     """The numbers k for which one of these stages has a pass@k, or another metric of k answers."""
     counts = set()
     for key in metrics:
@@ -157,11 +157,11 @@ def answer_counts(metrics, names, metric="pass@"):
     return sorted(counts)
 
 
-def with_largest_k(metrics, key):
+def _with_largest_k(metrics, key):
     """A key that ends with cons@K, with the largest K that its stage has. Any other key as it is.
     """
     stage, _, name = str(key).rpartition(".")
-    counts = answer_counts(metrics, [stage], "cons@")
+    counts = _answer_counts(metrics, [stage], "cons@")
     return f"{stage}.cons@{counts[-1]}" if name == "cons@K" and counts else key
 
 
@@ -184,12 +184,12 @@ def claim_verdicts(metrics, section):
     """A sentence for each claim of a section that has numbers: whether it holds on every seed."""
     lines = []
     for low, high, claim in CLAIMS.get(section, ()):
-        low, high = with_largest_k(metrics, low), with_largest_k(metrics, high)
+        low, high = _with_largest_k(metrics, low), _with_largest_k(metrics, high)
         keys = [side for side in (low, high) if isinstance(side, str)]
         seeds = set.intersection(*(set(per_seed(metrics, key)) for key in keys))
         if not seeds:
             continue
-        held = sum(claim_holds(metrics, low, high, seed) for seed in seeds)
+        held = sum(_claim_holds(metrics, low, high, seed) for seed in seeds)
         if len(keys) == 2:
             verdict = "As in the paper" if held == len(seeds) else "Not as in the paper"
         else:
@@ -199,7 +199,7 @@ def claim_verdicts(metrics, section):
     return ["", *lines] if lines else []
 
 
-def claim_holds(metrics, low, high, seed):
+def _claim_holds(metrics, low, high, seed):
     """Whether low < high on a seed. Each is a key or a limit, and a limit itself is allowed."""
     low_value = per_seed(metrics, low)[seed] if isinstance(low, str) else low
     high_value = per_seed(metrics, high)[seed] if isinstance(high, str) else high
@@ -219,7 +219,7 @@ def base_and_zero(metrics):
         if key != "cons@K":
             rows.append((label, key, paper))
             continue
-        for k in reversed(answer_counts(metrics, stages, "cons@")):
+        for k in reversed(_answer_counts(metrics, stages, "cons@")):
             rows.append((label.replace("K", str(k)), f"cons@{k}", paper))
             paper = ""  # the paper's number stands beside the largest K
     body = [(label, *cells(metrics, [f"{stage}.{key}" for stage in stages]), paper)
@@ -243,15 +243,15 @@ def training_curve(curves):
 def stages(metrics):
     """The stages from Zero to R1 side by side, first pass@1 by number of operations."""
     by_level = tuple((f"pass@1, {n} operations", f"level{n}") for n in range(1, 10))
-    return stage_table(metrics, by_level + STAGE_ROWS, PAPER_STAGES)
+    return _stage_table(metrics, by_level + STAGE_ROWS, PAPER_STAGES)
 
 
 def stages_on_console(metrics):
     """The few rows about the stages that a run prints at its end."""
-    return stage_table(metrics, CONSOLE_ROWS, ())
+    return _stage_table(metrics, CONSOLE_ROWS, ())
 
 
-def stage_table(metrics, rows, paper_rows):
+def _stage_table(metrics, rows, paper_rows):
     """A table with a column for each finished stage. It needs a stage after Zero."""
     finished = [stage for stage in STAGE_NAMES if f"{stage}.pass@1" in metrics]
     if not {"dev1", "dev2", "dev3", "r1"} & set(finished):
@@ -291,19 +291,19 @@ def language_reward(metrics, curves):
 
 def students_table(metrics):
     """A small base trained by RL and by distillation, with the cost of each stage."""
-    votes = answer_counts(metrics, STUDENT_KEYS.values(), "cons@")
+    votes = _answer_counts(metrics, STUDENT_KEYS.values(), "cons@")
     majority = f"cons@{max(votes, default=1)}"
     body, any_trained = [], False
     for stage, label, paper in STUDENT_ROWS:
         name = STUDENT_KEYS[stage]
         tests = cells(metrics, [f"{name}.pass@1", f"{name}.{majority}", f"{name}.length"])
-        costs = cost_cells(metrics, stage)
+        costs = _cost_cells(metrics, stage)
         if any(tests) or any(costs):
             body.append((label, *tests, *costs, paper))
         any_trained = any_trained or (stage != "student" and bool(tests[0]))
     for label, key in (("not included: R1's samples", "collect_distill"),
                        ("not included: R1, all stages", "teacher")):
-        costs = cost_cells(metrics, key)
+        costs = _cost_cells(metrics, key)
         if any(costs):
             body.append((label, "", "", "", *costs, ""))
     if not any_trained:
@@ -313,7 +313,7 @@ def students_table(metrics):
     return [*table(head, body), "", FLOPS_NOTE]
 
 
-def cost_cells(metrics, stage):
+def _cost_cells(metrics, stage):
     """The TFLOP and the seconds of a stage."""
     return [cell(metrics, f"flops.{stage}"), cell(metrics, f"minutes.{stage}", 60)]
 
@@ -321,8 +321,8 @@ def cost_cells(metrics, stage):
 def answers_table(metrics):
     """Accuracy by number of answers k: pass@k, and the majority vote of the largest k."""
     models = ("base", "zero", "r1")
-    names = [f"pass@{k}" for k in answer_counts(metrics, models)]
-    names += [f"cons@{k}" for k in answer_counts(metrics, models, "cons@")[-1:]]
+    names = [f"pass@{k}" for k in _answer_counts(metrics, models)]
+    names += [f"cons@{k}" for k in _answer_counts(metrics, models, "cons@")[-1:]]
     body = []
     for stage in models:
         for name_in_keys, sampling in ((stage, "temperature 1"),
@@ -353,7 +353,7 @@ def objectives_table(metrics):
     names = [name for name in OBJECTIVES if f"objective.{name}.pass@1" in metrics]
     if len(names) < 2:
         return []
-    votes = answer_counts(metrics, [f"objective.{name}" for name in names], "cons@")
+    votes = _answer_counts(metrics, [f"objective.{name}" for name in names], "cons@")
     columns = ("pass@1", "eval.pass@1", *(f"cons@{k}" for k in votes), "length", "reflection",
                "mixing", "steps_to_85")
     body = [(name, *cells(metrics, [f"objective.{name}.{column}" for column in columns]))
