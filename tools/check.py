@@ -164,8 +164,8 @@ class Check:
                           f"{facts['sample']:,.0f}; learning in RL {facts['learn']:,.0f}")
         expected = minutes(self.run, facts)
         hours = f" ({expected / 60:,.0f} hours)" if expected > 120 else ""
-        self.say("minutes", f"about {math.ceil(expected):,}{hours} for all stages, with the machine as "
-                            "busy as now")
+        self.say("minutes", f"about {math.ceil(expected):,}{hours} for all stages, with the "
+                            "machine as busy as now")
 
     def add_trouble(self, what, reason, count):
         """Notes why `count` processes cannot train, and what to do."""
@@ -330,7 +330,7 @@ def clamp(x, most):
 
 
 def fit(options, device):
-    """A real step of the preset in one pass, and room for the cache of a sampling pass."""
+    """A real step of the preset, of one pass, and room for the cache of a sampling pass."""
     bound_memory(device)
     run = resolve_settings(options.preset, [])
     rows, processes = pass_tokens(run) // bench.LENGTH, devices.rank_and_size()[1]
