@@ -74,7 +74,7 @@ def main(options):
     for part in (check.hardware, check.dtypes, check.forms, check.speed, check.memory):
         part()
     words = (f"--preset {options.preset} --device {options.device} "
-             f"--dtype {name_of(options.dtype)} --processes {options.processes}")
+             f"--dtype {_name_of(options.dtype)} --processes {options.processes}")
     if check.troubles:
         reason, remedy = check.troubles[0]
         print(f"python r1mini.py {words} does not work here: {reason}. {remedy}")
@@ -104,10 +104,10 @@ class Check:
         """Software and devices."""
         self.say("software", f"Python {platform.python_version()}, torch {torch.__version__}, "
                              f"{platform.system()}")
-        self.say("cpu", f"{describe_machine()}; {memory_text(torch.device('cpu'))}")
+        self.say("cpu", f"{describe_machine()}; {_memory_text(torch.device('cpu'))}")
         for i in range(torch.cuda.device_count()):
             device = torch.device("cuda", i)
-            self.say(f"cuda:{i}", f"{torch.cuda.get_device_name(i)}; {memory_text(device)}")
+            self.say(f"cuda:{i}", f"{torch.cuda.get_device_name(i)}; {_memory_text(device)}")
         if not torch.cuda.is_available():
             self.say("cuda", "not available")
         if torch.backends.mps.is_available():
@@ -115,19 +115,19 @@ class Check:
 
     def dtypes(self):
         """A pass in each type, beside one on the CPU in float32."""
-        _, exact = loss_and_gradient(torch.device("cpu"), torch.float32)
+        _, exact = _loss_and_gradient(torch.device("cpu"), torch.float32)
         for dtype, tolerance in TOLERANCE.items():
-            name = name_of(dtype)
+            name = _name_of(dtype)
             if self.seconds_left() < 0:
                 self.say(name, OVER)
                 continue
             try:
-                loss, gradient = loss_and_gradient(self.device, dtype)
+                loss, gradient = _loss_and_gradient(self.device, dtype)
                 distance = float((gradient - exact).norm() / exact.norm())
                 works = math.isfinite(loss) and distance < tolerance  # False if it is nan
                 text = f"loss {loss:.2f}, relative error of the gradient {distance:.1g}"
             except (RuntimeError, TypeError, AssertionError) as error:
-                works, text = False, one_line(str(error))
+                works, text = False, _one_line(str(error))
             self.say(name, text if works else f"does not work: {text}")
             if not works and dtype == self.dtype:
                 other = "bfloat16" if dtype == torch.float32 else "float32"
@@ -160,9 +160,9 @@ class Check:
             self.say("speed", f"not measured: {reason}")
             return
         self.say("speed", f"pretraining {facts['documents']:,.0f} tokens/s, "
-                          f"{share_of_peak(self.run, facts, facts['documents'])}; sampling "
+                          f"{_share_of_peak(self.run, facts, facts['documents'])}; sampling "
                           f"{facts['sample']:,.0f}; learning in RL {facts['learn']:,.0f}")
-        expected = minutes(self.run, facts)
+        expected = _minutes(self.run, facts)
         hours = f" ({expected / 60:,.0f} hours)" if expected > 120 else ""
         self.say("minutes", f"about {math.ceil(expected):,}{hours} for all stages, with the "
                             "machine as busy as now")
@@ -191,7 +191,7 @@ class Check:
 
     def memory(self):
         """What fits by a count, and a real step of the largest preset that does."""
-        free, total = memory_of(self.device)
+        free, total = _memory_of(self.device)
         if total is None:
             self.say("memory", "this system does not say how much there is")
             return
@@ -200,7 +200,7 @@ class Check:
         fitting = []
         for preset in TRAINING:
             run = self.run if preset == self.run.preset else resolve_settings(preset, [])
-            needs = needed_bytes(run, self.dtype, self.options.processes)
+            needs = _needed_bytes(run, self.dtype, self.options.processes)
             training, sampling = (count * n / GIB for n in needs)
             fits = max(training, sampling) < (free or total) / GIB
             self.say("memory", f"{preset:6} {'fits' if fits else 'does not fit'}: training takes "
@@ -219,7 +219,7 @@ class Check:
             self.say("largest", f"{preset} by the count; a real step: {reason}")
             return self.seconds_left() < 3
         rate = facts["tokens"] / facts["seconds"]
-        share = share_of_peak(resolve_settings(preset, []), facts, rate)
+        share = _share_of_peak(resolve_settings(preset, []), facts, rate)
         self.say("largest", f"{preset}: a real step of {facts['tokens']:,} tokens took "
                             f"{facts['gib']:,.1f} GiB; {rate:,.0f} tokens/s, {share}")
         return True
@@ -253,22 +253,22 @@ class Check:
         if code < 0:
             return facts, f"ended by signal {-code}, perhaps for its memory"
         if code > 0:
-            return facts, one_line(errors[-1] if errors else f"exit code {code}")
+            return facts, _one_line(errors[-1] if errors else f"exit code {code}")
         return facts, ""
 
 
-def one_line(text):
+def _one_line(text):
     """The first line of an error's text, shortened."""
     text = text.removeprefix("r1mini: ").partition("\n")[0]
     return textwrap.shorten(text, 160, placeholder=" ...")
 
 
-def name_of(dtype):
+def _name_of(dtype):
     """float32 for torch.float32."""
     return str(dtype).removeprefix("torch.")
 
 
-def share_of_peak(run, facts, rate):
+def _share_of_peak(run, facts, rate):
     """In words, the share of the peak that training at `rate` tokens per second is."""
     share = 6 * in_products(run.model) * rate / 1e9 / facts["gemm"]
     return f"{share:.0%} of the peak of {facts['gemm']:,.0f} GFLOP/s"
@@ -278,26 +278,26 @@ def share_of_peak(run, facts, rate):
 # Parts that run in processes of their own
 
 
-def tell(**facts):
+def _tell(**facts):
     """Hands facts to the check that has started this process."""
     if devices.is_main():
         print(json.dumps(facts), flush=True)
 
 
-def step(options, device):
+def _step(options, device):
     """One step of micro, in all processes. agree: whether they hold the same weights after it."""
     model = bench.make_model(resolve_settings("micro", []).model, device, options.dtype)
     bench.train_step(model, rows=8, length=16)()
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     total = devices.all_sum(weights.clone())
-    tell(agree=torch.allclose(total, devices.rank_and_size()[1] * weights))
+    _tell(agree=torch.allclose(total, devices.rank_and_size()[1] * weights))
 
 
-def speed(options, device):
+def _speed(options, device):
     """A step of micro, then what the preset does: tokens per second of pretraining (documents), of
     sampling and of RL's learning, and GFLOP/s of large products (gemm)."""
-    step(options, device)
-    run, questions = few_examples(resolve_settings(options.preset, options.set), device)
+    _step(options, device)
+    run, questions = _few_examples(resolve_settings(options.preset, options.set), device)
     config, processes = run.model, devices.rank_and_size()[1]
     pretrain, tokens = bench.document_step(bench.make_model(config, device, options.dtype), run)
     _, work = bench.equal_length_works(config, questions)
@@ -307,33 +307,33 @@ def speed(options, device):
     times = bench.seconds_by_round(calls, device, ROUNDS)
     taken = {name: median(times_of_call) for name, times_of_call in times.items()}
     answers = len(work.prompts)
-    tell(documents=median([n / x for n, x in zip(tokens[1:], times["documents"])]),
-         sample=answers * work.new / taken["sample"],
-         learn=answers * (bench.PROMPT + work.new) / taken["learn"],
-         gemm=processes * 2 * 2048 ** 3 / 1e9 / taken["gemm"])
+    _tell(documents=median([n / x for n, x in zip(tokens[1:], times["documents"])]),
+          sample=answers * work.new / taken["sample"],
+          learn=answers * (bench.PROMPT + work.new) / taken["learn"],
+          gemm=processes * 2 * 2048 ** 3 / 1e9 / taken["gemm"])
 
 
-def few_examples(run, device):
+def _few_examples(run, device):
     """(the run with so few documents in a step, so few questions of RL) that a step takes about a
     second; at least one, and at most as many as in training or in bench."""
     flops = STEP_FLOPS["cpu" if device.type == "cpu" else "cuda"]
     documents = flops / (6 * in_products(run.model) * bench.LENGTH)
     questions = flops / (10 * in_products(run.model, mtp=False) * bench.GROUP
                          * (bench.PROMPT + bench.ANSWER))
-    base = dataclasses.replace(run.base, documents=clamp(documents, run.base.documents))
-    return dataclasses.replace(run, base=base), clamp(questions, bench.QUESTIONS)
+    base = dataclasses.replace(run.base, documents=_clamp(documents, run.base.documents))
+    return dataclasses.replace(run, base=base), _clamp(questions, bench.QUESTIONS)
 
 
-def clamp(x, most):
+def _clamp(x, most):
     """x as a whole number within 1..most."""
     return max(1, min(int(x), most))
 
 
-def fit(options, device):
+def _fit(options, device):
     """A real step of the preset, of one pass, and room for the cache of a sampling pass."""
-    bound_memory(device)
+    _bound_memory(device)
     run = resolve_settings(options.preset, [])
-    rows, processes = pass_tokens(run) // bench.LENGTH, devices.rank_and_size()[1]
+    rows, processes = _pass_tokens(run) // bench.LENGTH, devices.rank_and_size()[1]
     model = bench.make_model(run.model, device, options.dtype)
     train = bench.train_step(model, rows, limit=rows * bench.LENGTH)
     gemm = bench.gemm(device, options.dtype)
@@ -344,14 +344,14 @@ def fit(options, device):
     gib = float(devices.all_sum(torch.tensor(peak_gib())))
     if device.type == "cuda":
         gib = torch.cuda.max_memory_allocated(device) / GIB
-    moe.make_cache(model, *sampling_size(run, processes))
-    tell(tokens=rows * bench.LENGTH, seconds=seconds, gib=gib, gemm=peak)
+    moe.make_cache(model, *_sampling_size(run, processes))
+    _tell(tokens=rows * bench.LENGTH, seconds=seconds, gib=gib, gemm=peak)
 
 
-def bound_memory(device):
+def _bound_memory(device):
     """On a CPU, makes it an error of this process to ask for more than is free. Otherwise the
     system would kill a process, perhaps somebody else's."""
-    free, _ = memory_of(device)
+    free, _ = _memory_of(device)
     if device.type != "cpu" or free is None:
         return
     with contextlib.suppress(ImportError, OSError, ValueError):  # not every system can
@@ -361,14 +361,14 @@ def bound_memory(device):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
 
 
-PARTS = {"step": step, "speed": speed, "fit": fit}
+PARTS = {"step": _step, "speed": _speed, "fit": _fit}
 
 
 # -------------------------------------------------------------------------------------------------
 # Numeric types
 
 
-def loss_and_gradient(device, dtype):
+def _loss_and_gradient(device, dtype):
     """The loss of micro's random weights on random tokens, and its gradient as one vector on the
     CPU."""
     model = bench.make_model(resolve_settings("micro", []).model, device, dtype).train()
@@ -385,7 +385,7 @@ def loss_and_gradient(device, dtype):
 # Memory
 
 
-def memory_of(device):
+def _memory_of(device):
     """(free, total) bytes of a device; None for what the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
@@ -402,16 +402,16 @@ def memory_of(device):
     return free, total
 
 
-def memory_text(device):
+def _memory_text(device):
     """The memory of a device in words."""
-    free, total = memory_of(device)
+    free, total = _memory_of(device)
     if total is None:
         return "memory not known"
     known = "" if free is None else f"{free / GIB:,.1f} GiB free of "
     return f"{known}{total / GIB:,.1f} GiB"
 
 
-def needed_bytes(run, dtype, processes):
+def _needed_bytes(run, dtype, processes):
     """(bytes of a training step, bytes of a sampling pass) in each process of a run, in its last RL
     stage, where it holds the most weights."""
     c = run.model
@@ -420,26 +420,26 @@ def needed_bytes(run, dtype, processes):
     held = PROCESS + 4 * COPIES * parameters
     if dtype != torch.float32:
         held += size * parameters  # autocast's copy of the weights
-    training = 4 * numbers_per_token(c) * pass_tokens(run)
-    rows, columns = sampling_size(run, processes)
+    training = 4 * _numbers_per_token(c) * _pass_tokens(run)
+    rows, columns = _sampling_size(run, processes)
     cache = 2 * size * c.n_layers * (c.kv_lora_rank + c.qk_rope_head_dim)  # old and new: 2
     scores = 2 * 4 * c.n_heads  # before and after the softmax
     sampling = rows * (columns * (cache + scores) + 4 * 4 * c.vocab_size)
     return held + training, held + sampling
 
 
-def pass_tokens(run):
+def _pass_tokens(run):
     """The tokens of a run's largest pass of training."""
     return max(run.base.micro_tokens, run.zero.micro_tokens, LONGEST_PROMPT +
                run.zero.max_new_tokens)
 
 
-def sampling_size(run, processes):
+def _sampling_size(run, processes):
     """(rows, columns) of the largest cache, in each process."""
     return math.ceil(run.eval.rows / processes), LONGEST_PROMPT + run.zero.max_new_tokens
 
 
-def numbers_per_token(c):
+def _numbers_per_token(c):
     """How many numbers the forward pass of a model keeps per token for the backward pass, with
     MTP; attention is one kernel that keeps no scores."""
     queries, values = c.qk_nope_head_dim + c.qk_rope_head_dim, c.v_head_dim
@@ -461,12 +461,12 @@ def numbers_per_token(c):
 # Minutes
 
 
-def minutes(run, rates):
+def _minutes(run, rates):
     """The minutes of all stages at these tokens per second of documents, sample and learn."""
-    return sum(n / rates[kind] for kind, n in tokens_of_run(run).items()) / 60
+    return sum(n / rates[kind] for kind, n in _tokens_of_run(run).items()) / 60
 
 
-def tokens_of_run(run):
+def _tokens_of_run(run):
     """{kind: tokens} that all stages read as documents, sample, and learn from in RL.
 
     Answers of a base, and of the student in its RL, are taken to be as long as those of the corpus.
@@ -477,15 +477,15 @@ def tokens_of_run(run):
     problems = [r1mini.draw_problem(rng, run, run.zero.levels) for _ in range(EXAMPLES)]
     solutions = [tasks.response(*tasks.work(p, "checked", rng)) for p in problems]
     documents = [tasks.make_document(rng, run.corpus).tokens for _ in range(EXAMPLES)]
-    prompt, document = mean_length(prompts_of(problems)), mean_length(documents)
-    checked = mean_length(map(tasks.encode_response, solutions))
+    prompt, document = _mean_length(prompts_of(problems)), _mean_length(documents)
+    checked = _mean_length(map(tasks.encode_response, solutions))
     student_share = in_products(run.student, mtp=False) / in_products(run.model, mtp=False)
     collected = {"dev1": run.data.cold_start, "dev3": run.data.rejection,
                  "distill": run.data.distill}  # problems that a model answers for the stage
 
     tokens = dict.fromkeys(("documents", "sample", "learn"), 0.0)
     for name in set(r1mini.STAGES) - r1mini.ABLATIONS:
-        s = settings_of(run, name)
+        s = _settings_of(run, name)
         share = student_share if name.startswith(("student", "distill")) else 1.0
         answer = document - prompt if name in ("base", "student", "student_rl") else checked
         answer = min(answer, run.zero.max_new_tokens)
@@ -497,22 +497,22 @@ def tokens_of_run(run):
             is_corpus = name in ("base", "student")
             length = document if is_corpus else prompt + answer
             tokens["documents"] += share * s.steps * s.documents * length
-        tokens["sample"] += share * answer * tested_answers(run, name)
+        tokens["sample"] += share * answer * _tested_answers(run, name)
         tokens["sample"] += answer * collected.get(name, 0) * run.data.tries
     return tokens
 
 
-def settings_of(run, name):
+def _settings_of(run, name):
     """The settings of a stage."""
     part = {"student": "student_base", "helpful": "judge", "safe": "judge"}.get(name, name)
     return getattr(run, part)
 
 
-def tested_answers(run, name):
+def _tested_answers(run, name):
     """How many answers the evaluations of a stage sample: on dev, and in its tests."""
     if name in ("helpful", "safe"):  # reward models do not write
         return 0
-    s = settings_of(run, name)
+    s = _settings_of(run, name)
     answers = math.ceil(s.steps / s.dev_every) * run.eval.dev_problems * run.eval.samples
     for kind, problems, samples, _, _ in test_plans(run, name):
         if kind == "general":
@@ -522,7 +522,7 @@ def tested_answers(run, name):
     return answers
 
 
-def mean_length(sequences):
+def _mean_length(sequences):
     """The mean length of sequences."""
     lengths = list(map(len, sequences))
     return sum(lengths) / len(lengths)
