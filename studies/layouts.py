@@ -193,7 +193,7 @@ def _launch(count, folder):
     them."""
     code = (f"import sys; sys.path.insert(0, {str(Path(moe.__file__).parent)!r}); from pathlib "
             f"import Path; from studies import layouts; "
-            f"layouts.launch({count}, Path({str(folder)!r}))")
+            f"layouts._launch({count}, Path({str(folder)!r}))")
     with devices.processes(torch.device("cpu"), count, [sys.executable, "-c", code]):
         for layout in LAYOUTS[count]:
             _take_steps(layout, folder)

@@ -264,7 +264,7 @@ def test_check_bound_memory_makes_an_error_of_a_large_request():
     """Within the free memory tensors can be made. More raises torch's error, which is known as out
     of memory."""
     script = ("import torch; from tools import check; from engine.errors import *\n"
-              "check.memory_of = lambda device: (2 ** 30, 2 ** 31)\n"
+              "check._memory_of = lambda device: (2 ** 30, 2 ** 31)\n"
               "check._bound_memory(torch.device('cpu')); torch.ones(2 ** 25)\n"
               "try: torch.ones(2 ** 29)\n"
               "except RuntimeError as error: print(is_out_of_memory(error))")
