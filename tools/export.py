@@ -314,10 +314,10 @@ def _json_files(model, preset):
 def _safetensors():
     """The package safetensors with its module torch. UserError if it is not installed."""
     try:
-        import _safetensors.torch
+        import safetensors.torch
     except ImportError:
         raise UserError("export and import need safetensors: pip install '.[hf]'") from None
-    return _safetensors
+    return safetensors
 
 
 def write_hf_folder(folder, model, preset="nano"):
