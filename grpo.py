@@ -291,7 +291,7 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
     live = live_groups(rollout).repeat_interleave(s.group_size)  # (N,)
     rows = chosen_rows(rollout, s)
     rng.shuffle(rows)
-    for m in range(s.minibatches):
+    for m in range(min(s.minibatches, len(rows))):  # each minibatch has at least one row
         minibatch = rows[m::s.minibatches]
         batch = Batch(len(minibatch), int(samples.answer[minibatch].sum()))
         live_rows = [row for row in minibatch if live[row]]

@@ -31,6 +31,7 @@ distill_logits and student_rl_no_format.
     python r1mini.py export CKPT DIR     a Hugging Face folder; `import DIR CKPT` reads one
     python r1mini.py report RUN ...      mean and spread over runs
     python r1mini.py study NAME          the runs behind a page of results/
+    python r1mini.py check               what works on this machine, within a minute
     python r1mini.py bench               tokens per second on this machine
     python r1mini.py cost                the parameters of a preset
 
@@ -60,7 +61,7 @@ from engine.evaluate import prompts_of, sample_answers
 from engine.folder import read_log
 from engine.jsonl import chat_line, read_chat
 from engine.optim import learning_rate_at, make_optimizers, micro_batches, optimizer_update
-from engine.sampling import pad
+from engine.sampling import pad, passes_of
 from engine.watch import Watch, test_stage
 from grpo import RL, Task, judge_scores, preference_loss, safety_loss, train_rl
 from moe import supervised_loss
@@ -404,7 +405,8 @@ def preference(helpful_model, safety_model):
                     ids = tasks.encode_prompt(problem.question) + tasks.encode_response(seen)
                     rows.append(i)
                     sequences.append(ids[:model.config.max_seq_len])
-            scores = judge_scores(model, sequences, tasks.PAD_ID) if rows else []
+            scores = [score for part in passes_of(sequences)
+                      for score in judge_scores(model, part, tasks.PAD_ID)]
             for i, score in zip(rows, scores):
                 # Rounding makes nearly equal scores equal. Otherwise GRPO, which divides
                 # by the standard deviation, makes large advantages of tiny differences.
@@ -463,6 +465,7 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
     If the file is there already, it is only read.
     """
     run, path = folder.run, folder.path / f"{name}.jsonl"
+    longest = min(run.model.max_seq_len, run.student.max_seq_len)
     if any_process(not path.exists()):  # all processes take one branch
         # Remove from the log what a stopped attempt wrote.
         folder.cut(folder.begun(name, collected=True))
@@ -476,7 +479,10 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
         for answer_ids, problem in zip(ids, problem_of_answer):
             text = tasks.decode(answer_ids)
             if keep(text, problem):
-                lines[chat_line(problem.question, change(text, problem))] = None
+                text = change(text, problem)
+                # Encoded again, a text can have more tokens than were sampled.
+                if len(tasks.dialogue(problem, text).tokens) <= longest:
+                    lines[chat_line(problem.question, text)] = None
         if not lines and run.data.stand_in:
             for problem in problem_of_answer:
                 working, number = tasks.work(problem, "checked", rng)
@@ -489,7 +495,7 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
         folder.write(path, "".join(lines))
         folder.clock(f"collect_{name}", step=0, began=began)
         folder.check()  # ends here if Ctrl-C was pressed
-    return read_dialogues(path, run.model.max_seq_len)
+    return read_dialogues(path, longest)
 
 
 def read_dialogues(path, longest):

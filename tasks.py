@@ -309,6 +309,11 @@ def share_of(count):
     return measure
 
 
+def mean_of(rule):
+    """A measure (texts, problems) -> mean, from rule(text, problem) -> number."""
+    return share_of(lambda text, problem: (rule(text, problem), 1))
+
+
 def count_mixing(text, problem):
     """(1 if the words are of several languages, 1 if there are words)."""
     languages = set(word_languages(text))
@@ -324,12 +329,12 @@ def count_language(text, problem):
 # Measured at every stage. Answers without words do not count in "mixing" and "language".
 # Only language_share is ever rewarded, in the stages dev2 and r1.
 MEASURES = {
-    "reflection": share_of(lambda text, problem: (reflects(text), 1)),
-    "correction": share_of(lambda text, problem: (corrects(text), 1)),
-    "summary": share_of(lambda text, problem: (concludes(text), 1)),
+    "reflection": mean_of(lambda text, problem: reflects(text)),
+    "correction": mean_of(lambda text, problem: corrects(text)),
+    "summary": mean_of(lambda text, problem: concludes(text)),
     "mixing": share_of(count_mixing),
     "language": share_of(count_language),
-    "wordless": share_of(lambda text, problem: (not word_languages(text), 1)),
+    "wordless": mean_of(lambda text, problem: not word_languages(text)),
 }
 
 
@@ -442,7 +447,8 @@ def is_readable(text):
     thinking = parse(text)[0]
     if not thinking:
         return False
-    steps = re.findall(r"[0-9]+[-+*][0-9]+=-?[0-9]+", thinking)
+    # (?<![0-9]): a step begins where a number begins. So a long number is read once.
+    steps = re.findall(r"(?<![0-9])[0-9]+[-+*][0-9]+=-?[0-9]+", thinking)
     used = set(re.sub(r"[-+*=0-9]+", " ", thinking).split())
     known = {word.strip() for words in WORDS.values() for word in words.values()}
     return used <= known and len(steps) == len(set(steps))

@@ -564,6 +564,23 @@ def test_improve_counts_each_minibatch_in_the_denominators(monkeypatch):
         assert {batch for batch, _ in half} == {grpo.Batch(8, sum(tokens for _, tokens in half))}
 
 
+@pytest.mark.parametrize("n_live, updates", [(1, 4), (2, 8), (4, 16), (0, 16)])
+def test_improve_makes_no_empty_minibatch(n_live, updates):
+    """DAPO keeps the live groups of 8 and 4 answers to each. With 16 minibatches, fewer rows make
+    fewer updates, each on at least one row. Without live groups the first 4 groups are taken."""
+    torch.manual_seed(0)
+    s = small_rl(minibatches=16, oversample=2, objective="dapo", beta=0.0)
+    model = moe.Transformer(MICRO)
+    rollout = grpo.act(model, make_task(lambda t, p: 1.0), s, random.Random(0))
+    for group in range(n_live):
+        rollout.rewards[group, 0] = 0.0
+    rollout = dataclasses.replace(rollout, advantages=grpo.advantages(rollout.rewards))
+    optimizers = optim.make_optimizers(model, 1e-3)
+    grpo.improve(model, model, optimizers, rollout, s, random.Random(0), 0)
+    steps = {int(state["step"]) for state in optimizers[0].state.values()}
+    assert max(steps) == updates
+
+
 def test_improve_counts_dead_groups_and_does_not_learn_from_them(monkeypatch):
     """A group of equal rewards is left out of the passes and still counts in the denominators."""
     torch.manual_seed(0)
@@ -891,6 +908,28 @@ def test_readable_equals_hand_worked_judgements(thinking, readable):
     assert bool(tasks.is_readable(text)) == bool(readable)
     assert not tasks.is_readable(f"<think>{thinking}<answer>7</answer>")
     assert not tasks.is_readable("<answer>7</answer>")
+
+
+SLOW_STEPS = r"[0-9]+[-+*][0-9]+=-?[0-9]+"  # a match may begin anywhere in a number
+
+
+@lightly
+@given(st.lists(st.sampled_from(["1", "12", "+", "-", "=", "1+2=3", " then ", "检查"]),
+                max_size=30).map("".join))
+def test_readable_finds_the_steps_of_the_obvious_pattern(thinking):
+    """Whether thinking of known words is readable depends on the steps that the obvious pattern
+    finds, which takes quadratic time on a long number."""
+    steps = re.findall(SLOW_STEPS, thinking)
+    words = set(re.sub("[-+*=0-9]+", " ", thinking).split())
+    want = bool(thinking) and words <= {"then", "检查"} and len(steps) == len(set(steps))
+    assert tasks.is_readable(tasks.response(thinking, 7)) == want
+
+
+@pytest.mark.parametrize("thinking", ["7", "7+", "7+7777777777", "1+2=", "-"])
+def test_readable_takes_linear_time(thinking):
+    """400,000 characters are judged. The obvious pattern would take minutes on the long number."""
+    long = thinking * (400_000 // len(thinking)) + "7" * 400_000
+    assert isinstance(tasks.is_readable(tasks.response(long, 7)), bool)
 
 
 # General prompts
@@ -1632,6 +1671,20 @@ def test_preference_asks_no_reward_model_for_sums():
     assert len(rewards) == 2 and all(map(math.isnan, rewards))
 
 
+@torch.no_grad()
+def test_preference_reads_in_passes(monkeypatch):
+    """The reward models read the replies in passes of at most PASS_TOKENS tokens, with the rewards
+    of one pass."""
+    judge, counts = make_judge(0), []
+    judge.register_forward_pre_hook(lambda module, inputs: counts.append(inputs[0].numel()))
+    texts, asked = ["green", "<answer>green</answer>"] * 4, [GRASS, BOMBS] * 4
+    want = r1mini.preference(judge, judge)(texts, asked)
+    counts.clear()
+    monkeypatch.setattr(sampling, "PASS_TOKENS", 40)
+    assert r1mini.preference(judge, judge)(texts, asked) == want
+    assert len(counts) > 2 and max(counts) <= 40
+
+
 def test_preference_ignores_differences_of_noise(monkeypatch):
     """Two replies whose scores differ in the fifth digit get the same reward, so that noise makes
     no advantage."""
@@ -1682,6 +1735,17 @@ def test_collect_keeps_each_fit_answer_once(monkeypatch, tmp_path):
     assert (record["stage"], record["kept"], record["of"]) == ("dev3", 2, 6)
     assert record["tokens"] == sum(
         len(tasks.encode_response(text.format(problem.answer))) for text in texts)
+
+
+def test_collect_drops_what_no_longer_fits(monkeypatch, tmp_path):
+    """A text that has more tokens than the shorter of model and student reads is left out: words
+    that were sampled as one token each can be letters when they are encoded again."""
+    fits = "<think>1+2=3</think><answer>{}</answer>"
+    texts = ["<think>" + "1+2=3 then " * 300 + "</think><answer>{}</answer>", fits]
+    monkeypatch.setattr(r1mini, "is_fit", lambda text, problem: True)
+    problem, kept = collect_scripted(monkeypatch, tmp_path, texts)
+    assert [text.partition("<|assistant|>")[2] for text in kept] == [
+        fits.format(problem.answer) + "<|end|>"]
 
 
 def test_collect_of_nothing_is_one_clear_line(monkeypatch, tmp_path):

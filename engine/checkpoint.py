@@ -19,7 +19,7 @@ from moe import Config, Transformer
 FORMAT = 1
 
 
-def vocabulary():
+def _vocabulary():
     """A fingerprint of the tokenizer: of each token and its id."""
     tokens = sorted(tasks.RANKS.items()), tasks.SPECIAL
     return hashlib.sha256(repr(tokens).encode()).hexdigest()
@@ -41,7 +41,7 @@ def save(path, model, **extra):
     record = extra | {"format": FORMAT, "config": asdict(model.config),
                       "model": dict(model.state_dict())}
     if model.config.vocab_size == tasks.VOCAB_SIZE:  # other models are imported ones
-        record["vocabulary"] = vocabulary()
+        record["vocabulary"] = _vocabulary()
     record = tree_map(lambda x: x if full(x) is x else full(x).cpu(), record)
     if not is_main():
         return
@@ -77,7 +77,7 @@ def load(path, device="cpu", dtype=torch.float32, *layout):
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:60]
         raise UserError(f"{path}: damaged, or not a checkpoint of r1mini: replace or delete it "
                         f"[{reason}]") from None
-    if fingerprint not in (None, vocabulary()):
+    if fingerprint not in (None, _vocabulary()):
         raise UserError(f"{path} has another vocabulary: its numbers stand for other tokens than "
                         "those of tasks.py. Use the version of r1mini that made it, or train again")
     return place_model(model, device, dtype, *layout), record

@@ -59,14 +59,14 @@ def gather(part):
     padded = part.new_zeros(int(lengths.max()), *part.shape[1:])
     padded[:len(part)] = part
     padded_parts = [torch.empty_like(padded) for _ in range(count)]
-    dist.all_gather([as_bytes(x) for x in padded_parts], as_bytes(padded))
+    dist.all_gather([_as_bytes(x) for x in padded_parts], _as_bytes(padded))
     rows = part.new_empty(int(lengths.sum()), *part.shape[1:])
     for other, (length, padded_part) in enumerate(zip(lengths.tolist(), padded_parts)):
         rows[other::count] = padded_part[:length]
     return rows
 
 
-def as_bytes(x):
+def _as_bytes(x):
     """The bytes of a contiguous tensor, which share its memory."""
     return x.flatten().view(torch.uint8)
 
@@ -113,7 +113,7 @@ def sum_gradients(model):
 
 
 @functools.cache
-def expert_mesh(kind, experts):
+def _expert_mesh(kind, experts):
     """A DeviceMesh (processes / experts, experts). The processes of a row hold all experts
     together; those of a column hold the same ones."""
     return dist.init_device_mesh(kind, (rank_and_size()[1] // experts, experts),
@@ -133,7 +133,7 @@ def shard(model, device, mode="ddp", experts=1, recompute=False):
         model.layers = nn.ModuleList(map(checkpoint_wrapper, model.layers))
     expert_weights = set()
     if experts > 1:
-        mesh = expert_mesh(device.type, experts)
+        mesh = _expert_mesh(device.type, experts)
         for module in [m for m in model.modules() if isinstance(m, Experts)]:
             for name, p in list(module.named_parameters()):
                 spread = distribute_tensor(p.detach().to(device), mesh, (Replicate(), Shard(0)),
@@ -142,7 +142,7 @@ def shard(model, device, mode="ddp", experts=1, recompute=False):
             expert_weights.update(module.parameters())
             module.__class__ = ParallelExperts
     if mode == "fsdp":
-        mesh = expert_mesh(device.type, 1)["replicas"]
+        mesh = _expert_mesh(device.type, 1)["replicas"]
         for module in [*model.layers, *([model.mtp] if model.mtp else []), model]:
             fully_shard(module, mesh=mesh, ignored_params=expert_weights)
             # Gradients are summed, not averaged: the denominators count the global batch.
@@ -176,7 +176,7 @@ def shard_like(x, like):
     return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def layout_of(model):
+def _layout_of(model):
     """The (mode, experts, recompute) with which shard() spread a model; () if it did not."""
     return getattr(model, "layout", ())
 
@@ -216,7 +216,7 @@ def gathered_weights(model):
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
-    layout = layout_of(model)
+    layout = _layout_of(model)
     tokens_travel = bool(layout) and layout[1] > 1
     try:
         yield any_process if tokens_travel else bool
@@ -229,7 +229,7 @@ def gathered_weights(model):
 def copy_model(model):
     """A copy of a model, spread like it."""
     other = place_model(Transformer(model.config), model.device, model.compute_dtype,
-                  *layout_of(model))
+                  *_layout_of(model))
     other.load_state_dict(model.state_dict())
     return other.train(model.training)
 
@@ -258,7 +258,7 @@ def loopback_only():
                 os.environ[name] = value
 
 
-def end_with_parent():
+def _end_with_parent():
     """Ends this process when the one that started it ends. That one holds the other end of our
     standard input and writes nothing."""
     def wait():
@@ -268,7 +268,7 @@ def end_with_parent():
 
 
 @contextlib.contextmanager
-def local_store(count, command):
+def _local_store(count, command):
     """A store for `count` processes of a command, of which this one is the first. Starts the
     others, and ends them.
 
@@ -293,11 +293,11 @@ def local_store(count, command):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def store_of_environment(timeout):
+def _store_of_environment(timeout):
     """(store, rank, number of processes) of a process that torchrun or local_store() started."""
     env = os.environ
     if STORE in env:
-        end_with_parent()
+        _end_with_parent()
         count = int(env["WORLD_SIZE"])
         return dist.FileStore(env[STORE], count), int(env["RANK"]), count
     # torchrun says in the environment where the others are.
@@ -324,9 +324,9 @@ def processes(device, count, command):
     with contextlib.ExitStack() as stack:
         try:
             if "WORLD_SIZE" in os.environ:
-                store, rank, count = store_of_environment(timeout)
+                store, rank, count = _store_of_environment(timeout)
             else:
-                store, rank = stack.enter_context(local_store(count, command)), 0
+                store, rank = stack.enter_context(_local_store(count, command)), 0
             store.set_timeout(timeout)
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                                     timeout=timeout, rank=rank, world_size=count, store=store)
@@ -336,8 +336,9 @@ def processes(device, count, command):
             if not any(word in str(error).lower() for word in words):
                 raise
             raise UserError("another process of this run is gone: it was killed, or had no memory. "
-                            "The same command goes on from the last save") from None
+                            "The same command (without --fresh) goes on from the last "
+                            "save") from None
         finally:
-            expert_mesh.cache_clear()
+            _expert_mesh.cache_clear()
             if dist.is_initialized():
                 dist.destroy_process_group()

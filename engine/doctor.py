@@ -18,7 +18,7 @@ def note(sentence):
     return textwrap.fill(f"note: {sentence}", 98, initial_indent="  ", subsequent_indent=" " * 8)
 
 
-def fill_with_healthy_values(record):
+def _fill_with_healthy_values(record):
     """A record with healthy values where it has none."""
     return HEALTHY | {key: x for key, x in record.items() if x is not None}
 
@@ -31,7 +31,7 @@ def advice(record, first, s, stage):
     """
     step, is_rl = record["step"], s is not None
     stage = stage.removesuffix("_no_format")  # an ablation has the settings of its stage
-    now, before = fill_with_healthy_values(record), fill_with_healthy_values(first)
+    now, before = _fill_with_healthy_values(record), _fill_with_healthy_values(first)
     least_load = min(map(min, now["loads"]), default=1.0)
     cannot_differ = is_rl and not any(
         (s.accuracy_weight, s.format_weight, s.language_weight, s.overlong,

@@ -1,4 +1,5 @@
 """How a model is tested on held-out problems and prompts, and what is counted of its answers."""
+import hashlib
 import math
 import random
 from collections import Counter
@@ -9,7 +10,7 @@ from tqdm import tqdm
 import tasks
 from engine.errors import UserError
 from engine.jsonl import read_lines
-from engine.sampling import generate, pad
+from engine.sampling import generate, pad, passes_of
 from engine.tokenizer import HAN
 
 
@@ -34,20 +35,33 @@ def repeat_each(items, times):
     return [item for item in items for _ in range(times)]
 
 
+def seeds_of(problems, samples):
+    """A seed for each of `samples` answers to each problem. It depends on the question and on the
+    number of the answer alone, so the order of a file of problems changes no result."""
+    seeds = []
+    for problem in problems:
+        for i in range(samples):
+            digest = hashlib.sha256(f"{i} {problem.question}".encode()).digest()
+            seeds.append(int.from_bytes(digest[:7], "big"))
+    return seeds
+
+
 def sample_answers(model, prompts, limit, rows, temperature=1.0, top_p=1.0, seed=0, name=None):
     """The token ids of an answer of at most `limit` tokens to each prompt. `rows` prompts are
-    answered at a time. name: of a progress bar."""
+    answered at a time. seed: a number, or a list with one for each prompt. name: of a progress
+    bar."""
     answers = []
     for i in tqdm(range(0, len(prompts), rows), name, disable=name is None):
+        lot_seed = seed * 1_000_003 + i if isinstance(seed, int) else seed[i:i + rows]
         samples = generate(model, prompts[i:i + rows], limit, tasks.END_ID, tasks.PAD_ID,
-                           temperature, top_p, seed * 1_000_003 + i)
+                           temperature, top_p, lot_seed)
         answers += samples.answers()
     return answers
 
 
 def evaluate(model, problems, samples, temperature, top_p, limit, rows=1024, seed=0, name=None):
     """Asks each problem `samples` times. Returns (means over all answers, a record for each
-    problem)."""
+    problem). seed: a number, or a list with one for each answer."""
     problem_of_answer = repeat_each(problems, samples)
     ids = sample_answers(model, prompts_of(problem_of_answer), limit, rows, temperature, top_p,
                          seed, name)
@@ -77,10 +91,10 @@ def evaluate(model, problems, samples, temperature, top_p, limit, rows=1024, see
     for measure_name, measure in tasks.MEASURES.items():
         means[measure_name] = rounded(measure(texts, problem_of_answer))
     means["format"] = mean(map(tasks.format_reward, texts))
-    return means | by_level_and_style(by_problem, pairs, right, samples), by_problem
+    return means | _by_level_and_style(by_problem, pairs, right, samples), by_problem
 
 
-def by_level_and_style(by_problem, pairs, right, samples):
+def _by_level_and_style(by_problem, pairs, right, samples):
     """Accuracy by level; and by style, of the answers that can be read, its share, its accuracy by
     level and how often it mixes languages."""
     levels = sorted({r["level"] for r in by_problem})
@@ -157,21 +171,20 @@ END_THINK_ID = tasks.ENCODING.encode_single_token(tasks.END_THINK)
 
 
 @torch.no_grad()
-def answer_embeddings(model, prompts, answers, rows):
+def answer_embeddings(model, prompts, answers):
     """(N, C) an embedding of each answer: the mean of the model's own last hidden states over the
     thinking. The thinking ends with </think>, so that the answer itself is not seen; without
     </think> it is the whole answer."""
-    parts, device = [], model.device
-    for i in range(0, len(answers), rows):
-        sequences, starts = [], []
-        for prompt, ids in zip(prompts[i:i + rows], answers[i:i + rows]):
-            thinking = ids[:ids.index(END_THINK_ID) + 1] if END_THINK_ID in ids else ids
-            sequences.append(prompt + thinking)
-            starts.append([len(prompt)])
-        tokens = pad(sequences, tasks.PAD_ID, device)                              # (n, T)
+    parts, device, sequences = [], model.device, []
+    for prompt, ids in zip(prompts, answers):
+        thinking = ids[:ids.index(END_THINK_ID) + 1] if END_THINK_ID in ids else ids
+        sequences.append(prompt + thinking)
+    starts = torch.tensor([[len(prompt)] for prompt in prompts], device=device)    # (N, 1)
+    for rows in passes_of(sequences):
+        tokens = pad(rows, tasks.PAD_ID, device)                                   # (n, T)
         column = torch.arange(tokens.size(1), device=device)
-        start = torch.tensor(starts, device=device)                                # (n, 1)
-        end = torch.tensor([[len(ids)] for ids in sequences], device=device)
+        start, starts = starts[:len(rows)], starts[len(rows):]                     # (n, 1)
+        end = torch.tensor([[len(ids)] for ids in rows], device=device)
         real = column < end
         thinking = real & (column >= start)                                        # (n, T)
         nowhere = torch.zeros_like(real)

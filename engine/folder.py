@@ -40,7 +40,7 @@ MARK = ".r1mini"  # the file that every run's folder has
 FILES = ("start", "data_file")  # the settings that name a file
 
 
-def lock_folder(path):
+def _lock_folder(path):
     """Locks a folder for this process. UserError if another process writes there."""
     if fcntl is None or path.resolve() in LOCKS:
         return
@@ -64,6 +64,12 @@ def flatten_settings(tree, prefix=""):
         else:
             leaves[prefix + name] = value
     return leaves
+
+
+def list_names(names):
+    """The first three names, and how many more there are."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest
 
 
 def read_log(path, repaired=False):
@@ -105,13 +111,13 @@ def holds_run(path, settings):
         return False
 
 
-def hash_of(path):
+def _hash_of(path):
     """The SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tensorboard_scalars(record):
+def _tensorboard_scalars(record):
     """(step, {tag: number}) of a log record, for TensorBoard. Tags are such as zero/kl of a step
     and zero/dev/pass@1 of an evaluation. A record without a step has no numbers."""
     kind, step, values = record["kind"], record.get("step"), {}
@@ -137,7 +143,7 @@ def tensorboard():
 def describe_machine():
     """The processor's name and the number of its cores."""
     name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, IndexError):
+    with contextlib.suppress(OSError, IndexError, UnicodeDecodeError):
         name = re.findall("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"))[0]
     return f"{name}, {os.cpu_count()} cores"
 
@@ -181,7 +187,7 @@ class Folder:
         if self.path.is_file():
             raise UserError(f"{self.path} is a file; --out names a folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        lock_folder(self.path)
+        _lock_folder(self.path)
         config = json.loads(json.dumps(dataclasses.asdict(self.run)))
         mark = self.path / MARK
         is_run = holds_run(self.path, config)
@@ -230,7 +236,7 @@ class Folder:
         """{name: hash} of the files of others that the run depends on."""
         files = {Path(path).name: path for path in (*inputs, self.run.start) if path}
         files["data_file"] = self.run.data_file
-        return {name: hash_of(path) for name, path in files.items()
+        return {name: _hash_of(path) for name, path in files.items()
                 if path and Path(path).is_file()}
 
     def known_hashes(self):
@@ -294,9 +300,7 @@ class Folder:
                 other.remove(key)
         if not other:
             return
-        difference = ", ".join(other[:3])
-        if len(other) > 3:
-            difference += f" and {len(other) - 3} more"
+        difference = list_names(other)
         if "preset" in other:
             difference = f"its preset is {old.get('preset')}, here {new['preset']}"
         elif any(key.endswith(".steps") for key in other):
@@ -350,7 +354,7 @@ class Folder:
             self.board = tensorboard()(str(self.path / "tensorboard"), purge_step=0)
             records = read_log(self.path)
         for record in records:
-            step, values = tensorboard_scalars(record)
+            step, values = _tensorboard_scalars(record)
             for tag, value in values.items():
                 self.board.add_scalar(tag, value, step)
         self.board.flush()

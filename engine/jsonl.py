@@ -1,4 +1,5 @@
 """Files with one JSON object a line, and dialogues in the chat format that SFT trainers read."""
+import codecs
 import json
 
 from engine.errors import UserError
@@ -10,11 +11,12 @@ def read_lines(path, wanted, convert):
     records = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                records.append(convert(json.loads(text)))
+                records.append(convert(json.loads(line.decode("utf-8"))))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 got = line.strip()[:60].decode("utf-8", "replace")
                 reason = f"wanted {wanted} in UTF-8"

@@ -32,7 +32,7 @@ def attend_to_one_key_head_fused(q, k, v, mask, scale):
 
 
 @functools.cache
-def cuda_has_grouped_product(device):
+def _cuda_has_grouped_product(device):
     """torch's grouped_mm wants compute capability 8.0."""
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
@@ -42,7 +42,7 @@ def has_grouped_product(x):
     MPS, and not on old GPUs."""
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False
-    return x.is_cpu or (x.is_cuda and cuda_has_grouped_product(x.device))
+    return x.is_cpu or (x.is_cuda and _cuda_has_grouped_product(x.device))
 
 
 def product_dtype(x):

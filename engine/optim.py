@@ -40,12 +40,12 @@ class Muon(torch.optim.Optimizer):
                 average = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 average.lerp_(p.grad, 1 - group["momentum"])
                 nesterov[p] = p.grad.lerp(average, group["momentum"])
-            for p, direction in zip(nesterov, orthogonalize_all(list(nesterov.values()))):
+            for p, direction in zip(nesterov, _orthogonalize_all(list(nesterov.values()))):
                 factor = max(1.0, p.size(-2) / p.size(-1)) ** 0.5
                 local_tensor(p).add_(direction, alpha=-group["lr"] * factor)
 
 
-def orthogonalize_all(matrices):
+def _orthogonalize_all(matrices):
     """orthogonalize() of each matrix or stack, as far as this process holds it.
 
     Matrices that all processes hold are dealt out, the largest first; the results are exchanged in
@@ -108,7 +108,7 @@ def learning_rate_at(step, steps, warmup, decay):
     return min(1.0, rising, falling)
 
 
-def clip_gradients(model, max_norm):
+def _clip_gradients(model, max_norm):
     """Scales all gradients down to a common norm of max_norm. Returns the norm that they had."""
     by_mesh = {}  # torch wants gradients of one layout together
     for p in model.parameters():
@@ -132,7 +132,7 @@ def optimizer_update(model, optimizers, factor=1.0, max_norm=1.0, learn=True):
     the same step.
     """
     sum_gradients(model)
-    norm = clip_gradients(model, max_norm)
+    norm = _clip_gradients(model, max_norm)
     finite = math.isfinite(norm)
     if finite and learn:
         for optimizer in optimizers:

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from engine.devices import gather, gathered_weights, rank_and_size, share
 from engine.errors import UserError
-from moe import make_cache
+from moe import Cache, make_cache
+
+PASS_TOKENS = 2 ** 16  # one pass reads at most so many tokens, padding included: 0.3 GiB on nano
+COLDEST = 1e-6         # a lower temperature is taken for 0: logits are rounded by about as much
 
 
 @dataclass
@@ -42,7 +45,20 @@ def pad_left(prompts, pad_id, device):
     return pad(tokens, pad_id, device), torch.tensor(real, device=device)
 
 
-def check_length(config, longest, max_new_tokens):
+def passes_of(sequences):
+    """Cuts token lists, in their order, into passes of at most PASS_TOKENS tokens, padding
+    included, or of a single list."""
+    passes, longest = [], 0
+    for ids in sequences:
+        longest = max(longest, len(ids))
+        if not passes or (len(passes[-1]) + 1) * longest > PASS_TOKENS:
+            passes.append([])
+            longest = len(ids)
+        passes[-1].append(ids)
+    return passes
+
+
+def _check_length(config, longest, max_new_tokens):
     """UserError if a prompt and its answer are longer than the model can read."""
     if longest + max_new_tokens > config.max_seq_len:
         raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
@@ -51,15 +67,16 @@ def check_length(config, longest, max_new_tokens):
 
 def sampling_logprobs(logits, temperature, top_p):
     """Log-probabilities (N, V) of the policy that is sampled: logits over temperature; then the
-    smallest set of tokens whose probabilities add up to top_p, renormalised. At temperature 0 it is
-    the likeliest token."""
-    if temperature == 0:
+    smallest set of tokens whose probabilities add up to top_p, renormalised. At temperature 0, and
+    below COLDEST, it is the likeliest token."""
+    if temperature < COLDEST:
         return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
     logp = (logits / temperature if temperature != 1 else logits).log_softmax(-1)
     if top_p < 1:
         # All tokens below this add up to less than 1 - top_p, so none of them is in the set.
         threshold = math.log((1 - top_p) / logp.size(-1))
-        candidates = int((logp > threshold).sum(-1).max())
+        # At a very high temperature all tokens have the threshold's probability.
+        candidates = max(1, int((logp > threshold).sum(-1).max()))
         ordered, order = logp.topk(candidates)
         likelier = ordered.exp().cumsum(-1) - ordered.exp()  # probability of all likelier tokens
         kept = ordered.masked_fill(likelier >= top_p, -math.inf).log_softmax(-1)
@@ -76,23 +93,56 @@ def draw(logp, uniform):
     return token.clamp(max=logp.size(-1) - 1)
 
 
+def _uniform_numbers(seed, n, length):
+    """(n, length) random numbers in [0, 1): of one seed, or row by row of a list of n seeds."""
+    if isinstance(seed, int):
+        return torch.rand(n, length, generator=torch.Generator().manual_seed(seed))
+    return torch.cat([_uniform_numbers(row_seed, 1, length) for row_seed in seed])
+
+
+def _prompt_passes(N, T, cache):
+    """Cuts the reading of prompts (N, T) into passes. Yields the rows of each pass and a view of
+    their part of an empty cache."""
+    n_rows = max(1, PASS_TOKENS // T)
+    for begin in range(0, N, n_rows):
+        rows = slice(begin, begin + n_rows)
+        yield rows, Cache(cache.latent[:, rows], cache.real[rows])
+
+
+def read_prompts(model, tokens, real, cache, goes_on):
+    """Reads prompts (N, T), padded on the left, into an empty cache. Returns the logits (N, V)
+    after their last tokens. goes_on: of gathered_weights()."""
+    N, T = tokens.size()
+    last = torch.zeros_like(real)
+    last[:, -1] = True  # only there are logits wanted
+    passes, logits = list(_prompt_passes(N, T, cache)), []
+    while goes_on(bool(passes)):
+        if passes:
+            rows, part = passes.pop(0)
+            logits.append(model(tokens[rows], real[rows], part, last[rows]).logits)
+        else:  # other processes read on, and need the experts of this one
+            model(tokens[:1], real[:1], make_cache(model, 1, T), last[:1])
+    cache.length = T
+    return torch.cat(logits)
+
+
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, top_p=1.0, seed=0,
              watch=None):
     """Samples an answer to each of N prompts (token lists of any lengths). Returns Samples.
+    seed: a number, or a list with one for each prompt.
 
     Token t of answer n is drawn with its own uniform number, so it does not depend on the other
-    prompts in the batch. A prompt that comes several times is read once. Ended rows leave the batch
-    when more than a quarter of it is idle. Each process writes its share of the answers, and all of
-    them return all answers. watch is called with each round's tokens (rows, 1), which are also of
-    ended rows.
+    prompts in the batch. A prompt that comes several times is read once, and prompts are read in
+    passes of at most PASS_TOKENS tokens. Ended rows leave the batch when more than a quarter of it
+    is idle. Each process writes its share of the answers, and all of them return all answers. watch
+    is called with each round's tokens (rows, 1), which are also of ended rows.
     """
     device, longest = model.device, max(map(len, prompts))
-    check_length(model.config, longest, max_new_tokens)
+    _check_length(model.config, longest, max_new_tokens)
     was_training = model.training
     model.eval()
-    random_numbers = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(len(prompts), max_new_tokens, generator=random_numbers).to(device)
+    uniform = _uniform_numbers(seed, len(prompts), max_new_tokens).to(device)
     deal_out = len(prompts) >= rank_and_size()[1]  # otherwise every process writes all answers
     here = share(prompts) if deal_out else prompts
     uniform = share(uniform) if deal_out else uniform
@@ -106,14 +156,12 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     number_of = {prompt: i for i, prompt in enumerate(distinct)}
     prompt_of_answer = torch.tensor([number_of[tuple(p)] for p in here], device=device)
     fed, real = pad_left(distinct, pad_id, device)           # (distinct prompts, T)
-    last = torch.zeros_like(real)
-    last[:, -1] = True                                       # only there are logits wanted
     cache = make_cache(model, *fed.size())
     # FSDP gathers its weights before inference_mode begins.
     with gathered_weights(model) as goes_on, torch.inference_mode():
         for t in range(max_new_tokens):
             if t == 0:
-                logits = model(fed, real, cache, last).logits[prompt_of_answer]
+                logits = read_prompts(model, fed, real, cache, goes_on)[prompt_of_answer]
                 cache = cache.keep_rows(prompt_of_answer, max_new_tokens)
             else:
                 logits = model(fed, cache=cache).logits[:, -1]
@@ -158,7 +206,7 @@ def lay_out_samples(prompts, ids, logp, end_id, pad_id):
 # Drafts
 
 
-def draft_logits(model, hidden, next_tokens, cache):
+def _draft_logits(model, hidden, next_tokens, cache):
     """MTP's logits (N, T, V) for the token after next_tokens (N, T). hidden (N, T, C) are the
     model's hidden states at the last T columns of the cache."""
     position, mask = cache.positions_and_mask(next_tokens.size(1))
@@ -168,7 +216,7 @@ def draft_logits(model, hidden, next_tokens, cache):
     return model.head(h)
 
 
-def judge_drafts(policy, guess, draft, uniform):
+def _judge_drafts(policy, guess, draft, uniform):
     """Accepts each draft (N, 1), which was drawn from guess, or replaces it. Returns (accepted
     (N,), the token that follows (N, 1)). That token is distributed as policy.
 
@@ -224,13 +272,18 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
     uniform = uniform.to(device)
     drafted = accepted = 0
 
-    fed, real = pad_left(prompts, pad_id, device)
-    output = model(fed, real, cache)
-    policy = sampling_logprobs(output.logits[:, -1], temperature, top_p)
-    last = draw(policy, uniform[0, :, 0])                                    # (N, 1)
+    tokens, real = pad_left(prompts, pad_id, device)                         # (N, T)
+    parts = []
+    for rows, part in _prompt_passes(*tokens.size(), cache):
+        output = model(tokens[rows], real[rows], part)
+        policy = sampling_logprobs(output.logits[:, -1], temperature, top_p)
+        last = draw(policy, uniform[0, rows, 0])
+        next_tokens = torch.cat((tokens[rows, 1:], last), 1)
+        guess_logits = _draft_logits(model, output.hidden, next_tokens, part)[:, -1]
+        parts.append((last, policy, guess_logits))
+    cache.length = tokens.size(1)
+    last, policy, guess_logits = map(torch.cat, zip(*parts))                 # (N, 1), 2 x (N, V)
     alive = out.write(last, policy, out.count == 0, end_id)
-    next_tokens = torch.cat((fed[:, 1:], last), 1)
-    guess_logits = draft_logits(model, output.hidden, next_tokens, cache)[:, -1]
     while alive.any():
         guess = sampling_logprobs(guess_logits, temperature, top_p)          # q (N, V)
         number = uniform[:, out.rows, out.count]                             # (3, N)
@@ -239,7 +292,7 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
         output = model(torch.cat((last, draft), 1), cache=cache)             # reads both tokens
         policy = sampling_logprobs(output.logits[:, 0], temperature, top_p)  # p (N, V)
         after_draft = sampling_logprobs(output.logits[:, 1], temperature, top_p)
-        taken, first = judge_drafts(policy, guess, draft, number[1:])
+        taken, first = _judge_drafts(policy, guess, draft, number[1:])
         drafted += int(alive.sum())
         accepted += int((taken & alive).sum())
 
@@ -249,7 +302,7 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
         alive = torch.where(taken, goes_on, alive)
 
         cache.real[:, cache.length - 1] = taken      # a rejected draft must not be seen again
-        guess_logits = draft_logits(model, output.hidden, torch.cat((first, second), 1), cache)
+        guess_logits = _draft_logits(model, output.hidden, torch.cat((first, second), 1), cache)
         guess_logits = guess_logits[out.rows, taken.long()]
         last = torch.where(taken.unsqueeze(1), second, first)
     model.train(was_training)

@@ -87,26 +87,32 @@ class Watch:
         self.folder.log({"kind": "samples"} | where | {"answers": answers})
 
 
-def test_stage(folder, stage, model):
-    """Tests a finished stage on held-out problems and logs the scores.
+def test_plans(run, stage):
+    """[(set, problems, samples, temperature, top-p)] of the tests of a stage.
 
     All stages are tested at temperature 1. base, zero and r1 are also tested at temperature 0.6 and
     top-p 0.95, as in the paper: on the same problems and on longer ones than any in training. From
-    zero to r1, general prompts are tested too. What the log has already is not done again.
+    zero to r1, general prompts are tested too.
     """
-    run, s, levels = folder.run, folder.run.eval, folder.run.zero.levels
-    longest = max(*run.corpus.levels, *levels)
+    s, levels = run.eval, run.zero.levels
     problems = tasks.make_problems("test", s.problems, levels, run.corpus.products)
-    longer = tasks.make_problems("test", 2 * s.longer, (longest + 1, longest + 2),
-                                 run.corpus.products)
     samples = s.samples if stage in ("base", "zero") else s.fewer_samples
-    plans = [("test", problems, samples, 1.0, 1.0)]  # set, problems, samples, temperature, top-p
+    plans = [("test", problems, samples, 1.0, 1.0)]
     if stage in ALSO_AS_THE_PAPER:
+        longest = max(*run.corpus.levels, *levels)
+        longer = tasks.make_problems("test", 2 * s.longer, (longest + 1, longest + 2),
+                                     run.corpus.products)
         plans.append(("test", problems, s.fewer_samples, s.temperature, s.top_p))
         plans.append(("longer", longer, s.fewer_samples, s.temperature, s.top_p))
     if stage in GENERAL:
         plans.append(("general", None, 0, 1.0, 1.0))
+    return plans
 
+
+def test_stage(folder, stage, model):
+    """Tests a finished stage on held-out problems and logs the scores. What the log has already is
+    not done again."""
+    run, s, plans = folder.run, folder.run.eval, test_plans(folder.run, stage)
     done = sum(r["kind"] in ("test", "general") and r["stage"] == stage
                for r in read_log(folder.path))
     bar = tqdm(plans[done:], f"test {stage}", disable=done == len(plans))

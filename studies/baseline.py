@@ -26,7 +26,8 @@ from pathlib import Path
 import moe
 import tasks
 from engine import checkpoint
-from engine.evaluate import sample_answers, selection_scores
+from engine.errors import UserError
+from engine.evaluate import repeat_each, sample_answers, selection_scores
 from engine.folder import read_log
 from engine.watch import Watch
 from r1mini import collect, train
@@ -42,7 +43,7 @@ SETTINGS, NEEDS, STAGES = (), ("base.pt", "zero.pt"), ("sft",)
 # SFT with RL's FLOPs
 
 
-def cost_of_rl(log):
+def _cost_of_rl(log):
     """(answers drawn, tokens of their prompts, FLOPs per parameter) of Zero's RL in the
     log of a run."""
     rollouts = [r for r in log if r["kind"] == "zero"]
@@ -53,14 +54,14 @@ def cost_of_rl(log):
     return answers, prompt_tokens, flops_by_stage(log)["zero"] * 1e12 / parameters
 
 
-def rejection_sampling(folder, base, log):
+def _rejection_sampling(folder, base, log):
     """SFT on the base's own right answers. Returns (model, numbers).
 
     The base draws as many answers as RL did. SFT learns from those that earn RL's full
     reward, until RL's FLOPs are spent.
     """
     run = folder.run
-    answers, prompt_tokens, rl_flops = cost_of_rl(log)  # FLOPs here: per parameter
+    answers, prompt_tokens, rl_flops = _cost_of_rl(log)  # FLOPs here: per parameter
 
     def earns_full_reward(text, problem):
         return tasks.accuracy(text, problem) and tasks.format_reward(text)
@@ -87,7 +88,7 @@ def rejection_sampling(folder, base, log):
 # Worked examples in the prompt
 
 
-def few_shot_prompt(problem, n, rng, level):
+def _few_shot_prompt(problem, n, rng, level):
     """Token ids of a prompt that begins with n dialogues. Each dialogue is a problem of
     this level in the same language, with a right solution that checks its steps."""
     ids = []
@@ -99,18 +100,34 @@ def few_shot_prompt(problem, n, rng, level):
     return ids + tasks.encode_prompt(problem.question)
 
 
-def few_shot_baseline(model, run, n):
-    """pass@k and cons@k of a model on the test problems, with n worked examples in each
-    prompt. The examples have the lowest level of the problems, so the prompts stay short."""
+def _few_shot_test(run, n):
+    """(problems, prompts) of the test, with n worked examples in each prompt. The examples
+    have the lowest level of the problems, so the prompts stay short."""
     problems = tasks.make_problems("test", run.eval.problems, run.zero.levels,
                                    run.corpus.products)
     prompts = []
     for i, problem in enumerate(problems):
         rng = random.Random(f"examples/{i}")
-        prompt = few_shot_prompt(problem, n, rng, min(run.zero.levels))
-        prompts += [prompt] * run.eval.samples
+        prompts.append(_few_shot_prompt(problem, n, rng, min(run.zero.levels)))
+    return problems, prompts
+
+
+def _check_examples_fit(run, n=4):
+    """UserError if n worked examples leave no room for an answer."""
+    longest = max(map(len, _few_shot_test(run, n)[1]))
+    if longest >= run.model.max_seq_len:
+        raise UserError(f"zero.levels: {n} worked examples and a question have {longest} tokens, "
+                        f"and model.max_seq_len is {run.model.max_seq_len}: give a lower level, "
+                        "such as 3, beside the others")
+
+
+def _few_shot_baseline(model, run, n):
+    """pass@k and cons@k of a model on the test problems, with n worked examples in each
+    prompt."""
+    problems, prompts = _few_shot_test(run, n)
     tokens_left = model.config.max_seq_len - max(map(len, prompts))
     limit = min(tokens_left, run.zero.max_new_tokens)
+    prompts = repeat_each(prompts, run.eval.samples)
     answers = sample_answers(model, prompts, limit, run.eval.rows, seed=1)
     return selection_scores([tasks.decode(ids) for ids in answers], problems)
 
@@ -122,14 +139,15 @@ def few_shot_baseline(model, run, n):
 def measure(folder):
     """The numbers of one seed, by key such as sft.pass@1."""
     run, options = folder.run, folder.options
+    _check_examples_fit(run)
     r1_folder = Path(run.start).parent
     base = checkpoint.load(r1_folder / "base.pt", options.device, options.dtype)[0]
-    sft, numbers = rejection_sampling(folder, base, read_log(r1_folder))
+    sft, numbers = _rejection_sampling(folder, base, read_log(r1_folder))
     records = {"zero": test_record(r1_folder, "zero")}
     for name, model, n in (("base", base, 0), ("sft", sft, 0), ("examples2", base, 2),
                            ("examples4", base, 4)):
         records[name] = measure_once(
-            folder, f"test_{name}", lambda: few_shot_baseline(model, run, n))
+            folder, f"test_{name}", lambda: _few_shot_baseline(model, run, n))
     for name, record in records.items():
         for key in ("pass@1", f"cons@{run.eval.samples}"):
             if key in record:

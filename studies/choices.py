@@ -67,7 +67,7 @@ for name, settings in REINFORCED.values():
                  f"--set {settings} eval.problems=8 eval.longer=1"))
 
 
-def recipe_folders(seed, at):
+def _recipe_folders(seed, at):
     """{recipe: (folder of its base, folder of its RL)} of a seed."""
     default = f"{at}r1-{seed}"
     pairs = {DEFAULT: (default, default)}
@@ -79,7 +79,7 @@ def recipe_folders(seed, at):
     return pairs
 
 
-def training_curve(base_log, rl_log):
+def _training_curve(base_log, rl_log):
     """The numbers of a recipe, from the logs of its pretraining and of its RL. A recipe
     that does not reach LIMIT has no steps and no TFLOP."""
     dev = [r for r in rl_log if r["kind"] == "dev" and r["stage"] == "zero"]
@@ -100,8 +100,8 @@ def numbers(seed, at="runs/"):
     """The numbers of the recipes of a seed that are settings, by key such as
     Dr. GRPO.tflop."""
     numbers = {}
-    for recipe, (base_folder, rl_folder) in recipe_folders(seed, at).items():
-        curve = training_curve(read_log(base_folder), read_log(rl_folder))
+    for recipe, (base_folder, rl_folder) in _recipe_folders(seed, at).items():
+        curve = _training_curve(read_log(base_folder), read_log(rl_folder))
         numbers |= {f"{recipe}.{key}": x for key, x in curve.items()}
     return numbers
 
@@ -116,7 +116,7 @@ GROWTH = (0.5, 1.0, 1.5)
 SCHEDULES = "batches that grow in pretraining", "a curriculum by success rate"
 
 
-def train_longer_and_longer(model, s, draw, seed, state=None):
+def _train_longer_and_longer(model, s, draw, seed, state=None):
     """r1mini.train with GROWTH: it calls train once for each third, from the state that
     the third before it left. Yields what train yields."""
     for i, factor in enumerate(GROWTH, 1):
@@ -131,13 +131,13 @@ def train_longer_and_longer(model, s, draw, seed, state=None):
         state = snapshot()
 
 
-def level_weights(dev, levels):
+def _level_weights(dev, levels):
     """The weight of each level: the share of wrong answers in a dev record, plus 0.05, so
     that every level is drawn now and then."""
     return [1.05 - dev["by_level"][str(level)] for level in levels]
 
 
-def levels_by_success(folder, s):
+def _levels_by_success(folder, s):
     """Zero's task, with levels drawn by their weakness.
 
     The dev records come from the log, so a killed run resumes to the same bits. This
@@ -146,7 +146,7 @@ def levels_by_success(folder, s):
     def draw(rng, n, step):
         past = [r for r in read_log(folder.path) if r["kind"] == "dev"
                 and r["stage"] == "curriculum" and r["step"] <= step]
-        weights = level_weights(past[-1], s.levels)
+        weights = _level_weights(past[-1], s.levels)
         return [draw_problem(rng, folder.run, rng.choices(s.levels, weights)) for _ in range(n)]
 
     rewards = {"accuracy": (s.accuracy_weight, for_each(tasks.accuracy)),
@@ -156,7 +156,7 @@ def levels_by_success(folder, s):
                 end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
 
 
-def train_growing(folder):
+def _train_growing(folder):
     """Stages `growing` and `grown`."""
     run = folder.run
     torch.manual_seed(run.seed)
@@ -165,21 +165,21 @@ def train_growing(folder):
     def pretrain(model, state):
         def draw(rng):
             return tasks.make_document(rng, run.corpus)
-        return train_longer_and_longer(model, run.base, draw, run.seed, state)
+        return _train_longer_and_longer(model, run.base, draw, run.seed, state)
 
     watch = Watch(folder, "growing", run.base.dev_every, run.base.steps)
     model = folder.stage("growing", model, pretrain, run.base.steps, watch)
     rl(folder, "grown", {"growing": model}, "growing", run.zero)
 
 
-def train_curriculum(folder):
+def _train_curriculum(folder):
     """Stage `curriculum`."""
     run, options = folder.run, folder.options
     base_path = Path(run.start).parent / "base.pt"
     base, _ = checkpoint.load(base_path, options.device, options.dtype)
 
     def reinforce(model, state):
-        return train_rl(model, levels_by_success(folder, run.zero), run.zero, run.seed, state)
+        return train_rl(model, _levels_by_success(folder, run.zero), run.zero, run.seed, state)
 
     watch = Watch(folder, "curriculum", run.zero.dev_every, run.zero.steps, run.zero)
     folder.stage("curriculum", base, reinforce, run.zero.steps, watch)
@@ -188,19 +188,19 @@ def train_curriculum(folder):
 def measure(folder):
     """The numbers of a seed's SCHEDULES, by key such as a curriculum by success
     rate.tflop."""
-    train_growing(folder)
-    train_curriculum(folder)
+    _train_growing(folder)
+    _train_curriculum(folder)
     log, usual_log = read_log(folder.path), read_log(Path(folder.run.start).parent)
-    grown_log = rename_stages(log, growing="base", grown="zero")
-    curriculum_log = rename_stages(log, curriculum="zero")
-    curves = (training_curve(grown_log, grown_log), training_curve(usual_log, curriculum_log))
+    grown_log = _rename_stages(log, growing="base", grown="zero")
+    curriculum_log = _rename_stages(log, curriculum="zero")
+    curves = (_training_curve(grown_log, grown_log), _training_curve(usual_log, curriculum_log))
     numbers = {}
     for recipe, curve in zip(SCHEDULES, curves):
         numbers |= {f"{recipe}.{key}": x for key, x in curve.items()}
     return numbers
 
 
-def rename_stages(log, **names):
+def _rename_stages(log, **names):
     """A log with the records of the named stages only, under their new names. The
     settings, its first record, stay."""
     records = log[:1]
@@ -217,10 +217,10 @@ def rename_stages(log, **names):
 
 def page(rows, notes):
     """The lines of the report."""
-    return recipe_table(rows, [*recipe_folders(0, ""), *SCHEDULES])
+    return _recipe_table(rows, [*_recipe_folders(0, ""), *SCHEDULES])
 
 
-def recipe_table(rows, recipes):
+def _recipe_table(rows, recipes):
     """A table of recipes. Costs are means over the seeds that reached 85%."""
     columns = {"base": "base, on dev", "at 10": "after 10 RL steps", "at 20": "after 20",
                "steps": "RL steps to 85%", "base_tflop": "TFLOP, base",

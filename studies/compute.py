@@ -46,7 +46,7 @@ THINK, END_THINK, ANSWER = (tasks.ENCODING.encode_single_token(tag) for tag in
 # A limit on thinking
 
 
-def cut_thinking(answer, limit):
+def _cut_thinking(answer, limit):
     """The first tokens of an answer whose thinking has more than `limit` tokens: the
     thinking up to the limit, and the tags that begin an answer. None if the thinking is
     not that long.
@@ -64,12 +64,12 @@ def cut_thinking(answer, limit):
     return [THINK, *body[:limit], END_THINK, ANSWER]
 
 
-def finish_cut_answers(model, prompts, answers, limit, rows):
+def _finish_cut_answers(model, prompts, answers, limit, rows):
     """Texts of the answers. The model finishes those that are cut at the limit."""
     texts = [tasks.decode(ids) for ids in answers]
     cut_starts = {}  # {index of an answer: its first tokens}
     for i, ids in enumerate(answers):
-        start = cut_thinking(ids, limit)
+        start = _cut_thinking(ids, limit)
         if start is not None:
             cut_starts[i] = start
     cut_prompts = [prompts[i] + start for i, start in cut_starts.items()]
@@ -84,11 +84,14 @@ def finish_cut_answers(model, prompts, answers, limit, rows):
 
 # {a word of a working: its name}
 NAMES = {words[name].strip(): name for words in tasks.WORDS.values() for name in words}
-STEP = re.compile(r"([^-+*=0-9]*)(-?[0-9]+)([-+*])([0-9]+)=(-?[0-9]+)")  # word, a, sign, b, result
+# word, a, sign, b, result. The lookbehinds let a match begin only where a word or a number begins.
+# Otherwise the time would be quadratic in the length of a long word or number.
+STEP = re.compile(r"(?<![^-+*=0-9])([^-+*=0-9]*)(-?(?<![0-9])[0-9]+)([-+*])([0-9]+)=(-?[0-9]+)")
+LONGEST_NUMBER = 20  # digits; a step with a longer one is wrong, and int() would refuse some
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
-def judge_steps(text):
+def _judge_steps(text):
     """What became of each step of a working.
 
     wrong       it is wrong as first written
@@ -99,7 +102,8 @@ def judge_steps(text):
     thinking = text.partition(tasks.END_THINK)[0]
     for word, a, sign, b, result in STEP.findall(thinking):
         name = NAMES.get(word.strip())
-        is_right = SIGNS[sign](int(a), int(b)) == int(result)
+        is_right = (max(map(len, (a, b, result))) <= LONGEST_NUMBER
+                    and SIGNS[sign](int(a), int(b)) == int(result))
         if name == "wait" and judged:
             same_operation = judged[-1]["operation"] == (a, sign, b)
             judged[-1] |= {"noticed": True, "corrected": is_right and same_operation}
@@ -109,18 +113,18 @@ def judge_steps(text):
     return judged
 
 
-def share(values):
+def _share(values):
     """The mean of truth values, or None if there are none."""
     values = list(values)
     return sum(map(float, values)) / len(values) if values else None
 
 
-def wrong_steps(texts, problems):
+def _wrong_steps(texts, problems):
     """What becomes of wrong steps, over texts that answer these problems. ROWS says
     what each number is."""
     all_steps, slipped = [], []  # slipped: (all corrected?, right?) of texts with a wrong step
     for text, problem in zip(texts, problems):
-        steps_of_text = judge_steps(text)
+        steps_of_text = _judge_steps(text)
         all_steps += steps_of_text
         wrong = [step for step in steps_of_text if step["wrong"]]
         if wrong:
@@ -129,16 +133,16 @@ def wrong_steps(texts, problems):
     wrong = [step for step in all_steps if step["wrong"]]
     right = [step for step in all_steps if not step["wrong"]]
     return {
-        "wrong_steps": share(step["wrong"] for step in all_steps),
-        "caught": share(step["noticed"] for step in wrong),
-        "mended": share(step["corrected"] for step in wrong),
-        "false_alarms": share(step["noticed"] for step in right),
+        "wrong_steps": _share(step["wrong"] for step in all_steps),
+        "caught": _share(step["noticed"] for step in wrong),
+        "mended": _share(step["corrected"] for step in wrong),
+        "false_alarms": _share(step["noticed"] for step in right),
         "slipped": len(slipped) / len(texts),
-        "slipped_mended": share(corrected for corrected, _ in slipped),
-        "slipped_right": share(answer_right for _, answer_right in slipped),
-        "mended_right": share(answer_right for corrected, answer_right in slipped if corrected),
-        "unmended_right": share(answer_right for corrected, answer_right in slipped
-                                if not corrected),
+        "slipped_mended": _share(corrected for corrected, _ in slipped),
+        "slipped_right": _share(answer_right for _, answer_right in slipped),
+        "mended_right": _share(answer_right for corrected, answer_right in slipped if corrected),
+        "unmended_right": _share(answer_right for corrected, answer_right in slipped
+                                 if not corrected),
     }
 
 
@@ -146,7 +150,7 @@ def wrong_steps(texts, problems):
 # Words forbidden
 
 
-def word_tokens(name, languages=tasks.LANGUAGES):
+def _word_tokens(name, languages=tasks.LANGUAGES):
     """The tokens of one of tasks.WORDS, in these languages."""
     tokens = []
     for language in languages:
@@ -154,23 +158,23 @@ def word_tokens(name, languages=tasks.LANGUAGES):
     return tokens
 
 
-def neutral_word(answers, name):
+def _neutral_word(answers, name):
     """The token of a neutral word ("then" or "ok", in one language) whose count in the
     answers is nearest to that of a word of tasks.WORDS in all languages.
 
     Only one language is banned, so the model can write the neutral word in the other one.
     """
     counts = Counter(token for ids in answers for token in ids)
-    count_of_word = sum(counts[token] for token in word_tokens(name))
+    count_of_word = sum(counts[token] for token in _word_tokens(name))
 
     def distance(token):
         return abs(math.log((counts[token] + 1) / (count_of_word + 1)))
 
-    return min(word_tokens("then") + word_tokens("ok"), key=distance)
+    return min(_word_tokens("then") + _word_tokens("ok"), key=distance)
 
 
 @contextlib.contextmanager
-def words_banned(model, tokens):
+def _words_banned(model, tokens):
     """A context in which the model cannot write these tokens: their logits are -inf."""
     def forbid(head, inputs, logits):
         forbidden = torch.tensor(tokens, dtype=torch.long, device=logits.device)
@@ -183,8 +187,8 @@ def words_banned(model, tokens):
         hook.remove()
 
 
-def accuracy_with_words_banned(model, prompts, problems, limit, rows, free_answers,
-                               answers_per_problem=FEW):
+def _accuracy_with_words_banned(model, prompts, problems, limit, rows, free_answers,
+                                answers_per_problem=FEW):
     """Accuracy with words forbidden, always with the same random numbers.
 
     prompts, problems: one of each per answer, the answers to a problem side by side.
@@ -195,14 +199,14 @@ def accuracy_with_words_banned(model, prompts, problems, limit, rows, free_answe
     record = {}
     plans = {"nothing": []}  # {name of a ban: forbidden tokens}
     for name in ("wait", "check"):
-        word = neutral_word(free_answers, name)
-        plans[name] = word_tokens(name)
+        word = _neutral_word(free_answers, name)
+        plans[name] = _word_tokens(name)
         plans[f"{name}'s neutral"] = [word]
         record[f"ban.{name}'s neutral.word"] = tasks.ENCODING.decode([word])
 
     accuracy = {}  # {name of a ban: (P,) accuracy on each problem}
     for name, tokens in plans.items():
-        with words_banned(model, tokens):
+        with _words_banned(model, tokens):
             answers = sample_answers(model, prompts, limit, rows, seed=2)
         right = [tasks.accuracy(tasks.decode(ids), p) for ids, p in zip(answers, problems)]
         accuracy[name] = torch.tensor(right).view(-1, answers_per_problem).mean(1)
@@ -210,17 +214,17 @@ def accuracy_with_words_banned(model, prompts, problems, limit, rows, free_answe
         uses = sum(ids.count(token) for ids in free_answers for token in tokens)
         record |= {f"ban.{name}.pass@1": float(accuracy[name].mean()),
                    f"ban.{name}.effect": float(change.mean()),
-                   f"ban.{name}.error": standard_error(change),
+                   f"ban.{name}.error": _standard_error(change),
                    f"ban.{name}.length": sum(map(len, answers)) / len(answers),
                    f"ban.{name}.frequency": uses / len(free_answers)}
     for name in ("wait", "check"):
         gap = accuracy[name] - accuracy[f"{name}'s neutral"]
         record |= {f"ban.{name}.gap": float(gap.mean()),
-                   f"ban.{name}.gap.error": standard_error(gap)}
+                   f"ban.{name}.gap.error": _standard_error(gap)}
     return record
 
 
-def standard_error(x):
+def _standard_error(x):
     """The standard error of the mean of x (P,), a value per problem."""
     return float(x.std()) / len(x) ** 0.5
 
@@ -229,7 +233,7 @@ def standard_error(x):
 # The study
 
 
-def measure_model(path, run, options, reasons):
+def _measure_model(path, run, options, reasons):
     """All numbers of one model. `reasons`: whether it writes workings whose steps can be
     judged."""
     model, s = checkpoint.load(path, options.device, options.dtype)[0].eval(), run.eval
@@ -239,7 +243,7 @@ def measure_model(path, run, options, reasons):
     prompts = prompts_of(problem_of_answer)
     answers = sample_answers(model, prompts, max_new_tokens, s.rows, seed=1)
     texts = [tasks.decode(ids) for ids in answers]
-    record = selection_scores(texts, problems, answer_embeddings(model, prompts, answers, s.rows))
+    record = selection_scores(texts, problems, answer_embeddings(model, prompts, answers))
 
     # The first few answers to each problem.
     few = [i for i in range(len(answers)) if i % s.samples < FEW]
@@ -248,11 +252,11 @@ def measure_model(path, run, options, reasons):
     few_answers = [answers[i] for i in few]
     for limit in (*LIMITS, max_new_tokens):
         name = "none" if limit == max_new_tokens else limit
-        limited_texts = finish_cut_answers(model, few_prompts, few_answers, limit, s.rows)
-        record[f"limit_{name}"] = share(map(tasks.accuracy, limited_texts, few_problems))
+        limited_texts = _finish_cut_answers(model, few_prompts, few_answers, limit, s.rows)
+        record[f"limit_{name}"] = _share(map(tasks.accuracy, limited_texts, few_problems))
     if reasons:
-        record |= wrong_steps(texts, problem_of_answer)
-        record |= accuracy_with_words_banned(
+        record |= _wrong_steps(texts, problem_of_answer)
+        record |= _accuracy_with_words_banned(
             model, few_prompts, few_problems, max_new_tokens, s.rows, answers, min(FEW, s.samples))
     return record
 
@@ -262,7 +266,7 @@ def measure(folder):
     numbers = {}
     for name in MODELS:
         path = Path(folder.run.start).parent / f"{name}.pt"
-        record = measure_once(folder, name, lambda: measure_model(path, folder.run, folder.options,
+        record = measure_once(folder, name, lambda: _measure_model(path, folder.run, folder.options,
                                                      reasons=name != "base"))
         numbers |= {f"{name}.{key}": value for key, value in record.items()}
     return numbers
@@ -283,7 +287,7 @@ ROWS = {"wrong_steps": "steps that are wrong as first written",
 PLANS = ("nothing", "wait", "wait's neutral", "check", "check's neutral")
 
 
-def verdict(rows, notes, stage, name):
+def _verdict(rows, notes, stage, name):
     """One sentence: what forbidding a word did, beside forbidding its neutral word."""
     def in_points(key):
         return 100 * rows[f"{stage}.ban.{key}"]["mean"]
@@ -316,7 +320,7 @@ def verdict(rows, notes, stage, name):
             f"{meaning} (twice the standard error of the difference: {doubt:.1f}).")
 
 
-def samples_table(rows):
+def _samples_table(rows):
     """pass@k, majority vote and most central answer, by k."""
     kinds = {"pass": "one right", "cons": "majority", "central": "central"}
     ks = sorted(int(key.split("@")[1]) for key in rows if key.startswith("base.cons@"))
@@ -326,7 +330,7 @@ def samples_table(rows):
     return table(["k", *head], body)
 
 
-def bans_table(rows, models):
+def _bans_table(rows, models):
     """What each ban does to each model."""
     keys = ("frequency", "pass@1", "effect", "length")
     head = [f"{model}: {key}" for model in models for key in keys]
@@ -342,15 +346,15 @@ def page(rows, notes):
               for limit in (*LIMITS, "none")]
     wrong = [[text, *(cell(rows, f"{model}.{key}") for model in reasoning)]
              for key, text in ROWS.items()]
-    verdicts = [verdict(rows, notes, model, name)
+    verdicts = [_verdict(rows, notes, model, name)
                 for model in reasoning for name in ("wait", "check")]
-    return ["## More samples", "", *samples_table(rows), "",
+    return ["## More samples", "", *_samples_table(rows), "",
             "The paper, R1 on AIME 2024: pass@1 79.8, majority 86.7, pass@64 90.0 (R1 v2 E.4).",
             "", "## A limit on thinking", "",
             f"Accuracy, with {FEW} answers per problem. A cut answer is in the template, which "
             "the base by itself often misses.", "", *table(["tokens", *MODELS], limits), "",
             "## Is the aha moment real?", "", *table(["share", *reasoning], wrong), "",
-            *bans_table(rows, reasoning), "",
+            *_bans_table(rows, reasoning), "",
             "frequency: how often an answer has the word when nothing is forbidden. The neutral "
             "word is forbidden in one language only, and the model can write it in the other. "
             "So its ban is the milder one.", "", *verdicts]

@@ -30,7 +30,7 @@ ZERO = ((8200, 32768), (2200, 65536))       # updates of 512 answers, and their 
 # What training takes
 
 
-def flops(config, length):
+def _flops(config, length):
     """{part: FLOPs per token}, forward and backward, in sequences of `length` tokens."""
     layers = config.n_layers + config.n_mtp_layers
     # Products per head and earlier token: for the score, and for the weighted value.
@@ -40,24 +40,24 @@ def flops(config, length):
             "attention": 6 * layers * config.n_heads * head_dims * length // 2}
 
 
-def flops_of_rl(config):
+def _flops_of_rl(config):
     """FLOPs per sampled token, of the weights alone: with N parameters, 2N to write it,
     2N in the reference, 6N to learn from it."""
     return 10 * in_products(config, mtp=False)
 
 
-def hours(work, mfu):
+def _hours(work, mfu):
     """GPU-hours of `work` FLOPs at this share of the peak."""
     return work / (3600 * PEAK * mfu)
 
 
-def implied_mfu():
+def _implied_mfu():
     """The share of the peak that V3's own pre-training hours imply."""
-    work = TOKENS * sum(flops(PRESETS["v3"], 4096).values())
-    return hours(work, 1) / HOURS["pre-training"]
+    work = TOKENS * sum(_flops(PRESETS["v3"], 4096).values())
+    return _hours(work, 1) / HOURS["pre-training"]
 
 
-def layout(config, gpus):
+def _layout(config, gpus):
     """(GPUs that share the experts, pipeline stages). V3 has 64 and 16 (V3 section
     3.2). Fewer GPUs get the largest numbers that divide them."""
     has_experts = config.n_dense_layers < config.n_layers
@@ -67,7 +67,7 @@ def layout(config, gpus):
     return experts, stages
 
 
-def activation_bytes(c):
+def _activation_bytes(c):
     """Bytes per token that the backward pass needs, in all layers.
 
     16 bits for the residual stream, attention's latents and attention's result; 8 bits
@@ -83,9 +83,9 @@ def activation_bytes(c):
     return c.n_layers * attention + c.n_dense_layers * dense + expert_layers * experts
 
 
-def memory(config, gpus):
+def _memory(config, gpus):
     """{part: bytes per GPU}, the mean over all GPUs."""
-    experts, stages = layout(config, gpus)
+    experts, stages = _layout(config, gpus)
     total = count_parts(config)[0]
     routed = total["routed experts"]
     held = routed / experts / stages + (total.total() - routed) / stages
@@ -95,11 +95,11 @@ def memory(config, gpus):
     return {"weights": held * copies,                               # 8 bits
             "gradients": held * 4,                                  # 32 bits
             "optimizer": total.total() / gpus * (4 + 2 + 2),        # master weight, two moments
-            "activations": (activation_bytes(config) / stages
+            "activations": (_activation_bytes(config) / stages
                             * config.max_seq_len * micro_batches)}
 
 
-def messages(c):
+def _messages(c):
     """Bytes that a token sends in one layer of experts, forward: (to its experts, from
     node to node). Its vector travels in 8 bits and comes back in 16, once for each node
     (V3 section 3.2.2)."""
@@ -111,37 +111,37 @@ def messages(c):
 # What is printed
 
 
-def row(name, *numbers):
+def _row(name, *numbers):
     """A line of a table."""
     return f"{name:22}" + "".join(f"{x:>19}" for x in numbers)
 
 
-def note(text):
+def _note(text):
     """A remark below a table."""
     return textwrap.fill(text, 96, initial_indent="  ", subsequent_indent="  ",
                          break_on_hyphens=False)
 
 
-def size_lines(config):
+def _size_lines(config):
     """Lines of the parameters by part."""
     total, active = count_parts(config)
-    yield row("parameters", "in all", "active per token")
+    yield _row("parameters", "in all", "active per token")
     for part, n in total.items():
-        yield row(part, f"{n:,}", f"{active[part]:,}")
+        yield _row(part, f"{n:,}", f"{active[part]:,}")
     if config.n_mtp_layers:
         total_without_mtp, active_without_mtp = count_parameters(config)
-        yield row("of these, MTP's own", f"{total.total() - total_without_mtp:,}",
-                  f"{active.total() - active_without_mtp:,}")
+        yield _row("of these, MTP's own", f"{total.total() - total_without_mtp:,}",
+                   f"{active.total() - active_without_mtp:,}")
 
 
-def memory_lines(config, gpus):
+def _memory_lines(config, gpus):
     """Lines of the memory."""
-    experts, stages = layout(config, gpus)
-    parts = memory(config, gpus)
-    yield row(f"memory of {gpus:,} GPUs", "GiB per GPU, mean")
+    experts, stages = _layout(config, gpus)
+    parts = _memory(config, gpus)
+    yield _row(f"memory of {gpus:,} GPUs", "GiB per GPU, mean")
     for part, size in (parts | {"in all": sum(parts.values())}).items():
-        yield row(part, f"{size / 2 ** 30:,.3g}")
-    yield note(
+        yield _row(part, f"{size / 2 ** 30:,.3g}")
+    yield _note(
         f"assumed: GPUs that share the experts: {experts}; pipeline stages: {stages}; the rest "
         "is data parallel (ZeRO-1). Weights have 8 bits, and two copies if there are "
         "several stages (DualPipe). Gradients have 32 bits, master weights 32, and the two "
@@ -150,50 +150,50 @@ def memory_lines(config, gpus):
         "again")
 
 
-def training_lines(config, gpus, tokens, mfu, price, why):
+def _training_lines(config, gpus, tokens, mfu, price, why):
     """Lines of FLOPs, messages, hours and dollars."""
     length = config.max_seq_len
-    work = flops(config, length)
+    work = _flops(config, length)
     flops_per_token = sum(work.values())
-    yield row("FLOPs per token", f"{flops_per_token / 1e9:,.4g}e9")
+    yield _row("FLOPs per token", f"{flops_per_token / 1e9:,.4g}e9")
     for part, n in work.items():
-        yield row(part, f"{n / 1e9:,.4g}e9")
-    yield note("forward and backward: 6 for each weight that a token meets, MTP's too; and "
-               f"causal attention over {length:,} tokens")
+        yield _row(part, f"{n / 1e9:,.4g}e9")
+    yield _note("forward and backward: 6 for each weight that a token meets, MTP's too; and "
+                f"causal attention over {length:,} tokens")
     if config.n_dense_layers < config.n_layers:
-        to_experts, between_nodes = messages(config)
-        yield row("all-to-all, bytes", "per token", f"{length:,} tokens")
-        yield row("to the experts", f"{to_experts:,}", f"{to_experts * length:,}")
-        yield row("from node to node", f"{between_nodes:,}", f"{between_nodes * length:,}")
-        yield note("per layer, forward, at most; the backward pass sends as much. 8 bits to the "
-                   "experts, 16 bits back; scales are left out")
-    gpu_hours = hours(tokens * flops_per_token, mfu)
-    yield row(f"{tokens / 1e12:g}e12 tokens", "GPU-hours", f"at ${price:g}", "days")
-    yield row("training", f"{gpu_hours:,.0f}", f"${gpu_hours * price:,.0f}",
-              f"{gpu_hours / gpus / 24:,.1f}")
-    yield note(f"assumed: {mfu:.1%} of {PEAK / 1e12:.0f} TFLOP/s, the peak of an H800 in BF16: "
-               f"{why}")
+        to_experts, between_nodes = _messages(config)
+        yield _row("all-to-all, bytes", "per token", f"{length:,} tokens")
+        yield _row("to the experts", f"{to_experts:,}", f"{to_experts * length:,}")
+        yield _row("from node to node", f"{between_nodes:,}", f"{between_nodes * length:,}")
+        yield _note("per layer, forward, at most; the backward pass sends as much. 8 bits to the "
+                    "experts, 16 bits back; scales are left out")
+    gpu_hours = _hours(tokens * flops_per_token, mfu)
+    yield _row(f"{tokens / 1e12:g}e12 tokens", "GPU-hours", f"at ${price:g}", "days")
+    yield _row("training", f"{gpu_hours:,.0f}", f"${gpu_hours * price:,.0f}",
+               f"{gpu_hours / gpus / 24:,.1f}")
+    yield _note(f"assumed: {mfu:.1%} of {PEAK / 1e12:.0f} TFLOP/s, the peak of an H800 in BF16: "
+                f"{why}")
 
 
-def published_lines(config, tokens, mfu):
+def _published_lines(config, tokens, mfu):
     """Lines of V3's and R1's hours, as computed here and as published."""
     extension_flops = 0
     for length, batch in EXTENSION:
-        extension_flops += 1000 * batch * length * sum(flops(config, length).values())
+        extension_flops += 1000 * batch * length * sum(_flops(config, length).values())
     answer_tokens = sum(512 * updates * limit for updates, limit in ZERO)
     computed = {
-        "pre-training": hours(tokens * sum(flops(config, 4096).values()), mfu),
-        "context extension": hours(extension_flops, mfu),
-        "R1-Zero": hours(answer_tokens * flops_of_rl(config), mfu)}
-    yield row("H800 hours", "computed", "published", "at $2")
+        "pre-training": _hours(tokens * sum(_flops(config, 4096).values()), mfu),
+        "context extension": _hours(extension_flops, mfu),
+        "R1-Zero": _hours(answer_tokens * _flops_of_rl(config), mfu)}
+    yield _row("H800 hours", "computed", "published", "at $2")
     for name, published in HOURS.items():
         ours = f"{computed[name]:,.0f}" if name in computed else ""
-        yield row(name, ours, f"{published:,.0f}", f"${2 * published:,.0f}")
-    yield note("context extension: 1000 steps of 1920 sequences of 32K, then 1000 of 480 of 128K")
-    yield note("R1-Zero: 10,400 updates of 512 answers. Each answer is taken to be as long as "
-               "allowed (32K, later 64K tokens); the real lengths are not published. 10 FLOPs "
-               "per weight and token: 2 to write it, 2 in the reference, 6 to learn from it. "
-               "Attention is left out")
+        yield _row(name, ours, f"{published:,.0f}", f"${2 * published:,.0f}")
+    yield _note("context extension: 1000 steps of 1920 sequences of 32K, then 1000 of 480 of 128K")
+    yield _note("R1-Zero: 10,400 updates of 512 answers. Each answer is taken to be as long as "
+                "allowed (32K, later 64K tokens); the real lengths are not published. 10 FLOPs "
+                "per weight and token: 2 to write it, 2 in the reference, 6 to learn from it. "
+                "Attention is left out")
 
 
 def main(options):
@@ -205,12 +205,12 @@ def main(options):
     if options.mfu:
         mfu, why = options.mfu, "as given"
     else:
-        mfu = implied_mfu()
+        mfu = _implied_mfu()
         why = (f"what V3's own {HOURS['pre-training']:,.0f} hours for {TOKENS / 1e12:g}e12 "
                "tokens imply")
-    lines = [*size_lines(config), *memory_lines(config, gpus),
-             *training_lines(config, gpus, tokens, mfu, price, why)]
+    lines = [*_size_lines(config), *_memory_lines(config, gpus),
+             *_training_lines(config, gpus, tokens, mfu, price, why)]
     if options.preset == "v3":
-        lines += published_lines(config, tokens, mfu)
+        lines += _published_lines(config, tokens, mfu)
     print("\n".join(lines))
     return 0

@@ -37,13 +37,13 @@ LAYOUTS = {1: [ONE, (1, "none", 1, True)],
                (4, "fsdp", 2, False), (4, "fsdp", 4, False)]}
 
 
-def name_of(layout):
+def _name_of(layout):
     """A layout's name in files and tables, such as 4-fsdp-2."""
     name = "-".join(map(str, layout[:3]))
     return name + "-recompute" if layout[3] else name
 
 
-def shard_arguments(layout):
+def _shard_arguments(layout):
     """The arguments for devices.place_model that spread a model in this layout. One process
     needs none."""
     return () if layout == ONE else layout[1:]
@@ -53,25 +53,25 @@ def shard_arguments(layout):
 # What is trained
 
 
-def document(rng):
+def _document(rng):
     """A document of the corpus."""
     return tasks.make_document(rng, tasks.Corpus())
 
 
 # Models of other kinds: {name: (sizes, examples, loss)}. They only take pretraining's steps.
-OTHERS = {"student": ({"n_dense_layers": 2, "n_mtp_layers": 0}, document, r1mini.next_token_loss),
+OTHERS = {"student": ({"n_dense_layers": 2, "n_mtp_layers": 0}, _document, r1mini.next_token_loss),
           "judge": ({"n_outputs": 1, "n_mtp_layers": 0}, tasks.helpful_pair, r1mini.pairwise_loss)}
 
 
-def new_model(layout, **sizes):
+def _new_model(layout, **sizes):
     """A model with random weights. They are the same in every layout."""
     torch.manual_seed(0)
     config = dataclasses.replace(r1mini.PRESETS["micro"], vocab_size=tasks.VOCAB_SIZE, **sizes)
     return devices.place_model(
-        moe.Transformer(config), "cpu", torch.float32, *shard_arguments(layout))
+        moe.Transformer(config), "cpu", torch.float32, *_shard_arguments(layout))
 
 
-def pretrain(model, state=None, path=None, draw=document, loss=r1mini.next_token_loss):
+def _pretrain(model, state=None, path=None, draw=_document, loss=r1mini.next_token_loss):
     """Takes four steps, or those that are left after a state. Returns the losses.
 
     path: where to save a checkpoint after the second step.
@@ -84,7 +84,7 @@ def pretrain(model, state=None, path=None, draw=document, loss=r1mini.next_token
     return losses
 
 
-def fixed_rollout(s):
+def _fixed_rollout(s):
     """A rollout of worked answers, right and wrong, with random rewards. It is the same
     in every layout.
 
@@ -113,7 +113,7 @@ def fixed_rollout(s):
     return grpo.Rollout(problems, samples, [], {}, rewards, grpo.advantages(rewards))
 
 
-def reinforce(model, state=None, path=None):
+def _reinforce(model, state=None, path=None):
     """Takes two steps of GRPO, or the one that is left after a state. Returns their logs.
 
     path: where to save a checkpoint after the first step.
@@ -129,7 +129,7 @@ def reinforce(model, state=None, path=None):
     logs = []
     first_step = 1 if state else 0
     for step in range(first_step, 2):
-        logs.append(grpo.improve(model, reference, optimizers, fixed_rollout(s), s,
+        logs.append(grpo.improve(model, reference, optimizers, _fixed_rollout(s), s,
                                  random.Random(step), step))
         if path and step == 0:
             checkpoint.save(path, model, reference=reference.state_dict(),
@@ -137,7 +137,7 @@ def reinforce(model, state=None, path=None):
     return logs
 
 
-def sample(model, prompts):
+def _sample(model, prompts):
     """[Samples] of a model: of all prompts, then of the first 1, 2 and 4.
 
     In these the first answer ends at its second token, while other processes still write.
@@ -154,56 +154,56 @@ def sample(model, prompts):
 # Taking the steps in every layout
 
 
-def take_steps(layout, folder):
+def _take_steps(layout, folder):
     """Takes all steps in one layout. Saves checkpoints, logged numbers and samples in the
     folder."""
-    name, model = name_of(layout), new_model(layout)
-    logged = {"loss": pretrain(model, path=folder / f"{name}.base.half.pt")}
+    name, model = _name_of(layout), _new_model(layout)
+    logged = {"loss": _pretrain(model, path=folder / f"{name}.base.half.pt")}
     checkpoint.save(folder / f"{name}.base.pt", model)
 
     prompts = [tasks.encode_prompt(f"Compute {a}+{a}*7") for a in (3, 12, 100, 7, 41)]
     model = devices.copy_model(model)  # as when a stage begins: a copy that samples first
     sampling.generate(model, prompts, 2, tasks.END_ID, tasks.PAD_ID)
-    logs = reinforce(model, path=folder / f"{name}.zero.half.pt")
+    logs = _reinforce(model, path=folder / f"{name}.zero.half.pt")
     for key in ("kl", "ratio", "entropy", "clip", "grad_norm", "expert_load"):
         logged[key] = [log[key] for log in logs]
-    samples = [vars(s) for s in sample(model, prompts)]
+    samples = [vars(s) for s in _sample(model, prompts)]
     checkpoint.save(folder / f"{name}.zero.pt", model, logged=logged, samples=samples)
 
     for kind, (sizes, draw, loss) in OTHERS.items():
-        model = new_model(layout, **sizes)
-        pretrain(model, draw=draw, loss=loss)
+        model = _new_model(layout, **sizes)
+        _pretrain(model, draw=draw, loss=loss)
         checkpoint.save(folder / f"{name}.{kind}.pt", model)
     if layout != ONE:
-        resume(layout, ONE, folder)
+        _resume(layout, ONE, folder)
 
 
-def resume(layout, saved_by, folder):
+def _resume(layout, saved_by, folder):
     """Pretraining and GRPO in one layout, from what another layout saved half-way."""
-    for stage, learn in (("base", pretrain), ("zero", reinforce)):
-        model, state = checkpoint.load(folder / f"{name_of(saved_by)}.{stage}.half.pt", "cpu",
-                                       torch.float32, *shard_arguments(layout))
+    for stage, learn in (("base", _pretrain), ("zero", _reinforce)):
+        model, state = checkpoint.load(folder / f"{_name_of(saved_by)}.{stage}.half.pt", "cpu",
+                                       torch.float32, *_shard_arguments(layout))
         learn(model, state)
-        path = folder / f"{name_of(layout)}.{stage}.after.{name_of(saved_by)}.pt"
+        path = folder / f"{_name_of(layout)}.{stage}.after.{_name_of(saved_by)}.pt"
         checkpoint.save(path, model)
 
 
-def launch(count, folder):
+def _launch(count, folder):
     """Takes the steps of all layouts of `count` processes. This process is the first of
     them."""
     code = (f"import sys; sys.path.insert(0, {str(Path(moe.__file__).parent)!r}); from pathlib "
             f"import Path; from studies import layouts; "
-            f"layouts.launch({count}, Path({str(folder)!r}))")
+            f"layouts._launch({count}, Path({str(folder)!r}))")
     with devices.processes(torch.device("cpu"), count, [sys.executable, "-c", code]):
         for layout in LAYOUTS[count]:
-            take_steps(layout, folder)
+            _take_steps(layout, folder)
 
 
 # ------------------------------------------------------------------------------
 # Comparing with one process
 
 
-def weight_difference(path, other_path):
+def _weight_difference(path, other_path):
     """The largest difference between the weights of two checkpoints, relative to the
     largest weight of each tensor."""
     weights = checkpoint.load(path)[0].state_dict()
@@ -215,14 +215,14 @@ def weight_difference(path, other_path):
     return max(differences)
 
 
-def same_samples(x, y):
+def _same_samples(x, y):
     """Whether two sampling.Samples, as dictionaries, are the same. Their
     log-probabilities may differ by rounding."""
     same = all(torch.equal(x[key], y[key]) for key in ("tokens", "answer", "finished"))
     return same and torch.allclose(x["logprobs"], y["logprobs"], atol=1e-4)
 
 
-def compare(layout, folder):
+def _compare(layout, folder):
     """A layout's relative differences from one process. All should be rounding.
 
     base, zero, student, judge   weights after the steps
@@ -232,16 +232,16 @@ def compare(layout, folder):
     log                          logged numbers
     answers                      0 if the sampled answers are the same, else 1
     """
-    one, name = name_of(ONE), name_of(layout)
-    resume(ONE, layout, folder)
+    one, name = _name_of(ONE), _name_of(layout)
+    _resume(ONE, layout, folder)
     differences = {}
     for stage in ("base", "zero", *OTHERS):
-        differences[stage] = weight_difference(folder / f"{one}.{stage}.pt",
-                                               folder / f"{name}.{stage}.pt")
+        differences[stage] = _weight_difference(folder / f"{one}.{stage}.pt",
+                                                folder / f"{name}.{stage}.pt")
     for key, resumed, saved_by in (("went on from one", name, one), ("one went on", one, name)):
         differences[key] = max(
-            weight_difference(folder / f"{one}.{stage}.pt",
-                              folder / f"{resumed}.{stage}.after.{saved_by}.pt")
+            _weight_difference(folder / f"{one}.{stage}.pt",
+                               folder / f"{resumed}.{stage}.after.{saved_by}.pt")
             for stage in ("base", "zero"))
 
     _, record_of_one = checkpoint.load(folder / f"{one}.zero.pt")
@@ -252,21 +252,21 @@ def compare(layout, folder):
             relative.append(abs(x - y) / max(abs(x), 1e-3))
     differences["log"] = max(relative)
     pairs = zip(record_of_one["samples"], record["samples"])
-    differences["answers"] = 0.0 if all(same_samples(x, y) for x, y in pairs) else 1.0
+    differences["answers"] = 0.0 if all(_same_samples(x, y) for x, y in pairs) else 1.0
     return differences
 
 
-def compare_all(folder):
+def _compare_all(folder):
     """The differences of every layout, by key such as 4-fsdp-2.base, and the largest of
     all."""
     for count in LAYOUTS:
-        launch(count, folder)
+        _launch(count, folder)
     numbers = {}
     for layouts in LAYOUTS.values():
         for layout in layouts:
             if layout != ONE:
-                differences = compare(layout, folder)
-                numbers |= {f"{name_of(layout)}.{key}": x for key, x in differences.items()}
+                differences = _compare(layout, folder)
+                numbers |= {f"{_name_of(layout)}.{key}": x for key, x in differences.items()}
     return numbers | {"layouts.max_relative_difference": max(numbers.values())}
 
 
@@ -278,12 +278,12 @@ SEEDS, SETTINGS, NEEDS, STAGES = (0,), (), (), ()
 
 def measure(folder):
     """The differences of every layout, in the folder of a run."""
-    return measure_once(folder, "layouts", lambda: compare_all(Path(folder.path)))
+    return measure_once(folder, "layouts", lambda: _compare_all(Path(folder.path)))
 
 
 def page(rows, notes=()):
     """The lines of the report."""
-    names = [name_of(layout) for layouts in LAYOUTS.values() for layout in layouts
+    names = [_name_of(layout) for layouts in LAYOUTS.values() for layout in layouts
              if layout != ONE]
     keys = [key.partition(".")[2] for key in rows if key.startswith(f"{names[0]}.")]
     body = [[name, *(f"{rows[f'{name}.{key}']['mean']:.1e}" for key in keys)] for name in names]

@@ -57,14 +57,14 @@ def page(rows, notes):
             for text, (name, _) in PARTS.items()]
     lines = table(["base", *columns], body)
     for part, without_part in (("MTP", "mixture"), ("the mixture", "dense")):
-        lines += ["", gain_of(rows, part, without_part, "loss", sign=-1)]
-        lines += ["", gain_of(rows, part, without_part, "pass@1", sign=1)]
+        lines += ["", _gain_of(rows, part, without_part, "loss", sign=-1)]
+        lines += ["", _gain_of(rows, part, without_part, "pass@1", sign=1)]
     return [*lines, "",
             "TFLOP: 6 times the tokens read, times the parameters in matrix products. MTP's "
             "parameters are included, the embedding's are not."]
 
 
-def gain_of(rows, part, without_part, key, sign):
+def _gain_of(rows, part, without_part, key, sign):
     """The line that says what a part gains by one number. sign: -1 if smaller is better."""
     with_part = rows[f"both.{key}"]["per_seed"]
     without = rows[f"{without_part}.{key}"]["per_seed"]

@@ -53,6 +53,7 @@ from tools import bench, export
 from tools.bench import (
     GROUP,
     LENGTH,
+    QUESTIONS,
     ROUNDS,
     ROWS,
     SHAPES,
@@ -81,7 +82,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 # Theirs
 
 
-def their_model(config, device, weights=None):
+def _their_model(config, device, weights=None):
     """transformers' DeepseekV3ForCausalLM with the sizes and weights of bench.make_model()."""
     from transformers import DeepseekV3ForCausalLM
     with tempfile.TemporaryDirectory() as path:
@@ -89,7 +90,7 @@ def their_model(config, device, weights=None):
         return DeepseekV3ForCausalLM.from_pretrained(f"{path}/model").to(device)
 
 
-def their_train_step(model, dtype, rows=ROWS, length=LENGTH):
+def _their_train_step(model, dtype, rows=ROWS, length=LENGTH):
     """A function that makes one update on random tokens, as users of transformers write
     it. bfloat16 is mixed precision."""
     tokens = torch.randint(model.config.vocab_size, (rows, length), device=model.device)
@@ -105,7 +106,7 @@ def their_train_step(model, dtype, rows=ROWS, length=LENGTH):
     return step
 
 
-def their_sampled(model, dtype, work):
+def _their_sampled(model, dtype, work):
     """A function that answers the prompts of a bench.Work by generate(), with weights
     in dtype. It returns the number of tokens written, up to and with the end of each
     answer."""
@@ -125,7 +126,7 @@ def their_sampled(model, dtype, work):
     return sample
 
 
-def word_tokenizer(vocab_size):
+def _word_tokenizer(vocab_size):
     """A tokenizer of transformers for texts such as "t17 t4", in which each word names
     a token id. So TRL trains on our token ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -138,7 +139,7 @@ def word_tokenizer(vocab_size):
         eos_token=f"t{tasks.END_ID}")
 
 
-def their_grpo_steps(model, run, work, dtype, rounds, between=lambda: None):
+def _their_grpo_steps(model, run, work, dtype, rounds, between=lambda: None):
     """Seconds of each GRPO step (a rollout and its updates) of TRL's GRPOTrainer on a
     bench.Work, without the first step. bfloat16 is mixed precision.
 
@@ -182,7 +183,7 @@ def their_grpo_steps(model, run, work, dtype, rounds, between=lambda: None):
             shuffle_dataset=False, loss_type="grpo",
             gradient_checkpointing=False)  # ours recomputes nothing either
         trainer = GRPOTrainer(path, random_rewards, settings, train_dataset=data,
-                              processing_class=word_tokenizer(model.config.vocab_size),
+                              processing_class=_word_tokenizer(model.config.vocab_size),
                               callbacks=[Clock()])
         trainer.train()
     step_seconds = []
@@ -195,7 +196,7 @@ def their_grpo_steps(model, run, work, dtype, rounds, between=lambda: None):
 # Ways to run each side. A way is a tuple that begins with (dtype, threads per process).
 
 
-def with_threads(threads, work):
+def _with_threads(threads, work):
     """A function that calls work() with a number of threads."""
     def call():
         threads_before = torch.get_num_threads()
@@ -207,37 +208,37 @@ def with_threads(threads, work):
     return call
 
 
-def our_ways():
+def _our_ways():
     """The ways that are tried for ours."""
     return [(dtype, torch.get_num_threads()) for dtype in DTYPES]
 
 
-def their_ways():
+def _their_ways():
     """The ways that are tried for theirs, in one process: with one thread, and with as
     many as all our processes have."""
     all_threads = torch.get_num_threads() * devices.rank_and_size()[1]
     return [(dtype, n) for dtype in DTYPES for n in sorted({1, all_threads})]
 
 
-def fastest(seconds_of_way):
+def _fastest(seconds_of_way):
     """[the fastest way, the fastest way in float32] of {way: seconds}."""
     in_float32 = [way for way in seconds_of_way if way[0] == torch.float32]
     return [min(seconds_of_way, key=seconds_of_way.get),
             min(in_float32, key=seconds_of_way.get)]
 
 
-def try_ways(works, device, rounds=6):
+def _try_ways(works, device, rounds=6):
     """fastest() of {way: function}. The functions take turns, and the best round of each
     counts."""
     times = seconds_by_round(works, device, rounds)
-    return fastest({way: min(seconds_of_rounds) for way, seconds_of_rounds in times.items()})
+    return _fastest({way: min(seconds_of_rounds) for way, seconds_of_rounds in times.items()})
 
 
 # ------------------------------------------------------------------------------
 # Comparisons
 
 
-def comparison(name, peer, pairs, tokens=0):
+def _comparison(name, peer, pairs, tokens=0):
     """The numbers of a comparison.
 
     pairs: two tuples (our way, their way, our seconds in each round, theirs), of the
@@ -261,7 +262,7 @@ def comparison(name, peer, pairs, tokens=0):
     return numbers
 
 
-def compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6):
+def _compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6):
     """The numbers of a comparison with transformers.
 
     ours_of(dtype) and theirs_of(dtype) make functions that do one round and return its
@@ -286,14 +287,14 @@ def compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6)
     def fastest_of(works):
         """fastest() of {way: function}, by the best round of each."""
         times = seconds_per_token(works, trial)
-        return fastest({way: min(of_rounds) for way, of_rounds in times.items()})
+        return _fastest({way: min(of_rounds) for way, of_rounds in times.items()})
 
-    ours = {(*way, "ours"): ours_of(way[0]) for way in our_ways()}
+    ours = {(*way, "ours"): ours_of(way[0]) for way in _our_ways()}
     theirs = {}
-    for way in their_ways():
+    for way in _their_ways():
         dtype, threads = way
         if devices.is_main():  # theirs runs in the first process, and the others wait
-            work = with_threads(threads, theirs_of(dtype))
+            work = _with_threads(threads, theirs_of(dtype))
         else:
             def work():
                 return 1
@@ -306,10 +307,10 @@ def compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6)
     times = seconds_per_token({way: works[way] for pair in best_pairs for way in pair}, rounds)
     pairs = [(our_way, their_way, times[our_way], times[their_way])
              for our_way, their_way in best_pairs]
-    return comparison(name, "transformers", pairs, tokens=1)
+    return _comparison(name, "transformers", pairs, tokens=1)
 
 
-def compare_training(config, device, rounds=None):
+def _compare_training(config, device, rounds=None):
     """Tokens per second of training, ours and transformers', and ratios."""
     def counted(step):
         def step_and_count():
@@ -321,24 +322,24 @@ def compare_training(config, device, rounds=None):
         return counted(train_step(make_model(config, device, dtype)))
 
     def theirs_of(dtype):
-        return counted(their_train_step(their_model(config, device), dtype))
+        return counted(_their_train_step(_their_model(config, device), dtype))
 
-    return compare_with_transformers("train", ours_of, theirs_of, device, rounds)
+    return _compare_with_transformers("train", ours_of, theirs_of, device, rounds)
 
 
-def compare_sampling(config, device, work, rounds=None, trial=6):
+def _compare_sampling(config, device, work, rounds=None, trial=6):
     """Tokens per second of sampling, ours and transformers', and ratios."""
     def ours_of(dtype):
         return sample_call(make_model(config, device, dtype, work.weights), work)
 
     def theirs_of(dtype):
-        return their_sampled(their_model(config, device, work.weights), dtype, work)
+        return _their_sampled(_their_model(config, device, work.weights), dtype, work)
 
-    return compare_with_transformers(f"sample{work.key_part}", ours_of, theirs_of, device, rounds,
-                                     trial)
+    return _compare_with_transformers(f"sample{work.key_part}", ours_of, theirs_of, device, rounds,
+                                      trial)
 
 
-def compare_grpo_steps(config, run, device, work, rounds=None, trial=6):
+def _compare_grpo_steps(config, run, device, work, rounds=None, trial=6):
     """Seconds of a GRPO step, ours and TRL's, and ratios. After each step of theirs
     comes one of ours. Each of their ways is tried for two steps, after one that is
     thrown away."""
@@ -355,9 +356,9 @@ def compare_grpo_steps(config, run, device, work, rounds=None, trial=6):
 
         if devices.is_main():
             dtype, threads, *_ = their_way
-            model = their_model(config, device, work.weights)
-            their_seconds = with_threads(threads, lambda: their_grpo_steps(
-                model, run, work, dtype, rounds, with_threads(our_threads, our_turn)))()
+            model = _their_model(config, device, work.weights)
+            their_seconds = _with_threads(threads, lambda: _their_grpo_steps(
+                model, run, work, dtype, rounds, _with_threads(our_threads, our_turn)))()
         else:
             for _ in range(rounds + 1):
                 our_turn()
@@ -365,10 +366,10 @@ def compare_grpo_steps(config, run, device, work, rounds=None, trial=6):
         return their_seconds, {way: times[1:] for way, times in our_seconds.items()}
 
     ours = {way: grpo_step(make_model(config, device, way[0], work.weights), run, work)["whole"]
-            for way in our_ways()}
-    our_best = try_ways(ours, device, trial)
-    trial_seconds = {way: min(take_turns(way, {}, 2)[0]) for way in their_ways()}
-    their_best = fastest(trial_seconds)
+            for way in _our_ways()}
+    our_best = _try_ways(ours, device, trial)
+    trial_seconds = {way: min(take_turns(way, {}, 2)[0]) for way in _their_ways()}
+    their_best = _fastest(trial_seconds)
     best_works = {way: ours[way] for way in our_best}
     times = {}  # {their way: what take_turns returns}; the two fastest ways may be one
     for their_way in dict.fromkeys(their_best):
@@ -377,7 +378,7 @@ def compare_grpo_steps(config, run, device, work, rounds=None, trial=6):
     for our_way, their_way in zip(our_best, their_best):
         their_seconds, our_seconds = times[their_way]
         pairs.append((our_way, their_way, our_seconds[our_way], their_seconds))
-    return comparison(f"step{work.key_part}", "trl", pairs)
+    return _comparison(f"step{work.key_part}", "trl", pairs)
 
 
 def against(run, device, weights=None, rounds=None):
@@ -389,12 +390,12 @@ def against(run, device, weights=None, rounds=None):
     config = dataclasses.replace(run.model, n_mtp_layers=0)
     if weights:
         work, rounds = zero_work(run, weights), rounds or REAL_ROUNDS
-        return (compare_sampling(config, device, work, rounds, 2)
-                | compare_grpo_steps(config, run, device, work, rounds, 2))
+        return (_compare_sampling(config, device, work, rounds, 2)
+                | _compare_grpo_steps(config, run, device, work, rounds, 2))
     to_sample, to_learn = equal_length_works(config)
-    return (compare_training(config, device, rounds)
-            | compare_sampling(config, device, to_sample, rounds)
-            | compare_grpo_steps(config, run, device, to_learn, rounds))
+    return (_compare_training(config, device, rounds)
+            | _compare_sampling(config, device, to_sample, rounds)
+            | _compare_grpo_steps(config, run, device, to_learn, rounds))
 
 
 # ------------------------------------------------------------------------------
@@ -421,6 +422,9 @@ def page(rows, notes):
 def main(options):
     """The command bench --against."""
     run, weights = resolve_settings(options.preset, options.set), None
+    if QUESTIONS * GROUP % run.zero.minibatches:  # TRL wants minibatches of one size
+        raise UserError(f"--against: zero.minibatches must divide {QUESTIONS * GROUP}, the number "
+                        "of answers in a step")
     if options.start:
         start = SimpleNamespace(checkpoint=options.start, device="cpu", dtype=torch.float32)
         model, _ = load_writer(start)

@@ -48,26 +48,26 @@ RIGHT = {"slope": 0.25, "intercept": 0.3}  # chance that an author finds it; els
 FORMS = ("{a}*x+{b}", "{b}+{a}*x", "x+{b}", "{a}*x", "{a}+{b}", "{b}*x+{a}", "x*x+{b}", "{b}-x")
 
 
-def make_program(slope, intercept):
+def _make_program(slope, intercept):
     """The problem of one line."""
     tests = " ".join(f"f({x})={slope * x + intercept}" for x in range(4))
     return tasks.Problem(tests, f"{slope}*x+{intercept}", "en", kind="program")
 
 
-def all_programs():
+def _all_programs():
     """{part: its problems} of all 90 lines."""
     programs = {"train": [], "dev": [], "test": []}
     for slope in range(1, 10):
         for intercept in range(10):
-            problem = make_program(slope, intercept)
+            problem = _make_program(slope, intercept)
             programs[tasks.part_of(problem.answer)].append(problem)
     return programs
 
 
-PROGRAMS = all_programs()
+PROGRAMS = _all_programs()
 
 
-def careless(problem, rng):
+def _careless(problem, rng):
     """The answer of a careless author: an expression of any form, with a slope and an
     intercept that are sometimes right."""
     a, b = problem.answer.split("*x+")
@@ -76,10 +76,10 @@ def careless(problem, rng):
     return tasks.response("", rng.choice(FORMS).format(a=a, b=b))
 
 
-def author(rng):
+def _author(rng):
     """A document of the base's corpus."""
     problem = rng.choice(PROGRAMS["train"])
-    return tasks.dialogue(problem, careless(problem, rng))
+    return tasks.dialogue(problem, _careless(problem, rng))
 
 
 # ------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ MOST = 10 ** 6  # no value in a calculation may be larger
 PROGRAM = re.compile(r"(?:[0-9+*() -]|(?<![0-9])x(?![0-9]))+")
 
 
-def run_program(text, x):
+def _run_program(text, x):
     """The value of an expression of x, whole numbers, + - * and brackets. None if it is
     anything else, has more than 60 characters, or meets a value above a million.
 
@@ -126,7 +126,7 @@ def tests_passed(text, problem):
     tests = re.findall(r"f\((-?[0-9]+)\)=(-?[0-9]+)", problem.question)
     if answer is None or not tests:
         return 0.0
-    passed = [run_program(answer, int(x)) == int(y) for x, y in tests]
+    passed = [_run_program(answer, int(x)) == int(y) for x, y in tests]
     return sum(passed) / len(tests)
 
 
@@ -135,21 +135,21 @@ def all_passed(text, problem):
     return float(tests_passed(text, problem) == 1.0)
 
 
-def any_passed(text, problem):
+def _any_passed(text, problem):
     """Whether a response passes at least one test."""
     return tests_passed(text, problem) > 0
 
 
 REWARDS = {"partial": tests_passed, "strict": all_passed}
-MEASURES = {name: tasks.share_of(lambda text, problem, rule=rule: (rule(text, problem), 1))
-            for name, rule in {"share": tests_passed, "all": all_passed, "any": any_passed}.items()}
+MEASURES = {"share": tasks.mean_of(tests_passed), "all": tasks.mean_of(all_passed),
+            "any": tasks.mean_of(_any_passed)}
 
 
 # ------------------------------------------------------------------------------
 # Training
 
 
-def task_of(reward):
+def _task_of(reward):
     """The problems of `train` as a task for RL, with one of REWARDS."""
     return Task(draw=lambda rng, n, step: rng.choices(PROGRAMS["train"], k=n),
                 encode=lambda problem: tasks.encode_prompt(problem.question),
@@ -157,7 +157,7 @@ def task_of(reward):
                 measures=MEASURES, end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
 
 
-def evaluate(model, part, run):
+def _evaluate(model, part, run):
     """{name of a measure: its mean over answers to all problems of a part}."""
     problem_of_answer = [problem for problem in PROGRAMS[part] for _ in range(run.eval.samples)]
     answers = sample_answers(model, prompts_of(problem_of_answer),
@@ -167,19 +167,19 @@ def evaluate(model, part, run):
             for name, measure in MEASURES.items()}
 
 
-def watcher(folder, stage, every):
+def _watcher(folder, stage, every):
     """The function that a stage calls after each step. It evaluates on dev every `every`
     steps."""
     def watch(model, record, bar):
         if record["step"] % every == 0:
-            dev = evaluate(model, "dev", folder.run)
+            dev = _evaluate(model, "dev", folder.run)
             folder.log({"kind": "dev", "stage": stage, "step": record["step"]} | dev)
             bar.write(f"  {stage} {record['step']:>4}: share of tests passed {dev['share']:.3f}"
                       f"  all {dev['all']:.3f}  any {dev['any']:.3f}")
     return watch
 
 
-def train_models(folder):
+def _train_models(folder):
     """{stage: model} of the base and of RL from it with each reward."""
     run = folder.run
     torch.manual_seed(run.seed)
@@ -187,17 +187,17 @@ def train_models(folder):
                          folder.options.dtype)
 
     def pretrain(model, state):
-        return train(model, run.student_base, author, run.seed, state)
+        return train(model, run.student_base, _author, run.seed, state)
 
     base = folder.stage("authors", base, pretrain, run.student_base.steps,
-                        watcher(folder, "authors", 100))
+                        _watcher(folder, "authors", 100))
     models = {"authors": base}
     for name, reward in REWARDS.items():
         def reinforce(model, state):
-            return train_rl(model, task_of(reward), run.student_rl, run.seed, state)
+            return train_rl(model, _task_of(reward), run.student_rl, run.seed, state)
 
         models[name] = folder.stage(name, copy.deepcopy(base), reinforce, run.student_rl.steps,
-                                    watcher(folder, name, EVERY))
+                                    _watcher(folder, name, EVERY))
     return models
 
 
@@ -205,8 +205,8 @@ def measure(folder):
     """The numbers of one seed: curves by step such as partial.dev5.all, and the test
     such as partial.all."""
     numbers = {}
-    for name, model in train_models(folder).items():
-        test = measure_once(folder, f"test_{name}", lambda: evaluate(model, "test", folder.run))
+    for name, model in _train_models(folder).items():
+        test = measure_once(folder, f"test_{name}", lambda: _evaluate(model, "test", folder.run))
         numbers |= {f"{name}.{key}": x for key, x in test.items()}
     for record in read_log(folder.path):
         if record.get("stage") in REWARDS:  # an evaluation on dev
@@ -243,13 +243,13 @@ def page(rows, notes):
              "The reward for each test minus the reward for all tests, as the mean over the "
              "curve from the first evaluation after step 0:"]
     for curve in CURVES:
-        gaps = curve_gaps(rows, curve, steps[1:])
+        gaps = _curve_gaps(rows, curve, steps[1:])
         lines.append(f"- {curve}: {100 * sum(gaps) / len(gaps):+.1f} points, ahead on "
                      f"{sum(gap > 0 for gap in gaps)} of {len(gaps)} seeds")
     return lines
 
 
-def curve_gaps(rows, curve, steps):
+def _curve_gaps(rows, curve, steps):
     """How far `partial` is above `strict` on a curve: for each seed the mean over steps."""
     part, key = CURVES[curve]
     partial, strict = ([rows[f"{name}.{part}{step}.{key}"]["per_seed"] for step in steps]

@@ -58,7 +58,7 @@ THOUGHTS = ("", "25-7=18 then 18+9=27", "25-7=18然后18+9=27", "25-7=17 check 1
 SUMMARIES = ("", "the answer is ", "答案就是", "x" * 40, "x" * 41)
 
 
-def digits(zero):
+def _digits(zero):
     """A function that writes numbers in the digits of another script. `zero` is its 0."""
     def disguise(right):
         return "".join(chr(ord(zero) + int(c)) if c.isdecimal() else c for c in right)
@@ -73,7 +73,8 @@ FORMS = (
     "[{0}]", "{0}%", "'{0}'", "{0}#", "{0};{0}", "{0} if 1 else 0", "=", "", "0" * 5000 + "{0}",
     "{0}" + "0" * 5000)
 SCRIPTS = (
-    digits("０"), digits("٠"), digits("𝟘"), "\u200b".join, "_".join, " ".join, ",".join, str.upper,
+    _digits("０"), _digits("٠"), _digits("𝟘"), "\u200b".join, "_".join, " ".join, ",".join,
+    str.upper,
     lambda right: right.translate(dict(zip(b"0123456789", "〇一二三四五六七八九"))),
     lambda right: right.replace("-", "−"), lambda right: right[::-1], lambda right: right[:-1])
 
@@ -81,25 +82,25 @@ SCRIPTS = (
 # Each recipe makes a text around a right answer.
 
 
-def soup(rng, right):
+def _soup(rng, right):
     """Pieces of all kinds in any order."""
     return "".join(rng.choices((*ATOMS, right), k=rng.randint(0, 12)))
 
 
-def shuffled(rng, right):
+def _shuffled(rng, right):
     """Parts of a right response in any order. Some are there twice, others are missing."""
     parts = (*TAGS, *TAGS[2:], right, right, rng.choice(THOUGHTS), rng.choice(SUMMARIES))
     return "".join(rng.sample(parts, rng.randint(2, len(parts))))
 
 
-def disguised(rng, right):
+def _disguised(rng, right):
     """A right response whose answer is disguised."""
     script = rng.choice((str, rng.choice(SCRIPTS)))
     return tasks.response(rng.choice(THOUGHTS), rng.choice(FORMS).format(script(right)),
                           summary=rng.choice(SUMMARIES))
 
 
-def damaged(rng, right):
+def _damaged(rng, right):
     """A right response with up to three changes."""
     text = tasks.response(rng.choice(THOUGHTS), right, summary=rng.choice(SUMMARIES[:3]))
     for _ in range(rng.randint(0, 3)):
@@ -110,7 +111,7 @@ def damaged(rng, right):
     return text
 
 
-def long(rng, right):
+def _long(rng, right):
     """A right response, or its beginning, with one piece that is repeated thousands of
     times."""
     text = tasks.response(rng.choice(THOUGHTS), right)
@@ -119,19 +120,20 @@ def long(rng, right):
     return text[:i] + rng.choice((*ATOMS, right)) * rng.randint(100, 10_000) + rest
 
 
-RECIPES = {soup: 25, shuffled: 25, disguised: 25, damaged: 25, long: 0.5}  # {recipe: its weight}
+# {recipe: its weight}
+RECIPES = {_soup: 25, _shuffled: 25, _disguised: 25, _damaged: 25, _long: 0.5}
 
 # ------------------------------------------------------------------------------
 # What the rewards may pay: a second set of rules
 
 
-def split_at_tags(text):
+def _split_at_tags(text):
     """(the texts between tags, the tags) of a text."""
     pieces = re.split("(</?(?:think|answer)>)", text)
     return pieces[::2], tuple(pieces[1::2])
 
 
-def answered(text):
+def _answered(text):
     """(whether there is a thinking block, the text of the answer) of a response in the
     right form; of any other text (False, None).
 
@@ -139,7 +141,7 @@ def answered(text):
     them, and between the blocks a summary of up to 40 characters without digits, newlines
     and angle brackets. Without thinking: any text without tags, then the answer.
     """
-    between, tags = split_at_tags(text)
+    between, tags = _split_at_tags(text)
     if "<|" in text or between[-1]:
         return False, None
     if tags == TAGS[2:]:
@@ -153,10 +155,10 @@ def answered(text):
     return True, answer
 
 
-def share_of_words(text, language):
+def _share_of_words(text, language):
     """The share of words in `language`. A word is a run of letters, or a pair in a run
     of Han characters."""
-    text = "".join(split_at_tags(text)[0])
+    text = "".join(_split_at_tags(text)[0])
     kinds = [(c.isascii() and c.isalpha(), "一" <= c <= "鿿") for c in text]
     words = {"en": 0, "zh": 0}
     for (is_latin, is_han), run in itertools.groupby(kinds):
@@ -169,7 +171,7 @@ def share_of_words(text, language):
     return words[language] / total if total else 1.0
 
 
-def worth(text, x):
+def _worth(text, x):
     """The value of an expression of whole numbers, x, + - * and brackets. None if the
     text is none, or has more than 60 characters.
 
@@ -216,19 +218,19 @@ def worth(text, x):
     return value if tokens == [""] else None
 
 
-def due(text, problem, line):
+def _due(text, problem, line):
     """{reward: the most that it may pay} for a text, as an answer to a sum and to the
     program of a line."""
-    thinking, answer = answered(text)
+    thinking, answer = _answered(text)
     slope, intercept = map(int, line.answer.split("*x+"))
-    passed = [answer is not None and worth(answer, x) == slope * x + intercept for x in range(4)]
+    passed = [answer is not None and _worth(answer, x) == slope * x + intercept for x in range(4)]
     return {"accuracy": float(answer == problem.answer), "accuracy of a program": 0.0,
             "format": float(thinking and answer.strip() != ""),
-            "language": share_of_words(text, problem.language),
+            "language": _share_of_words(text, problem.language),
             "tests": sum(passed) / 4, "all tests": float(all(passed))}
 
 
-def paid(text, problem, line):
+def _paid(text, problem, line):
     """{reward: what it pays} for the same."""
     return {"accuracy": tasks.accuracy(text, problem),
             "accuracy of a program": tasks.accuracy(text, line),
@@ -238,7 +240,7 @@ def paid(text, problem, line):
             "all tests": program.all_passed(text, line)}
 
 
-def hostile(n, seed=0):
+def _hostile(n, seed=0):
     """Judges the rewards of n texts. Returns {key: number}, and the first text at fault
     as a note, if there is one.
 
@@ -261,13 +263,13 @@ def hostile(n, seed=0):
         payments, faults = {}, []
         began = time.thread_time()
         try:
-            payments = paid(text, problem, line)
+            payments = _paid(text, problem, line)
         except Exception as error:  # a reward must never raise an error, of whatever kind
             counts["raised"] += 1
             faults.append(type(error).__name__)
         milliseconds = 1000 * (time.thread_time() - began)
 
-        most = due(text, problem, line)
+        most = _due(text, problem, line)
         overpaid = [name for name, x in payments.items() if not x <= most[name]]  # nan is too much
         faults += overpaid
         counts["tried"] += 1
@@ -292,7 +294,7 @@ COMMAND = (*"zero --preset micro --device cpu --threads 1 --processes 1 --save-e
            "data.prompts=1".split(), "--out")
 
 
-def run_silently(words):
+def _run_silently(words):
     """Runs one command in a process of its own. Its output is thrown away."""
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
     # tqdm's own lock is for several processes, and would stay locked after a kill.
@@ -300,7 +302,7 @@ def run_silently(words):
     sys.exit(cli.main(list(words)))
 
 
-def same(folder, other):
+def _same(folder, other):
     """Whether two run folders have the same weights and log, to the bit, and the same
     files (so that nothing half done is left)."""
     if (folder / "log.jsonl").read_bytes() != (other / "log.jsonl").read_bytes():
@@ -315,7 +317,7 @@ def same(folder, other):
     return True
 
 
-def kills(path, n, seed=0):
+def _kills(path, n, seed=0):
     """Kills runs below a folder n times. Returns {key: number}.
 
     Each run is started again after every kill until it ends. It is then compared with
@@ -330,7 +332,7 @@ def kills(path, n, seed=0):
     shutil.rmtree(path, ignore_errors=True)
 
     def start(*words):
-        process = context.Process(target=run_silently, args=(words,))
+        process = context.Process(target=_run_silently, args=(words,))
         process.start()
         return process
 
@@ -352,7 +354,7 @@ def kills(path, n, seed=0):
                 killed_in_this_run += 1
                 bar.update()
                 continue
-            if process.exitcode == 0 and same(path / "whole", path / "killed"):
+            if process.exitcode == 0 and _same(path / "whole", path / "killed"):
                 survived += killed_in_this_run
             killed_in_this_run = 0
             shutil.rmtree(path / "killed")
@@ -363,7 +365,7 @@ def kills(path, n, seed=0):
 # The study
 
 
-def rates(folder):
+def _rates(folder):
     """Tokens per second of pretraining and of a GRPO step, with one process and with two."""
     numbers = {}
     answer_tokens = bench.QUESTIONS * bench.GROUP * bench.ANSWER
@@ -377,10 +379,11 @@ def rates(folder):
 def measure(folder):
     """The numbers of one seed."""
     seed = folder.run.seed
-    return (measure_once(folder, "hostile", lambda: hostile(HOSTILE, seed))
-            | measure_once(folder, "kills", lambda: kills(Path(folder.path) / "kills", KILLS, seed))
+    scratch = Path(folder.path) / "kills"
+    return (measure_once(folder, "hostile", lambda: _hostile(HOSTILE, seed))
+            | measure_once(folder, "kills", lambda: _kills(scratch, KILLS, seed))
             | layouts.measure(folder)
-            | measure_once(folder, "rates", lambda: rates(folder)))
+            | measure_once(folder, "rates", lambda: _rates(folder)))
 
 
 def page(rows, notes):

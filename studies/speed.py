@@ -46,7 +46,7 @@ KINDS = {"products": ("aten::mm", "aten::addmm"),
                              "aten::_scaled_dot_product_flash_attention_for_cpu_backward")}
 
 
-def minutes(run_folder):
+def _minutes(run_folder):
     """The minutes of a run: in all, by stage, and until Zero was right on 85% of dev
     (training from random weights, without the tests)."""
     minutes_of_stage = read_timing(run_folder)[2]
@@ -71,7 +71,7 @@ def minutes(run_folder):
     return numbers
 
 
-def share_of_time(folder):
+def _share_of_time(folder):
     """The share of processor time of each kind of operation, in training and in
     decoding, on one process."""
     device, dtype, config = folder.options.device, folder.options.dtype, folder.run.model
@@ -94,13 +94,13 @@ def share_of_time(folder):
     return numbers
 
 
-def in_bfloat16(folder):
+def _in_bfloat16(folder):
     """The rates of training and decoding with products in bfloat16."""
     measured = bench.run_bench(folder, "--dtype", "bfloat16")
     return {f"bfloat16.{key}": measured[key] for key in ("train", "documents", "decode")}
 
 
-def growth(folder):
+def _growth(folder):
     """Tokens per second of training by the size of the batch, and of decoding by the
     length of the context.
 
@@ -126,15 +126,15 @@ def growth(folder):
     for n, name in ((1, "decode.one"), (PROMPTS, "decode")):
         short_rates, long_rates = [], []
         for _ in range(21):
-            short_rates.append(decoding_rate(model, 128, n))
-            long_rates.append(decoding_rate(model, 1024, n))
+            short_rates.append(_decoding_rate(model, 128, n))
+            long_rates.append(_decoding_rate(model, 1024, n))
         short, long = median(short_rates), median(long_rates)
         numbers |= {f"{name}.128": short, f"{name}.1024": long,
                     f"{name}.1024_to_128": short / long}
     return numbers
 
 
-def decoding_rate(model, context, n, new=32):
+def _decoding_rate(model, context, n, new=32):
     """Tokens per second of n answers of `new` tokens to prompts of `context` tokens.
     The clock starts at the first token, so reading the prompts does not count."""
     times, prompts = [], bench.random_prompts(model.config, n, context)
@@ -143,7 +143,7 @@ def decoding_rate(model, context, n, new=32):
     return new * n / (times[-1] - times[0])
 
 
-def drafting(folder):
+def _drafting(folder):
     """The share of MTP's drafts that are accepted on dev problems at temperature 1, and
     tokens per second with drafts and without, for one prompt and for many."""
     device, r1_folder = folder.options.device, Path(folder.run.start).parent
@@ -171,10 +171,10 @@ def drafting(folder):
 
 def measure(folder):
     """The numbers of one seed."""
-    numbers = minutes(Path(folder.run.start).parent)
+    numbers = _minutes(Path(folder.run.start).parent)
     numbers |= peers.measure(folder)
-    for kind, work in (("spent", share_of_time), ("bfloat16", in_bfloat16), ("growth", growth),
-                       ("drafts", drafting)):
+    for kind, work in (("spent", _share_of_time), ("bfloat16", _in_bfloat16), ("growth", _growth),
+                       ("drafts", _drafting)):
         record = measure_once(folder, kind, lambda: work(folder))
         numbers |= {key: x for key, x in record.items() if key != "machine"}
     return numbers

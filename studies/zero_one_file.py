@@ -24,7 +24,7 @@ ROWS = {"one.base.pass@1": "base, right", "one.zero.pass@1": "Zero, right",
         "one.seconds": "seconds in all"}
 
 
-def run(seed):
+def _run(seed):
     """What workshop/zero.py prints last: its dict of results. UserError if it fails."""
     done = subprocess.run([sys.executable, str(FILE), str(seed)], stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -34,7 +34,7 @@ def run(seed):
 
 def measure(folder):
     """The results of a seed, by key such as one.zero.pass@1."""
-    found = measure_once(folder, "one", lambda: run(folder.run.seed))
+    found = measure_once(folder, "one", lambda: _run(folder.run.seed))
     return {f"one.{key}": value for key, value in found.items()}
 
 

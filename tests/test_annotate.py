@@ -25,7 +25,7 @@ def prose_of(name):
 def named_in(name):
     """All equations and sections that a lesson file names."""
     return {equation for text in prose_of(name)
-            for _, names in annotate.find_mentions(text, annotate.OWN_PAPER[name])
+            for _, names in annotate._find_mentions(text, annotate.OWN_PAPER[name])
             for equation in names}
 
 
@@ -56,7 +56,7 @@ def row_of(page, number):
 def test_annotate_mentions_by_hand():
     """Ranges, lists, other papers' numbers, sections with and without the word; no other digits."""
     def found(text, paper="V3"):
-        return [names for _, names in annotate.find_mentions(text, paper)]
+        return [names for _, names in annotate._find_mentions(text, paper)]
 
     assert found("a (eq 12, 17-19): b") == [["V3 eq 12", "V3 eq 17", "V3 eq 18", "V3 eq 19"]]
     assert found("eq 2 and eq 5") == [["V3 eq 2"], ["V3 eq 5"]]
@@ -75,11 +75,11 @@ def test_annotate_mentions_by_hand():
 @pytest.mark.parametrize("name", LESSONS)
 def test_annotate_every_named_equation_is_kept(name):
     """docs/equations.md has each equation that a lesson file names; none is overlooked."""
-    equations = annotate.read_equations()
+    equations = annotate._read_equations()
     assert {equation for equation in named_in(name) if " eq " in equation} <= equations.keys()
     source = (ROOT / f"{name}.py").read_text("utf-8")
     written = re.findall(r"\beq\s+#?\s*\d", source)
-    found = [match for text in prose_of(name) for match, _ in annotate.find_mentions(text, "V3")
+    found = [match for text in prose_of(name) for match, _ in annotate._find_mentions(text, "V3")
              if match["kind"] == "eq"]
     assert len(found) == len(written)
 
@@ -88,13 +88,13 @@ def test_annotate_all_of_v3_is_kept_and_named():
     """V3's equations 1 to 25 are all in docs/equations.md. Each is named in moe.py beside the line
     that computes it, but for eq 14, which eq 16 replaces."""
     numbers = {f"V3 eq {number}" for number in range(1, 26)}
-    assert {name for name in annotate.read_equations() if name.startswith("V3 eq")} == numbers
+    assert {name for name in annotate._read_equations() if name.startswith("V3 eq")} == numbers
     assert {name for name in named_in("moe") if name.startswith("V3 eq")} == numbers
     lesson = annotate.Lesson((ROOT / "moe.py").read_text("utf-8"))
     comments = [*lesson.line_comments.values(), *(
         text for line, texts in lesson.prose.items() for text in texts
         if not lesson.lines[line - 1].lstrip().startswith(("def ", "class ", "@")))]
-    computed = {name for text in comments for _, names in annotate.find_mentions(text, "V3")
+    computed = {name for text in comments for _, names in annotate._find_mentions(text, "V3")
                 for name in names}
     assert computed == numbers - {"V3 eq 14"}
 
@@ -105,9 +105,9 @@ def test_annotate_no_equation_is_kept_in_vain():
     text = (ROOT / "docs/equations.md").read_text("utf-8")
     assert "operatorname" not in text
     headings = re.findall(r"^### (.*)$", text, re.MULTILINE)
-    assert len(headings) == len(set(headings)) and set(headings) == set(annotate.read_equations())
+    assert len(headings) == len(set(headings)) and set(headings) == set(annotate._read_equations())
     assert all(formulas and sentence and "```" not in sentence
-               for formulas, sentence in annotate.read_equations().values())
+               for formulas, sentence in annotate._read_equations().values())
     assert set(headings) <= set.union(*map(named_in, LESSONS))
 
 
@@ -200,6 +200,6 @@ def test_annotate_a_missing_package_is_one_line(missing, monkeypatch, tmp_path, 
     """Without a package: one line that says what to install, code 2, and no folder."""
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match="pip install pygments latex2mathml"):
-        annotate.packages()
+        annotate._packages()
     assert cli.main(["annotate", str(tmp_path / "new")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "new").exists()

@@ -6,6 +6,7 @@ import re
 import pytest
 
 import tasks
+from engine.errors import UserError
 from studies import baseline
 from tests.helpers import nano_run
 
@@ -16,7 +17,7 @@ def test_baseline_cost_of_rl_equals_hand_count():
     step = {"kind": "zero", "tokens": 700, "prompt_tokens": 300, "learnt_tokens": 400}
     run = nano_run(**{"zero.problems": 3, "zero.group_size": 4, "zero.oversample": 2})
     log = [{"kind": "config"} | dataclasses.asdict(run), step, step]
-    answers, prompt_tokens, flops = baseline.cost_of_rl(log)
+    answers, prompt_tokens, flops = baseline._cost_of_rl(log)
     assert (answers, prompt_tokens) == (2 * 3 * 4 * 2, 600)
     assert flops == pytest.approx(2 * (2 * 1000 + 8 * 400))
 
@@ -27,7 +28,7 @@ def test_baseline_examples_come_before_the_question(n):
     with the prompt of the question alone. Python's eval is the oracle of the answers."""
     for language in tasks.LANGUAGES:
         problem = tasks.make_problem(random.Random(1), 5, "test", language)
-        ids = baseline.few_shot_prompt(problem, n, random.Random(0), 4)
+        ids = baseline._few_shot_prompt(problem, n, random.Random(0), 4)
         question = tasks.encode_prompt(problem.question)
         assert ids[-len(question):] == question
         *examples, _ = tasks.ENCODING.decode(ids).split(tasks.USER)[1:]
@@ -38,6 +39,18 @@ def test_baseline_examples_come_before_the_question(n):
             response = answer.removesuffix(tasks.END)
             assert tasks.parse(response)[1] == str(value) and tasks.format_reward(response)
             assert tasks.language_share(response, language) == 1.0
+
+
+@pytest.mark.parametrize("levels, fits", [("3,4,5,6", True), ("7", False), ("3,7", True)])
+def test_baseline_examples_that_leave_no_room_are_refused(levels, fits):
+    """Four examples of 7 operations do not fit into 512 tokens: one line says so before anything
+    is trained. The examples have the lowest level."""
+    run = nano_run(**{"zero.levels": levels, "eval.problems": 40})
+    if fits:
+        baseline._check_examples_fit(run)
+    else:
+        with pytest.raises(UserError, match="zero.levels: 4 worked examples .* give a lower level"):
+            baseline._check_examples_fit(run)
 
 
 def test_baseline_page_states_every_gain():

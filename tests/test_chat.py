@@ -108,7 +108,7 @@ def test_chat_stream_loses_no_text(ids):
     assert not set(shown) & {chr(i) for i in (*range(10), *range(11, 32), *range(127, 160))}
     for word in ("thinking: ", "answer: ", "answer:", "(end)", "\n", " ", *chat.PARTS):
         shown = shown.replace(word, "")
-    expected = chat.visible_text(tasks.decode(ids)).replace(" ", "")
+    expected = chat._visible_text(tasks.decode(ids)).replace(" ", "")
     for tag in chat.PARTS:
         expected = expected.replace(tag, "")
     assert shown == expected
@@ -199,6 +199,52 @@ def test_chat_refuses_an_empty_question(folder, capsys, question):
     assert cli.main(["chat", str(folder / "zero.pt"), "--ask", question]) == 2
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == 1 and "empty" in error
+
+
+@pytest.mark.parametrize("question", ["-5+3", "-(5+3)", "-1", "--5"])
+def test_chat_asks_a_question_that_begins_with_a_dash(folder, monkeypatch, question):
+    """-5+3 after --ask is a question. With "=" any text is. An option after --ask is none."""
+    asked, checkpoint_file = [], str(folder / "zero.pt")
+    monkeypatch.setattr(chat, "_ask", lambda _, question: asked.append(question))
+    words = ["--ask", question] if question != "--5" else [f"--ask={question}"]
+    assert cli.main(["chat", *words, checkpoint_file, "--threads", "1"]) == 0
+    assert asked == [question]
+    with pytest.raises(SystemExit):
+        cli.main(["chat", checkpoint_file, "--ask", "--threads", "1"])
+
+
+NO_TEXT = b"12+3 \xbc\xc6\xcb\xe3\n/model \xff\n"  # Chinese in GBK, which is no UTF-8
+
+
+def in_shell(words, environment=(), stdin=NO_TEXT):
+    """(exit code, output, error) of a shell command with r1mini.py's words at its end, as bytes."""
+    run = subprocess.run(f"{sys.executable} {ROOT / 'r1mini.py'} {words}", shell=True, input=stdin,
+                         capture_output=True, env=os.environ | dict(environment))
+    assert b"Traceback" not in run.stderr, run.stderr.decode("utf-8", "replace")
+    return run.returncode, run.stdout, run.stderr
+
+
+@pytest.mark.parametrize("environment", [
+    {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}, {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_chat_reads_bytes_that_are_no_text(folder, environment):
+    """Bytes that are not in the terminal's encoding are asked as replacement characters: chat
+    answers, and goes on with the next line."""
+    code, out, error = in_shell(f"chat {folder / 'zero.pt'}", environment)
+    assert code == 0 and b"answer" in out and b".pt; here are zero" in out and error == b""
+
+
+def test_chat_needs_standard_input(folder):
+    """With standard input closed, chat ends with exit code 2 and one line."""
+    code, _, error = in_shell(f"chat {folder / 'zero.pt'} <&-")
+    assert code == 2 and error.count(b"\n") == 1 and b"give --ask" in error
+
+
+@pytest.mark.parametrize("redirected", [">&-", "2>&-", ">&- 2>&-"])
+def test_chat_answers_without_output(folder, redirected):
+    """With standard output or error closed, a question is answered to nowhere, without an error."""
+    code, _, error = in_shell(f"chat {folder / 'zero.pt'} --ask 12+3 {redirected}")
+    assert code == 0 and error == b""
 
 
 @pytest.mark.parametrize("terminal, no_color, coloured", [

@@ -59,10 +59,10 @@ def test_choices_every_recipe_changes_a_setting():
     """The command of each recipe is understood and resolves to settings that differ from the
     default's."""
     default = cli.resolve_settings("nano", ["eval.longer=1"])
-    for _, command in study.study_runs(choices, 0):
+    for _, command in study._study_runs(choices, 0):
         command = [w for w in command if w != "--from" and not w.endswith("base.pt")]
         assert cli.resolve_settings("nano", cli.parse(command).set) != default
-    assert len(study.study_runs(choices, 0)) == len(choices.BASES) + len(choices.REINFORCED)
+    assert len(study._study_runs(choices, 0)) == len(choices.BASES) + len(choices.REINFORCED)
 
 
 def weights_after(loop, steps, state=None, weights=None):
@@ -92,15 +92,15 @@ def same(a, b):
 def test_choices_growing_reads_more_documents_by_thirds(monkeypatch):
     """The thirds of `growing` read 0.5, 1 and 1.5 times the documents a step. Stopped after any
     step it resumes to the same bits, and with factors of 1 it equals r1mini.train."""
-    grown, _, read = weights_after(choices.train_longer_and_longer, 6)
+    grown, _, read = weights_after(choices._train_longer_and_longer, 6)
     assert read == [2, 2, 4, 4, 6, 6] and sum(read) == 6 * 4
     for n in (1, 2, 3, 5):
-        weights, state, _ = weights_after(choices.train_longer_and_longer, n)
-        resumed, _, read = weights_after(choices.train_longer_and_longer, 6 - n, state, weights)
+        weights, state, _ = weights_after(choices._train_longer_and_longer, n)
+        resumed, _, read = weights_after(choices._train_longer_and_longer, 6 - n, state, weights)
         assert same(resumed, grown) and read == [2, 2, 4, 4, 6, 6][n:]
     monkeypatch.setattr(choices, "GROWTH", (1, 1, 1))
     plain, _, _ = weights_after(train, 6)
-    assert same(weights_after(choices.train_longer_and_longer, 6)[0], plain)
+    assert same(weights_after(choices._train_longer_and_longer, 6)[0], plain)
     assert not same(plain, grown)
 
 
@@ -112,7 +112,7 @@ def test_choices_curriculum_draws_weak_levels_more_often(tmp_path):
     records.insert(0, {"kind": "config"})
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     run = cli.resolve_settings("micro", ["zero.levels=3,6"])
-    task = choices.levels_by_success(SimpleNamespace(path=tmp_path, run=run), run.zero)
+    task = choices._levels_by_success(SimpleNamespace(path=tmp_path, run=run), run.zero)
     for step, share in ((4, 0.5), (5, 0.95), (9, 0.95), (10, 0.05)):
         problems = task.draw(random.Random(0), 2000, step)
         assert sum(p.level == 6 for p in problems) / 2000 == pytest.approx(share, abs=0.03)
@@ -122,7 +122,7 @@ def test_choices_renamed_renames_stages_of_a_log():
     """`rename_stages` keeps the configuration, renames the given stages and drops all others."""
     log = [{"kind": "config"}, {"kind": "grown", "step": 1}, {"kind": "curriculum", "step": 1},
            {"kind": "dev", "stage": "grown", "step": 1}, {"kind": "test", "stage": "growing"}]
-    assert choices.rename_stages(log, grown="zero") == [
+    assert choices._rename_stages(log, grown="zero") == [
         {"kind": "config"}, {"kind": "zero", "step": 1},
         {"kind": "dev", "stage": "zero", "step": 1}]
 
@@ -135,10 +135,10 @@ def test_choices_measure_counts_both_schedules(tmp_path, monkeypatch):
     usual = [json.loads(line) for line in (tmp_path / "r1-0" / "log.jsonl").open()]
     ours = tmp_path / "choices-0"
     ours.mkdir()
-    records = choices.rename_stages(usual, base="growing")
-    records += choices.rename_stages(usual, zero="grown")[1:]
+    records = choices._rename_stages(usual, base="growing")
+    records += choices._rename_stages(usual, zero="grown")[1:]
     late = [r | {"pass@1": 0.9 if r["step"] >= 20 else 0.1} if r["kind"] == "dev" else r
-            for r in choices.rename_stages(usual, zero="curriculum")[1:]]
+            for r in choices._rename_stages(usual, zero="curriculum")[1:]]
     (ours / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records + late))
     run = cli.resolve_settings("micro", [], start=str(tmp_path / "r1-0" / "r1.pt"))
     folder = SimpleNamespace(
@@ -149,14 +149,14 @@ def test_choices_measure_counts_both_schedules(tmp_path, monkeypatch):
     found = choices.measure(folder)
     for name, steps in zip(choices.SCHEDULES, (10, 20)):
         assert found[f"{name}.steps"] == steps
-    expected = choices.training_curve(usual, usual)
+    expected = choices._training_curve(usual, usual)
     assert {key.partition(".")[2]: x for key, x in found.items()
             if key.startswith(choices.SCHEDULES[0])} == expected
 
 
 def test_choices_page_shows_every_recipe_and_schedule():
     """The page has a row for each recipe and schedule, and the number of seeds that reached 85%."""
-    names = [*choices.recipe_folders(0, ""), *choices.SCHEDULES]
+    names = [*choices._recipe_folders(0, ""), *choices.SCHEDULES]
     rows = {f"{name}.base": {"mean": 0.2, "std": 0.0, "per_seed": {"0": 0.1, "1": 0.3}}
             for name in names}
     rows[f"{choices.DEFAULT}.tflop"] = {"mean": 5.0, "std": 0.0, "per_seed": {"1": 5.0}}

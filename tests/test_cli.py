@@ -1,5 +1,6 @@
 """The tests of tools/cli.py and tools/settings.py: wrong words, presets, stages, studies."""
 import dataclasses
+import errno
 import inspect
 import os
 import random
@@ -44,6 +45,14 @@ BAD = {  # words of a command -> what the error line must name
     "zero --set zero.steps=0": "at least 1",
     "zero --set zero.max_new_tokens=9999": "max_new_tokens",
     "zero --set zero.temperature=0": "temperature",
+    "zero --set r1.temperature=1e-40": "r1.temperature must be at least 0.01",
+    "zero --set zero.temperature=inf": "a number",
+    "zero --set eval.temperature=-0.5": "eval.temperature must be at least 0",
+    "zero --set eval.temperature=nan": "a number",
+    "zero --set corpus.drill=70": "corpus.drill exceeds the 64 steps that fit into model.max_seq",
+    "zero --set corpus.drill=65 model.max_seq_len=2048": "that fit into student.max_seq_len, 512",
+    "zero --set student_rl.max_new_tokens=300 student.max_seq_len=310":
+        "student_rl.max_new_tokens exceeds the 260 tokens that student.max_seq_len leaves",
     "zero --set zero.levels=9": "levels",
     "zero --set model.qk_rope_head_dim=15": "even",
     "zero --set model.n_activated_experts=99": "n_activated_experts",
@@ -189,11 +198,11 @@ def test_cli_presets_pass_their_own_check(preset):
 def test_cli_command_runs_its_stages_in_order(argv, names, tmp_path, monkeypatch):
     """A command runs the stages up to its own in the paper's order, with a user's dialogues only
     the student's. Ablations run only if named."""
-    monkeypatch.setattr(cli, "needed_checkpoints", lambda *_: {})  # no student exists
+    monkeypatch.setattr(cli, "_needed_checkpoints", lambda *_: {})  # no student exists
     file = tmp_path / "dialogues.jsonl"
     file.write_text(jsonl.chat_line("Compute 1+2", "<answer>3</answer>"), "utf-8")
     argv = [word.format(file) for word in argv]
-    assert cli.plan_run(cli.parse(argv))[1] == names.split()
+    assert cli._plan_run(cli.parse(argv))[1] == names.split()
 
 
 def test_cli_narrow_console_gets_escapes():
@@ -204,6 +213,30 @@ def test_cli_narrow_console_gets_escapes():
     assert run.returncode == 0 and b"answer" in run.stdout
 
 
+@pytest.mark.parametrize("words", [
+    "chat {}.pt --ask 1", "eval {}.pt", "eval zero.pt --problems {}", "zero --from {}/base.pt",
+    "base --preset micro --out {}", "zero --set {}=1", "distill --data {}", "report {}",
+    "report x={}", "report . --to {}", "export {}.pt x", "import {} x.pt", "import x {}.pt",
+    "chat a.pt --ask {}", "bench --against --from {}.pt", "annotate {}", "bench --device {}"])
+def test_cli_words_that_are_no_text_are_refused(words, tmp_path, monkeypatch, capsys):
+    """A word of the command line with bytes that are not UTF-8 is refused by one line, and no file
+    is made."""
+    monkeypatch.chdir(tmp_path)
+    assert "is not valid utf-8" in refused(words.format("\udcff").split(), capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cli_other_processes_print_any_text_to_nowhere(monkeypatch):
+    """Processes that print nothing print Chinese to nowhere too, in any locale."""
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_PORT", "1"),
+                        ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    for name in ("stdout", "stderr", "excepthook"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # restores it after the test
+    cli.parse(["cost"])
+    assert sys.stdout.name == os.devnull and sys.stdout.encoding == "utf-8"
+
+
 def test_cli_words_for_settings_lead_to_settings():
     """Every other word for a setting leads to a setting that exists, and every option is one."""
     names = flatten_settings(dataclasses.asdict(r1mini.Run()))
@@ -211,7 +244,7 @@ def test_cli_words_for_settings_lead_to_settings():
     for words in settings.SYNONYMS.values():
         assert {words} <= keys if isinstance(words, str) else set(words) <= keys
     assert not keys & settings.SYNONYMS.keys()
-    options = {word for command in cli.make_parser()._subparsers._group_actions[0].choices.values()
+    options = {word for command in cli._make_parser()._subparsers._group_actions[0].choices.values()
                for word in command._option_string_actions}
     assert set(settings.OPTIONS.values()) <= options
 
@@ -231,6 +264,15 @@ def test_cli_missing_device_is_one_short_line(monkeypatch, capsys):
     monkeypatch.setattr(torch, "zeros", full)
     line = refused(["bench", "--device", "cpu"], capsys)
     assert "out of memory" in line and "not available" not in line
+
+
+@pytest.mark.parametrize("device", [
+    "mps", "xpu", "hpu", "cuda:77", "cuda:-1", "vulkan", "xla", "privateuseone", "nonsense", "meta",
+    "0"])
+def test_cli_any_missing_device_is_one_short_line(device, capsys):
+    """A device that is not there is refused by one short line with its name."""
+    line = refused(["bench", "--preset", "micro", "--device", device], capsys)
+    assert f"--device {device}: not available here" in line and len(line) < 200
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE")
@@ -278,18 +320,52 @@ def test_cli_longest_question_has_room():
     assert 30 < longest <= settings.LONGEST_PROMPT
 
 
+@pytest.mark.parametrize("changes", [
+    "corpus.drill=37", "corpus.levels=7 corpus.checked=0.7", "corpus.levels=7 corpus.steps=0.7",
+    "corpus.levels=6,7 corpus.checked=0.7 corpus.products=0.5", "corpus.general=0.7"])
+def test_cli_documents_of_accepted_settings_fit(changes):
+    """Settings that the shortest model accepts make no document that is longer than it, also where
+    every step slips."""
+    given = [f"corpus.{name}=1" for name in ("summary", "tags", "spaced", "direct_slips",
+                                             "steps_slips", "checked_slips")]
+    given += [f"corpus.{style}=0.1" for style in (*tasks.STYLES, "general")]
+    given += ["model.max_seq_len=300", "student.max_seq_len=300", *changes.split()]
+    run, rng = cli.resolve_settings("nano", given), random.Random(0)
+    lengths = [len(tasks.make_document(rng, run.corpus).tokens) for _ in range(600)]
+    assert max(lengths) <= settings.LONGEST_DOCUMENT
+
+
+def test_cli_longest_drill_is_the_bound():
+    """The longest drills have DRILL_STEP tokens a step, and few are far below it."""
+    rng, corpus = random.Random(0), tasks.Corpus(drill=50)
+    lengths = [len(tasks.drill(rng, corpus).tokens) for _ in range(50)]
+    assert 0.95 * 50 * settings.DRILL_STEP < max(lengths) <= 50 * settings.DRILL_STEP
+
+
+def test_cli_teacher_has_to_read_the_dialogues_too(tmp_path, monkeypatch):
+    """A dialogue that only the student can read is refused where R1 reads it as well
+    (distill_logits), and not elsewhere."""
+    monkeypatch.setattr(cli, "_needed_checkpoints", lambda *_: {})
+    file = tmp_path / "long.jsonl"
+    file.write_text(jsonl.chat_line("1+" * 300, "<answer>3</answer>"), "utf-8")
+    argv = ["distill", "--data", str(file), "--set", "student.max_seq_len=700"]
+    assert cli._plan_run(cli.parse([*argv]))[1] == ["student", "distill"]
+    with pytest.raises(UserError, match="dialogue 1 has .* at most 512 fit"):
+        cli._plan_run(cli.parse([*argv, "--only", "distill_logits"]))
+
+
 STUDIES = sorted(path.stem for path in (Path(r1mini.__file__).parent / "studies").glob("[a-z]*.py"))
 
 
 def test_cli_find_study_names_all_studies():
     """find_study imports a study by its name, and an unknown name is refused with all names."""
-    assert cli.find_study("r1") is r1
+    assert cli._find_study("r1") is r1
     with pytest.raises(UserError) as refusal:
-        cli.find_study("everything")
+        cli._find_study("everything")
     assert str(refusal.value) == f"study everything: choose one of {', '.join(STUDIES)}"
     for name in ("__init__", "../tools/cli", "studies.r1", ""):
         with pytest.raises(UserError):
-            cli.find_study(name)
+            cli._find_study(name)
 
 
 @pytest.mark.parametrize("words, module, other", [
@@ -303,3 +379,12 @@ def test_cli_options_lead_to_studies(words, module, other, monkeypatch):
         monkeypatch.setattr(each, "main", lambda options, each=each: called.append(each) or 7)
     assert cli.main(words.split()) == (7 if module else 0)
     assert called == ([module] if module else []) and other not in called
+
+
+def test_cli_with_fresh_the_same_command_does_not_go_on():
+    """After a full disk: the same command goes on, but with --fresh it would delete the run."""
+    error = OSError(errno.ENOSPC, "No space left on device", "log.jsonl")
+    for words, wanted in ((["base"], "the same command goes on"),
+                          (["base", "--fresh"], "the same command without --fresh goes on")):
+        options = cli._make_parser().parse_args(words)
+        assert cli._user_error_line(error, options).endswith(f"free some space, and {wanted}")

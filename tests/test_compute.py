@@ -1,26 +1,30 @@
 """Tests of studies/compute.py: limits on thinking, wrong steps, and forbidden words."""
 import math
 import random
+import re
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import moe
 import r1mini
 import tasks
 from studies import compute
+from tests.helpers import lightly
 
 
 def test_compute_cut_keeps_short_thinking():
     """By hand: thinking within the limit is kept. Longer thinking, in the template or not, is cut
     at the limit and an answer begins."""
     ids = tasks.encode_response("<think>1+2=3</think><answer>3</answer>")
-    assert compute.cut_thinking(ids, 5) is None
-    assert tasks.decode(compute.cut_thinking(ids, 2)) == "<think>1+</think><answer>"
-    nothing = compute.cut_thinking(tasks.encode_response("1+2=3"), 0)
+    assert compute._cut_thinking(ids, 5) is None
+    assert tasks.decode(compute._cut_thinking(ids, 2)) == "<think>1+</think><answer>"
+    nothing = compute._cut_thinking(tasks.encode_response("1+2=3"), 0)
     assert tasks.decode(nothing) == "<think></think><answer>"
     whole = tasks.encode_response("<think></think><answer>3</answer>")
-    assert compute.cut_thinking(whole, 0) is None
+    assert compute._cut_thinking(whole, 0) is None
 
 
 def test_compute_steps_tell_noticed_and_corrected():
@@ -28,13 +32,38 @@ def test_compute_steps_tell_noticed_and_corrected():
     checked workings every wrong step is noticed and corrected."""
     text = ("<think>25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok 18+9=26然后26+6=32</think>"
             "<answer>32</answer>")
-    assert [(s["wrong"], s["noticed"], s["corrected"]) for s in compute.judge_steps(text)] == [
+    assert [(s["wrong"], s["noticed"], s["corrected"]) for s in compute._judge_steps(text)] == [
         (True, True, True), (True, False, False), (False, False, False)]
     rng = random.Random(0)
     for _ in range(200):
         p = tasks.make_problem(rng, 5, products=0.3)
-        found = compute.judge_steps(tasks.response(*tasks.work(p, "checked", rng, 0.3, 0.4)))
+        found = compute._judge_steps(tasks.response(*tasks.work(p, "checked", rng, 0.3, 0.4)))
         assert found and all(s["corrected"] == s["noticed"] == s["wrong"] for s in found)
+
+
+# The obvious pattern: a match may begin anywhere in a word or number, which takes quadratic time.
+SLOW_STEP = re.compile(r"([^-+*=0-9]*)(-?[0-9]+)([-+*])([0-9]+)=(-?[0-9]+)")
+
+
+@lightly
+@given(st.text("01-+*= a等", max_size=40))
+def test_compute_steps_equal_the_obvious_pattern(text):
+    """In any text the steps and the words before them are those of the obvious pattern."""
+    assert compute.STEP.findall(text) == SLOW_STEP.findall(text)
+
+
+@pytest.mark.parametrize("text", ["7", "a", " ", "7+", "1-", "=7", "a7", "7+777777", "7+7 7=", "-"])
+def test_compute_steps_of_a_long_text_take_linear_time(text):
+    """400,000 characters without a step have none. The obvious pattern would take minutes."""
+    assert compute._judge_steps(text * (400_000 // len(text))) == []
+    assert compute._judge_steps("7" * 400_000 + text) == []
+
+
+def test_compute_step_of_a_long_number_is_wrong():
+    """A step with a number of thousands of digits is wrong. Python's int() would refuse it."""
+    long = "7" * 5000
+    judged = compute._judge_steps(f"{long}+0={long}然后1+{long}=1然后1+2=3")
+    assert [step["wrong"] for step in judged] == [True, True, False]
 
 
 def test_compute_ban_ends_with_its_context():
@@ -43,7 +72,7 @@ def test_compute_ban_ends_with_its_context():
     model = moe.Transformer(r1mini.PRESETS["micro"]).eval()
     tokens = torch.tensor([[1, 2, 3]])
     free = model(tokens).logits
-    with compute.words_banned(model, [5, 7]):
+    with compute._words_banned(model, [5, 7]):
         held = model(tokens).logits
     assert (held[..., [5, 7]] == -math.inf).all() and torch.equal(model(tokens).logits, free)
 
@@ -56,7 +85,7 @@ def test_compute_gap_is_the_difference_of_two_bans(monkeypatch):
     monkeypatch.setattr(compute, "sample_answers", lambda *_, **__: next(plans))
     problem = tasks.Problem("Compute 1+2", "3", "en", 1, "1+2")
     model = moe.Transformer(r1mini.PRESETS["micro"])
-    r = compute.accuracy_with_words_banned(model, [], [problem] * 2, 8, 8, [right], 1)
+    r = compute._accuracy_with_words_banned(model, [], [problem] * 2, 8, 8, [right], 1)
     assert (r["ban.wait.effect"], r["ban.wait's neutral.effect"]) == (-0.5, -0.5)
     assert r["ban.wait.gap"] == 0
     assert (r["ban.check.effect"], r["ban.check.gap"]) == (-1.0, -1.0)
@@ -70,8 +99,8 @@ def test_compute_neutral_word_is_about_as_frequent():
         return tasks.ENCODING.encode_ordinary(tasks.WORDS[language][name])
     answers = [text("wait") * 3 + text("wait", "zh") * 2 + text("check") * 50
                + text("ok") * 40 + text("ok", "zh") * 9 + text("then", "zh") * 5]
-    assert [compute.neutral_word(answers, "wait")] == text("then", "zh")
-    assert [compute.neutral_word(answers, "check")] == text("ok")
+    assert [compute._neutral_word(answers, "wait")] == text("then", "zh")
+    assert [compute._neutral_word(answers, "check")] == text("ok")
 
 
 @pytest.mark.parametrize("effect_of_word, effect_of_neutral, sentence", [
@@ -87,6 +116,6 @@ def test_compute_verdict_compares_with_the_neutral_ban(effect_of_word, effect_of
     rows["r1.ban.check.gap"] = {"mean": effect_of_word - effect_of_neutral}
     rows["r1.ban.check.gap.error"] = {"per_seed": {"0": 0.005}}
     notes = {"r1.ban.check's neutral.word": {"0": " ok "}}
-    line = compute.verdict(rows, notes, "r1", "check")
+    line = compute._verdict(rows, notes, "r1", "check")
     assert sentence in line and "'ok'" in line
     assert f"by {100 * effect_of_word:+.1f} ± 1.0 points" in line

@@ -56,5 +56,5 @@ def test_cost_prints_published_numbers_of_v3(capsys):
 def test_cost_options_of_training_need_gpus(option, capsys):
     """Without --gpus, an option of training is refused by one line and exit code 2."""
     assert cli.main(["cost", "--preset", "micro", option, "1"]) == 2
-    error = capsys.readouterr().err
-    assert "go with --gpus" in error and error.count("\n") == 1
+    out, error = capsys.readouterr()
+    assert out == "" and "go with --gpus" in error and error.count("\n") == 1

@@ -27,6 +27,24 @@ def test_eval_reports_problems_in_file_order(zero, tmp_path, capsys):
     assert {"pass@4", "cons@4", "length", "mixing"} <= set(r)
 
 
+def test_eval_of_a_problem_does_not_depend_on_its_place(zero, tmp_path, capsys):
+    """A problem gets the same answers in any order of the file, with any other problems in it, and
+    in whatever lots they are asked. Its answers differ from each other."""
+    lines = [{"question": question, "answer": 8}
+             for question in ("1+2", "good evening", "Compute 3+4-5+6", "计算 12+3", "1+3")]
+    found = {}
+    for name, chosen, rows in (("all", lines, 64), ("reversed", lines[::-1], 64),
+                               ("lots", lines, 3), ("last", lines[-1:], 64)):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text(json_lines(*chosen), "utf-8")
+        assert cli.main(["eval", zero, "--problems", str(file), "--samples", "8", "--json", "--set",
+                         f"eval.rows={rows}"]) == 0
+        records = json.loads(capsys.readouterr().out)["by_problem"]
+        found[name] = {r["question"]: (r["vote"], r["length"]) for r in records}
+    assert found["all"] == found["reversed"] == found["lots"]
+    assert found["last"]["1+3"] == found["all"]["1+3"]
+
+
 def test_eval_votes_beyond_16_samples(zero, tmp_path, capsys):
     """Above 16 samples eval adds the vote and the most central answer of k for each power of 2.
     The answers are those of the first pass, so pass@1 is the mean over problems all the same."""

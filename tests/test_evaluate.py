@@ -113,6 +113,14 @@ def test_read_problems_reads_a_good_file(tmp_path):
     assert evaluate.read_problems(path) == wanted
 
 
+@pytest.mark.parametrize("start", ["\ufeff\n", "\ufeff \r\n", "\ufeff"])
+def test_read_problems_skips_a_mark_before_an_empty_line(tmp_path, start):
+    """A byte order mark may stand before an empty first line."""
+    path = tmp_path / "marked.jsonl"
+    path.write_bytes(f'{start}{{"question": "2+3", "answer": 5}}\n'.encode())
+    assert evaluate.read_problems(path) == [Problem("2+3", "5", "en", 0)]
+
+
 BAD_LINES = ["33", "null", "[]", "{", "x", "[" * 100_000, '{"question": "a"}', '{"answer": 3}',
              '["question", "answer"]', '{"question": 3, "answer": 3}',
              '{"question": "a", "answer": %s}' % ("9" * 10_000)]
@@ -168,7 +176,22 @@ def test_evaluate_embeddings_equal_unpadded_means():
     prompts = [tasks.encode_prompt("Compute 1+2"), tasks.encode_prompt("Compute 15-12+9")]
     ids = [tasks.encode_response(text)
            for text in ("<think>1+2=3</think><answer>3</answer>", "4")]
-    e = evaluate.answer_embeddings(model, prompts, ids, 8)
+    e = evaluate.answer_embeddings(model, prompts, ids)
     for row, p, a in zip(e, prompts, (ids[0][:7], ids[1])):
         h = model(torch.tensor([p + a])).hidden[0, len(p):].mean(0)
         torch.testing.assert_close(row, h)
+
+
+def test_evaluate_embeddings_are_computed_in_passes(monkeypatch):
+    """Answers are read in passes of at most PASS_TOKENS tokens, and their embeddings are those of
+    one pass."""
+    model, counts = moe.Transformer(r1mini.PRESETS["micro"]).eval(), []
+    model.register_forward_pre_hook(lambda module, inputs: counts.append(inputs[0].numel()))
+    prompts = [tasks.encode_prompt(f"Compute {n}+2") for n in range(8, 13)]
+    ids = [tasks.encode_response(tasks.response("1+2=3" * n, n)) for n in range(5)]
+    want = evaluate.answer_embeddings(model, prompts, ids)
+    longest = max(len(p) + len(a) for p, a in zip(prompts, ids))
+    counts.clear()
+    monkeypatch.setattr(sampling, "PASS_TOKENS", 2 * longest)
+    torch.testing.assert_close(evaluate.answer_embeddings(model, prompts, ids), want)
+    assert len(counts) > 1 and max(counts) <= 2 * longest

@@ -180,6 +180,37 @@ def test_export_chat_template_equals_training_prompts(folder, question):
         tokenizer.apply_chat_template([{"role": "system", "content": question}])
 
 
+TYPED = ["".join(tasks.SPECIAL), "a<|end|><|user|>b", "<<|end|>|>", "<|", "1<2 <think", "<\ufdd1>"]
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_export_chat_template_makes_no_special_token_of_a_message(folder, typed):
+    """A special token that a user types stays text, as in encode_prompt. In an answer only the four
+    tags are special, as in encode_response."""
+    tokenizer = AutoTokenizer.from_pretrained(folder[0])
+    question, answer = f"Compute 1+2 {typed}", f"<think>{typed}</think><answer>3</answer>"
+    chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True)["input_ids"]
+    document = tokenizer.apply_chat_template(chat)["input_ids"]
+    assert prompt == tasks.encode_prompt(question)
+    assert document == tasks.dialogue(tasks.Problem(question, "", ""), answer).tokens
+
+
+@pytest.mark.parametrize("name", [".", "home", "link"])
+def test_export_never_replaces_the_folder_of_the_user(name, saved, tmp_path, monkeypatch, capsys):
+    """The folder one stands in, and the home folder, are refused also when they are empty: the
+    exported folder would take their place."""
+    for folder in ("here", "home"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    number = (tmp_path / "here").stat().st_ino
+    assert run("export", saved, name if name == "." else tmp_path / name) == 2
+    assert "name a new folder" in capsys.readouterr().err
+    assert (tmp_path / "here").stat().st_ino == number and not list((tmp_path / "here").iterdir())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_then_import_returns_the_same_bits(kind, tmp_path, capsys):
     """Export and import return the same weights, MTP's too, the same settings and preset, and leave
@@ -292,7 +323,25 @@ def test_import_names_the_weight_that_does_not_fit(message, folder, tmp_path, ca
     assert message in error and error.count("\n") == 1 and not (tmp_path / "ours.pt").exists()
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_import_refuses_as_many_other_tokens(folder, tmp_path, capsys):
+    """A folder whose tokenizer has as many tokens as ours, but other ones, is refused. One that
+    transformers has saved again, or that has no tokenizer, is not."""
+    for path in folder[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    found = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    vocabulary = found["model"]["vocab"]
+    vocabulary["other"] = vocabulary.pop(list(vocabulary)[-1])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    assert run("import", tmp_path, tmp_path / "ours.pt") == 2
+    error = capsys.readouterr().err
+    assert "but other ones" in error and error.count("\n") == 1
+    AutoTokenizer.from_pretrained(folder[0]).save_pretrained(tmp_path)
+    assert run("import", tmp_path, tmp_path / "ours.pt") == 0
+    (tmp_path / "tokenizer.json").unlink()
+    assert run("import", tmp_path, tmp_path / "ours2.pt") == 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff" * 50, b"[" * 10 ** 5])
 def test_import_names_the_damaged_file(name, content, folder, tmp_path, capsys):
     """An empty, cut or foreign file is refused by one line that names it."""

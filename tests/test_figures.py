@@ -9,7 +9,7 @@ import pytest
 
 import tasks
 from tools import figures, report, tables
-from tools.figures import STAGES, STUDENTS, Line, by_step, curves_of_runs, draw, values_at
+from tools.figures import STAGES, STUDENTS, Line, _values_at, by_step, curves_of_runs, draw
 
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 
@@ -55,12 +55,12 @@ def test_figures_line_is_the_mean_and_band_the_range():
     """For two seeds 0.5 apart, the line is their mean, the band reaches from one to the other, and
     points of another stage are left out."""
     runs = curves_of_runs(curves_of_two_seeds(), "grpo")
-    assert values_at(runs, "zero", "language") == {0: [0, 0.5], 1: [1, 1.5], 2: [2, 2.5]}
-    assert values_at(runs, "dev2", "language") == {0: [0.5]}
+    assert _values_at(runs, "zero", "language") == {0: [0, 0.5], 1: [1, 1.5], 2: [2, 2.5]}
+    assert _values_at(runs, "dev2", "language") == {0: [0.5]}
     assert by_step(runs, "zero", ("length", "none")) == {
         step: {"length": step + 0.25} for step in range(3)}
     plot = Plot()
-    figures.draw_lines(plot, "zero", Line(runs, "length", "a"), Line(runs, "pass@1", "b", "above"))
+    figures._draw_lines(plot, "zero", Line(runs, "length", "a"), Line(runs, "pass@1", "b", "above"))
     assert plot.arguments_of("plot")[0][:2] == ([0, 1, 2], [0.25, 1.25, 2.25])
     assert plot.arguments_of("fill_between")[0] == ([0, 1, 2], [0, 1, 2], [0.5, 1.5, 2.5])
     assert len(plot.arguments_of("plot")) == 2
@@ -73,13 +73,13 @@ def test_figures_load_map_has_a_row_for_every_expert():
     """
     runs = [{}, {"loads": [["base", 30, [[1, 2], [3, 0]]], ["zero", 1, [[0, 0]]],
                            ["base", 60, [[5, 6], [7, 8]]]]}]
-    loads = figures.loads_of(runs, "base")
+    loads = figures._loads_of(runs, "base")
     assert loads == {30: [[1, 2], [3, 0]], 60: [[5, 6], [7, 8]]}
-    assert figures.loads_of(runs, "base", until=30) == {30: [[1, 2], [3, 0]]}
-    assert figures.loads_of(runs, "dev2") == {} == figures.loads_of(
+    assert figures._loads_of(runs, "base", until=30) == {30: [[1, 2], [3, 0]]}
+    assert figures._loads_of(runs, "dev2") == {} == figures._loads_of(
         [{"loads": [["base", 30, []]]}], "base")  # a dense model has empty loads
     plot = Plot()
-    figures.draw_loads(plot, loads, ["layer 2", "MTP"])
+    figures._draw_loads(plot, loads, ["layer 2", "MTP"])
     [(steps, row_numbers, rows)] = plot.arguments_of("pcolormesh")
     assert steps == [30, 60] and list(row_numbers) == [0, 1, 2, 3, 4]
     assert rows[:2] == [(1, 5), (2, 6)] and rows[3:] == [(3, 7), (0.25, 8)]
@@ -93,15 +93,15 @@ def test_figures_bars_show_stages_with_numbers_only():
     rows = {f"{stage}.mixing": {"mean": x, "std": 0.01}
             for stage, x in (("zero", 0.6), ("r1", 0.1))}
     plot = Plot()
-    figures.draw_bars(plot, rows, STAGES, "mixing", hatched=("r1",))
+    figures._draw_bars(plot, rows, STAGES, "mixing", hatched=("r1",))
     assert plot.arguments_of("bar") == [(["Zero", "R1"], [0.6, 0.1])]
     [(_, _, options)] = [call for call in plot.calls if call[0] == "bar"]
     assert options["yerr"] == [0.01, 0.01] and options["hatch"] == ["", "//"]
     assert [args[2] for args in plot.arguments_of("text")] == ["60%", "10%"]
-    assert titles(figures.mixing({}, rows)) == ["Zero mixes languages in 60% of its answers, "
-                                                "R1 in 10%"]
+    assert titles(figures._mixing({}, rows)) == ["Zero mixes languages in 60% of its answers, "
+                                                 "R1 in 10%"]
     del rows["r1.mixing"]
-    assert figures.mixing({}, rows) is None
+    assert figures._mixing({}, rows) is None
 
 
 def test_figures_threshold_joins_pairs_and_shades_where_rl_fails():
@@ -190,7 +190,7 @@ def test_figures_titles_do_not_claim_what_did_not_happen():
     (0.171, "17%"), (0.004, "0%"), (0.994, "99%"), (0.996, "over 99%"), (1.0, "100%")])
 def test_figures_percent_never_claims_all(share, text):
     """A share is rounded to percent, but 100% is written for all of them only."""
-    assert figures.percent_text(share) == text
+    assert figures._percent_text(share) == text
 
 
 def test_figures_question_is_read_from_samples():
@@ -198,16 +198,16 @@ def test_figures_question_is_read_from_samples():
     samples = ("## Compute 1+2-1 (answer 2)\n\n- **zero, step 0**, wrong: `<answer>9</answer>`\n"
                "- **zero, step 5**, right: `<think>1+2=3 check 3-2=1正确3-1=2检查2+1=3 ok </think>"
                "<answer>2</answer>`\n\n## Compute 1+2 (answer 3)\n\n- **r1, step 1**, wrong: `x`\n")
-    answer, answers = figures.read_answers(samples, "Compute 1+2-1")
+    answer, answers = figures._read_answers(samples, "Compute 1+2-1")
     problem = tasks.Problem("Compute 1+2-1", answer, "")
     assert answer == "2" and list(answers) == ["zero"]
-    steps = figures.solution_steps(tasks.parse(answers["zero"])[0])
+    steps = figures._solution_steps(tasks.parse(answers["zero"])[0])
     assert steps == ["1+2=3 check 3-2=1正确", "3-1=2检查2+1=3 ok"]
-    assert figures.translate_in_brackets(steps[1]) == "3-1=2 [check] 2+1=3 ok"
-    assert figures.verdict(answers["zero"], problem)[1] == "✓ correct, two languages"
-    assert figures.verdict("<think></think><answer>2</answer>", problem)[1] == (
+    assert figures._translate_in_brackets(steps[1]) == "3-1=2 [check] 2+1=3 ok"
+    assert figures._verdict(answers["zero"], problem)[1] == "✓ correct, two languages"
+    assert figures._verdict("<think></think><answer>2</answer>", problem)[1] == (
         "✓ correct, one language")
-    assert figures.verdict("<think></think><answer>3</answer>", problem)[1] == "✗ wrong"
+    assert figures._verdict("<think></think><answer>3</answer>", problem)[1] == "✗ wrong"
 
 
 @pytest.mark.parametrize("font", ["DejaVu Sans", None])
@@ -216,18 +216,18 @@ def test_figures_readme_picture_has_the_committed_answers(tmp_path, monkeypatch,
     the title; without a font for Chinese no Chinese character is drawn."""
     pytest.importorskip("matplotlib")
     drawn = []
-    monkeypatch.setattr(figures, "chinese_font", lambda: font)
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, "_chinese_font", lambda: font)
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
     samples = (figures.ROOT / "results/r1/samples.md").read_text("utf-8")
     curves, rows = committed("r1", "curves"), committed("r1", "summary")["metrics"]
-    figures.draw_readme(tmp_path / "x.png", curves, rows, samples)
+    figures._draw_readme(tmp_path / "x.png", curves, rows, samples)
     curve, question = drawn[0].axes
-    assert curve.get_title("left") == titles(figures.figure1(curves, rows))[0]
+    assert curve.get_title("left") == titles(figures._figure1(curves, rows))[0]
     text = "".join(piece.get_text() for piece in question.texts)
-    _, answers = figures.read_answers(samples, figures.QUESTION)
+    _, answers = figures._read_answers(samples, figures.QUESTION)
     for stage in figures.MODELS:
-        for step in figures.solution_steps(tasks.parse(answers[stage])[0]):
-            assert (step if font else figures.translate_in_brackets(step)) in text
+        for step in figures._solution_steps(tasks.parse(answers[stage])[0]):
+            assert (step if font else figures._translate_in_brackets(step)) in text
     assert ("正确" in text) == (font is not None)
     assert [words for words in ("✗ wrong", "✓ correct, two languages", "✓ correct, one language")
             if words in text] == ["✗ wrong", "✓ correct, two languages", "✓ correct, one language"]

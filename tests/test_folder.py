@@ -22,7 +22,7 @@ import r1mini
 from engine import checkpoint, jsonl, optim
 from engine.errors import UserError
 from engine.folder import Folder, read_log
-from studies.scale import same
+from studies.scale import _same
 from tests.helpers import FEW, micro_run
 from tests.refusing import Evil, contents, refused
 from tools import cli
@@ -89,7 +89,7 @@ def run_stages(path, *more, killed=None, stages=("base", "zero")):
     """Runs stages of seven steps that learn nothing, with a save at every third step."""
     options = cli.parse(["zero", "--preset", "micro", "--tensorboard", "--save-every", "3",
                          "--out", str(path), *more])
-    folder = Folder(path, cli.plan_run(options)[0], options, r1mini.STAGES)
+    folder = Folder(path, cli._plan_run(options)[0], options, r1mini.STAGES)
 
     def loop(model, state):
         for step in range(state["step"] if state else 0, 7):
@@ -492,7 +492,7 @@ def test_folder_full_disk_loses_no_saved_step(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.rglob("*.tmp"))
     assert cli.main(argv) == 0
     assert cli.main([*SHORT, "--out", str(tmp_path / "undisturbed")]) == 0
-    assert same(tmp_path / "run", tmp_path / "undisturbed")
+    assert _same(tmp_path / "run", tmp_path / "undisturbed")
 
 
 def test_folder_deleted_while_training_is_named(tmp_path, monkeypatch, capsys):

@@ -13,17 +13,17 @@ def test_hours_flops_of_v3_equal_hand_count():
     heads, each 320 wide, over 2048 earlier tokens on average. RL takes 10 FLOPs for each of 36.63B
     weights. Both are counted by hand."""
     met = 36_625_603_584 + 688_100_352 + 926_679_040
-    assert hours.flops(V3, 4096) == {"weights": 6 * met, "attention": 6 * 62 * 128 * 320 * 2048}
-    assert hours.flops_of_rl(V3) == 10 * 36_625_603_584
+    assert hours._flops(V3, 4096) == {"weights": 6 * met, "attention": 6 * 62 * 128 * 320 * 2048}
+    assert hours._flops_of_rl(V3) == 10 * 36_625_603_584
 
 
 def test_hours_agree_with_published_hours():
     """180K hours per 10^12 tokens imply 40 to 41% of the peak. The published hours add up to the
     totals of V3 Table 1 and R1 v2 Table 7, and R1-Zero's 512 GPUs for 198 hours give its 101K
     hours."""
-    assert 0.40 < hours.implied_mfu() < 0.41
-    work = 1e12 * sum(hours.flops(V3, 4096).values())
-    assert hours.hours(work, hours.implied_mfu()) == pytest.approx(180e3)
+    assert 0.40 < hours._implied_mfu() < 0.41
+    work = 1e12 * sum(hours._flops(V3, 4096).values())
+    assert hours._hours(work, hours._implied_mfu()) == pytest.approx(180e3)
     *v3, v3_total = list(hours.HOURS.values())[:4]
     *r1, r1_total = list(hours.HOURS.values())[4:]
     assert (sum(v3), sum(r1)) == (v3_total, r1_total) == (2788e3, 147e3)
@@ -37,7 +37,8 @@ def test_hours_agree_with_published_hours():
 def test_hours_layout_divides_the_gpus(preset, gpus, split):
     """On 2048 GPUs the layout is V3's own: 64 share the experts, in 16 pipeline stages. The layout
     always divides the number of GPUs, with no more stages than layers."""
-    assert hours.layout(r1mini.PRESETS[preset], gpus) == split and gpus % (split[0] * split[1]) == 0
+    assert hours._layout(r1mini.PRESETS[preset], gpus) == split
+    assert gpus % (split[0] * split[1]) == 0
 
 
 def test_hours_memory_equals_hand_count():
@@ -49,17 +50,17 @@ def test_hours_memory_equals_hand_count():
     held = routed / 1024 + (everything - routed) / 16
     attention = 2 * (7168 + 1536 + 576 + 128 * 128)
     token = 61 * attention + 3 * (7168 + 2 * 18432) + 58 * 9 * (7168 + 2 * 2048)
-    assert hours.memory(V3, 2048) == pytest.approx({
+    assert hours._memory(V3, 2048) == pytest.approx({
         "weights": 2 * held, "gradients": 4 * held, "optimizer": 8 * everything / 2048,
         "activations": token * 4096 * 17 / 16})
-    assert sum(hours.memory(V3, 2048).values()) < 80e9  # an H800's memory
+    assert sum(hours._memory(V3, 2048).values()) < 80e9  # an H800's memory
 
 
 def test_hours_messages_equal_hand_count():
     """A V3 token sends 7168 channels to 8 experts, 3 bytes a channel there and back, across at most
     4 nodes (V3 section 3.2.2). Without groups, every expert may be on another node."""
-    assert hours.messages(V3) == (8 * 7168 * 3, 4 * 7168 * 3)
-    assert hours.messages(r1mini.PRESETS["nano"]) == (2 * 64 * 3, 2 * 64 * 3)
+    assert hours._messages(V3) == (8 * 7168 * 3, 4 * 7168 * 3)
+    assert hours._messages(r1mini.PRESETS["nano"]) == (2 * 64 * 3, 2 * 64 * 3)
 
 
 def test_hours_of_v3_are_printed_beside_published_ones(capsys):
@@ -77,15 +78,15 @@ def test_hours_of_v3_are_printed_beside_published_ones(capsys):
     for preset in ("nano", "student"):
         assert cli.main(["cost", "--preset", preset, *words]) == 0
         out = capsys.readouterr().out
-        work = 2e12 * sum(hours.flops(r1mini.PRESETS[preset], 512).values())
+        work = 2e12 * sum(hours._flops(r1mini.PRESETS[preset], 512).values())
         spent = work / (0.5 * 989e12 * 3600)
         assert f"{spent:,.0f}" in out and f"${3 * spent:,.0f}" in out and "published" not in out
 
 
 def test_hours_lines_fit_a_terminal():
     """No line for the largest preset is longer than 100 characters."""
-    lines = (*hours.size_lines(V3), *hours.memory_lines(V3, 2048),
-             *hours.training_lines(V3, 2048, 1e13, 0.4, 2, "given"))
+    lines = (*hours._size_lines(V3), *hours._memory_lines(V3, 2048),
+             *hours._training_lines(V3, 2048, 1e13, 0.4, 2, "given"))
     assert max(len(row) for line in lines for row in line.splitlines()) <= 100
 
 

@@ -1,5 +1,6 @@
 """A module imports from its own layer or from a lower one: the house stays as it was built."""
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,39 @@ def test_layers_lesson_needs_run_time_packages_only():
     for name in FILES:
         if layer_of(name) is not None and layer_of(name) <= layer_of("r1mini.py"):
             assert {module.partition(".")[0] for module, _ in statements(name)} <= allowed, name
+
+
+# What every study or command has.
+COMMON = {"main", "measure", "page", "numbers", "against"}
+
+
+@pytest.mark.parametrize("folder", ["tools", "studies"])
+def test_layers_names_of_one_file_are_private(folder):
+    """A function of tools or studies whose name has no "_" in front is used in another file too, or
+    is one that every study or command has. So a public name says where it lives."""
+    texts = {name: (ROOT / name).read_text("utf-8") for name in FILES
+             if layer_of(name) is not None and layer_of(name) < len(LAYERS) - 1}
+    for name in texts:
+        if not name.startswith(folder):
+            continue
+        others = " ".join(text for other, text in texts.items() if other != name)
+        words = set(re.findall(r"\w+", others))
+        for node in ast.parse(texts[name]).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                assert node.name in COMMON | words, f"{name}: {node.name} is used there alone"
+
+
+def test_layers_of_the_page_are_these():
+    """docs/files.md names every module of the engine and of the tools, in its layer."""
+    number, named = 0, {}
+    for line in (ROOT / "docs/files.md").read_text("utf-8").splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 5 and cells[1].isdigit():
+            number = int(cells[1])
+        folder = ""
+        for name in re.findall(r"`([\w/]+\.py)`", cells[2] if len(cells) == 5 else ""):
+            folder = name.rpartition("/")[0] or folder
+            named[f"{folder}/{Path(name).name}".lstrip("/")] = number
+    expected = {name: layer_of(name) + 1 for name in FILES if not name.endswith("__init__.py")
+                and (name.startswith(("engine/", "tools/")) or "/" not in name)}
+    assert named == expected

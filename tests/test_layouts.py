@@ -22,48 +22,48 @@ from studies import layouts
 from tests.helpers import MICRO
 from tools import cli
 
-TWO, FOUR = ([layouts.name_of(layout) for layout in layouts.LAYOUTS[n]] for n in (2, 4))
+TWO, FOUR = ([layouts._name_of(layout) for layout in layouts.LAYOUTS[n]] for n in (2, 4))
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """The folder with what one process made."""
     folder = tmp_path_factory.mktemp("layouts")
-    layouts.launch(1, folder)
+    layouts._launch(1, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def two(one):
     """The folder, after two processes added theirs."""
-    layouts.launch(2, one)
+    layouts._launch(2, one)
     return one
 
 
 @pytest.fixture(scope="module")
 def four(one):
     """The folder, after four processes added theirs."""
-    layouts.launch(4, one)
+    layouts._launch(4, one)
     return one
 
 
 def layout_named(name):
     """The layout with this name."""
     return next(x for many in layouts.LAYOUTS.values() for x in many
-                if layouts.name_of(x) == name)
+                if layouts._name_of(x) == name)
 
 
 def test_layouts_recompute_changes_no_bit(one):
     """Recomputed activations give the same bits, and expert loads that are counted twice move the
     routing bias as often as once."""
-    assert set(layouts.compare(layouts.LAYOUTS[1][1], one).values()) == {0.0}
+    assert set(layouts._compare(layouts.LAYOUTS[1][1], one).values()) == {0.0}
 
 
 @pytest.mark.parametrize("name", TWO)
 def test_layouts_two_processes_equal_one(two, name):
     """In every layout two processes reach the weights, figures and answers of one process within
     1e-5, and each resumes from the other's checkpoint."""
-    found = layouts.compare(layout_named(name), two)
+    found = layouts._compare(layout_named(name), two)
     assert max(found.values()) < 1e-5, found
 
 
@@ -72,13 +72,13 @@ def test_layouts_two_processes_equal_one(two, name):
 def test_layouts_four_processes_equal_one(four, name):
     """In every layout four processes reach the weights, figures and answers of one process within
     1e-5."""
-    found = layouts.compare(layout_named(name), four)
+    found = layouts._compare(layout_named(name), four)
     assert max(found.values()) < 1e-5, found
 
 
 def test_layouts_page_names_the_largest_difference():
     """The page has a row for every layout but one process, and the largest difference."""
-    names = [layouts.name_of(x) for many in layouts.LAYOUTS.values() for x in many][1:]
+    names = [layouts._name_of(x) for many in layouts.LAYOUTS.values() for x in many][1:]
     rows = {f"{name}.base": {"mean": 1e-7 * i} for i, name in enumerate(names, 1)}
     rows["layouts.max_relative_difference"] = {"mean": 1e-7 * len(names)}
     lines = layouts.page(rows)
@@ -126,7 +126,7 @@ def test_layouts_run_resumes_in_another_layout(tmp_path):
     assert cli.main(["zero", *common, "--out", str(tmp_path / "two")]) == 0
     for stage in ("base", "zero"):
         paths = [tmp_path / run / f"{stage}.pt" for run in ("one", "two")]
-        assert layouts.weight_difference(*paths) < 1e-5
+        assert layouts._weight_difference(*paths) < 1e-5
 
 
 @pytest.mark.parametrize("world, seen", [("1", False), ("2", True)])

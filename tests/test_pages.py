@@ -63,33 +63,33 @@ def test_fill_writes_a_mark_in_each_form(repository, mark, wanted):
     """Worked by hand. What stood there before is replaced, and filling twice changes nothing."""
     for before in ("", wanted, "12.5", "0.1 ± 0.2", "1 / 2 / 3", "4 of 5", "`old`", "-3%", "1,000"):
         text = f"It is {before}<!--{mark}-->."
-        filled = pages.fill_page(text, "README.md", repository)
+        filled = pages._fill_page(text, "README.md", repository)
         assert filled == f"It is {wanted}<!--{mark}-->."
-        assert pages.fill_page(filled, "README.md", repository) == filled
+        assert pages._fill_page(filled, "README.md", repository) == filled
 
 
 def test_fill_knows_the_source_of_a_results_page(repository):
     """On results/demo/README.md the source is demo; elsewhere this is an error."""
     text = "<!--:zero.length .0-->"
-    assert pages.fill_page(text, "results/demo/README.md", repository) == "81" + text
+    assert pages._fill_page(text, "results/demo/README.md", repository) == "81" + text
     with pytest.raises(UserError, match="docs/x.md: .* needs a source"):
-        pages.fill_page(text, "docs/x.md", repository)
+        pages._fill_page(text, "docs/x.md", repository)
 
 
 def test_fill_writes_a_table_from_its_columns_and_rows(repository):
     """A cell without a measurement is a dash; a row of plain text stays as it is."""
     spec = ("<!-- table demo std\nheld-out | base=base | Zero=zero (%)\n"
             "pass@1 | *.pass@1\ntokens | *.length (.0)\npaper | 15.6 | 77.9\n-->\n")
-    text = pages.fill_page(spec + "old\n<!-- end -->\n", "README.md", repository)
+    text = pages._fill_page(spec + "old\n<!-- end -->\n", "README.md", repository)
     assert text == spec + ("\n| held-out | base | Zero |\n|---|---|---|\n"
                            "| pass@1 | 0.250 ± 0.071 | 90% |\n| tokens | — | 8125% |\n"
                            "| paper | 15.6 | 77.9 |\n\n<!-- end -->\n")
-    assert pages.fill_page(text, "README.md", repository) == text
+    assert pages._fill_page(text, "README.md", repository) == text
 
 
 def test_fill_writes_the_other_blocks(repository):
     """Machine, commit and seeds; an experiment beside its plain run; what experiments cost."""
-    text = pages.fill_page("<!-- run -->\n<!-- end -->\n<!-- curve quick plain: pass@1 kl -->\n"
+    text = pages._fill_page("<!-- run -->\n<!-- end -->\n<!-- curve quick plain: pass@1 kl -->\n"
                       "<!-- end -->\n<!-- times: quick -->\n<!-- end -->\n<!-- change x -->\n",
                       "results/demo/README.md", repository)
     for wanted in ("Machine: a laptop. Commit: `abc1234` (with changes that were", "Seeds: 0, 1.",
@@ -116,32 +116,32 @@ def test_fill_writes_the_other_blocks(repository):
 def test_fill_tells_a_wrong_mark_with_page_and_key(repository, text, said):
     """Instead of a number that nobody measured."""
     with pytest.raises(UserError, match=said) as error:
-        pages.fill_page(text, "docs/page.md", repository)
+        pages._fill_page(text, "docs/page.md", repository)
     assert str(error.value).startswith("docs/page.md: ") and "\n" not in str(error.value)
 
 
 def test_write_pages_finds_a_changed_number(repository):
     """stale_pages() names the page, write_pages() corrects it."""
-    assert pages.stale_pages(repository) == []
+    assert pages._stale_pages(repository) == []
     changed = json.loads(json.dumps(SUMMARY).replace('"mean": 0.9', '"mean": 0.95'))
     (repository / "results/demo/summary.json").write_text(json.dumps(changed), "utf-8")
-    assert pages.stale_pages(repository) == ["README.md"] == pages.write_pages(repository)
+    assert pages._stale_pages(repository) == ["README.md"] == pages.write_pages(repository)
     assert (repository / "README.md").read_text("utf-8").startswith("right: 0.950<!--")
-    assert pages.stale_pages(repository) == []
+    assert pages._stale_pages(repository) == []
 
 
 # --------------------------------------------------------------------------------------------------
 # The pages themselves
 
 
-@pytest.mark.parametrize("page", pages.page_paths())
+@pytest.mark.parametrize("page", pages._page_paths())
 def test_pages_are_not_stale(page):
     """If one is: python r1mini.py report --pages."""
     text = (ROOT / page).read_text("utf-8")
-    assert pages.fill_page(text, page) == text
+    assert pages._fill_page(text, page) == text
 
 
-@pytest.mark.parametrize("page", pages.page_paths())
+@pytest.mark.parametrize("page", pages._page_paths())
 def test_pages_links_lead_somewhere(page):
     """Links to files and headings of this repository. Pictures once the first one is drawn."""
     text = (ROOT / page).read_text("utf-8")

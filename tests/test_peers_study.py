@@ -27,7 +27,7 @@ def test_peers_try_ways_finds_the_fastest(monkeypatch):
              (torch.bfloat16, 2): 1}
     monkeypatch.setattr(bench, "seconds", lambda work, _: clock[work()])
     before = torch.get_num_threads()
-    best = peers.try_ways({(d, n): peers.with_threads(n, lambda d=d: (d, torch.get_num_threads()))
+    best = peers._try_ways({(d, n): peers._with_threads(n, lambda d=d: (d, torch.get_num_threads()))
                         for d, n in clock}, None)
     assert best == [(torch.bfloat16, 2), (torch.float32, 1)] and torch.get_num_threads() == before
 
@@ -37,12 +37,12 @@ def test_peers_ratio_is_the_median_of_rounds():
     of medians."""
     ours, exact, theirs = (torch.bfloat16, 1), (torch.float32, 1), (torch.float32, 2)
     pairs = [(ours, theirs, [1, 1, 1], [3, 4, 9]), (exact, theirs, [1, 4, 3], [3, 4, 9])]
-    found = peers.comparison("step", "trl", pairs)
+    found = peers._comparison("step", "trl", pairs)
     assert (found["step.ours"], found["step.trl"], found["step.vs_trl"]) == (1, 4, 4)
     ends = [found["step.float32.vs_trl" + end] for end in ("", ".least", ".most")]
     assert ends == [3, 1, 3]  # of 3, 1, 3; medians would say 4 / 3
     assert found["step.ours.setting"] == "bfloat16, processes x threads 1 x 1"
-    found = peers.comparison("train", "transformers", pairs, tokens=100)
+    found = peers._comparison("train", "transformers", pairs, tokens=100)
     assert (found["train.ours"], found["train.transformers"]) == (100, 25)
 
 
@@ -67,19 +67,20 @@ def test_peers_transformers_rates_equal_hand_results(monkeypatch):
         work()
         return now[0]
     monkeypatch.setattr(peers, "make_model", lambda config, device, dtype, weights=None: dtype)
-    monkeypatch.setattr(peers, "their_model", lambda *_: torch.nn.Module())
+    monkeypatch.setattr(peers, "_their_model", lambda *_: torch.nn.Module())
     monkeypatch.setattr(peers, "train_step", lambda dtype: timed("train", dtype))
-    monkeypatch.setattr(peers, "their_train_step", lambda model, dtype: timed("their train", dtype))
+    monkeypatch.setattr(peers, "_their_train_step",
+                        lambda model, dtype: timed("their train", dtype))
     monkeypatch.setattr(peers, "sample_call", lambda dtype, work: timed("decode", dtype, 1000))
-    monkeypatch.setattr(peers, "their_sampled", lambda model, dtype, work: timed(
+    monkeypatch.setattr(peers, "_their_sampled", lambda model, dtype, work: timed(
         "their decode", dtype, 500))
-    monkeypatch.setattr(peers, "their_ways", lambda: [(dtype, 1) for dtype in peers.DTYPES])
+    monkeypatch.setattr(peers, "_their_ways", lambda: [(dtype, 1) for dtype in peers.DTYPES])
     monkeypatch.setattr(bench, "seconds", seconds)
-    found = peers.compare_training(None, torch.device("cpu"), 3)
+    found = peers._compare_training(None, torch.device("cpu"), 3)
     rows = bench.ROWS * bench.LENGTH
     assert (found["train.ours"], found["train.transformers"]) == (rows / 2, rows / 6)
     assert (found["train.vs_transformers"], found["train.float32.vs_transformers"]) == (3, 2)
-    found = peers.compare_sampling(None, torch.device("cpu"), bench.Work([], 0, 9), 3, 6)
+    found = peers._compare_sampling(None, torch.device("cpu"), bench.Work([], 0, 9), 3, 6)
     assert found["sample.ours"] == pytest.approx(1000 / 4)
     assert found["sample.transformers"] == pytest.approx(500 / 8)
     for end in ("", ".least", ".most"):  # all rounds are equal
@@ -87,7 +88,7 @@ def test_peers_transformers_rates_equal_hand_results(monkeypatch):
         assert found["sample.float32.vs_transformers" + end] == pytest.approx(8)
     assert found["sample.ours.setting"].startswith("float32")
     assert found["sample.transformers.setting"].startswith("bfloat16")
-    found = peers.compare_sampling(None, torch.device("cpu"), bench.Work([], 0), 3, 6)
+    found = peers._compare_sampling(None, torch.device("cpu"), bench.Work([], 0), 3, 6)
     assert "sample.even.ours" in found
 
 
@@ -104,7 +105,7 @@ def test_peers_tokens_count_up_to_the_end_of_an_answer():
             assert self.generation_config.eos_token_id == 9
             return torch.cat((input_ids, torch.tensor([[5, 9, 0], [5, 6, 7]])), 1)
     work = bench.Work([[3], [4, 4]], 3, 9)
-    assert peers.their_sampled(Other(), torch.float32, work)() == 5
+    assert peers._their_sampled(Other(), torch.float32, work)() == 5
     config = resolve_settings("micro", []).model
     model = bench.make_model(config, torch.device("cpu"), torch.float32)
     work = bench.Work([[3], [4, 4]] * 30, 12, 7)
@@ -123,7 +124,7 @@ def test_peers_both_sides_have_the_same_weights():
     ours = bench.make_model(plain, torch.device("cpu"), torch.float32, weights).eval()
     tokens = torch.tensor([work.prompts[0]])
     with torch.no_grad():
-        theirs = peers.their_model(plain, torch.device("cpu"), weights).eval()(tokens).logits
+        theirs = peers._their_model(plain, torch.device("cpu"), weights).eval()(tokens).logits
         torch.testing.assert_close(ours(tokens).logits, theirs, atol=1e-4, rtol=1e-4)
     assert len(work.prompts) == bench.QUESTIONS * bench.GROUP and work.key_part == ""
     assert work.end_id == tasks.END_ID and work.prompts[0] == work.prompts[bench.GROUP - 1]
@@ -162,15 +163,15 @@ def test_peers_trl_and_ours_take_turns(monkeypatch, best):
     def seconds(work, device):
         order.append(("ours", torch.get_num_threads()))
         return next(clock)
-    monkeypatch.setattr(peers, "their_model", lambda *_: torch.nn.Module())
-    monkeypatch.setattr(peers, "their_ways", lambda: [(d, threads + 1) for d in peers.DTYPES])
-    monkeypatch.setattr(peers, "their_grpo_steps", steps)
+    monkeypatch.setattr(peers, "_their_model", lambda *_: torch.nn.Module())
+    monkeypatch.setattr(peers, "_their_ways", lambda: [(d, threads + 1) for d in peers.DTYPES])
+    monkeypatch.setattr(peers, "_their_grpo_steps", steps)
     monkeypatch.setattr(peers, "grpo_step", lambda *_: {"whole": lambda: None})
-    monkeypatch.setattr(peers, "try_ways", lambda works, device, trial: [
+    monkeypatch.setattr(peers, "_try_ways", lambda works, device, trial: [
         (torch.bfloat16, threads), (torch.float32, threads)])
     monkeypatch.setattr(peers, "seconds", seconds)
     run = resolve_settings("micro", [])
-    found = peers.compare_grpo_steps(run.model, run, torch.device("cpu"), bench.Work([], 0, 9), 2)
+    found = peers._compare_grpo_steps(run.model, run, torch.device("cpu"), bench.Work([], 0, 9), 2)
     our_turn = [("ours", threads)] * 2
     expected = [[(dtype, threads + 1), *our_turn] * 3
                 for dtype in dict.fromkeys((best, torch.float32))]

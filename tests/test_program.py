@@ -18,7 +18,7 @@ def test_program_values_equal_python(text, x):
     """Every expression of at most 60 characters has the value that Python's eval gives, and a
     longer one has none."""
     expected = eval(text, {"__builtins__": {}}, {"x": x}) if len(text) <= 60 else None
-    assert program.run_program(text, x) == expected
+    assert program._run_program(text, x) == expected
 
 
 @pytest.mark.parametrize("text, value", [
@@ -26,7 +26,7 @@ def test_program_values_equal_python(text, x):
     ("2*x+3*x-x", 20), ("7", 7), ("1000*1000", 10 ** 6), ("-" * 57 + "1", -1)])
 def test_program_values_equal_hand_results(text, value):
     """The value at x = 5, worked by hand."""
-    assert program.run_program(text, 5) == value
+    assert program._run_program(text, 5) == value
 
 
 HOSTILE = ["", " ", "x**2", "2**99999999", "9**9**9", "x//2", "x/2", "x%2", "x()", "x(x)", "(x)(x)",
@@ -44,7 +44,7 @@ HOSTILE = ["", " ", "x**2", "2**99999999", "9**9**9", "x//2", "x/2", "x%2", "x()
 def test_program_hostile_text_has_no_value(text):
     """Powers, calls, names, other notations, deep nesting and huge texts have no value, and nothing
     is raised."""
-    assert program.run_program(text, 3) is None
+    assert program._run_program(text, 3) is None
 
 
 @pytest.mark.parametrize("answer, share", [
@@ -65,7 +65,7 @@ def test_program_lines_are_split_into_three_parts():
     passes one of four tests earns a quarter."""
     parts = [{p.answer for p in ps} for ps in program.PROGRAMS.values()]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 90
-    p = program.make_program(2, 3)
+    p = program._make_program(2, 3)
     assert p.question == "f(0)=3 f(1)=5 f(2)=7 f(3)=9"
     for answer, share in (("2*x+3", 1), ("3+x*2", 1), ("x+3", 0.25), ("", 0), ("9", 0.25)):
         assert program.tests_passed(tasks.response("", answer), p) == share

@@ -9,7 +9,9 @@ import torch
 
 import moe
 import r1mini
+from engine.errors import UserError
 from tests.helpers import FEW, micro_run
+from tests.refusing import contents, refused
 from tools import cli, report
 from tools.cost import count_parameters
 
@@ -41,7 +43,7 @@ def test_report_tie_is_half_a_win():
     def numbers_of(stages, minutes, scores):
         return report.RunNumbers("", "", "0", {}, {}, stages, scores, {}, minutes, 1.0)
     complete = numbers_of(["zero", "r1"], 9.0, {"dev1": [0, 0, 1], "r1": [1, 0, 1]})
-    metrics = report.metrics_over_seeds([complete, numbers_of(["student_rl_no_format"], None, {})])
+    metrics = report._metrics_over_seeds([complete, numbers_of(["student_rl_no_format"], None, {})])
     assert metrics["r1.win_rate_dev1"]["mean"] == pytest.approx(2 / 3, abs=1e-6)
     assert metrics["minutes"]["mean"] == 9.0
 
@@ -53,7 +55,7 @@ def test_report_differences_of_stages_equal_hand_results():
                "no_language_reward.mixing": 0.4, "flops.student_rl": 3.0,
                "flops.distill": 2.0, "flops.distill_logits": 4.0}
     run = report.RunNumbers("", "", "0", {}, numbers, [], {}, {}, None, 1.0)
-    found = report.seed_numbers([run], set())
+    found = report._seed_numbers([run], set())
     assert {key: found[key] for key in ("r1.behind_zero", "no_language_reward.ratio",
                                       "flops.rl_to_distill", "flops.rl_to_logits")} == {
         "r1.behind_zero": pytest.approx(0.02), "no_language_reward.ratio": pytest.approx(4.0),
@@ -96,3 +98,86 @@ def test_report_to_a_folder_writes_no_page(tmp_path, capsys):
     names = {path.name for path in kept.iterdir()} - {"figures"}  # these need matplotlib
     assert names == {"summary.json", "curves.json", "samples.md"}
     assert (run / "report.md").read_text("utf-8") == page
+
+
+def copy_with(folder, log_changes):
+    """A copy of the micro run whose log and config.json have other settings."""
+    shutil.copytree(micro_run(), folder, ignore=shutil.ignore_patterns("*.pt"))
+    first, *rest = (folder / "log.jsonl").read_text("utf-8").splitlines(keepends=True)
+    record = json.loads(first)
+    for key, value in log_changes.items():
+        part, _, field = key.rpartition(".")
+        (record[part] if part else record)[field] = value
+    (folder / "log.jsonl").write_text(json.dumps(record) + "\n" + "".join(rest), "utf-8")
+    return str(folder)
+
+
+@pytest.mark.parametrize("changes, named", [
+    ({"seed": 1, "preset": "nano", "model.dim": 96}, "(preset)"),
+    ({"seed": 1, "zero.lr": 0.5, "data_file": "x/mine.jsonl"}, "(data_file, zero.lr)"),
+    ({"zero.lr": 0.5}, "(zero.lr)")])
+def test_report_refuses_runs_with_different_settings(changes, named, tmp_path, capsys):
+    """Two runs with other settings are no seeds of one another: they are refused by one line that
+    names the settings, and nothing is written. Under a NAME both are reported."""
+    other, before = copy_with(tmp_path / "other", changes), contents(tmp_path)
+    line = refused(["report", str(micro_run()), other, "--to", str(tmp_path / "kept")], capsys)
+    assert f"different settings {named}" in line and f"NAME={other}" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"other"}
+    assert contents(tmp_path) == before | contents(tmp_path / "other")
+    assert cli.main(["report", str(micro_run()), f"mine-2={other}"]) == 0
+
+
+def test_report_seeds_may_start_from_other_folders(tmp_path, capsys):
+    """The seed, the start and the folder of the data may differ between the runs of a mean."""
+    data = {"start": "runs/r1-{}/base.pt", "data_file": "runs/r1-{}/distill.jsonl"}
+    runs = [copy_with(tmp_path / str(seed), {"seed": seed} | {
+        key: path.format(seed) for key, path in data.items()}) for seed in (0, 1)]
+    assert cli.main(["report", *runs]) == 0
+    assert "±" in capsys.readouterr().out
+
+
+def test_report_words_are_paths_or_names(tmp_path, monkeypatch):
+    """A folder is a PATH, also with "=" in its name. Otherwise NAME ends at the first "="."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("lr=1e-3", "runs/a=b"):
+        (tmp_path / folder).mkdir(parents=True)
+    words = {"lr=1e-3": ("", "lr=1e-3"), "runs/a=b": ("", "runs/a=b"), "runs/y": ("", "runs/y"),
+             "lr=./1e-3": ("lr", "./1e-3"), "no-lang=runs/y": ("no-lang", "runs/y"),
+             "X=lr=1e-3": ("X", "lr=1e-3")}
+    assert {word: report.name_and_path(word) for word in words} == words
+    for word in ("runs/lr=2", "no lang=runs/y", "=runs/y", "name="):
+        with pytest.raises(UserError, match="there is no such folder. If NAME=PATH is meant"):
+            report.name_and_path(word)
+
+
+@pytest.mark.parametrize("target, message", [
+    ("file", "is a file; --to names a folder"), ("file/inside", "is a file; --to names a folder"),
+    ("run", "holds a run"), ("run/inside", "holds a run")])
+def test_report_to_a_wrong_folder_writes_nothing(target, message, tmp_path, capsys):
+    """--to a file, a run's folder or a folder inside it is refused before anything is written."""
+    (tmp_path / "file").write_text("mine")
+    run = copy_with(tmp_path / "run", {})
+    before = contents(tmp_path)
+    assert message in refused(["report", run, "--to", str(tmp_path / target)], capsys)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\n", b"[1]\n", b'{"stage": "zero"}\n', b"{\n"])
+def test_report_names_a_damaged_timing_file(content, tmp_path, capsys):
+    """A timing.jsonl that is empty, not UTF-8 or not ours is named by one line."""
+    run = copy_with(tmp_path / "run", {})
+    (tmp_path / "run" / "timing.jsonl").write_bytes(content)
+    assert "timing.jsonl is damaged" in refused(["report", run], capsys)
+
+
+def test_report_majority_is_named_after_the_answers(tmp_path, capsys):
+    """A run that asks each problem 4 times has a majority of 4 in its table, its curves and its
+    claims, and no empty row of another number."""
+    run = copy_with(tmp_path / "run", {})
+    assert cli.main(["report", run, "--to", str(tmp_path / "kept")]) == 0
+    assert "majority of 4 (cons@4)" in capsys.readouterr().out
+    curves = json.loads((tmp_path / "kept" / "curves.json").read_text("utf-8"))["grpo-seed0"]
+    assert curves["cons@4"] and not any(name.startswith("cons@1") for name in curves)
+    assert cli.main(["report", run]) == 0
+    page = (tmp_path / "run" / "report.md").read_text("utf-8")
+    assert "| cons@4 |" in page and "`zero.cons@4`" in page and "of 16" not in page

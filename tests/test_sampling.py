@@ -5,9 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import grpo
 from engine import sampling
+from moe import make_cache
 from tests.helpers import PROMPTS, make
 
 
@@ -30,6 +33,26 @@ def test_sampling_logprobs_equal_a_loop(temperature, top_p):
     got = sampling.sampling_logprobs(logits, temperature, top_p).exp().numpy()
     want = np.stack([policy_by_loop(row, temperature, top_p) for row in logits.numpy()])
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 1e-40, 5e-324])
+def test_sampling_at_a_tiny_temperature_is_greedy(temperature):
+    """Below COLDEST, where logits / temperature would overflow, answers and log-probabilities are
+    those of temperature 0, with and without drafts."""
+    model = make(init_std=0.3)
+    for write in (sampling.generate, lambda *a, **k: sampling.speculate(*a, **k)[0]):
+        want, got = (write(model, PROMPTS, 9, -1, 0, temperature=t) for t in (0, temperature))
+        assert got.answers() == want.answers() and torch.equal(got.logprobs, want.logprobs)
+
+
+@pytest.mark.parametrize("temperature", [sampling.COLDEST, 1.0, 1e30, 1e300])
+@pytest.mark.parametrize("top_p", [1.0, 0.95, 1e-40])
+def test_sampling_logprobs_are_a_distribution_at_the_extremes(temperature, top_p):
+    """The probabilities of every row add up to 1 at the lowest temperature that divides, at huge
+    ones, and at a tiny top-p."""
+    logits = 30 * torch.randn(20, 521, generator=torch.Generator().manual_seed(0))
+    policy = sampling.sampling_logprobs(logits, temperature, top_p)
+    torch.testing.assert_close(policy.exp().sum(-1), torch.ones(20))
 
 
 @torch.no_grad()
@@ -98,6 +121,67 @@ def test_generate_computes_logits_of_a_prompts_last_token_only():
     model.head.register_forward_hook(lambda module, inputs, out: seen.append(out.numel() // 24))
     sampling.generate(model, PROMPTS, 3, -1, 0)
     assert seen == [len(PROMPTS)] * 3
+
+
+def tokens_of_reading(model):
+    """A list to which each pass that reads prompts adds its number of tokens, padding included."""
+    counts = []
+
+    def count(module, inputs):
+        if len(inputs) > 1:  # a pass that writes is given one argument by position
+            counts.append(inputs[0].numel())
+
+    model.register_forward_pre_hook(count)
+    return counts
+
+
+@pytest.mark.parametrize("limit, n_passes, tokens", [(2 ** 16, 1, 96), (20, 6, 16), (5, 12, 8)])
+def test_generate_reads_prompts_in_passes(monkeypatch, limit, n_passes, tokens):
+    """Twelve prompts of 8 tokens, padding included, are read in passes of at most `limit` tokens,
+    or of one prompt. The answers, their log-probabilities and the drafts' are those of one pass."""
+    model = make(init_std=0.3)
+    prompts = [[*prompt, i] for i in (2, 3) for prompt in PROMPTS]
+    prompts = [prompt[-8:] for prompt in prompts]
+    want = [sampling.generate(model, prompts, 6, -1, 0, seed=4),
+            sampling.speculate(model, prompts, 6, -1, 0, seed=4)[0]]
+    counts = tokens_of_reading(model)
+    monkeypatch.setattr(sampling, "PASS_TOKENS", limit)
+    got = [sampling.generate(model, prompts, 6, -1, 0, seed=4),
+           sampling.speculate(model, prompts, 6, -1, 0, seed=4)[0]]
+    assert counts == 2 * n_passes * [tokens]
+    for one_pass, several in zip(want, got):
+        assert several.answers() == one_pass.answers()
+        torch.testing.assert_close(several.logprobs, one_pass.logprobs)
+
+
+@torch.no_grad()
+def test_read_prompts_keeps_pace_with_other_processes():
+    """A process that has read its prompts makes the passes that others still need, and keeps its
+    own cache and logits."""
+    model, (tokens, real), read = make(), sampling.pad_left(PROMPTS, 0, "cpu"), []
+    counts = tokens_of_reading(model)
+    for others in (0, 2):
+        cache, more = make_cache(model, 6, 8), iter([True] * others + [False])
+        logits = sampling.read_prompts(model, tokens, real, cache,
+                                       lambda has_more: has_more or next(more))
+        read.append((logits, cache.latent, cache.real))
+        assert cache.length == 8
+    assert counts == [48, 48, 8, 8]
+    assert all(torch.equal(a, b) for a, b in zip(*read))
+
+
+@given(st.lists(st.integers(1, 40), max_size=20), st.integers(1, 100))
+def test_passes_of_keep_order_and_limit(lengths, limit):
+    """Passes have all lists in their order. Each is within the limit, padding included, or has one
+    list; and the next list would not have fitted."""
+    lists = [[i] * n for i, n in enumerate(lengths)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "PASS_TOKENS", limit)
+        passes = sampling.passes_of(lists)
+    assert [ids for part in passes for ids in part] == lists and all(passes)
+    for part, following in zip(passes, [*passes[1:], None]):
+        assert len(part) == 1 or len(part) * max(map(len, part)) <= limit
+        assert not following or (len(part) + 1) * max(map(len, [*part, following[0]])) > limit
 
 
 def test_generate_allows_a_process_without_the_longest_prompt(monkeypatch):

@@ -9,13 +9,13 @@ import pytest
 import tasks
 from studies import program, scale
 
-LINE = program.make_program(2, 3)
+LINE = program._make_program(2, 3)
 
 
 def test_scale_hostile_texts_are_never_paid():
     """Of 20,000 hostile texts none raises an error, none is paid wrongly, none takes long, and
     every right one is paid. The oracle is a set of rules written apart from tasks.py."""
-    found = scale.hostile(20_000)
+    found = scale._hostile(20_000)
     assert "hostile.offender" not in found, found["hostile.offender"]
     assert found["hostile.raised"] == found["hostile.paid"] == found["hostile.withheld"] == 0
     assert found["hostile.tried"] == 20_000 and found["hostile.earned"] > 500
@@ -47,12 +47,12 @@ LENIENT = {  # mistakes that an author of rewards might make
     "blank": (tasks, "format_reward", lambda t, p: tasks.parse(t)[0] is not None),
     "all words": (tasks, "language_share", lambda t, language: 1.0),
     "nan": (tasks, "language_share", lambda t, language: float("nan")),
-    "powers": (program, "run_program", lambda t, x: RUN(t.replace("**1", ""), x)),
-    "commas": (program, "run_program", lambda t, x: RUN(t.replace(",", ""), x)),
-    "first word": (program, "run_program", lambda t, x: RUN(t.split("#")[0].strip("; "), x)),
+    "powers": (program, "_run_program", lambda t, x: RUN(t.replace("**1", ""), x)),
+    "commas": (program, "_run_program", lambda t, x: RUN(t.replace(",", ""), x)),
+    "first word": (program, "_run_program", lambda t, x: RUN(t.split("#")[0].strip("; "), x)),
 }
 
-RUN = program.run_program
+RUN = program._run_program
 
 
 @pytest.mark.parametrize("name", list(LENIENT))
@@ -60,13 +60,13 @@ def test_scale_hostile_texts_deceive_lenient_rewards(monkeypatch, name):
     """Three thousand hostile texts deceive every lenient reward of the list at least once."""
     module, reward, lenient = LENIENT[name]
     monkeypatch.setattr(module, reward, lenient)
-    assert scale.hostile(3000)["hostile.paid"] > 0
+    assert scale._hostile(3000)["hostile.paid"] > 0
 
 
 def test_scale_counts_and_shows_rewards_that_raise(monkeypatch):
     """A reward that raises an error is counted once a text, and the texts go on."""
     monkeypatch.setattr(tasks, "format_reward", lambda text, problem: 1 / 0)
-    found = scale.hostile(50)
+    found = scale._hostile(50)
     assert found["hostile.raised"] == found["hostile.tried"] == 50 and found["hostile.paid"] == 0
     assert found["hostile.offender"].startswith("ZeroDivisionError: ")
 
@@ -74,7 +74,7 @@ def test_scale_counts_and_shows_rewards_that_raise(monkeypatch):
 def test_scale_counts_rewards_that_are_withheld(monkeypatch):
     """A reward that never pays withholds from every right text."""
     monkeypatch.setattr(tasks, "accuracy", lambda text, problem: 0.0)
-    found = scale.hostile(500)
+    found = scale._hostile(500)
     assert found["hostile.withheld"] == found["hostile.earned"] > 0 == found["hostile.paid"]
 
 
@@ -90,7 +90,7 @@ THINK = "<think>1+2=3</think>"
 def test_scale_due_rewards_equal_hand_results(text, accuracy, form, tests):
     """The rewards that a text may earn, by hand, where 5 is right and the tests are f(0)=3 f(1)=5
     f(2)=7 f(3)=9."""
-    most = scale.due(text, tasks.Problem("", "5", "en"), LINE)
+    most = scale._due(text, tasks.Problem("", "5", "en"), LINE)
     assert (most["accuracy"], most["format"], most["tests"]) == (accuracy, form, tests)
     assert most["accuracy of a program"] == 0 and most["all tests"] == (tests == 1)
 
@@ -101,7 +101,7 @@ def test_scale_due_rewards_equal_hand_results(text, accuracy, form, tests):
     ("1+" * 40 + "1", None)])
 def test_scale_worth_equals_hand_results(text, value):
     """The value at x = 5, worked by hand."""
-    assert scale.worth(text, 5) == value
+    assert scale._worth(text, 5) == value
 
 
 def test_scale_texts_depend_on_the_seed_only():
@@ -121,15 +121,15 @@ forks = pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_met
 def test_scale_killed_runs_end_in_the_same_bits(tmp_path, n):
     """A run is killed (SIGKILL) at random moments and started again. Weights, log and files equal
     those of an undisturbed run."""
-    found = scale.kills(tmp_path / "kills", n, seed=n)
+    found = scale._kills(tmp_path / "kills", n, seed=n)
     assert found == {"kills.tried": n, "kills.survived": n}
 
 
 @forks
 def test_scale_different_end_does_not_count_as_survived(tmp_path, monkeypatch):
     """A kill counts as survived only if the run ends in the same bits."""
-    monkeypatch.setattr(scale, "same", lambda one, other: False)
-    assert scale.kills(tmp_path / "kills", 1) == {"kills.tried": 1, "kills.survived": 0}
+    monkeypatch.setattr(scale, "_same", lambda one, other: False)
+    assert scale._kills(tmp_path / "kills", 1) == {"kills.tried": 1, "kills.survived": 0}
 
 
 def test_scale_rates_count_documents_and_answers(monkeypatch):
@@ -137,6 +137,6 @@ def test_scale_rates_count_documents_and_answers(monkeypatch):
     tokens of a GRPO step over its seconds (24 questions, 16 answers of 42 tokens)."""
     monkeypatch.setattr(scale.bench, "run_bench", lambda folder, *words: {
         "documents": 10.0 * int(words[1]), "step.whole": 2.0 / int(words[1])})
-    assert scale.rates(SimpleNamespace()) == {
+    assert scale._rates(SimpleNamespace()) == {
         "rates.1.pretraining": 10.0, "rates.1.step": 24 * 16 * 42 / 2,
         "rates.2.pretraining": 20.0, "rates.2.step": 24 * 16 * 42}

@@ -31,16 +31,16 @@ def test_speed_minutes_equal_hand_count(tmp_path):
     write(tmp_path, 2)
     with open(tmp_path / "timing.jsonl", "a") as file:  # a command with nothing left to do
         file.write(json.dumps({"machine": "a processor, 2 cores", "threads": 1}) + "\n")
-    found = speed.minutes(tmp_path)
+    found = speed._minutes(tmp_path)
     assert found["minutes.total"] == pytest.approx((60 + 60 + 48) / 60)
     assert found["minutes.to_85"] == pytest.approx((60 + 24) / 60)
     with open(tmp_path / "timing.jsonl", "a") as file:  # a command that took a step
         file.write(json.dumps({"stage": "zero", "step": 5, "seconds": 1, "peak_gib": 1.0}) + "\n")
     with pytest.raises(UserError, match="alone"):
-        speed.minutes(tmp_path)
+        speed._minutes(tmp_path)
     write(tmp_path, 1)
     with pytest.raises(UserError, match="alone"):
-        speed.minutes(tmp_path)
+        speed._minutes(tmp_path)
 
 
 def test_speed_shares_of_time_add_up_to_one():
@@ -48,7 +48,7 @@ def test_speed_shares_of_time_add_up_to_one():
     training only."""
     folder = SimpleNamespace(run=resolve_settings("micro", []), options=SimpleNamespace(
         device=torch.device("cpu"), dtype=torch.float32))
-    found = speed.share_of_time(folder)
+    found = speed._share_of_time(folder)
     for name in ("train", "decode"):
         shares = {key: x for key, x in found.items() if key.startswith(f"share.{name}.")}
         assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
@@ -66,9 +66,9 @@ def test_speed_growth_equals_hand_count(monkeypatch):
     monkeypatch.setattr(bench, "median_seconds", lambda work, *_: {
         name: clock[rows] for name, rows in work.items()})
     rate = {128: 30, 1024: 10}
-    monkeypatch.setattr(speed, "decoding_rate", lambda model, context, n: n * rate[context])
-    found = speed.growth(SimpleNamespace(run=resolve_settings("micro", []), options=SimpleNamespace(
-        device=torch.device("cpu"), dtype=torch.float32)))
+    monkeypatch.setattr(speed, "_decoding_rate", lambda model, context, n: n * rate[context])
+    options = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+    found = speed._growth(SimpleNamespace(run=resolve_settings("micro", []), options=options))
     assert found["train.2k"] == 56 * 36 and found["train.64k"] == pytest.approx(1792 * 36 / 45)
     assert found["train.spread"] == pytest.approx(45 / 32)
     for name, n in (("decode.one", 1), ("decode", speed.PROMPTS)):

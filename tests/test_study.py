@@ -22,14 +22,14 @@ NAMES = sorted(path.stem for path in (ROOT / "studies").glob("[a-z]*.py"))
 def test_study_modules_state_their_command(name):
     """Every study can be imported, its docstring has a question or a claim and a command, and the
     command is understood. It has ordinary runs, a measurement or a command of its own."""
-    module = cli.find_study(name)
+    module = cli._find_study(name)
     first, *lines = module.__doc__.splitlines()
     assert len(first) > 20
     commands = [line.strip() for line in lines if line.strip().startswith("python r1mini.py ")]
     assert commands
     for command in commands:
         words = command.partition("   ")[0].replace("--from CKPT", "").split()[2:]
-        cli.make_parser().parse_args(words)
+        cli._make_parser().parse_args(words)
     assert hasattr(module, "RUNS") or hasattr(module, "measure") or hasattr(module, "main")
     if hasattr(module, "measure"):
         assert {"SETTINGS", "NEEDS", "STAGES", "page"} <= set(vars(module))
@@ -53,20 +53,20 @@ def test_study_and_other_modules_use_names_that_exist(path):
                 assert hasattr(used, node.attr), f"{path.name}:{node.lineno} {node.attr}"
 
 
-WITH_RUNS = [name for name in NAMES if hasattr(cli.find_study(name), "RUNS")]
+WITH_RUNS = [name for name in NAMES if hasattr(cli._find_study(name), "RUNS")]
 
 
 @pytest.mark.parametrize("name", WITH_RUNS)
 def test_study_commands_are_understood(name, tmp_path, monkeypatch):
     """The commands of every study resolve to settings and to the stages that they name. The
     checkpoints they need are taken to exist."""
-    monkeypatch.setattr(cli, "needed_checkpoints", lambda *_: {})
-    monkeypatch.setattr(cli, "load_stage", lambda *_: None)
+    monkeypatch.setattr(cli, "_needed_checkpoints", lambda *_: {})
+    monkeypatch.setattr(cli, "_load_stage", lambda *_: None)
     file = tmp_path / "distill.jsonl"
     file.write_text(jsonl.chat_line("Compute 1+2", "<answer>3</answer>"), "utf-8")
-    for folder, command in study.study_runs(cli.find_study(name), 0):
+    for folder, command in study._study_runs(cli._find_study(name), 0):
         options = cli.parse([str(file) if w.endswith(file.name) else w for w in command])
-        _, stages = cli.plan_run(options)
+        _, stages = cli._plan_run(options)
         assert not options.only or set(stages) == set(options.only)
         assert options.seed == 0 and "{" not in folder
 
@@ -75,14 +75,14 @@ def test_study_presets_have_folders_of_their_own():
     """A study on micro runs in other folders than on nano, and its page goes to another place."""
     for name in WITH_RUNS:
         nano, micro = (
-            study.study_runs(cli.find_study(name), 1, preset) for preset in ("nano", "micro"))
+            study._study_runs(cli._find_study(name), 1, preset) for preset in ("nano", "micro"))
         assert micro == [(folder.replace("runs/", "runs/micro-"), [
             word.replace("runs/", "runs/micro-") for word in command]) for folder, command in nano]
-    assert study.results_folder(SimpleNamespace(name="r1", preset="micro")) == "results/r1-micro"
+    assert study._results_folder(SimpleNamespace(name="r1", preset="micro")) == "results/r1-micro"
 
 
 @pytest.mark.parametrize("name", [
-    name for name in NAMES if not {"RUNS", "measure"} & set(vars(cli.find_study(name)))])
+    name for name in NAMES if not {"RUNS", "measure"} & set(vars(cli._find_study(name)))])
 def test_study_without_runs_says_its_command(name, capsys):
     """`study NAME` of a study without runs is refused by one line that gives its command."""
     assert cli.main(["study", name]) == 2
@@ -112,7 +112,7 @@ def test_study_runs_every_command_of_every_seed(commands, capsys):
     options, and then reports on all folders."""
     made, main = commands
     assert main(["study", "--preset", "micro", "r1", "--seeds", "3", "4", "--threads", "1"]) == 0
-    pairs = [pair for seed in (3, 4) for pair in study.study_runs(r1, seed, "micro")]
+    pairs = [pair for seed in (3, 4) for pair in study._study_runs(r1, seed, "micro")]
     assert made == [[*command, "--out", folder.rpartition("=")[2], "--preset", "micro",
                      "--threads", "1"] for folder, command in pairs]
     assert len(pairs) == 2 * len(r1.RUNS)
@@ -164,7 +164,8 @@ def test_study_publish_writes_mean_std_and_notes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "read_timing", lambda folder: (machine, 0, {}))
     options = SimpleNamespace(name="choices", preset="micro", rest=["--seeds", "0", "1"])
     found = {0: {"a": 1.0, "b": 5.0, "text": "note"}, 1: {"a": 3.0, "b": None}}
-    study.publish(options, lambda metrics, notes: [f"{sorted(metrics)} {notes}"], found, ["x", "y"])
+    study._publish(options, lambda metrics, notes: [f"{sorted(metrics)} {notes}"], found,
+                   ["x", "y"])
     folder = tmp_path / "results" / "choices-micro"
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     assert summary["metrics"] == {
@@ -177,17 +178,28 @@ def test_study_publish_writes_mean_std_and_notes(tmp_path, monkeypatch, capsys):
     assert [path.name for path in folder.iterdir()] == ["summary.json"]
 
 
+def test_study_publish_reads_the_folder_behind_a_name(tmp_path, monkeypatch):
+    """The machine of a run that the report gets as NAME=PATH is read from PATH."""
+    monkeypatch.chdir(tmp_path)
+    read = []
+    monkeypatch.setattr(study, "read_timing", lambda folder: read.append(folder) or (
+        {"machine": "a cpu", "threads": 2}, 0, {}))
+    options = SimpleNamespace(name="choices", preset="micro", rest=[])
+    study._publish(options, lambda *_: [], {0: {"a": 1.0}}, ["no-lang=runs/y", "runs/z"])
+    assert read == ["runs/y", "runs/z"]
+
+
 def test_study_measure_comes_after_its_runs(commands, monkeypatch, tmp_path):
     """A study with both runs its commands, reads their logs by numbers() and adds measure()."""
     made, main = commands
-    monkeypatch.setattr(study, "check_needs", lambda *_: None)
+    monkeypatch.setattr(study, "_check_needs", lambda *_: None)
     monkeypatch.setattr(choices, "numbers", lambda seed, at: {"a": seed, "at": at})
-    monkeypatch.setattr(study, "open_folder", lambda *_: SimpleNamespace(path=tmp_path))
+    monkeypatch.setattr(study, "_open_folder", lambda *_: SimpleNamespace(path=tmp_path))
     monkeypatch.setattr(choices, "measure", lambda folder: {"b": len(made)})
     published = []
-    monkeypatch.setattr(study, "publish", lambda *given: published.append(given))
+    monkeypatch.setattr(study, "_publish", lambda *given: published.append(given))
     assert main(["study", "choices", "--seeds", "2"]) == 0
-    count = len(study.study_runs(choices, 2))
+    count = len(study._study_runs(choices, 2))
     [(_, page, found, folders)] = published
     assert page is choices.page and found == {2: {"a": 2, "at": "runs/", "b": count}}
     assert len(folders) == count + 1 and folders[-1] == tmp_path

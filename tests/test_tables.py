@@ -39,6 +39,17 @@ def test_tables_without_numbers_are_empty():
     assert tables.training_curve({}) == [] and tables.language_reward({}, {}) == []
 
 
+def test_tables_have_a_row_for_each_number_of_votes():
+    """The rows of the majority vote are named after the numbers of answers, the largest first,
+    beside the paper's number."""
+    metrics = metrics_of(**{"zero.pass@1": [0.5], "zero.cons@8": [0.7], "zero.eval.cons@2": [0.6]})
+    rows = [line.split(" | ") for line in tables.base_and_zero(metrics) if "majority" in line]
+    assert [(row[0], row[2], row[4], row[5]) for row in rows] == [
+        ("| correct by majority of 8 (cons@8)", "0.700", "", "AIME 86.7% |"),
+        ("| correct by majority of 2 (cons@2)", "", "0.600", " |")]
+    assert "`zero.cons@8` 0.7" in tables.claim_verdicts(metrics, tables.ZERO)[1]
+
+
 @pytest.mark.parametrize("zero, verdict", [
     ([0.8, 0.9], "As in the paper: RL alone raises accuracy (`base.pass@1` 0.3, `zero.pass@1` "
                  "0.85; on 2 of 2 seeds)."),

@@ -2,8 +2,14 @@
 import ast
 import json
 import math
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +20,7 @@ from engine import checkpoint, evaluate
 from engine.errors import UserError
 from tests.helpers import MICRO, ROOT
 from tools import cli
-from workshop import check, experiments, measure, own, shrink
+from workshop import check, experiments, judge, measure, own, shrink
 
 WORKSHOP = ROOT / "workshop"
 EXPERIMENTS = experiments.EXPERIMENTS
@@ -60,7 +66,7 @@ def test_workshop_experiments_are_understood(name, monkeypatch):
     is Python that differs in the edit only."""
     monkeypatch.chdir(ROOT)
     experiment = EXPERIMENTS[name]
-    run, stages = cli.plan_run(cli.parse(measure.command(experiment)))
+    run, stages = cli._plan_run(cli.parse(measure.command(experiment)))
     assert stages == [experiment.start]
     with measure.edited(experiment.edits) as code:
         assert (code == measure.ROOT) == (not experiment.edits)
@@ -93,7 +99,67 @@ def test_workshop_try_runs_and_compares_with_the_plain_run(tmp_path, monkeypatch
         measure.run("odd", experiments.Experiment("base", edits=(edit,)))
 
 
-@pytest.mark.parametrize("given", [["try"], ["try", "sideways"], ["nonsense"]])
+def test_workshop_measure_writes_into_the_workshop_only_if_asked(tmp_path, monkeypatch, capsys):
+    """measure.py NAME prints a table and writes nothing. With --keep it keeps the curves, then
+    writes the pages. `pages` writes them without a run."""
+    record = {"dev": {"pass@1": [[0, 0.1], [2, 0.5]]}, "steps": {"loss": [2.0, 1.0]}}
+    written = []
+    monkeypatch.setattr(measure, "WORKSHOP", tmp_path)
+    monkeypatch.setattr(measure, "run", lambda name, experiment: record)
+    monkeypatch.setattr(measure, "write_pages", lambda: written.append("pages"))
+    for words in (["no_std"], []):
+        assert measure.main(words) == 0
+        assert "| pass@1, no_std | 0.100 | 0.500 |" in capsys.readouterr().out
+        assert not written and not list(tmp_path.iterdir())
+    assert measure.main(["--keep", "no_std"]) == 0 and written == ["pages"]
+    assert json.loads((tmp_path / "curves/no_std.json").read_text("utf-8")) == record
+    assert [path.name for path in (tmp_path / "curves").iterdir()] == ["no_std.json"]
+    assert measure.main(["pages"]) == 0 and written == ["pages"] * 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
+def test_workshop_try_says_what_ctrl_c_leaves(tmp_path):
+    """Ctrl-C lets the run save its state. The run says how it goes on, and measure.py says that
+    the same `try` starts afresh."""
+    code = ("import sys; from workshop import measure; measure.RUNS = sys.argv[1]; "
+            "measure.STARTS['base'] = 'base --preset micro'; "
+            "measure.SHORT = {'base': 'base.steps=5000 base.dev_every=5000'}; "
+            "sys.exit(measure.main(['try', 'base']))")
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          start_new_session=True) as run:
+        timing = tmp_path / "try/timing.jsonl"
+        while run.poll() is None and not (timing.exists() and timing.read_text().count("\n") > 1):
+            time.sleep(0.01)
+        os.killpg(run.pid, signal.SIGINT)
+        out, errors = run.communicate(timeout=120)
+    assert run.returncode == 130 and "Traceback (most" not in errors, errors
+    assert "r1mini: stopped; the same command without --fresh goes on where it stopped" in errors
+    assert errors.splitlines()[-1] == "measure: stopped; the same command starts afresh"
+    assert "Ctrl-C saves; the same command without --fresh goes on." in out
+    assert (tmp_path / "try/base.partial.pt").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
+@pytest.mark.parametrize("ends_by_itself, grace", [(True, 100), (False, 0.01)])
+def test_workshop_measure_waits_for_a_stopped_run(tmp_path, monkeypatch, ends_by_itself, grace):
+    """At Ctrl-C measure.py waits until the run has saved. If the run goes on, since only measure.py
+    got Ctrl-C, measure.py ends it after the grace."""
+    monkeypatch.setattr(measure, "GRACE", grace)
+    code = ("import os, sys, time; from pathlib import Path; "
+            "Path('pid').write_text(str(os.getpid())); time.sleep(0.3); "
+            "os.kill(os.getppid(), 2); time.sleep(float(sys.argv[1])); Path('saved').touch()")
+    monkeypatch.setattr(measure, "ROOT", tmp_path)  # where it runs
+    seconds = "0.5" if ends_by_itself else "100"
+    with pytest.raises(KeyboardInterrupt):
+        measure.run_to_its_end([sys.executable, "-c", code, seconds], "name")
+    assert (tmp_path / "saved").exists() == ends_by_itself
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize("given", [["try"], ["try", "sideways"], ["nonsense"],
+                                   ["--keep", "nonsense"], ["--pages"], ["plain", "pages"]])
 def test_workshop_measure_refuses_wrong_words(given, capsys):
     """A wrong word is refused by one line and exit code 2 before anything runs."""
     assert measure.main(given) == 2
@@ -161,14 +227,54 @@ def test_workshop_experiments_show_their_main_result(name, tmp_path, monkeypatch
 # Functions to write
 
 
-@pytest.mark.parametrize("name", check.EXERCISES)
+def fault_of(name, function):
+    """What the checker says is wrong with a function."""
+    with pytest.raises(judge.Fault) as error:
+        judge.judge(judge.EXERCISES[name], function, __file__)
+    return str(error.value)
+
+
+def accept(name, function):
+    """What the checker adds to "right". Fault if the function is wrong."""
+    return judge.judge(judge.EXERCISES[name], function, __file__)
+
+
+def test_workshop_check_knows_the_exercises():
+    """check.py names them without torch, in the order of judge.py. Each has a file."""
+    assert check.NAMES == tuple(judge.EXERCISES)
+    assert {path.stem for path in (WORKSHOP / "exercises").glob("*.py")} == set(check.NAMES)
+
+
+@pytest.mark.parametrize("name", judge.EXERCISES)
 def test_workshop_check_names_every_known_mistake(name):
-    """The checker names every known mistake by its own sentence, and accepts r1mini's function, so
-    no two of them agree on all cases."""
-    exercise = check.EXERCISES[name]
-    assert check.judge(exercise, exercise.right) == ""
+    """The checker names every known mistake and variant by its own sentence, and accepts r1mini's
+    function, so no two of them agree on all cases."""
+    exercise = judge.EXERCISES[name]
+    assert accept(name, exercise.right) == ""
+    for sentence, variant in exercise.variants.items():
+        assert accept(name, variant) == sentence
     for sentence, mistaken in exercise.mistakes.items():
-        assert check.judge(exercise, mistaken) == sentence
+        assert fault_of(name, mistaken) == sentence
+
+
+def divided(rewards, std):
+    """Centred rewards, divided."""
+    return (rewards - rewards.mean(1, keepdim=True)) / std
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, 1e-5, 1e-6, 1e-8])
+def test_workshop_check_accepts_an_epsilon(epsilon):
+    """An epsilon beside the standard deviation or under its root is right: the paper names none.
+    TRL's 1e-4 is named. The epsilon does not hide a mistake."""
+    def beside(rewards, unbiased=True):
+        return divided(rewards, rewards.std(1, keepdim=True, unbiased=unbiased) + epsilon)
+
+    def under_the_root(rewards):
+        return divided(rewards, (rewards.var(1, keepdim=True) + epsilon).sqrt())
+
+    for function in (beside, under_the_root):
+        assert ("as TRL does" in accept("advantage", function)) == (epsilon == 1e-4)
+    assert "standard deviation with G." in fault_of("advantage", lambda r: beside(r, False))
 
 
 def by_hand_advantages(rewards):
@@ -208,46 +314,157 @@ def by_hand_reward(text, answer):
 
 
 @pytest.mark.parametrize("name, function", [
-    ("advantage", by_hand_advantages), ("kl", by_hand_kl), ("router", check.route),
-    ("absorbed", by_hand_attend), ("reward", by_hand_reward)])
+    ("advantage", by_hand_advantages), ("kl", by_hand_kl), ("router", judge.route),
+    ("absorbed", by_hand_attend), ("reward", by_hand_reward),
+    ("reward", lambda text, answer: by_hand_reward(text, answer) == 1.0)])
 def test_workshop_check_accepts_other_right_solutions(name, function):
     """The checker accepts right solutions that are written in another way than r1mini's."""
-    assert check.judge(check.EXERCISES[name], function) == ""
+    assert accept(name, function) == ""
+
+
+def in_place(rewards):
+    """Right advantages, written over the rewards."""
+    rewards -= rewards.mean(1, keepdim=True)
+    rewards /= rewards.std(1, keepdim=True).clamp(min=1e-6)
+    return rewards
+
+
+def raises(error):
+    """A function of two arguments that raises this error."""
+    def function(*arguments):
+        raise error
+    return function
 
 
 @pytest.mark.parametrize("name, function, sentence", [
-    ("absorbed", check.attend, "it makes the keys of every token"),
+    ("absorbed", judge.attend, "it makes the keys of every token"),
     ("advantage", lambda r: r.mean(1), r"returns the shape \(2,\)\. It should be \(2, 4\)"),
     ("advantage", lambda r: r.nothing, "raises AttributeError in line"),
-    ("advantage", lambda r: None, "returns NoneType. It should return numbers"),
+    ("advantage", lambda r: None, "returns None. It should return a tensor"),
+    ("advantage", lambda r: r.tolist(), "returns list. It should return a tensor"),
+    ("advantage", lambda r: r.numpy(), "returns ndarray. It should return a tensor"),
+    ("advantage", in_place, "right result, but it changes its argument"),
+    ("advantage", lambda: 0, r"^raises TypeError: .* takes 0 positional arguments"),
     ("kl", lambda a, b: a * b, "none of the usual mistakes"),
+    ("kl", raises(NotImplementedError()), "^is not written yet$"),
+    ("kl", raises(NotImplementedError("on this device")), "raises NotImplementedError .* device$"),
+    ("kl", raises(SystemExit(0)), "raises SystemExit in line .*, `raise error`: 0"),
+    ("kl", raises(KeyboardInterrupt()), "raises KeyboardInterrupt in line .*, `raise error`$"),
+    ("kl", raises(ValueError("x" * 300 + "\nmore")), r"`raise error`: \.\.\.$"),
+    ("reward", lambda text, answer: "1.0", "returns str. It should return a number"),
     ("reward", lambda text, answer: float(answer in text), "pays for a wrong number"),
     ("reward", lambda text, answer: float(text[0] == answer),
      "raises IndexError in .*, for the text ''")])
 def test_workshop_check_describes_other_faults(name, function, sentence):
-    """A fault beyond the known mistakes is described: a wrong shape, an error and its line, a wrong
-    type, a wrong payment."""
-    assert re.search(sentence, check.judge(check.EXERCISES[name], function))
+    """A fault beyond the known mistakes is described: a wrong shape or type, an error and its
+    line, sys.exit(), an argument that is changed, a wrong payment."""
+    assert re.search(sentence, fault_of(name, function))
 
 
-def test_workshop_check_reads_the_students_files(tmp_path, capsys):
-    """As shipped, no exercise is written yet. Right, broken, incomplete and missing files get a
-    line each."""
+@pytest.mark.parametrize("name, function", [
+    ("advantage", lambda r: torch.std(r, 7)),
+    ("reward", lambda text, answer: re.match("(", text))])
+def test_workshop_check_names_the_students_line(name, function):
+    """An error that torch or re raises is reported at the line of the student that led to it, with
+    its text."""
+    number = function.__code__.co_firstlineno
+    text = Path(__file__).read_text("utf-8").splitlines()[number - 1].strip()
+    assert f" in line {number}, `{text}`: " in fault_of(name, function)
+
+
+RIGHT_KL = """def kl_k3(new, reference):
+    print("x")
+    x = (reference - new).exp()
+    return x - x.log() - 1
+"""
+
+
+@pytest.mark.parametrize("text, sentence", [
+    (b"def kl_k3(new, reference)\n    return new\n", "line 1: Python cannot read this line: expec"),
+    (b"x = 1\n  y = 2\n", "line 2: Python cannot read this line: unexpected indent"),
+    (b"import no_such_module\n", "raises ModuleNotFoundError in line 1, `import no_such_module`: "),
+    (b"import sys\nsys.exit()\n", r"raises SystemExit in line 2, `sys.exit\(\)`$"),
+    (b"raise KeyboardInterrupt\n", "raises KeyboardInterrupt in line 1"),
+    (b"", "there is no function kl_k3 in this file"),
+    ("# é".encode("latin-1"), "this is no text in UTF-8"),
+    ("# e".encode("utf-16"), "this is no text in UTF-8"),
+    ("# e".encode("utf-16-le"), "this is no text in UTF-8"),
+    (None, "No such file")])
+def test_workshop_check_describes_a_file_that_does_not_load(tmp_path, text, sentence):
+    """A broken, empty, missing or wrongly encoded file gets its path and what is wrong with it."""
+    if text is not None:
+        (tmp_path / "kl.py").write_bytes(text)
+    is_right, said = judge.verdict("kl", tmp_path)
+    assert not is_right and said.startswith(str(tmp_path / "kl.py")) and re.search(sentence, said)
+
+
+def test_workshop_check_reads_the_file_anew(tmp_path):
+    """A change of one character within the same second is seen, also after a mark at the start of
+    the file."""
+    for text in (RIGHT_KL, RIGHT_KL.replace("- 1", "+ 1"), RIGHT_KL):
+        (tmp_path / "kl.py").write_text(text, "utf-8-sig")
+        assert judge.verdict("kl", tmp_path)[0] == ("- 1" in text)
+
+
+def test_workshop_check_prints_a_verdict_for_each_exercise(capfd):
+    """As shipped, no exercise is written yet. A wrong name is refused."""
     assert check.main([]) == 1
-    assert capsys.readouterr().out.count("your function is not written yet") == len(check.EXERCISES)
-    (tmp_path / "kl.py").write_text("def kl_k3(new, reference):\n"
-                                    "    x = (reference - new).exp()\n"
-                                    "    return x - x.log() - 1\n")
-    (tmp_path / "advantage.py").write_text("def advantages(rewards)\n    return rewards\n")
-    (tmp_path / "reward.py").write_text("import no_such_module\n")
-    (tmp_path / "router.py").write_text("")
-    assert check.main(["kl"], tmp_path) == 0
-    for name, sentence in (("advantage", "line 1: Python cannot read this line: expected"),
-                           ("reward", "ModuleNotFoundError"),
-                           ("router", "no function route"), ("absorbed", "No such file")):
-        assert check.main([name], tmp_path) == 1
-        assert re.search(sentence, line := capsys.readouterr().out), line
+    assert capfd.readouterr().out.count("your function is not written yet") == len(check.NAMES)
     assert check.main(["nonsense"]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_workshop_check_survives_what_a_student_writes(tmp_path, capfd):
+    """Code that never ends (a search by re, which holds the interpreter) and code that crashes
+    Python get a line with the student's line, in a folder whose name is not ASCII, too. The next
+    exercise is still checked. What it prints goes to stderr."""
+    folder = tmp_path / "Übung"
+    folder.mkdir()
+    (folder / "advantage.py").write_text("import re\ndef advantages(rewards):\n"
+                                         "    return re.match('(a+)+$', 'a' * 40 + 'b')\n")
+    (folder / "router.py").write_text("import ctypes\nctypes.string_at(0)\n")
+    (folder / "kl.py").write_text(RIGHT_KL)
+    assert check.main(["advantage", "router", "kl"], folder, seconds=3) == 1
+    out, err = capfd.readouterr()
+    endless, crash, right = out.splitlines()
+    assert endless.startswith("advantage  your code does not end. After 3 seconds it is still in "
+                              "line 3, `return re.match('(a+)+$', 'a' * 40 + 'b')`.")
+    assert crash == "router     your code crashes Python in line 2, `ctypes.string_at(0)`"
+    assert right == "kl         right" and err == "x\n"
+
+
+def test_workshop_check_says_how_python_ended():
+    """Without a line of the student: after os._exit(), or if the system killed the worker."""
+    said = check.why_it_ended("", Path("kl.py"), 10, -9)
+    assert said.startswith("your code ends Python, with exit code -9, before there is a result.")
+    said = check.why_it_ended('Timeout (0:00:10)!\n  File "re.py", line 7\n', Path("kl.py"), 10, 1)
+    assert said.startswith("your code does not end. After 10 seconds it is still running. Is")
+
+
+def test_workshop_check_blames_nobody_if_torch_is_missing(tmp_path, monkeypatch, capfd):
+    """If the worker cannot begin, the message says this and not that a student's code is wrong."""
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # the worker inherits it
+    assert check.main(["kl"]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and "no torch here" in err and "check: the checker does not start" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
+def test_workshop_check_stops_at_ctrl_c(tmp_path):
+    """Ctrl-C in the middle of a student's loop ends the checker with one line and code 130. It
+    does not reach the student's code, which would get the blame."""
+    (tmp_path / "kl.py").write_text("import signal\n"
+                                    "print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)\n"
+                                    "while True:\n    pass\n")
+    code = ("import sys; from workshop import check; "
+            "sys.exit(check.main(['kl'], sys.argv[1], seconds=30))")
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, text=True,
+                          stderr=subprocess.PIPE, start_new_session=True) as run:
+        assert run.stderr.readline() == "True\n"
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.stderr.read() == "check: stopped\n"
+    assert run.returncode == 130
 
 
 # --------------------------------------------------------------------------------------------------

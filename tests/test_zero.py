@@ -238,10 +238,10 @@ def test_zero_study_reads_the_last_line(tmp_path, monkeypatch):
     file.write_text("import sys\nprint('rollout 5')\n"
                     "print({'base.pass@1': 0.2, 'seconds': float(sys.argv[1])})\n", "utf-8")
     monkeypatch.setattr(zero_one_file, "FILE", file)
-    assert zero_one_file.run(7) == {"base.pass@1": 0.2, "seconds": 7.0}
+    assert zero_one_file._run(7) == {"base.pass@1": 0.2, "seconds": 7.0}
     file.write_text("raise SystemExit(3)", "utf-8")
     with pytest.raises(zero_one_file.UserError, match="exit code 3"):
-        zero_one_file.run(7)
+        zero_one_file._run(7)
 
 
 def test_zero_study_page_names_the_worst_seed():

@@ -37,7 +37,7 @@ MENTION = re.compile(
     r"|^(?P<objective>GSPO)\b")                                          # "GSPO: one ratio for ..."
 
 
-def find_mentions(text, own_paper):
+def _find_mentions(text, own_paper):
     """[(match, names)] of all places in a text that name equations or sections.
 
     "eq 12, 17-20" names five equations of the file's own paper, "DAPO eq 8" one of another paper.
@@ -60,7 +60,7 @@ def find_mentions(text, own_paper):
     return found
 
 
-def read_equations():
+def _read_equations():
     """{"V3 eq 13": (its LaTeX formulas, its sentence)} of docs/equations.md."""
     equations = {}
     for part in (ROOT / "docs/equations.md").read_text("utf-8").split("\n### ")[1:]:
@@ -149,12 +149,12 @@ class Lesson:
 # HTML
 
 
-def anchor(name):
+def _anchor(name):
     """The id of an equation in a page."""
     return re.sub(r"\W+", "-", name.lower())
 
 
-def set_prose(text, link=lambda text: text):
+def _set_prose(text, link=lambda text: text):
     """A docstring or comment as HTML: paragraphs, "- " lists, and indented lines as they are.
 
     link(text) may turn the equations that a text names into links.
@@ -188,14 +188,14 @@ class Page:
     def named(self, text):
         """[names] for each mention in a text, of equations that docs/equations.md has."""
         found = ([name for name in names if name in self.equations]
-                 for _, names in find_mentions(text, OWN_PAPER[self.name]))
+                 for _, names in _find_mentions(text, OWN_PAPER[self.name]))
         return [names for names in found if names]
 
     def link(self, text):
         """A text whose mentions are links to the equations, or the text as it is."""
-        for match, names in reversed(find_mentions(text, OWN_PAPER[self.name])):
+        for match, names in reversed(_find_mentions(text, OWN_PAPER[self.name])):
             if names[0] in self.equations:
-                linked = f'<a href="#{anchor(names[0])}">{match[0]}</a>'
+                linked = f'<a href="#{_anchor(names[0])}">{match[0]}</a>'
                 text = text[:match.start()] + linked + text[match.end():]
         return text
 
@@ -207,7 +207,7 @@ class Page:
         for name in dict.fromkeys(sum(mentions, [])):
             formulas, sentence = self.equations[name]
             label = f"<small>{name.removeprefix(OWN_PAPER[self.name] + ' ')}</small>"
-            ident = "" if name in self.anchored else f' id="{anchor(name)}"'
+            ident = "" if name in self.anchored else f' id="{_anchor(name)}"'
             self.anchored.add(name)
             parts.append(f'<div class="equation"{ident}>')
             for formula in formulas:
@@ -237,17 +237,18 @@ class Page:
         """The HTML of the whole page."""
         lesson = self.lesson
         pages = " ".join(f'<a href="{other}.html">{other}.py</a>' for other in OWN_PAPER)
-        sections = " ".join(f'<a href="#{anchor(title)}">{html.escape(title.partition(".")[0])}</a>'
-                            for title in lesson.headings.values())
+        sections = " ".join(
+            f'<a href="#{_anchor(title)}">{html.escape(title.partition(".")[0])}</a>'
+            for title in lesson.headings.values())
         parts = [f"<nav>{pages}</nav>", f'<div class="head"><h1>{self.name}.py</h1>',
-                 set_prose(lesson.opening, self.link), "</div>", f"<nav>{sections}</nav>"]
+                 _set_prose(lesson.opening, self.link), "</div>", f"<nav>{sections}</nav>"]
         beside = {number for number, text in lesson.line_comments.items() if self.named(text)}
         starts = sorted({self.lesson.next_code(0), *lesson.prose, *lesson.headings, *beside})
         for start, end in zip(starts, [*starts[1:], len(lesson.lines) + 1]):
             if start in lesson.headings:
                 title = lesson.headings[start]
-                parts.append(f'<h2 id="{anchor(title)}">{html.escape(title)}</h2>')
-            left = [set_prose(text) + self.set_equations(text)
+                parts.append(f'<h2 id="{_anchor(title)}">{html.escape(title)}</h2>')
+            left = [_set_prose(text) + self.set_equations(text)
                     for text in lesson.prose.get(start, [])]
             left.append(self.set_equations(lesson.line_comments.get(start, "")))
             parts.append(f'<div class="row"><div class="prose">{"".join(left)}</div>'
@@ -266,7 +267,7 @@ class Page:
                          f"{self.highlighted[n - 1]}</span>" for n in numbers)
 
 
-def packages():
+def _packages():
     """(latex2mathml.converter, pygments); UserError if one is not installed."""
     try:
         importlib.import_module("pygments.lexers")
@@ -280,8 +281,8 @@ def packages():
 
 def main(options):
     """Writes the pages into the folder of the options."""
-    latex2mathml, pygments = packages()
-    folder, equations = Path(options.folder), read_equations()
+    latex2mathml, pygments = _packages()
+    folder, equations = Path(options.folder), _read_equations()
     template = string.Template((ROOT / "tools/annotate.html").read_text("utf-8"))
     lexer = pygments.lexers.PythonLexer(stripnl=False)
     formatter = pygments.formatters.HtmlFormatter(nowrap=True)

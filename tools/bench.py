@@ -156,7 +156,7 @@ def random_prompts(config, n, length):
     return torch.randint(config.vocab_size, (n, length)).tolist()
 
 
-def prefill(model, n=PREFILL_PROMPTS, length=PREFILL_LENGTH):
+def _prefill(model, n=PREFILL_PROMPTS, length=PREFILL_LENGTH):
     """Reads n prompts and writes one token to each."""
     prompts = random_prompts(model.config, n, length)
     return lambda: sampling.generate(model, prompts, 1, -1, 0)
@@ -183,10 +183,10 @@ class Work:
         return ".even" if self.end_id < 0 else ""
 
 
-def equal_length_works(config):
+def equal_length_works(config, questions=QUESTIONS):
     """(Work to sample, Work of a GRPO step): random tokens and answers of one length."""
     to_sample = Work(random_prompts(config, PROMPTS, PROMPT), NEW)
-    to_learn = Work(repeat_each(random_prompts(config, QUESTIONS, PROMPT), GROUP), ANSWER)
+    to_learn = Work(repeat_each(random_prompts(config, questions, PROMPT), GROUP), ANSWER)
     return to_sample, to_learn
 
 
@@ -211,10 +211,11 @@ def sample_call(model, work):
 
 def grpo_step(model, run, work):
     """The parts of a GRPO step on a Work, and the whole step: {name: call}."""
-    s = dataclasses.replace(run.zero, problems=QUESTIONS, group_size=GROUP,
+    questions = len(work.prompts) // GROUP
+    s = dataclasses.replace(run.zero, problems=questions, group_size=GROUP,
                             max_new_tokens=work.new, micro_tokens=work.limit)
     reference, rng, seeds = copy.deepcopy(model).eval(), random.Random(0), itertools.count()
-    problems = [r1mini.draw_problem(rng, run, s.levels) for _ in range(QUESTIONS)]
+    problems = [r1mini.draw_problem(rng, run, s.levels) for _ in range(questions)]
     problem_of_answer = repeat_each(problems, GROUP)
     optimizers = optim.make_optimizers(model, 1e-6)
     newest = {}  # the samples and the rollout that the next part takes
@@ -230,7 +231,7 @@ def grpo_step(model, run, work):
                 rule(text, problem)
         # The rewards are random, since learn() would skip groups of equal rewards. They are the
         # same in all processes.
-        rewards = torch.rand(QUESTIONS, GROUP, generator=torch.Generator().manual_seed(0))
+        rewards = torch.rand(questions, GROUP, generator=torch.Generator().manual_seed(0))
         newest["rollout"] = Rollout(problems, newest["samples"], texts, {}, rewards,
                                     advantages(rewards))
 
@@ -256,7 +257,7 @@ def measure_ours(run, device, dtype):
     config, (_, processes) = run.model, devices.rank_and_size()
     model = make_model(config, device, dtype)
     document_call, document_tokens = document_step(make_model(config, device, dtype), run)
-    prefill_call = prefill(model)
+    prefill_call = _prefill(model)
     source, target = (torch.ones(2 ** 26, device=device) for _ in range(2))
     calls = {
         "gemm": gemm(device, dtype), "bfloat16": gemm(device, torch.bfloat16),
@@ -307,7 +308,7 @@ def console_text(numbers):
             lines.append(f"{key:28} {value}")
         else:
             digits = 3 if value < 100 else 0
-            lines.append(f"{key:28} {value:,.{digits}f} {unit_of(key)}")
+            lines.append(f"{key:28} {value:,.{digits}f} {_unit_of(key)}")
     gain = numbers.get("gemm.bfloat16", 0.0) / numbers.get("gemm", 1.0)
     if gain > 1.5:
         lines.append(f"Large products are {gain:.1f} times as fast in bfloat16 here. On a CPU "
@@ -315,7 +316,7 @@ def console_text(numbers):
     return "\n".join(lines)
 
 
-def unit_of(key):
+def _unit_of(key):
     """The unit of a number. The first part that is in the key decides."""
     units = {"bandwidth": "of copy", "copy": "GB/s", "share": "of gemm", "gemm": "GFLOP/s",
              "vs_": "times as fast", "step": "s", "cache": "bytes per token"}

@@ -54,22 +54,25 @@ def main(options):
     chat = Chat(options, model, run, run.eval.temperature)
     try:
         if options.ask is None:
-            converse(chat)
+            _converse(chat)
         else:
-            ask(chat, options.ask)
+            _ask(chat, options.ask)
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def converse(chat):
+def _converse(chat):
     """Answers line after line until the input ends. Ctrl-C stops an answer. At the prompt it ends
-    the conversation, as Ctrl-D does."""
+    the conversation, as Ctrl-D does. UserError if standard input is closed."""
+    if sys.stdin is None:
+        raise UserError("chat reads questions from standard input, which is closed (<&-): give "
+                        "--ask TEXT")
     in_terminal = sys.stdin.isatty()
     with contextlib.suppress(ImportError):   # Windows has no readline
         importlib.import_module("readline")  # input() then has arrow keys and earlier lines
     if in_terminal:
-        show_help(chat, "")
+        _show_help(chat, "")
     while True:
         stage = Path(chat.options.checkpoint).stem
         prompt = f"{NAME_OF_STAGE.get(stage, stage)}> " if in_terminal else ""
@@ -80,16 +83,16 @@ def converse(chat):
                 print()
             return
         try:
-            obey_line(chat, line)
+            _obey_line(chat, line)
         except UserError as error:
             print(error)
         except KeyboardInterrupt:
-            print(dim_text("  (stopped)"))
+            print(_dim_text("  (stopped)"))
         except EOFError:
             return
 
 
-def obey_line(chat, line):
+def _obey_line(chat, line):
     """Does what a line says: a command, or a question. EOFError ends the conversation."""
     command, _, word = line.strip().partition(" ")
     if command in COMMANDS:
@@ -97,19 +100,18 @@ def obey_line(chat, line):
     elif command.startswith("/"):
         raise UserError(f"there is no {command}; try {', '.join(COMMANDS)}")
     elif command:
-        ask(chat, line)
+        _ask(chat, line)
 
 
 # -------------------------------------------------------------------------------------------------
 # Questions
 
 
-def ask(chat, question):
+def _ask(chat, question):
     """Asks one question. Prints one answer while it comes, or the majority vote of several.
     UserError if the question is empty or leaves no room for an answer."""
-    question = question.encode("utf-8", "replace").decode()  # a pipe may contain any bytes
     prompt, limit = tasks.encode_prompt(question), chat.run.zero.max_new_tokens
-    check_question(chat, question, len(prompt), limit)
+    _check_question(chat, question, len(prompt), limit)
     seed = int.from_bytes(question.encode()[-7:], "big") + chat.questions
     chat.questions += 1
     stream = Stream() if chat.samples == 1 else None
@@ -127,7 +129,7 @@ def ask(chat, question):
     if chat.drafts:
         note += f", {accepted:.0%} of the drafts accepted"
     if not stream:
-        show_vote(texts, note)
+        _show_vote(texts, note)
     elif not samples.finished[0]:
         stream.end(f"{note}, cut off")
     elif tasks.parse(texts[0])[1] is None:
@@ -136,30 +138,31 @@ def ask(chat, question):
         stream.end(note)
 
 
-def check_question(chat, question, length, limit):
+def _check_question(chat, question, length, limit):
     """UserError if a question is empty, or if its tokens leave no room for `limit` new ones."""
     if not question.strip():
         raise UserError("the question is empty; ask, for example, Compute 25-7+9+6")
-    room, advice = chat.model.config.max_seq_len - limit, ""
+    room = chat.model.config.max_seq_len - limit
+    advice = "; ask a shorter one, or --set a lower zero.max_new_tokens"
     if chat.drafts:  # each rejected draft leaves a hole in the cache
         room, advice = room - limit, " and its drafts; /drafts turns them off"
     if length > room:
-        raise UserError(f"the question has {length} tokens; there is room for {room} beside an "
-                        f"answer{advice}")
+        raise UserError(f"the question has {length} tokens; there is room for {max(0, room)} "
+                        f"beside an answer{advice}")
 
 
-def show_vote(texts, note):
+def _show_vote(texts, note):
     """Prints how many responses gave each answer, and the answer that most of them gave."""
     answers = [tasks.parse(text)[1] for text in texts]
     for answer, count in Counter(answers).most_common():
-        shown = "(not in the template)" if answer is None else visible_text(answer)
+        shown = "(not in the template)" if answer is None else _visible_text(answer)
         print(f"{count:>4} x {shown}")
     vote = majority(answers)
     if vote is None:
         print("majority vote: none", flush=True)
     else:
         note = f"  ({answers.count(vote)} of {len(texts)}; {note})"
-        print(f"majority vote: {visible_text(vote)}", dim_text(note), flush=True)
+        print(f"majority vote: {_visible_text(vote)}", _dim_text(note), flush=True)
 
 
 class Stream:
@@ -186,13 +189,13 @@ class Stream:
             return
         if not new:
             return
-        shown = visible_text(new)
+        shown = _visible_text(new)
         if self.part != self.line:
             shown = f"{self.part}: {shown}"
             if self.line:
                 shown = "\n" + shown
         self.line = self.part
-        print(dim_text(shown) if self.part == "thinking" else shown, end="", flush=True)
+        print(_dim_text(shown) if self.part == "thinking" else shown, end="", flush=True)
 
     def end(self, note):
         """Prints the rest, and a note behind it."""
@@ -200,16 +203,16 @@ class Stream:
         label = ""
         if self.line != "answer":
             label = "\nanswer:" if self.line else "answer:"
-        print(label, dim_text(f"  ({note})"), flush=True)
+        print(label, _dim_text(f"  ({note})"), flush=True)
 
 
-def dim_text(text):
+def _dim_text(text):
     """The text, dim on a terminal unless the user has set NO_COLOR."""
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     return f"\033[2m{text}\033[0m" if coloured else text
 
 
-def visible_text(text):
+def _visible_text(text):
     """The text with its control characters spelt out, since they could change the terminal."""
     return re.sub("[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
 
@@ -218,7 +221,7 @@ def visible_text(text):
 # Commands: each takes the Chat and the word behind it, or "". The docstrings are the help
 
 
-def set_model(chat, word):
+def _set_model(chat, word):
     """/model NAME       use another model of this run: base, zero, r1, student ..."""
     folder = Path(chat.options.checkpoint).parent
     names = [name for name, stage in STAGE_OF_NAME.items() if (folder / f"{stage}.pt").exists()]
@@ -232,43 +235,43 @@ def set_model(chat, word):
     print(f"{chat.options.checkpoint}; here are {', '.join(names)}")
 
 
-def set_temperature(chat, word):
+def _set_temperature(chat, word):
     """/temperature T    0: always the most probable token; 1: as RL samples"""
     if word:
-        chat.temperature = read_number(word, float, 0, 100)
+        chat.temperature = _read_number(word, float, 0, 100)
     print(f"temperature {chat.temperature:g}, top-p {chat.run.eval.top_p:g}")
 
 
-def set_samples(chat, word):
+def _set_samples(chat, word):
     """/samples N        N answers per question, and their majority vote; 1: one answer in full"""
     if word:
-        chat.samples = read_number(word, int, 1, 1000)
+        chat.samples = _read_number(word, int, 1, 1000)
     print("1 answer per question" if chat.samples == 1 else f"{chat.samples} answers per question")
 
 
-def switch_drafts(chat, word):
+def _switch_drafts(chat, word):
     """/drafts           on or off: MTP drafts every second token (on a CPU this is slower)"""
     chat.drafts = not chat.drafts
     print("drafts on" if chat.drafts else "drafts off")
 
 
-def show_help(chat, word):
+def _show_help(chat, word):
     """/help             show these lines"""
     print("A question, such as: Compute 25-7+9+6   (or 计算25-7+9+6), or")
     for command in COMMANDS.values():
         print(command.__doc__)
 
 
-def leave_chat(chat, word):
+def _leave_chat(chat, word):
     """/quit             end, as Ctrl-D does"""
     raise EOFError
 
 
-COMMANDS = {"/model": set_model, "/temperature": set_temperature, "/samples": set_samples,
-            "/drafts": switch_drafts, "/help": show_help, "/quit": leave_chat}
+COMMANDS = {"/model": _set_model, "/temperature": _set_temperature, "/samples": _set_samples,
+            "/drafts": _switch_drafts, "/help": _show_help, "/quit": _leave_chat}
 
 
-def read_number(word, kind, least, most):
+def _read_number(word, kind, least, most):
     """A word as a number. UserError if it is none, or out of bounds."""
     with contextlib.suppress(ValueError):
         value = kind(word)

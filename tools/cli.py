@@ -18,7 +18,7 @@ import torch
 import r1mini
 from engine import checkpoint, devices, kernels
 from engine.errors import UserError, is_out_of_memory
-from engine.folder import Folder, holds_run, read_log, tensorboard
+from engine.folder import Folder, read_log, tensorboard
 from r1mini import PRESETS
 from tools import output
 from tools.settings import resolve_settings
@@ -28,7 +28,8 @@ COMMANDS = {"all": "every stage", "base": "pretraining", "zero": "up to R1-Zero"
             "dev1": "up to the cold start", "dev2": "up to RL for reasoning",
             "dev3": "up to rejection sampling and SFT", "r1": "up to R1",
             "distill": "up to the students"}
-TOOLS = ("eval", "chat", "export", "report", "study", "bench", "cost", "annotate")
+TOOLS = ("eval", "chat", "export", "report", "study", "bench", "cost", "check",
+         "annotate")
 
 CLOSED_PIPE = 128 + 13  # what a shell says of a command that SIGPIPE has ended
 # Signals that ask a training to end. Windows has no SIGHUP, which a closed terminal sends.
@@ -50,19 +51,17 @@ BOUNDS = {"threads": (0, 4 * os.cpu_count()), "processes": (0, 4 * os.cpu_count(
 def main(argv=None):
     """Runs one command. Returns 0; 2 for what the user can correct; 130 after Ctrl-C, 143 after
     SIGTERM, 129 after SIGHUP; 141 if what it prints was not read to its end."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # for consoles that cannot print Chinese
+    output.accept_any_text()
     options = None
     try:
         options = parse(list(sys.argv[1:] if argv is None else argv))
-        code = run_command(options)
+        code = _run_command(options)
         return code if output.flush() else CLOSED_PIPE
     except Exception as error:
         if isinstance(error, BrokenPipeError) and error.filename is None:
             output.silence(sys.stdout)
             return CLOSED_PIPE
-        line = user_error_line(error, options)
+        line = _user_error_line(error, options)
         if line is None:
             raise  # a fault of the program
         print(f"r1mini: {line}", file=sys.stderr)
@@ -70,42 +69,28 @@ def main(argv=None):
     except KeyboardInterrupt as stop:
         line = "stopped"
         if options is not None and options.command not in TOOLS:
-            line += "; the same command goes on where it stopped"
+            line += f"; {_same_command(options)} goes on where it stopped"
         print(f"r1mini: {line}", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     finally:  # also after --help
         output.flush()
 
 
-def run_command(options):
+def _run_command(options):
     """Runs the command that the options name. Returns its exit code."""
     if options.command not in TOOLS:
-        run_stages(options, *plan_run(options))
+        _run_stages(options, *_plan_run(options))
         return 0
-    if options.command == "report":
-        check_report(options.runs)
     if options.command == "study":
-        return importlib.import_module("tools.study").main(options, find_study(options.name))
+        return importlib.import_module("tools.study").main(options, _find_study(options.name))
     if options.command == "bench" and options.against:
-        return find_study("peers").main(options)
+        return _find_study("peers").main(options)
     if options.command == "cost" and options.gpus is not None:
-        return find_study("hours").main(options)
+        return _find_study("hours").main(options)
     return importlib.import_module(f"tools.{options.command}").main(options)
 
 
-def check_report(words):
-    """UserError if one of these, each PATH or NAME=PATH, is no run's folder: report writes into
-    it."""
-    settings = [field.name for field in dataclasses.fields(r1mini.Run)]
-    for word in words:
-        path = re.fullmatch(r"(?:\w+=)?(.+)", word)[1]
-        read_log(path)
-        if not holds_run(path, settings):
-            raise UserError(f"{path}: no run in this folder (it has a log.jsonl, but not the "
-                            "config.json of a run)")
-
-
-def find_study(name):
+def _find_study(name):
     """The module of a study. UserError if there is none of this name."""
     folder = Path(r1mini.__file__).parent / "studies"
     names = sorted(path.stem for path in folder.glob("[a-z]*.py"))
@@ -114,7 +99,7 @@ def find_study(name):
     return importlib.import_module(f"studies.{name}")
 
 
-def user_error_line(error, options=None):
+def _user_error_line(error, options=None):
     """The line to print about an error that the user can correct. None if it is the program's
     fault."""
     if isinstance(error, UserError):
@@ -127,9 +112,15 @@ def user_error_line(error, options=None):
         where = error.filename or getattr(options, "out", None) or "a file"
         line = f"{where}: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            line += "; free some space, and the same command goes on"
+            line += f"; free some space, and {_same_command(options)} goes on"
         return line
     return None
+
+
+def _same_command(options):
+    """What goes on with a stopped run. With --fresh the same command would delete it."""
+    fresh = getattr(options, "fresh", False)
+    return "the same command without --fresh" if fresh else "the same command"
 
 
 # ------------------------------------------------------------------------------
@@ -144,7 +135,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"r1mini: {message} (try: python {self.prog} --help)\n")
 
 
-def preset_options():
+def _preset_options():
     """--preset."""
     options = Parser(add_help=False)
     options.add_argument("--preset", default="nano", choices=list(PRESETS),
@@ -152,7 +143,7 @@ def preset_options():
     return options
 
 
-def compute_options():
+def _compute_options():
     """The options of everything that computes."""
     options = Parser(add_help=False)
     add = options.add_argument
@@ -165,7 +156,7 @@ def compute_options():
     return options
 
 
-def process_options():
+def _process_options():
     """--processes."""
     options = Parser(add_help=False)
     options.add_argument(
@@ -175,7 +166,7 @@ def process_options():
     return options
 
 
-def run_options():
+def _run_options():
     """The options of everything that has a run's folder."""
     options = Parser(add_help=False)
     add = options.add_argument
@@ -195,10 +186,10 @@ def run_options():
     return options
 
 
-def make_parser():
+def _make_parser():
     """The parser of the whole command line."""
-    sized, computing = preset_options(), compute_options()
-    several, running = process_options(), run_options()
+    sized, computing = _preset_options(), _compute_options()
+    several, running = _process_options(), _run_options()
     top = Parser(prog="r1mini.py", description=r1mini.__doc__,
                  formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", parser_class=Parser, metavar="COMMAND")
@@ -263,6 +254,11 @@ def make_parser():
     add("--mfu", type=float, help="share of the peak FLOPs; default: what V3's hours imply")
     add("--dollars-per-hour", type=float, help="of a GPU; default 2")
 
+    command = commands.add_parser("check", parents=[sized, computing, several],
+                                  help="what works on this machine, in a minute")
+    command.add_argument("--part", choices=["step", "speed", "fit"],  # check starts itself so
+                         help=argparse.SUPPRESS)
+
     one = commands.add_parser("annotate", help="the lesson files as pages beside the equations")
     one.add_argument("folder", nargs="?", default="annotated", help="default annotated")
     return top
@@ -270,24 +266,49 @@ def make_parser():
 
 def parse(argv):
     """The options of a command line. Without a command it is all."""
-    check_torchrun()
+    _check_torchrun()
     if int(os.environ.get("RANK", 0)):  # of several processes, only the first prints
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
         sys.excepthook = lambda *error: traceback.print_exception(*error, file=sys.__stderr__)
     asks_for_help = argv and argv[0] in ("-h", "--help")
     if not argv or argv[0].startswith("-") and not asks_for_help:
         argv.insert(0, "all")
-    options = make_parser().parse_args(argv)
+    options = _make_parser().parse_args(_join_question(argv))
     for name, value in vars(options).items():
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and not text.strip():
-                raise UserError(f"{name}: got an empty text; leave it out, or say what is meant")
+            if isinstance(text, str):
+                _check_word(name, text)
     options.itself = [sys.executable, r1mini.__file__, *argv]  # to start more processes of it
-    prepare_machine(options)
+    _prepare_machine(options)
     return options
 
 
-def check_torchrun():
+def _join_question(argv):
+    """The words of a command line, with `--ask -5+3` as --ask=-5+3: argparse takes a word with a
+    dash for an option. A question that begins with a dash and a letter needs the "=" of the
+    user."""
+    words = []
+    for word in argv:
+        if words and words[-1] == "--ask" and re.match("-[^a-zA-Z-]", word):
+            words[-1] = f"--ask={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def _check_word(name, text):
+    """UserError if a word of the command line is empty, or has bytes that are no text: settings
+    and reports are written in UTF-8. name: of the option."""
+    if not text.strip():
+        raise UserError(f"{name}: got an empty text; leave it out, or say what is meant")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: {text!a} is not valid {sys.getfilesystemencoding()}; rename the "
+                        "file, or write the text in this encoding") from None
+
+
+def _check_torchrun():
     """UserError if the environment names several processes, as torchrun's does, but wrongly."""
     numbers = ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     env = {name: os.environ[name] for name in (*numbers, "MASTER_ADDR") if name in os.environ}
@@ -304,7 +325,7 @@ def check_torchrun():
 # What a command needs
 
 
-def prepare_machine(options):
+def _prepare_machine(options):
     """Checks numbers, device and dtype; sets threads, processes and memory."""
     for name, (least, most) in BOUNDS.items():
         value = getattr(options, name, None)
@@ -314,7 +335,7 @@ def prepare_machine(options):
         tensorboard()  # fails here, and not after the folder is made
     if not hasattr(options, "device"):
         return
-    options.device, options.dtype = choose_device(options.device, options.dtype)
+    options.device, options.dtype = _choose_device(options.device, options.dtype)
     # On a CPU each new shape of a bfloat16 product is compiled, and 1,024 are kept: too few.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     threads = options.threads or CORES
@@ -329,20 +350,20 @@ def prepare_machine(options):
     options.processes = processes
     if hasattr(options, "parallel"):
         all_processes = int(os.environ.get("WORLD_SIZE", 0)) or processes
-        options.layout = layout_of(options, all_processes)
+        options.layout = _layout_of(options, all_processes)
 
 
-def choose_device(device="auto", dtype="auto"):
+def _choose_device(device="auto", dtype="auto"):
     """(torch.device, torch.dtype) of a user's words. UserError if there is no such device."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.zeros(1, device=device).device
         torch.autocast(device.type, torch.bfloat16)
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:  # torch has many types for it, such as ModuleNotFoundError for hpu
         if is_out_of_memory(error):
             raise
-        sentence = str(error).splitlines()[0].split(". ")[0]
+        sentence = (str(error) or repr(error)).splitlines()[0].split(". ")[0]
         reason = textwrap.shorten(sentence, 100, placeholder=" ...")
         raise UserError(f"--device {device}: not available here ({reason})") from None
     if dtype == "auto":
@@ -350,7 +371,7 @@ def choose_device(device="auto", dtype="auto"):
     return device, getattr(torch, dtype)
 
 
-def layout_of(options, processes):
+def _layout_of(options, processes):
     """The layout for devices.place_model(); () if each process holds the whole model.
     UserError if so many processes cannot have it."""
     mode, experts = options.parallel, options.expert_parallel
@@ -377,7 +398,7 @@ def load_writer(options):
     return model, record
 
 
-def config_of(name, run):
+def _config_of(name, run):
     """The Config of a stage's model."""
     config = run.student if name.startswith(("student", "distill")) else run.model
     if name in ("helpful", "safe"):
@@ -385,17 +406,17 @@ def config_of(name, run):
     return config
 
 
-def load_stage(path, name, run):
+def _load_stage(path, name, run):
     """UserError if a stage's checkpoint is damaged, or has other sizes than this run."""
     model, record = checkpoint.load(path)
     checkpoint.check_vocabulary(path, model.config)
-    if model.config != config_of(name, run):
+    if model.config != _config_of(name, run):
         preset = f", of preset {record['preset']}," if "preset" in record else ""
         raise UserError(f"{path}{preset} has other sizes than this run; give its --preset and "
                         "--set")
 
 
-def needed_checkpoints(options, start, data, names):
+def _needed_checkpoints(options, start, data, names):
     """{path: stage} of the checkpoints that a command needs and does not make. UserError if one is
     missing, or if --fresh would delete it."""
     folder, checkpoints = Path(options.out or f"runs/{options.preset}"), {}
@@ -416,7 +437,7 @@ def needed_checkpoints(options, start, data, names):
     return checkpoints
 
 
-def plan_run(options):
+def _plan_run(options):
     """(the Run, the names of its stages) of a command that trains. All files are checked."""
     start = getattr(options, "start", None) or ""
     data = getattr(options, "data", None) or ""
@@ -432,7 +453,10 @@ def plan_run(options):
     last = stages[-1] if options.command in ("all", "distill") else options.command
     names = stages[:stages.index(last) + 1]
     if data:
-        r1mini.read_dialogues(data, run.student.max_seq_len)
+        longest = run.student.max_seq_len
+        if "distill_logits" in (options.only or ()):  # there the teacher reads them too
+            longest = min(longest, run.model.max_seq_len)
+        r1mini.read_dialogues(data, longest)
         if not options.only:
             names = ["student", "distill"]
     if start:
@@ -442,14 +466,14 @@ def plan_run(options):
                             "before it are taken from its folder")
         if given not in names[:-1]:
             raise UserError(f"--from {start}: {options.command} has nothing to do after {given}")
-        load_stage(start, given, run)
+        _load_stage(start, given, run)
         names = names[names.index(given) + 1:]
     chosen = options.only or set(names) - r1mini.ABLATIONS
     names = [name for name in names if name in chosen]
     if not names:
         raise UserError(f"--only {' '.join(options.only)}: not a stage of this command")
-    for path, name in needed_checkpoints(options, start, data, names).items():
-        load_stage(path, name, run)
+    for path, name in _needed_checkpoints(options, start, data, names).items():
+        _load_stage(path, name, run)
     is_default = (options.preset == "nano" and options.command == "all"
                   and not (options.set or options.only or start))
     options.expected = "10 to 20 minutes and 2 GiB on two cores; " if is_default else ""
@@ -476,13 +500,13 @@ class Models(dict):
         return self[name]
 
 
-def stop_now(number, _):
+def _stop_now(number, _):
     """Called at a signal to end, before the first stage and after the last."""
     raise KeyboardInterrupt(number)
 
 
 @contextlib.contextmanager
-def on_signals(handler):
+def _on_signals(handler):
     """A context in which a handler is called at signals to end. nohup's choice, to ignore SIGHUP,
     stays."""
     before = {number: signal.getsignal(number) for number in STOPPING}
@@ -496,22 +520,22 @@ def on_signals(handler):
             signal.signal(number, old)
 
 
-def run_stages(options, run, names):
+def _run_stages(options, run, names):
     """Runs the stages, tests each on held-out problems, and prints the report."""
     out = Path(options.out or f"runs/{options.preset}")
-    needed = needed_checkpoints(options, run.start, run.data_file, names)
+    needed = _needed_checkpoints(options, run.start, run.data_file, names)
     inputs = [path for path in needed if path.resolve().parent != out.resolve()]
-    with (output.lasting(), on_signals(stop_now),
+    with (output.lasting(), _on_signals(_stop_now),
           devices.processes(options.device, options.processes, options.itself) as options.device):
         folder = Folder(out, run, options, r1mini.STAGES,
-                        {name: config_of(name, run) for name in names}, inputs)
+                        {name: _config_of(name, run) for name in names}, inputs)
         models = Models(folder)
         print(f"{run.preset}, seed {run.seed}, into {folder.path}; {options.expected}stages:\n"
               f"  {' '.join(names)}\n"
               "In pretraining the loss should fall, in RL the accuracy should rise. Dev scores "
-              "come on the way,\ntest scores at the end of a stage. Ctrl-C saves; the same "
-              "command goes on.")
-        with on_signals(folder.interrupt):
+              "come on the way,\ntest scores at the end of a stage. Ctrl-C saves; "
+              f"{_same_command(options)} goes on.")
+        with _on_signals(folder.interrupt):
             for name in names:
                 models[name] = r1mini.STAGES[name](folder, models)
         if devices.is_main() and any(r["kind"] == "test" for r in read_log(folder.path)):

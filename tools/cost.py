@@ -23,6 +23,9 @@ PARTS = {"embedding": "embed.", "head": "head.", "attention": ".attn.", "MTP pro
 
 def main(options):
     """The command cost."""
+    training_options = (options.tokens, options.mfu, options.dollars_per_hour)
+    if options.gpus is None and any(value is not None for value in training_options):
+        raise UserError("--tokens, --mfu and --dollars-per-hour go with --gpus")
     config = PRESETS[options.preset]
     total, active = count_parameters(config)
     latent = config.n_layers * (config.kv_lora_rank + config.qk_rope_head_dim)
@@ -32,9 +35,6 @@ def main(options):
           "(without MTP)")
     print(f"cache: {latent:,} numbers per token; multi-head attention with the same heads would "
           f"keep {heads:,} ({heads / latent:.0f} times)")
-    training_options = (options.tokens, options.mfu, options.dollars_per_hour)
-    if options.gpus is None and any(value is not None for value in training_options):
-        raise UserError("--tokens, --mfu and --dollars-per-hour go with --gpus")
     return 0
 
 

@@ -3,6 +3,8 @@
     python r1mini.py eval runs/nano/r1.pt
     python r1mini.py eval runs/nano/r1.pt --problems FILE.jsonl --samples 64 --json
 
+The answers to a problem of a file do not depend on the other problems in the file.
+
 With --samples above 16 it also reports, for each power of 2 up to --samples, the majority vote of k
 answers and the most central of k answers.
 """
@@ -17,6 +19,7 @@ from engine.evaluate import (
     read_problems,
     repeat_each,
     sample_answers,
+    seeds_of,
     selection_scores,
 )
 from tools.cli import load_writer
@@ -31,18 +34,20 @@ def main(options):
     s, limit = run.eval, run.zero.max_new_tokens
     if options.problems:
         problems = read_problems(options.problems)
+        seed = seeds_of(problems, options.samples)
     else:
         problems = tasks.make_problems("test", s.problems, run.zero.levels, run.corpus.products)
-    check_room(problems, model.config.max_seq_len - limit)
+        seed = 1
+    _check_room(problems, model.config.max_seq_len - limit)
 
     means, by_problem = evaluate(model, problems, options.samples, s.temperature, s.top_p, limit,
-                                 s.rows, seed=1, name="answers")
+                                 s.rows, seed, name="answers")
     if options.samples > 16:
         # The seed is the same, so these are the same answers once more.
         prompts = repeat_each(prompts_of(problems), options.samples)
-        ids = sample_answers(model, prompts, limit, s.rows, s.temperature, s.top_p, 1)
+        ids = sample_answers(model, prompts, limit, s.rows, s.temperature, s.top_p, seed)
         texts = [tasks.decode(answer) for answer in ids]
-        embeddings = answer_embeddings(model.eval(), prompts, ids, s.rows)
+        embeddings = answer_embeddings(model.eval(), prompts, ids)
         means |= selection_scores(texts, problems, embeddings)
 
     if options.json:
@@ -59,10 +64,11 @@ def main(options):
     return 0
 
 
-def check_room(problems, room):
+def _check_room(problems, room):
     """UserError if a problem has more than `room` tokens."""
     for i, problem in enumerate(problems, 1):
         length = len(tasks.encode_prompt(problem.question))
         if length > room:
-            raise UserError(f"problem {i} is too long: it has {length} tokens, and only {room} fit "
-                            "beside an answer")
+            raise UserError(f"problem {i} is too long: it has {length} tokens, and only "
+                            f"{max(0, room)} fit beside an answer; shorten it, or --set a lower "
+                            "zero.max_new_tokens")

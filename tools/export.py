@@ -66,13 +66,18 @@ WEIGHT_NAMES = {
     "router.bias": "gate.e_score_correction_bias", "router": "gate",
     "shared.": "shared_experts.", "w2": "down_proj", "model.head": "lm_head"}
 
-# The chat template has the form of tasks.encode_prompt and tasks.dialogue. Tags in a message stay.
+# The chat template has the form of tasks.encode_prompt and tasks.dialogue. A message makes no
+# special token, except for the four tags in an answer. A tokenizer looks for special tokens before
+# it normalizes the text. So the template puts GUARD behind a "<" that has to stay text, and the
+# normalizer of tokenizer_json() removes it. Unicode keeps GUARD for uses like this one.
+GUARD = "\ufdd0"
 TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}<|end|>"
+    "{% for message in messages %}{% set content = message['content'] %}"
+    "{% if message['role'] == 'user' %}<|user|>{{ content | replace('<', '<GUARD') }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "<|assistant|>{{ content | replace('<|', '<GUARD|') }}<|end|>"
     "{% else %}{{ raise_exception('roles are user and assistant') }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}").replace("GUARD", GUARD)
 
 
 def main(options):
@@ -81,8 +86,11 @@ def main(options):
     target = checkpoint if options.back else folder
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"{target} is there already; choose another name")
+    if target.resolve() in (Path.cwd(), Path.home()):  # it is empty, and would be replaced
+        raise UserError(f"{target} is the folder you stand in, or your home: name a new folder, "
+                        "such as r1-hf")
     if options.back:
-        model, config_json = read_hf_folder(folder)
+        model, config_json = _read_hf_folder(folder)
         save(checkpoint, model, preset=str(config_json.get("preset", "nano")))
     else:
         model, record = load_writer(options)
@@ -97,7 +105,7 @@ def main(options):
 # Weights
 
 
-def published_views(model):
+def _published_views(model):
     """{published name: the place of this tensor in our weights}. To copy into a place changes the
     model."""
     places = {}
@@ -119,7 +127,7 @@ def published_views(model):
     return places
 
 
-def mtp_names(config):
+def _mtp_names(config):
     """(published name of MTP's projection, {name of MTP's copy: name of the original})."""
     layer = f"model.layers.{config.n_layers}"
     return f"{layer}.eh_proj.weight", {
@@ -127,40 +135,40 @@ def mtp_names(config):
         f"{layer}.shared_head.head.weight": "lm_head.weight"}
 
 
-def swap_halves(weight):
+def _swap_halves(weight):
     """Exchanges the halves of a weight's columns: [hidden; embedding] and [embedding; hidden]."""
     return weight.roll(weight.size(1) // 2, 1)
 
 
-def published_weights(model):
+def _published_weights(model):
     """{published name: tensor} of a model."""
-    weights = published_views(model)
+    weights = _published_views(model)
     if model.mtp is not None:
-        projection, copies = mtp_names(model.config)
-        weights[projection] = swap_halves(weights[projection])
+        projection, copies = _mtp_names(model.config)
+        weights[projection] = _swap_halves(weights[projection])
         for copy, original in copies.items():
             weights[copy] = weights[original].clone()
     return weights
 
 
-def model_from(config, weights):
+def _model_from(config, weights):
     """The model of {published name: tensor}. UserError names a weight that does not fit."""
-    projection, copies = mtp_names(config)
+    projection, copies = _mtp_names(config)
     copy_of = {original: weights.pop(copy, None) for copy, original in copies.items()}
-    check_weights(config, weights)
+    _check_weights(config, weights)
     for original, copy in copy_of.items():
         if copy is not None and not torch.equal(copy.float(), weights[original].float()):
             raise UserError(f"MTP has another {original} than the model: not supported")
     model = moe.Transformer(config)
-    for name, place in published_views(model).items():
-        place.copy_(swap_halves(weights[name]) if name == projection else weights[name])
+    for name, place in _published_views(model).items():
+        place.copy_(_swap_halves(weights[name]) if name == projection else weights[name])
     return model
 
 
-def check_weights(config, weights):
+def _check_weights(config, weights):
     """UserError if a published weight is missing, is not known or has another shape."""
     with torch.device("meta"):
-        wanted = {name: x.shape for name, x in published_views(moe.Transformer(config)).items()}
+        wanted = {name: x.shape for name, x in _published_views(moe.Transformer(config)).items()}
     for name in [*wanted, *weights]:
         if name not in weights:
             raise UserError(f"the weights lack {name}")
@@ -175,7 +183,7 @@ def check_weights(config, weights):
 # Sizes
 
 
-def published_config(config):
+def _published_config(config):
     """config.json of a moe.Config, as a dict. UserError if the format cannot say it."""
     if config.norm_eps != FIXED["rms_norm_eps"]:
         raise UserError(f"model.norm_eps {config.norm_eps}: only {FIXED['rms_norm_eps']} can be "
@@ -191,7 +199,7 @@ def published_config(config):
         "first_k_dense_replace": dense_layers}
 
 
-def config_from(published, with_mtp):
+def _config_from(published, with_mtp):
     """The moe.Config of a config.json, a dict. UserError names a field that does not fit."""
     for inner in (published.get("rope_scaling"), published.get("rope_parameters")):
         if isinstance(inner, dict):
@@ -202,7 +210,7 @@ def config_from(published, with_mtp):
         if published.get(name, value) != value:
             raise UserError(f"config.json: {name} {published[name]!r} is not supported, only "
                             f"{value!r}")
-    sizes = {field.name: read_size(published, field) for field in dataclasses.fields(moe.Config)}
+    sizes = {field.name: _read_size(published, field) for field in dataclasses.fields(moe.Config)}
     dense, layers = sizes["n_dense_layers"], sizes["n_layers"]
     if with_mtp and dense == layers:
         raise UserError(f"config.json: first_k_dense_replace {dense} is not supported: MTP with "
@@ -216,7 +224,7 @@ def config_from(published, with_mtp):
     return config
 
 
-def read_size(published, field):
+def _read_size(published, field):
     """The value of a field of moe.Config in a config.json. UserError if it is missing or wrong."""
     name, kind = CONFIG_NAMES.get(field.name, field.name), type(field.default)
     if name not in published and field.name not in OPTIONAL:
@@ -236,12 +244,12 @@ def read_size(published, field):
 # Tokens
 
 
-def tokenizer_json():
+def _tokenizer_json():
     """tokenizer.json of tasks.ENCODING, as a dict: a byte-level BPE with its ranks and pattern.
 
     The four tags are not "special" tokens, as in R1's tokenizer: skip_special_tokens keeps them.
     """
-    letters = byte_letters()
+    letters = _byte_letters()
 
     def spell(token):
         return "".join(letters[byte] for byte in token)
@@ -259,6 +267,7 @@ def tokenizer_json():
                   "use_regex": False}
     return {
         "version": "1.0", "added_tokens": added_tokens,
+        "normalizer": {"type": "Replace", "pattern": {"String": f"<{GUARD}"}, "content": "<"},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated",
              "invert": False},
@@ -269,7 +278,7 @@ def tokenizer_json():
                   "merges": merges}}
 
 
-def byte_letters():
+def _byte_letters():
     """{byte: the letter for it in tokenizer.json}, GPT-2's alphabet: printable bytes stand for
     themselves, and the others are numbered from 256."""
     letters, others = {}, 0
@@ -282,16 +291,16 @@ def byte_letters():
     return letters
 
 
-def json_files(model, preset):
+def _json_files(model, preset):
     """{file name: dict} of the folder. It samples as the checkpoint's preset evaluates."""
     run, config = resolve_settings(preset, ()), model.config
     ids = {"bos_token_id": None, "eos_token_id": tasks.END_ID, "pad_token_id": tasks.PAD_ID}
     return {
-        "config.json": published_config(config) | ids | {"preset": preset},
+        "config.json": _published_config(config) | ids | {"preset": preset},
         "generation_config.json": ids | {
             "do_sample": True, "temperature": run.eval.temperature, "top_p": run.eval.top_p,
             "top_k": 0, "max_new_tokens": run.zero.max_new_tokens},
-        "tokenizer.json": tokenizer_json(),
+        "tokenizer.json": _tokenizer_json(),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tasks.END,
             "pad_token": tasks.PAD, "padding_side": "left", "chat_template": TEMPLATE,
@@ -302,7 +311,7 @@ def json_files(model, preset):
 # Folders
 
 
-def safetensors():
+def _safetensors():
     """The package safetensors with its module torch. UserError if it is not installed."""
     try:
         import safetensors.torch
@@ -316,9 +325,9 @@ def write_hf_folder(folder, model, preset="nano"):
     so the folder is complete or is not there."""
     folder = Path(folder).resolve()
     contents = {name: json.dumps(record, ensure_ascii=False, indent=2).encode()
-                for name, record in json_files(model, preset).items()}
-    contents["model.safetensors"] = safetensors().torch.save(
-        published_weights(model), {"format": "pt"})
+                for name, record in _json_files(model, preset).items()}
+    contents["model.safetensors"] = _safetensors().torch.save(
+        _published_weights(model), {"format": "pt"})
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -332,9 +341,9 @@ def write_hf_folder(folder, model, preset="nano"):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_hf_folder(folder):
+def _read_hf_folder(folder):
     """(model, config.json as a dict) of a folder. UserError says what in it does not fit."""
-    library, weights, path = safetensors(), {}, Path(folder) / "config.json"
+    library, weights, path = _safetensors(), {}, Path(folder) / "config.json"
     try:
         published = json.loads(path.read_text("utf-8"))
         if not isinstance(published, dict):
@@ -344,5 +353,27 @@ def read_hf_folder(folder):
     except (ValueError, RecursionError, library.SafetensorError) as error:
         raise UserError(f"{path}: damaged ({error})") from None
     mtp_projection = f"model.layers.{published.get('num_hidden_layers')}.eh_proj.weight"
-    config = config_from(published, with_mtp=mtp_projection in weights)
-    return model_from(config, weights), published
+    config = _config_from(published, with_mtp=mtp_projection in weights)
+    if config.vocab_size == tasks.VOCAB_SIZE:
+        _check_tokens(Path(folder) / "tokenizer.json")
+    return _model_from(config, weights), published
+
+
+def _check_tokens(path):
+    """UserError if a tokenizer.json has other tokens than ours, or other ids for them. A folder
+    without this file is taken to have ours."""
+    if not path.exists():
+        return
+    try:
+        tokens = _ids_by_token(json.loads(path.read_text("utf-8")))
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error})") from None
+    if tokens != _ids_by_token(_tokenizer_json()):
+        raise UserError(f"{path} has as many tokens as r1mini, but other ones: the model could "
+                        "neither read nor write text here")
+
+
+def _ids_by_token(tokenizer):
+    """{token: id} of a tokenizer.json, a dict."""
+    return tokenizer["model"]["vocab"] | {
+        token["content"]: token["id"] for token in tokenizer["added_tokens"]}

@@ -59,7 +59,7 @@ def curves_of_runs(curves, name):
     return [curve for label, curve in curves.items() if label.startswith(f"{name}-seed")]
 
 
-def values_at(runs, stage, metric):
+def _values_at(runs, stage, metric):
     """{step: [a value for each run]} of one metric in one stage."""
     values = {}
     for run in runs:
@@ -69,27 +69,27 @@ def values_at(runs, stage, metric):
     return dict(sorted(values.items()))
 
 
-def mean_curve(runs, stage, metric):
+def _mean_curve(runs, stage, metric):
     """{step: mean over the runs} of one metric in one stage."""
-    return {step: fmean(values) for step, values in values_at(runs, stage, metric).items()}
+    return {step: fmean(values) for step, values in _values_at(runs, stage, metric).items()}
 
 
 def by_step(runs, stage, metrics):
     """{step: {metric: mean over the runs}} of several metrics in one stage."""
     rows = {}
     for metric in metrics:
-        for step, value in mean_curve(runs, stage, metric).items():
+        for step, value in _mean_curve(runs, stage, metric).items():
             rows.setdefault(step, {})[metric] = value
     return dict(sorted(rows.items()))
 
 
-def curve_ends(curve):
+def _curve_ends(curve):
     """The first and the last value of a curve {step: value}."""
     values = list(curve.values())
     return values[0], values[-1]
 
 
-def loads_of(runs, stage, until=None):
+def _loads_of(runs, stage, until=None):
     """{step: loads} of the first run that kept loads in this stage. loads[i][j] is the load of
     expert j of mixture i, divided by the mean of its mixture. The loads of a dense model are empty.
     """
@@ -103,25 +103,25 @@ def loads_of(runs, stage, until=None):
     return {}
 
 
-def busiest(mixtures):
+def _busiest(mixtures):
     """The largest load of any expert of some mixtures."""
     return max(max(loads) for loads in mixtures)
 
 
-def percent_text(share):
+def _percent_text(share):
     """0.171 is "17%"; 0.996 is "over 99%", since 100% would be wrong."""
     text = f"{share:.0%}"
     return "over 99%" if text == "100%" and share < 1 else text
 
 
-def curve_rises(curve):
+def _curve_rises(curve):
     """Whether the last value of a curve {step: value} is above the first one. A title that says so
     must be true of every run that a report may be about."""
-    first, last = curve_ends(curve)
+    first, last = _curve_ends(curve)
     return last > first
 
 
-def seeds_note(runs):
+def _seeds_note(runs):
     """Says over how many seeds a line is a mean."""
     if len(runs) == 1:
         return "one seed"
@@ -143,6 +143,12 @@ class Line:
     label_point: int = 1
 
 
+def _majority_line(runs):
+    """The Line of the majority vote on dev, cons@K. It says how many answers K are."""
+    name = next((name for run in runs for name in run if name.startswith("cons@")), "cons@K")
+    return Line(runs, name, f"majority of {name.removeprefix('cons@')}", "above")
+
+
 @dataclass
 class Panel:
     """One plot of a picture. draw(plot) draws it. The axes named in `percent` are in percent."""
@@ -158,12 +164,12 @@ class Picture:
     note: str
 
 
-def draw_lines(plot, stage, *series, ylabel="", ylim=None, markers=True):
+def _draw_lines(plot, stage, *series, ylabel="", ylim=None, markers=True):
     """Draws each Line: the mean over its runs against the step, in a band from the lowest run to
     the highest. A Line without values is left out. ylim starts at 0 unless given."""
     top = 0.0
     for line, (colour, dash, marker) in zip(series, STYLES):
-        values = values_at(line.runs, stage, line.metric)
+        values = _values_at(line.runs, stage, line.metric)
         if not values:
             continue
         steps = list(values)
@@ -182,7 +188,7 @@ def draw_lines(plot, stage, *series, ylabel="", ylim=None, markers=True):
     plot.set(xlabel=f"RL step of {STAGES[stage]}", ylabel=ylabel, ylim=ylim or (0, 1.1 * top or 1))
 
 
-def draw_bars(plot, rows, names, metric, ylabel="", colours=None, hatched=()):
+def _draw_bars(plot, rows, names, metric, ylabel="", colours=None, hatched=()):
     """Draws a metric of some stages: bars are means over seeds, whiskers standard deviations.
     names: {key of a stage: label}; colours: {key: colour}, blue unless given. Stages without this
     metric are left out. The number stands in a tall bar, and above a short or hatched one."""
@@ -198,19 +204,19 @@ def draw_bars(plot, rows, names, metric, ylabel="", colours=None, hatched=()):
     for x, (key, mean, std) in enumerate(zip(keys, means, stds)):
         inside = mean - std > 0.25 * top and key not in hatched
         y = mean - std - 0.02 * top if inside else mean + std + 0.01 * top
-        plot.text(x, y, percent_text(mean), ha="center", va="top" if inside else "bottom",
+        plot.text(x, y, _percent_text(mean), ha="center", va="top" if inside else "bottom",
                   color="white" if inside else "black", weight="bold")
     plot.set(ylabel=ylabel, ylim=(0, 1.12 * top or 1))
     plot.tick_params(axis="x", length=0)
 
 
-def draw_loads(plot, loads, labels, xlabel=""):
+def _draw_loads(plot, loads, labels, xlabel=""):
     """Draws the load of each expert against the step: one row for each expert, mixture below
     mixture, an empty row between two mixtures. White is the mean of the mixture, purple is less and
     orange is more, on a log scale. labels: the names of all mixtures; `loads` may have the first
     ones only. Returns what a colour bar needs."""
     steps = list(loads)
-    experts = len(curve_ends(loads)[0][0])
+    experts = len(_curve_ends(loads)[0][0])
     columns = []
     for mixtures in loads.values():
         column = []
@@ -225,13 +231,13 @@ def draw_loads(plot, loads, labels, xlabel=""):
     plot.set(xlabel=xlabel, ylim=(len(labels) * (experts + 1) - 1.5, -0.5))
     plot.tick_params(axis="y", length=0)
     plot.grid(False)
-    for centre, label in list(zip(centres, labels))[len(curve_ends(loads)[0]):]:
+    for centre, label in list(zip(centres, labels))[len(_curve_ends(loads)[0]):]:
         plot.text(fmean((steps[0], steps[-1])), centre, f"{label} is not used in RL", ha="center",
                   va="center", color=GREY)
     return image
 
 
-def draw_students(plot, students, failing):
+def _draw_students(plot, students, failing):
     """Draws what RL and distillation made of each student, against its base, joined by a line.
     students: [(base, RL, distilled)], all pass@1. Bases up to `failing` are shaded, if it is above
     0; the dotted line is where training changes nothing."""
@@ -257,88 +263,88 @@ def draw_students(plot, students, failing):
 # returns a Picture, or None if its numbers are not there
 
 
-def figure1(curves, rows):
+def _figure1(curves, rows):
     """Nature, Fig 1: accuracy and length of R1-Zero's answers during RL."""
     runs = curves_of_runs(curves, RL.objective)
-    accuracy, length = (mean_curve(runs, "zero", metric) for metric in ("pass@1", "length"))
+    accuracy, length = (_mean_curve(runs, "zero", metric) for metric in ("pass@1", "length"))
     if not accuracy:
         return None
-    before, after = curve_ends(accuracy)
-    tokens_before, tokens_after = curve_ends(length)
-    trend = "grow" if curve_rises(length) else "do not grow"
+    before, after = _curve_ends(accuracy)
+    tokens_before, tokens_after = _curve_ends(length)
+    trend = "grow" if _curve_rises(length) else "do not grow"
 
     def accuracy_panel(plot):
-        draw_lines(plot, "zero", Line(runs, "pass@1", "one answer"),
-                   Line(runs, "cons@16", "majority of 16", "above"), ylabel="correct answers",
-                   ylim=(0, 1.1))
+        _draw_lines(plot, "zero", Line(runs, "pass@1", "one answer"),
+                    _majority_line(runs), ylabel="correct answers",
+                    ylim=(0, 1.1))
         plot.text(1, 0.04, f"the paper, on AIME 2024:\n{PAPER}", transform=plot.transAxes,
                   ha="right", color=GREY, fontsize=12)
     return Picture([
-        Panel(f"RL alone:\n{percent_text(before)} to {percent_text(after)} correct",
+        Panel(f"RL alone:\n{_percent_text(before)} to {_percent_text(after)} correct",
               accuracy_panel, "y"),
         Panel(f"Answers {trend}:\n{tokens_before:.0f} to {tokens_after:.0f} tokens",
-              lambda plot: draw_lines(plot, "zero", Line(runs, "length"),
-                                      ylabel="tokens in an answer"))],
-        f"dev problems, temperature 1; {seeds_note(runs)}")
+              lambda plot: _draw_lines(plot, "zero", Line(runs, "length"),
+                                       ylabel="tokens in an answer"))],
+        f"dev problems, temperature 1; {_seeds_note(runs)}")
 
 
-def reflection(curves, rows):
+def _reflection(curves, rows):
     """Answers that check a step, and answers that stop and correct one."""
     runs = curves_of_runs(curves, RL.objective)
-    checks = mean_curve(runs, "zero", "reflection")
+    checks = _mean_curve(runs, "zero", "reflection")
     if not checks:
         return None
-    before, after = curve_ends(checks)
-    trend = "spreads" if curve_rises(checks) else "does not spread:"
+    before, after = _curve_ends(checks)
+    trend = "spreads" if _curve_rises(checks) else "does not spread:"
     return Picture([Panel(
-        f"Checking {trend} from {percent_text(before)} to {percent_text(after)} of the answers",
-        lambda plot: draw_lines(
+        f"Checking {trend} from {_percent_text(before)} to {_percent_text(after)} of the answers",
+        lambda plot: _draw_lines(
             plot, "zero", Line(runs, "reflection", "check a step"),
             Line(runs, "correction", "stop and correct a step", "above", 2),
             ylabel="share of answers", ylim=(0, 1.1)), "y")],
-        f"dev problems, temperature 1; {seeds_note(runs)}")
+        f"dev problems, temperature 1; {_seeds_note(runs)}")
 
 
-def entropy(curves, rows):
+def _entropy(curves, rows):
     """The entropy of a token, and the share of groups whose answers all have the same reward."""
     runs = curves_of_runs(curves, RL.objective)
-    nats, equal = (mean_curve(runs, "zero", metric) for metric in ("entropy", "dead_groups"))
+    nats, equal = (_mean_curve(runs, "zero", metric) for metric in ("entropy", "dead_groups"))
     if not nats or not equal:
         return None
-    before, after = curve_ends(nats)
-    trend = "rises" if curve_rises(nats) else "falls"
+    before, after = _curve_ends(nats)
+    trend = "rises" if _curve_rises(nats) else "falls"
     half = [step for step, share in equal.items() if share >= 0.5]
     if half:
         finding = f"Half of the groups teach\nnothing by step {half[0]}"
     else:
-        share = percent_text(curve_ends(equal)[1])
+        share = _percent_text(_curve_ends(equal)[1])
         finding = f"{share} of the groups teach\nnothing by step {list(equal)[-1]}"
     return Picture([
-        Panel(f"Entropy {trend} from {before:.2f}\nto {after:.2f} nats", lambda plot: draw_lines(
+        Panel(f"Entropy {trend} from {before:.2f}\nto {after:.2f} nats", lambda plot: _draw_lines(
             plot, "zero", Line(runs, "entropy"), ylabel="entropy of a token, in nats",
             markers=False)),
-        Panel(finding, lambda plot: draw_lines(
+        Panel(finding, lambda plot: _draw_lines(
             plot, "zero", Line(runs, "dead_groups"), ylabel="groups with equal rewards",
             markers=False), "y")],
-        f"training problems, temperature 1; {seeds_note(runs)}")
+        f"training problems, temperature 1; {_seeds_note(runs)}")
 
 
-def expert_loads(curves, rows):
+def _expert_loads(curves, rows):
     """The load of each expert at the start of pretraining and during RL."""
     runs = curves_of_runs(curves, RL.objective)
-    early, during_rl = loads_of(runs, "base", CROP), loads_of(runs, "zero")
+    early, during_rl = _loads_of(runs, "base", CROP), _loads_of(runs, "zero")
     if not early or not during_rl:
         return None
-    first, last = (busiest(mixtures) for mixtures in curve_ends(early))
+    first, last = (_busiest(mixtures) for mixtures in _curve_ends(early))
     trend = "even out early" if last < first else "do not even out"
-    largest = max(busiest(mixtures) for mixtures in during_rl.values())
-    in_layers = len(curve_ends(during_rl)[0])
-    in_all = len(curve_ends(early)[0])  # with MTP's mixture
+    largest = max(_busiest(mixtures) for mixtures in during_rl.values())
+    in_layers = len(_curve_ends(during_rl)[0])
+    in_all = len(_curve_ends(early)[0])  # with MTP's mixture
     labels = [f"layer {Config.n_dense_layers + 1 + i}" for i in range(in_layers)]
     labels += ["MTP"] * (in_all - in_layers)
 
     def rl_panel(plot):
-        image = draw_loads(plot, during_rl, labels, f"RL step of {STAGES['zero']}")
+        image = _draw_loads(plot, during_rl, labels, f"RL step of {STAGES['zero']}")
         plot.set_yticks([])
         bar = plot.figure.colorbar(image, ax=plot, ticks=[0.25, 0.5, 1, 2, 4])
         bar.ax.set_yticklabels(["≤ ¼", "½", "1", "2", "4"])
@@ -346,56 +352,56 @@ def expert_loads(curves, rows):
         bar.set_label("load / mean load")
     return Picture([
         Panel(f"Loads {trend}:\nbusiest expert {first:.1f} to {last:.1f}",
-              lambda plot: draw_loads(plot, early, labels, "step of pretraining")),
+              lambda plot: _draw_loads(plot, early, labels, "step of pretraining")),
         Panel(f"In RL, on sums only:\nup to {largest:.1f}", rl_panel)],
         "the first seed; a row is an expert; its load is divided by the mean of its layer")
 
 
-def language(curves, rows):
+def _language(curves, rows):
     """Words in the question's language, with the language reward and without it."""
     rewarded = curves_of_runs(curves, RL.objective)
     not_rewarded = curves_of_runs(curves, "no_language_reward")
     ending = []
     for runs in (rewarded, not_rewarded):
-        curve = mean_curve(runs, "dev2", "language")
+        curve = _mean_curve(runs, "dev2", "language")
         if not curve:
             return None
-        ending.append(percent_text(curve_ends(curve)[1]))
+        ending.append(_percent_text(_curve_ends(curve)[1]))
     return Picture([Panel(
         f"With the language reward {ending[0]} of the words are\nin the question's language, "
-        f"without it {ending[1]}", lambda plot: draw_lines(
+        f"without it {ending[1]}", lambda plot: _draw_lines(
             plot, "dev2", Line(rewarded, "language", "with the reward", label_point=2),
             Line(not_rewarded, "language", "without it"),
             ylabel="words in the\nquestion's language", ylim=(0.7, 1.01)), "y")],
-        f"dev problems, temperature 1; {seeds_note(rewarded)}; the axis starts at 70%")
+        f"dev problems, temperature 1; {_seeds_note(rewarded)}; the axis starts at 70%")
 
 
-def mixing(curves, rows):
+def _mixing(curves, rows):
     """Answers that mix languages, by stage."""
     if not {"zero.mixing", "r1.mixing"} <= set(rows):
         return None
-    before, after = (percent_text(rows[f"{stage}.mixing"]["mean"]) for stage in ("zero", "r1"))
+    before, after = (_percent_text(rows[f"{stage}.mixing"]["mean"]) for stage in ("zero", "r1"))
     return Picture([Panel(
         f"Zero mixes languages in {before} of its answers, R1 in {after}",
-        lambda plot: draw_bars(plot, rows, STAGES, "mixing", "answers that mix languages",
-                               hatched=("no_language_reward",)), "y")],
+        lambda plot: _draw_bars(plot, rows, STAGES, "mixing", "answers that mix languages",
+                                hatched=("no_language_reward",)), "y")],
         "test problems, temperature 1; mean and std over seeds; hatched: an ablation")
 
 
-def distillation(curves, rows):
+def _distillation(curves, rows):
     """What RL and distillation make of the small student, and its teacher."""
     if not {"student.rl.pass@1", "student.distill.pass@1"} <= set(rows):
         return None
     by_rl, distilled = (
-        percent_text(rows[f"student.{how}.pass@1"]["mean"]) for how in ("rl", "distill"))
+        _percent_text(rows[f"student.{how}.pass@1"]["mean"]) for how in ("rl", "distill"))
 
     def panel(plot):
-        draw_bars(plot, rows, STUDENTS, "pass@1", "correct at the first try",
-                  {key: STUDENT_COLOURS.get(key, ORANGE) for key in STUDENTS})
+        _draw_bars(plot, rows, STUDENTS, "pass@1", "correct at the first try",
+                   {key: STUDENT_COLOURS.get(key, ORANGE) for key in STUDENTS})
         if "r1.pass@1" in rows:
             teacher = rows["r1.pass@1"]["mean"]
             plot.axhline(teacher, color=GREEN, lw=3, ls="--")
-            plot.text(-0.4, teacher + 0.02, f"the teacher, R1: {percent_text(teacher)}",
+            plot.text(-0.4, teacher + 0.02, f"the teacher, R1: {_percent_text(teacher)}",
                       color=GREEN,
                       va="bottom", weight="bold")
             plot.set(ylim=(0, 1.1))
@@ -404,9 +410,9 @@ def distillation(curves, rows):
                    "test problems, temperature 1; mean and std over seeds")
 
 
-PICTURES = {"figure1": figure1, "reflection": reflection, "entropy": entropy,
-            "expert_loads": expert_loads, "language": language, "mixing": mixing,
-            "distillation": distillation}
+PICTURES = {"figure1": _figure1, "reflection": _reflection, "entropy": _entropy,
+            "expert_loads": _expert_loads, "language": _language, "mixing": _mixing,
+            "distillation": _distillation}
 
 
 def threshold_picture(rows):
@@ -423,11 +429,11 @@ def threshold_picture(rows):
     worked = [base for base, by_rl, _ in students if base > failed]
     title = "RL works from all bases"
     if failed:
-        title = f"RL fails from bases up to {percent_text(failed)}"
+        title = f"RL fails from bases up to {_percent_text(failed)}"
     if any(base > behind for base, _, _ in students):
-        title += f",\nand beats distillation above {percent_text(behind)}"
+        title += f",\nand beats distillation above {_percent_text(behind)}"
     shaded = fmean((failed, min(worked))) if failed and worked else failed
-    return Picture([Panel(title, lambda plot: draw_students(plot, students, shaded), "xy")],
+    return Picture([Panel(title, lambda plot: _draw_students(plot, students, shaded), "xy")],
                    "test problems, temperature 1; a pair is one student; RL fails: below 50%")
 
 
@@ -435,7 +441,7 @@ def threshold_picture(rows):
 # Files
 
 
-def has_matplotlib():
+def _has_matplotlib():
     """Whether matplotlib is installed."""
     try:
         importlib.import_module("matplotlib")
@@ -444,7 +450,7 @@ def has_matplotlib():
         return False
 
 
-def save(figure, path):
+def _save(figure, path):
     """Writes a figure as a PNG with 256 colours, a third of the size of one with all colours."""
     image = importlib.import_module("PIL.Image")  # matplotlib needs it too
     buffer = io.BytesIO()
@@ -455,7 +461,7 @@ def save(figure, path):
 def write_picture(folder, name, picture):
     """Writes a Picture to FOLDER/figures/NAME.png. Returns the Markdown that shows it, in a list;
     the list is empty if there is no Picture or no matplotlib."""
-    if picture is None or not has_matplotlib():
+    if picture is None or not _has_matplotlib():
         return []
     matplotlib = importlib.import_module("matplotlib")
     Figure = importlib.import_module("matplotlib.figure").Figure
@@ -473,7 +479,7 @@ def write_picture(folder, name, picture):
         figure.supxlabel(f"{source}: {picture.note}", x=0.01, ha="left", fontsize=10, color=GREY)
         target = Path(folder) / "figures"
         target.mkdir(parents=True, exist_ok=True)
-        save(figure, target / f"{name}.png")
+        _save(figure, target / f"{name}.png")
     titles = "; ".join(panel.title.replace("\n", " ") for panel in picture.panels)
     return [f"![{titles}](figures/{name}.png)"]
 
@@ -481,7 +487,7 @@ def write_picture(folder, name, picture):
 def draw(folder, curves, rows):
     """Draws the pictures of a report. Returns them in Markdown, or the reason why there are none.
     """
-    if not has_matplotlib():
+    if not _has_matplotlib():
         return ["Not drawn: matplotlib was not installed where this report was made."]
     shown = []
     for name, picture in PICTURES.items():
@@ -493,7 +499,7 @@ def draw(folder, curves, rows):
 # The README's picture: the training curve beside one question
 
 
-def read_answers(samples, question):
+def _read_answers(samples, question):
     """(the right answer, {stage: its last answer}) of one question of samples.md."""
     section = re.search(rf"^## {re.escape(question)} \(answer (\S+)\)\n(.*?)(?=^## |\Z)", samples,
                         re.MULTILINE | re.DOTALL)
@@ -504,13 +510,13 @@ def read_answers(samples, question):
     return section[1], answers
 
 
-def solution_steps(thinking):
+def _solution_steps(thinking):
     """The steps of a checked working, each with the "ok" that ends it."""
     endings = "|".join(f"(?<={words['ok']})" for words in tasks.WORDS.values())
     return [step.strip() for step in re.split(endings, thinking) if step.strip()]
 
 
-def verdict(text, problem):
+def _verdict(text, problem):
     """(colour, words) of an answer: whether it is correct, and whether it mixes languages."""
     if not tasks.accuracy(text, problem):
         return ORANGE, "✗ wrong"
@@ -518,7 +524,7 @@ def verdict(text, problem):
     return GREEN, "✓ correct, " + ("two languages" if mixed else "one language")
 
 
-def chinese_font():
+def _chinese_font():
     """The name of an installed font with Chinese characters, or None."""
     manager = importlib.import_module("matplotlib.font_manager")
     paths = sorted(manager.findSystemFonts())
@@ -530,23 +536,23 @@ def chinese_font():
     return None
 
 
-def translate_in_brackets(text):
+def _translate_in_brackets(text):
     """A line of an answer with English words in brackets instead of its Chinese words."""
     for name, word in tasks.WORDS["zh"].items():
         text = text.replace(word, f" [{tasks.WORDS['en'][name].strip()}] ")
     return text
 
 
-def draw_answer(plot, top, name, text, problem, font):
+def _draw_answer(plot, top, name, text, problem, font):
     """Draws a box: a model's name, the verdict, and the answer, one step a line. The axes of `plot`
     are in points, and y grows downwards. font: one with Chinese characters, or None; then English
     words in brackets stand for Chinese words. Returns the lower end of the box."""
     size, line_height, left = 14.5, 20.5, 14
     width = plot.get_xlim()[1]
-    lines = solution_steps(tasks.parse(text)[0]) or ["(no thinking)"]
+    lines = _solution_steps(tasks.parse(text)[0]) or ["(no thinking)"]
     lines.append(tasks.TAG.sub("", tasks.shown_part(text)))
     bottom = top + (1 + len(lines)) * line_height + 12
-    colour, words = verdict(text, problem)
+    colour, words = _verdict(text, problem)
     plot.fill_between([0, width], top, bottom, color="0.955", lw=0)
     plot.fill_between([0, 5], top, bottom, color=colour, lw=0)
     y = top + 20
@@ -554,7 +560,7 @@ def draw_answer(plot, top, name, text, problem, font):
     plot.text(width - 8, y, words, ha="right", weight="bold", size=14, color=colour)
     for line in lines:
         x, y = left, y + line_height
-        shown = line if font else translate_in_brackets(line)
+        shown = line if font else _translate_in_brackets(line)
         for piece in re.split(r"([^\x00-\x7f]+|\[\w+\])", shown):  # Chinese words are blue
             chinese = re.match(r"[^\x00-\x7f]|\[", piece) is not None
             plot.text(x, y, piece, family=[font] if chinese and font else ["DejaVu Sans Mono"],
@@ -564,50 +570,50 @@ def draw_answer(plot, top, name, text, problem, font):
     return bottom
 
 
-def draw_question(plot, samples):
+def _draw_question(plot, samples):
     """Draws QUESTION and the answers of MODELS to it. The axes of `plot` are in points."""
-    right_answer, answers = read_answers(samples, QUESTION)
+    right_answer, answers = _read_answers(samples, QUESTION)
     problem = tasks.Problem(QUESTION, right_answer, "")
-    font = chinese_font()
+    font = _chinese_font()
     top = 0
     for stage, name in MODELS.items():
-        top = 9 + draw_answer(plot, top, name, answers[stage], problem, font)
+        top = 9 + _draw_answer(plot, top, name, answers[stage], problem, font)
     plot.set_title(f"{QUESTION} (answer: {right_answer})")
     plot.axis("off")
 
 
-def draw_readme(target, curves, rows, samples):
+def _draw_readme(target, curves, rows, samples):
     """Writes the README's picture to `target`: the training curve of R1-Zero, beside one question
     that base, R1-Zero and R1 have answered. samples: the text of samples.md."""
     matplotlib = importlib.import_module("matplotlib")
     Figure = importlib.import_module("matplotlib.figure").Figure
     ticker = importlib.import_module("matplotlib.ticker")
     runs = curves_of_runs(curves, RL.objective)
-    before, after = curve_ends(mean_curve(runs, "zero", "pass@1"))
-    tested = [percent_text(rows[f"{stage}.pass@1"]["mean"]) for stage in ("base", "zero")]
+    before, after = _curve_ends(_mean_curve(runs, "zero", "pass@1"))
+    tested = [_percent_text(rows[f"{stage}.pass@1"]["mean"]) for stage in ("base", "zero")]
     width, height = 9, 6.3  # inches
     with matplotlib.rc_context(STYLE):
         figure = Figure((width, height))
         curve = figure.add_axes([0.09, 0.19, 0.385, 0.72])
-        draw_lines(curve, "zero", Line(runs, "pass@1", "one answer"),
-                   Line(runs, "cons@16", "majority of 16", "above"), ylim=(0, 1.1))
+        _draw_lines(curve, "zero", Line(runs, "pass@1", "one answer"),
+                    _majority_line(runs), ylim=(0, 1.1))
         curve.set_xlabel("RL step")
-        curve.set_title(f"RL alone: {percent_text(before)} to {percent_text(after)} correct")
+        curve.set_title(f"RL alone: {_percent_text(before)} to {_percent_text(after)} correct")
         curve.yaxis.set_major_formatter(ticker.PercentFormatter(1, 0))
         left, bottom, right, top = 0.515, 0.02, 0.99, 0.91
         answers = figure.add_axes([left, bottom, right - left, top - bottom])
         answers.set(xlim=(0, 72 * width * (right - left)), ylim=(72 * height * (top - bottom), 0))
-        draw_question(answers, samples)
+        _draw_question(answers, samples)
         figure.text(0.01, 0.02, f"held-out dev problems, temperature 1, {len(runs)} seeds\n"
                     f"(held-out test problems: {tested[0]} to {tested[1]})", size=12, color=GREY)
-        save(figure, target)
+        _save(figure, target)
 
 
 def main():
     """Draws all pictures anew from the committed numbers."""
-    if not has_matplotlib():
+    if not _has_matplotlib():
         raise SystemExit("no pictures without matplotlib: pip install matplotlib")
-    if not chinese_font():
+    if not _chinese_font():
         print("No font with Chinese characters is installed: in docs/picture.png, English words in "
               "brackets stand for Chinese words. On Debian: apt-get install fonts-noto-cjk")
     results = ROOT / "results"
@@ -618,7 +624,7 @@ def main():
     print(*draw(results / "r1", curves, rows["r1"]), sep="\n")
     picture = threshold_picture(rows["threshold"])
     print(*write_picture(results / "threshold", "threshold", picture), sep="\n")
-    draw_readme(ROOT / "docs" / "picture.png", curves, rows["r1"], samples)
+    _draw_readme(ROOT / "docs" / "picture.png", curves, rows["r1"], samples)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Printing when nobody reads any more: nothing is printed, and there is no error.
+"""Standard input and output, whatever the shell has made of them.
+
+Printing when nobody reads any more: nothing is printed, and there is no error.
 
 `python r1mini.py cost | head -1` closes the pipe after a line; a terminal may be closed while a
 model trains. Then a short command ends, and a training goes on: its log and its checkpoints are
@@ -10,6 +12,19 @@ import os
 import sys
 
 GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe; the terminal
+
+
+def accept_any_text():
+    """Lets standard output and error print what the console has no letters for, as escapes, and
+    lets standard input contain bytes that are no text, as U+FFFD. Output that the shell has closed
+    (`>&-`) goes to nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"),
+                           (sys.stdin, "replace")):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=errors)
 
 
 def silence(stream):

@@ -90,25 +90,25 @@ class Sources:
     def measured(self, name, key):
         """The {"mean", "std", "per_seed"} of a metric. An experiment has one seed."""
         if (record := self.experiment(name)) is not None:
-            return summarise({"0": self.of_experiment(name, record, key)})
+            return _mean_and_spread({"0": self.of_experiment(name, record, key)})
         if key.startswith("curve."):
-            return summarise(self.of_curve(name, key))
+            return _mean_and_spread(self.of_curve(name, key))
         metrics = self.study(name)["metrics"]
         found = metrics.get(key) or next(
-            (metrics[known] for known in metrics if plain_key(known) == plain_key(key)), None)
+            (metrics[known] for known in metrics if _plain_key(known) == _plain_key(key)), None)
         if found is None:
             raise self.error(f"there is no {key!r} in results/{name}/summary.json"
-                             + nearest_key(key, metrics))
+                             + _nearest_key(key, metrics))
         return found
 
     def of_experiment(self, name, record, key):
         """An experiment's minutes, or the last value of one of its curves."""
         if key == "minutes":
             return record["seconds"] / 60
-        values = curve_points(record, key)
+        values = _curve_points(record, key)
         if not values:
             raise self.error(f"there is no {key!r} in workshop/curves/{name}.json"
-                             + nearest_key(key, [*record["dev"], *record["steps"]]))
+                             + _nearest_key(key, [*record["dev"], *record["steps"]]))
         return list(values.values())[-1]
 
     def of_curve(self, name, key):
@@ -134,25 +134,25 @@ class Sources:
             return False
 
 
-def summarise(per_seed):
+def _mean_and_spread(per_seed):
     """Mean and spread of {seed: value}, as summary.json has them."""
     values = list(per_seed.values())
     return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0,
             "per_seed": per_seed}
 
 
-def plain_key(key):
+def _plain_key(key):
     """A key in which "_" and a space are the same."""
     return key.replace("_", " ")
 
 
-def nearest_key(key, known):
+def _nearest_key(key, known):
     """The end of a message: the key that was probably meant."""
     found = difflib.get_close_matches(key, list(known), 1)
     return f"; the nearest is {found[0]!r}" if found else ""
 
 
-def curve_points(record, key):
+def _curve_points(record, key):
     """{step: value} of a curve of the workshop, measured on dev or at every step."""
     if key in record["dev"]:
         return dict(map(tuple, record["dev"][key]))
@@ -163,7 +163,7 @@ def curve_points(record, key):
 # How a number is written
 
 
-def number_text(x, forms):
+def _number_text(x, forms):
     """One number as text."""
     if "points" in forms:
         return f"{100 * x:+.1f}"
@@ -179,33 +179,33 @@ def number_text(x, forms):
     return f"{x:.1f}" if abs(x) >= 10 else f"{x:.3f}"
 
 
-def metric_text(metric, forms):
+def _metric_text(metric, forms):
     """A metric as text: its mean, its mean ± std, the value of each seed, or of one."""
     if "seeds" in forms:
-        return " / ".join(number_text(x, forms) for x in metric["per_seed"].values())
+        return " / ".join(_number_text(x, forms) for x in metric["per_seed"].values())
     for form in forms:
         if form.startswith("seed="):
-            return number_text(metric["per_seed"][form[5:]], forms)
-    text = number_text(metric["mean"], forms)
+            return _number_text(metric["per_seed"][form[5:]], forms)
+    text = _number_text(metric["mean"], forms)
     if "std" not in forms or len(metric["per_seed"]) < 2:
         return text
     if metric["mean"] >= 10 and not any(form.startswith(".") for form in forms):
         forms = [*forms, ".1"]  # the spread with as many decimals as the mean
-    return f"{text} ± {number_text(metric['std'], forms)}"
+    return f"{text} ± {_number_text(metric['std'], forms)}"
 
 
-def compare(metric, other, operator):
+def _compare(metric, other, operator):
     """Two metrics, seed by seed: their difference or ratio; or the text "3 of 3" of `above`."""
     seeds = [seed for seed in metric["per_seed"] if seed in other["per_seed"]]
     pairs = {seed: (metric["per_seed"][seed], other["per_seed"][seed]) for seed in seeds}
     if operator == "above":
         return f"{sum(a > b for a, b in pairs.values())} of {len(pairs)}"
     if operator == "-":
-        return summarise({seed: a - b for seed, (a, b) in pairs.items()})
-    return summarise({seed: a / b for seed, (a, b) in pairs.items()})
+        return _mean_and_spread({seed: a - b for seed, (a, b) in pairs.items()})
+    return _mean_and_spread({seed: a / b for seed, (a, b) in pairs.items()})
 
 
-def mark_text(sources, name, words):
+def _mark_text(sources, name, words):
     """The text of a mark: KEY FORM..., or KEY OPERATOR KEY FORM..."""
     name = name or sources.own
     if not name:
@@ -219,27 +219,27 @@ def mark_text(sources, name, words):
         if len(forms) < 2:
             raise sources.error(f"{words!r} needs a second key")
         operator, other, *forms = forms
-        metric = compare(metric, sources.measured(name, other), operator)
+        metric = _compare(metric, sources.measured(name, other), operator)
         if operator == "above":
             return metric
     for form in forms:
         is_seed = form.startswith("seed=") and form[5:] in metric["per_seed"]
         if not (form in FORMS or is_seed or re.fullmatch(r"\.\d", form)):
             raise sources.error(f"{name}:{words}: {form!r} is no form")
-    return metric_text(metric, forms)
+    return _metric_text(metric, forms)
 
 
 # --------------------------------------------------------------------------------------------------
 # Blocks
 
 
-def with_form(text):
+def _with_form(text):
     """A key and the forms in brackets behind it: `*.length (.0)`."""
     key, forms = re.fullmatch(r"(.*?)(?:\s\(([^()]*)\))?", text.strip()).groups()
     return key, forms or ""
 
 
-def table(sources, spec):
+def _table(sources, spec):
     """A table: its columns and rows are in the comment above it, the numbers are written here."""
     lines = [line.strip() for line in spec.strip().splitlines() if line.strip()]
     if len(lines) < 3:
@@ -248,20 +248,20 @@ def table(sources, spec):
     name = sources.own if name == "." else name
     heading, *columns = [cell.strip() for cell in lines[1].split("|")]
     titles = [column.rpartition("=")[0] for column in columns]
-    values = [with_form(column.rpartition("=")[2]) for column in columns]
+    values = [_with_form(column.rpartition("=")[2]) for column in columns]
     rows = ["| " + " | ".join([heading, *titles]) + " |", "|---" * (len(columns) + 1) + "|"]
     filled = set()
     for line in lines[2:]:
         label, *cells = [cell.strip() for cell in line.split("|")]
         if len(cells) == 1:
-            pattern, of_row = with_form(cells[0])
+            pattern, of_row = _with_form(cells[0])
             source, colon, pattern = pattern.rpartition(":")
             source = source if colon else name
             keys = [pattern.replace("*", value).replace(" ", "_") for value, _ in values]
             measured = [sources.has(source, key) for key in keys]
             if not any(measured):
                 raise sources.error(f"no {cells[0]!r} in results/{source}/summary.json")
-            cells = [mark_text(sources, source, f"{key} {of_column or of_row or forms}")
+            cells = [_mark_text(sources, source, f"{key} {of_column or of_row or forms}")
                      if there else DASH
                      for key, there, (_, of_column) in zip(keys, measured, values)]
             filled |= {i for i, there in enumerate(measured) if there}
@@ -271,7 +271,7 @@ def table(sources, spec):
     return rows
 
 
-def study_note(sources, spec):
+def _study_note(sources, spec):
     """Machine, commit and seeds of a study."""
     summary = sources.study(spec.strip() or sources.own)
     commit, plus, _ = summary["commit"].partition("+")
@@ -281,7 +281,7 @@ def study_note(sources, spec):
             + f". Seeds: {seeds}."]
 
 
-def curve_beside_plain(sources, spec):
+def _curve_beside_plain(sources, spec):
     """An experiment of the workshop beside the plain run, at the steps when dev was tested."""
     names, _, keys = spec.partition(":")
     name, *beside = names.split()
@@ -293,16 +293,16 @@ def curve_beside_plain(sources, spec):
     rows = ["| after step | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|"]
     for key in keys.split():
         for which in shown:
-            values = curve_points(records[which], key)
+            values = _curve_points(records[which], key)
             if not values:
                 raise sources.error(f"there is no {key!r} in workshop/curves/{which}.json")
             label = "plain" if which in beside else which
-            cells = [number_text(values[step], []) if step in values else "" for step in steps]
+            cells = [_number_text(values[step], []) if step in values else "" for step in steps]
             rows.append(f"| {key}, {label} | " + " | ".join(cells) + " |")
     return rows
 
 
-def experiment_times(sources, spec):
+def _experiment_times(sources, spec):
     """What each experiment of the workshop costs."""
     rows = ["| experiment | tokens | seconds | processor seconds | machine | load before |",
             "|---|---|---|---|---|---|"]
@@ -315,14 +315,15 @@ def experiment_times(sources, spec):
     return rows
 
 
-BLOCKS = {"table": table, "run": study_note, "curve": curve_beside_plain, "times": experiment_times}
+BLOCKS = {"table": _table, "run": _study_note, "curve": _curve_beside_plain,
+          "times": _experiment_times}
 
 
 # --------------------------------------------------------------------------------------------------
 # Pages
 
 
-def fill_page(text, page="README.md", root=ROOT):
+def _fill_page(text, page="README.md", root=ROOT):
     """The text of a page with all its numbers written anew. UserError names page and key."""
     sources = Sources(root, page)
 
@@ -334,27 +335,27 @@ def fill_page(text, page="README.md", root=ROOT):
 
     def mark(match):
         source, words = match.groups()
-        return f"{mark_text(sources, source, words)}<!--{source}:{words}-->"
+        return f"{_mark_text(sources, source, words)}<!--{source}:{words}-->"
 
     return MARK.sub(mark, BLOCK.sub(block, text))
 
 
-def page_paths(root=ROOT):
+def _page_paths(root=ROOT):
     """The paths of all pages, relative to the repository."""
     found = (path for pattern in PAGES for path in sorted(Path(root).glob(pattern)))
     return [path.relative_to(root).as_posix() for path in found]
 
 
-def stale_pages(root=ROOT):
+def _stale_pages(root=ROOT):
     """The pages whose numbers are not those of the measurements."""
-    return [page for page in page_paths(root)
-            if (text := (Path(root) / page).read_text("utf-8")) != fill_page(text, page, root)]
+    return [page for page in _page_paths(root)
+            if (text := (Path(root) / page).read_text("utf-8")) != _fill_page(text, page, root)]
 
 
 def write_pages(root=ROOT):
     """Writes the numbers of all pages anew. Returns the pages that changed."""
-    changed = stale_pages(root)
+    changed = _stale_pages(root)
     for page in changed:
         path = Path(root) / page
-        path.write_text(fill_page(path.read_text("utf-8"), page, root), "utf-8")
+        path.write_text(_fill_page(path.read_text("utf-8"), page, root), "utf-8")
     return changed

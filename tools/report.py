@@ -21,7 +21,15 @@ This file and tools/study.py write summary.json, always from the logs of runs:
 A run that started from another run's checkpoint has numbers for the stages in its own log only.
 A run with another objective has numbers for objective.NAME only. A run given as NAME=PATH has
 numbers for its last tested stage, and NAME stands for this stage in the keys.
+
+NAME has letters, digits, "_" and "-", and ends at the first "=". A word that names a folder is a
+PATH, also with "=" in it: lr=1e-3 is the folder lr=1e-3 if there is one; NAME=./PATH is never that.
+
+A mean is over seeds. Runs that have a number for the same key may differ in the seed, and in the
+files that they start from, but in no other setting.
 """
+import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -33,26 +41,27 @@ from statistics import fmean, stdev
 
 import tasks
 from engine.errors import UserError
-from engine.folder import read_log
+from engine.folder import flatten_settings, holds_run, list_names, read_log
 from grpo import RL
 from moe import Config
-from r1mini import ABLATIONS
+from r1mini import ABLATIONS, Run
 from tools import pages, tables
 from tools.cost import in_products
 from tools.figures import draw
 from tools.tables import (
-    DEV_METRICS,
     STUDENT_KEYS,
     STUDENT_ROWS,
     TEACHER_STAGES,
     TEST_METRICS,
     cell,
+    dev_metrics,
     per_seed,
 )
 
 # What curves.json keeps of each step of Zero's RL, beside DEV_METRICS.
 STEP_METRICS = ("entropy", "dead_groups", "expert_load")
 LOADS_EVERY = 30  # steps of pretraining between two kept records of the experts' loads
+SETTINGS = [field.name for field in dataclasses.fields(Run)]
 
 
 def main(options):
@@ -63,6 +72,14 @@ def main(options):
         return 0
     if not options.runs:
         raise UserError("report: name runs, such as runs/nano, or give --pages")
+    for word in options.runs:  # report() writes into them
+        path = name_and_path(word)[1]
+        read_log(path)
+        if not holds_run(path, SETTINGS):
+            raise UserError(f"{path}: no run in this folder (it has a log.jsonl, but not the "
+                            "config.json of a run)")
+    if options.to:
+        _check_target(options.to)
     print(report(options.runs, options.to))
     return 0
 
@@ -73,12 +90,13 @@ def report(paths, to=None):
     With `to`, writes summary.json, curves.json, the first run's samples.md and the figures to this
     folder. Without it, writes report.md of a single run to the run's folder.
     """
-    runs = [read_run(path) for path in paths]
-    metrics, curves = metrics_over_seeds(runs), join_curves(runs)
+    runs = [_read_run(path) for path in paths]
+    _check_same_settings(runs)
+    metrics, curves = _metrics_over_seeds(runs), _join_curves(runs)
     command = f"python r1mini.py report {' '.join(map(str, paths))}"
     for run in runs:
-        write_samples(run.path)
-    text = console_text(metrics)
+        _write_samples(run.path)
+    text = _console_text(metrics)
     if to:
         target = Path(to)
         target.mkdir(parents=True, exist_ok=True)
@@ -95,9 +113,59 @@ def report(paths, to=None):
                 "python r1mini.py report --pages writes the numbers of results/ into the pages")
     if len(runs) == 1:
         page = Path(runs[0].path) / "report.md"
-        page.write_text(report_page(command, metrics, curves, page.parent), "utf-8")
+        page.write_text(_report_page(command, metrics, curves, page.parent), "utf-8")
         return f"{text}\n\nmore: {page}"
     return text
+
+
+# -------------------------------------------------------------------------------------------------
+# What the user's words mean, and whether the runs fit together
+
+
+def name_and_path(word):
+    """(NAME, PATH) of a PATH or NAME=PATH; NAME is "" if there is none."""
+    name, equals, path = str(word).partition("=")
+    if not equals or Path(word).is_dir():
+        return "", str(word)
+    if not re.fullmatch(r"[\w-]+", name) or not path:
+        raise UserError(f"{word}: there is no such folder. If NAME=PATH is meant: a NAME has "
+                        'letters, digits, "_" and "-"')
+    return name, path
+
+
+def _check_target(folder):
+    """UserError if the folder of --to is a file, or is a run's folder or in one."""
+    target = Path(folder).resolve()
+    for path in (target, *target.parents):
+        if path.is_file():
+            raise UserError(f"--to {folder}: {path} is a file; --to names a folder")
+        if holds_run(path, SETTINGS):
+            raise UserError(f"--to {folder}: {path} holds a run; choose a folder outside of it")
+
+
+def _check_same_settings(runs):
+    """UserError if two runs have a number for one key, but differ in more than the seed and the
+    files that they start from."""
+    for run, other in itertools.combinations(runs, 2):
+        differing = _differing_settings(run.config, other.config)
+        if differing and run.numbers.keys() & other.numbers.keys():
+            raise UserError(
+                f"{run.path} and {other.path} have different settings ({list_names(differing)}), "
+                "so no mean is taken over them: report on each alone, or give one a name, as in "
+                f"NAME={other.path}")
+
+
+def _differing_settings(config, other):
+    """The names of the settings in which two runs differ, without the seed and the start. A
+    data_file counts by its name, since its folder may have the seed in it."""
+    ours, theirs = ({key: value for key, value in flatten_settings(c).items()
+                     if key.partition(".")[0] in SETTINGS and key not in ("seed", "start")}
+                    for c in (config, other))
+    for settings in (ours, theirs):
+        settings["data_file"] = Path(settings.get("data_file", "")).name
+    if ours.get("preset") != theirs.get("preset"):
+        return ["preset"]
+    return sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -119,9 +187,9 @@ class RunNumbers:
     peak_gib: float
 
 
-def read_run(word):
+def _read_run(word):
     """The RunNumbers of PATH or NAME=PATH. UserError if none of its stages is finished."""
-    name, path = re.fullmatch(r"(?:(\w+)=)?(.+)", str(word)).groups(default="")
+    name, path = name_and_path(word)
     log = read_log(path)
     tested = list(dict.fromkeys(r["stage"] for r in log if r["kind"] == "test"))
     if not tested:
@@ -136,11 +204,11 @@ def read_run(word):
         key_of_stage = {last_stage: name}
     else:
         key_of_stage = {stage: STUDENT_KEYS.get(stage, stage) for stage in tested}
-    numbers = test_numbers(log, key_of_stage) | general_numbers(log, key_of_stage)
+    numbers = _test_numbers(log, key_of_stage) | _general_numbers(log, key_of_stage)
     if name:
-        numbers |= training_curve_numbers(log, last_stage, name)
+        numbers |= _training_curve_numbers(log, last_stage, name)
     else:
-        numbers |= training_curve_numbers(log, "zero", "zero")
+        numbers |= _training_curve_numbers(log, "zero", "zero")
     for cost, amounts in (("flops", flops_by_stage(log)), ("minutes", minutes)):
         for stage, amount in amounts.items():
             if not name:
@@ -151,7 +219,7 @@ def read_run(word):
     stages = []
     if not name:
         objective = config["zero"]["objective"]
-        compared = objective_numbers(numbers, objective)
+        compared = _objective_numbers(numbers, objective)
         if objective == RL.objective:
             stages, numbers = list(key_of_stage), numbers | compared
         else:  # a run of another objective: nothing but the comparison counts
@@ -159,10 +227,10 @@ def read_run(word):
     scores = {key_of_stage[r["stage"]]: r["scores"] for r in log
               if r["kind"] == "general" and r["stage"] in key_of_stage}
     return RunNumbers(name, path, str(config["seed"]), config, numbers, stages, scores,
-                      read_curves(log), sum(minutes.values()) or None, peak_gib)
+                      _read_curves(log), sum(minutes.values()) or None, peak_gib)
 
 
-def test_numbers(log, key_of_stage):
+def _test_numbers(log, key_of_stage):
     """{key: number} of the test records. key_of_stage: {stage: its name in keys}."""
     numbers = {}
     for r in log:
@@ -179,11 +247,11 @@ def test_numbers(log, key_of_stage):
         for i, (level, value) in enumerate(r["by_level"].items(), 1):
             numbers[f"{key}.plus{i}" if longer else f"{key}.level{level}"] = value
         if not longer:
-            numbers |= style_numbers(r, key)
+            numbers |= _style_numbers(r, key)
     return numbers
 
 
-def style_numbers(record, key):
+def _style_numbers(record, key):
     """{key: number} by style of answer, where there are answers: share, accuracy by level, and how
     often it mixes languages."""
     numbers = {}
@@ -197,7 +265,7 @@ def style_numbers(record, key):
     return numbers
 
 
-def general_numbers(log, key_of_stage):
+def _general_numbers(log, key_of_stage):
     """{key: number} of the held-out general prompts."""
     numbers = {}
     for r in log:
@@ -214,7 +282,7 @@ def general_numbers(log, key_of_stage):
     return numbers
 
 
-def training_curve_numbers(log, stage, key):
+def _training_curve_numbers(log, stage, key):
     """{key: number} of an RL stage: of its curve on dev from step 0, and of its updates."""
     evaluations = [r for r in log if r["kind"] == "dev" and r["stage"] == stage]
     updates = [r for r in log if r["kind"] == stage and "flips" in r]
@@ -223,7 +291,7 @@ def training_curve_numbers(log, stage, key):
     numbers = {}
     for name in ("length", "reflection"):
         values = [r[name] for r in evaluations]
-        start, smooth = max(values[0], 1e-9), moving_mean(values[1:])
+        start, smooth = max(values[0], 1e-9), _moving_mean(values[1:])
         numbers[f"{key}.{name}_ratio"] = max(smooth) / start
         numbers[f"{key}.{name}_ratio_at_end"] = smooth[-1] / start
     majority = next(name for name in evaluations[0] if name.startswith("cons@"))
@@ -238,7 +306,7 @@ def training_curve_numbers(log, stage, key):
     return numbers
 
 
-def moving_mean(values, width=3):
+def _moving_mean(values, width=3):
     """Means over `width` neighbours of a list. A list that is too short is returned as it is."""
     means = [sum(values[i:i + width]) / width for i in range(len(values) - width + 1)]
     return means or values
@@ -280,42 +348,45 @@ def read_timing(path):
     There are no minutes if the run used only a part of the cores, since other work may then have
     run at the same time.
     """
-    text = (Path(path) / "timing.jsonl").read_text("utf-8")
-    lines = text.rpartition("\n")[0].splitlines()  # a kill can tear the last line: leave it out
-    machine = json.loads(lines[0])
-    had_all_cores, minutes, peak_gib = True, {}, 0.0
-    for record in map(json.loads, lines):
-        if "machine" in record:
-            newest_machine = record
-            continue
-        # A command that finds all stages finished writes a machine record and no times.
-        machine = newest_machine
-        if not machine["machine"].endswith(f", {machine['threads']} cores"):
-            had_all_cores = False
-        stage = record["stage"]
-        minutes[stage] = minutes.get(stage, 0.0) + record["seconds"] / 60
-        peak_gib = max(peak_gib, record["peak_gib"])
+    file, had_all_cores, minutes, peak_gib = Path(path) / "timing.jsonl", True, {}, 0.0
+    lines = file.read_bytes().split(b"\n")[:-1]  # a kill can tear the last line: leave it out
+    try:
+        machine = newest_machine = json.loads(lines[0])
+        for record in map(json.loads, lines):
+            if "machine" in record:
+                newest_machine = record
+                continue
+            # A command that finds all stages finished writes a machine record and no times.
+            machine = newest_machine
+            if not machine["machine"].endswith(f", {machine['threads']} cores"):
+                had_all_cores = False
+            stage = record["stage"]
+            minutes[stage] = minutes.get(stage, 0.0) + record["seconds"] / 60
+            peak_gib = max(peak_gib, record["peak_gib"])
+    except (ValueError, IndexError, KeyError, TypeError):
+        raise UserError(f"{file} is damaged: put a copy back, or make the run again") from None
     return machine, peak_gib, minutes if had_all_cores else {}
 
 
-def objective_numbers(numbers, objective):
+def _objective_numbers(numbers, objective):
     """The numbers of Zero that compare objectives: {objective.NAME.METRIC: number}."""
     metrics = (*TEST_METRICS, "length_ratio", "reflection_ratio", "steps_to_85")
     compared = {}
     for key, value in numbers.items():
-        if (key.startswith("zero.") and "longer" not in key
-                and key.rpartition(".")[2] in metrics):
+        is_compared = key.rpartition(".")[2] in metrics or key.startswith("zero.cons@")
+        if key.startswith("zero.") and "longer" not in key and is_compared:
             compared[f"objective.{objective}.{key.removeprefix('zero.')}"] = value
     return compared
 
 
-def read_curves(log):
+def _read_curves(log):
     """{metric: [[stage, step, value]]}: DEV_METRICS of all stages on dev, STEP_METRICS of Zero's
     steps, and the experts' loads of pretraining and of Zero."""
-    curves = {name: [] for name in (*DEV_METRICS, *STEP_METRICS, "loads")}
+    on_dev = dev_metrics(next((r for r in log if r["kind"] == "dev"), ()))
+    curves = {name: [] for name in (*on_dev, *STEP_METRICS, "loads")}
     for r in log:
         if r["kind"] == "dev":
-            for name in DEV_METRICS:
+            for name in on_dev:
                 if name in r:
                     curves[name].append([r["stage"], r["step"], r[name]])
         if r["kind"] == "zero":
@@ -332,13 +403,13 @@ def read_curves(log):
 # Several folders of one seed, and several seeds
 
 
-def metrics_over_seeds(runs):
+def _metrics_over_seeds(runs):
     """{key: {"mean", "std", "per_seed": {seed: value}}}, sorted by key."""
     stages = {stage for run in runs for stage in run.stages} - ABLATIONS
     values = {}  # {key: {seed: value}}
     for seed in dict.fromkeys(run.seed for run in runs):
         of_seed = [run for run in runs if run.seed == seed]
-        for key, value in seed_numbers(of_seed, stages).items():
+        for key, value in _seed_numbers(of_seed, stages).items():
             values.setdefault(key, {})[seed] = round(value, 9)
     return {key: summarise(values[key]) for key in sorted(values)}
 
@@ -350,7 +421,7 @@ def summarise(value_of_seed):
     return {"mean": round(fmean(values), 9), "std": std, "per_seed": value_of_seed}
 
 
-def seed_numbers(runs, stages):
+def _seed_numbers(runs, stages):
     """{key: number} of all runs of one seed. UserError if two runs have a number for the same key.
 
     `minutes` is the time of the run that has all of `stages`, the stages of all runs without the
@@ -367,11 +438,11 @@ def seed_numbers(runs, stages):
             numbers["minutes"] = run.minutes
     if "dev1" in scores:
         for stage in scores:
-            numbers[f"{stage}.win_rate_dev1"] = win_rate(scores[stage], scores["dev1"])
-    return numbers | compare_stages(numbers)
+            numbers[f"{stage}.win_rate_dev1"] = _win_rate(scores[stage], scores["dev1"])
+    return numbers | _compare_stages(numbers)
 
 
-def win_rate(scores, other_scores):
+def _win_rate(scores, other_scores):
     """The share of answers with the higher score. A tie counts half."""
     wins = []
     for score, other in zip(scores, other_scores):
@@ -382,7 +453,7 @@ def win_rate(scores, other_scores):
     return fmean(wins)
 
 
-def compare_stages(numbers):
+def _compare_stages(numbers):
     """{key: number} of the differences, ratios and sums that need several stages of one seed."""
     found = {}
     if {"zero.pass@1", "r1.pass@1"} <= set(numbers):
@@ -407,7 +478,7 @@ def compare_stages(numbers):
     return found
 
 
-def join_curves(runs):
+def _join_curves(runs):
     """{label: {metric: [[stage, step, value]]}}. A label is an objective or a NAME, with a seed;
     the curves of runs with the same label are joined."""
     joined = {}
@@ -423,7 +494,7 @@ def join_curves(runs):
 # What is written
 
 
-def report_page(command, metrics, curves, folder):
+def _report_page(command, metrics, curves, folder):
     """The text of report.md. A section without numbers is left out."""
     all_numbers = []
     for key, metric in metrics.items():
@@ -448,7 +519,7 @@ def report_page(command, metrics, curves, folder):
     return "\n".join(lines)
 
 
-def console_text(metrics):
+def _console_text(metrics):
     """What a run prints at its end."""
     # The paper's column, which is the last, is too wide for a console.
     zero_table = [line[:line[:-1].rindex("|") + 1] for line in tables.base_and_zero(metrics)]
@@ -470,7 +541,7 @@ def console_text(metrics):
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-def write_samples(path):
+def _write_samples(path):
     """Writes samples.md of a run: the answers of each stage to the same held-out problems."""
     lines = ["# The same held-out problems, stage by stage", ""]
     records = [r for r in read_log(path) if r["kind"] == "samples"]

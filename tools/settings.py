@@ -39,7 +39,10 @@ SYNONYMS = {"kl": "beta", "kl_weight": "beta", "kl_coef": "beta", "kl_penalty": 
             "num_generations": "group_size", "samples_per_prompt": "group_size",
             "temp": "temperature", "hidden_size": "dim", "d_model": "dim", "layers": "n_layers",
             "heads": "n_heads", "experts": "n_routed_experts"}
-LONGEST_PROMPT = 50  # tokens, stray spaces included
+LONGEST_PROMPT = 50     # tokens, stray spaces included
+LONGEST_DOCUMENT = 300  # tokens of the corpus' longest document that is not a drill
+DRILL_STEP = 8          # tokens of a step in a drill, at most: "98-9=89 "
+COLDEST_RL = 0.01       # the lowest temperature of RL
 MAY_BE_ZERO = {"seed", "n_dense_layers", "n_mtp_layers", "q_lora_rank", "n_outputs", "warmup",
                "overlong"}
 
@@ -58,13 +61,13 @@ def resolve_settings(preset, assignments, **fields):
         if not equals:
             raise UserError(f"--set {key}: wanted key=value, such as --set zero.lr=1e-4")
         pairs.append((key, value))
-    for key, value in [*preset_settings(run), *objective_settings(pairs), *pairs]:
-        run = change_setting(run, key, value)
-    check_settings(run)
+    for key, value in [*_preset_settings(run), *_objective_settings(pairs), *pairs]:
+        run = _change_setting(run, key, value)
+    _check_settings(run)
     return run
 
 
-def preset_settings(run):
+def _preset_settings(run):
     """[(key, value)] of what the run's preset changes, for all stages that it means."""
     parts = {"zero": [name for name, x in vars(run).items() if isinstance(x, RL)],
              "base": [name for name, x in vars(run).items() if isinstance(x, Train)]}
@@ -77,7 +80,7 @@ def preset_settings(run):
     return settings
 
 
-def objective_settings(pairs):
+def _objective_settings(pairs):
     """[(key, value)] of what the objectives that the user has chosen bring with them."""
     settings = []
     for key, value in pairs:
@@ -89,21 +92,21 @@ def objective_settings(pairs):
     return settings
 
 
-def change_setting(run, key, value):
+def _change_setting(run, key, value):
     """The Run with one setting, such as zero.lr, at a value or at the text of one."""
     keys = [known for known in flatten_settings(dataclasses.asdict(run)) if "." in known]
     if key not in keys:
         if key in OPTIONS:
             raise UserError(f"--set: {key} is not a setting but an option: give {OPTIONS[key]}")
-        raise UserError(f"--set: there is no setting {key!r}; the nearest is {nearest(key, keys)}")
+        raise UserError(f"--set: there is no setting {key!r}; the nearest is {_nearest(key, keys)}")
     part, field = key.split(".")
     settings = getattr(run, part)
     if isinstance(value, str):
-        value = convert_setting(key, value, getattr(settings, field))
+        value = _convert_setting(key, value, getattr(settings, field))
     return dataclasses.replace(run, **{part: dataclasses.replace(settings, **{field: value})})
 
 
-def nearest(key, keys):
+def _nearest(key, keys):
     """The setting that a user may have meant: another word for it, or else a similar one."""
     part, _, field = key.partition(".")
     words = SYNONYMS.get(field, ())
@@ -113,7 +116,7 @@ def nearest(key, keys):
     return difflib.get_close_matches(key, keys, 1, 0.0)[0]
 
 
-def convert_setting(key, text, default):
+def _convert_setting(key, text, default):
     """The value of a text, in the type of the setting's default. UserError if it is none."""
     wanted = {bool: "true or false", tuple: "whole numbers with commas between",
               int: "a whole number", float: "a number", str: "a text"}[type(default)]
@@ -130,25 +133,25 @@ def convert_setting(key, text, default):
         raise UserError(f"--set {key}: wanted {wanted}, got {text!r}") from None
 
 
-def check_settings(run):
+def _check_settings(run):
     """UserError if settings make no sense, or contradict each other."""
     for key, value in flatten_settings(dataclasses.asdict(run)).items():
         field = key.rpartition(".")[2]
         least = 1 if type(value) is int and field not in MAY_BE_ZERO else 0
         if isinstance(value, (int, float)) and value < least and key != "seed":
             raise UserError(f"{key} must be at least {least}")
-    rules = [*corpus_rules(run)]
+    rules = [*_corpus_rules(run)]
     for part, config in (("model", run.model), ("student", run.student)):
-        rules += model_rules(run, part, config)
+        rules += _model_rules(run, part, config)
     for part, settings in vars(run).items():
         if isinstance(settings, RL):
-            rules += rl_rules(run, part, settings)
+            rules += _rl_rules(run, part, settings)
     for broken, message in rules:
         if broken:
             raise UserError(message)
 
 
-def corpus_rules(run):
+def _corpus_rules(run):
     """[(whether it is broken, message)] of the corpus and of evaluation."""
     c = run.corpus
     shares = (c.products, c.spaced, c.tags, c.summary, c.foreign, c.switched, c.steps_mixed,
@@ -161,14 +164,25 @@ def corpus_rules(run):
         (not 0 < run.eval.top_p <= 1, "eval.top_p must be above 0 and at most 1")]
 
 
-def model_rules(run, part, config):
+def _model_rules(run, part, config):
     """[(whether it is broken, message)] of a model in a run; part: its name in --set."""
     return size_rules(config, part) + [
         (config.vocab_size != tasks.VOCAB_SIZE, f"{part}.vocab_size must be {tasks.VOCAB_SIZE}"),
         (config.n_outputs, f"{part}.n_outputs is for reward models"),
-        (config.max_seq_len < 300, f"{part}.max_seq_len must be at least 300, for the corpus"),
-        (run.zero.max_new_tokens + LONGEST_PROMPT > config.max_seq_len,
-         f"zero.max_new_tokens exceeds {part}.max_seq_len")]
+        (config.max_seq_len < LONGEST_DOCUMENT,
+         f"{part}.max_seq_len must be at least {LONGEST_DOCUMENT}, for the corpus"),
+        (run.corpus.drill * DRILL_STEP > config.max_seq_len,
+         f"corpus.drill exceeds the {config.max_seq_len // DRILL_STEP} steps that fit into "
+         f"{part}.max_seq_len, {config.max_seq_len} tokens: lower the first or raise the second"),
+        _too_long(run.zero.max_new_tokens, "zero", config, part)]
+
+
+def _too_long(max_new_tokens, stage, config, part):
+    """(whether a stage's prompts and answers may exceed the model's length, message)."""
+    room = config.max_seq_len - LONGEST_PROMPT
+    return (max_new_tokens > room,
+            f"{stage}.max_new_tokens exceeds the {room} tokens that {part}.max_seq_len leaves "
+            "beside a prompt: lower the first or raise the second")
 
 
 def size_rules(config, part):
@@ -192,9 +206,8 @@ def size_rules(config, part):
          f"{part}: n_activated_experts exceeds the experts that a token may use")]
 
 
-def rl_rules(run, part, s):
+def _rl_rules(run, part, s):
     """[(whether it is broken, message)] of the settings of an RL stage."""
-    longest = min(run.model.max_seq_len, run.student.max_seq_len)
     return [
         (s.overlong >= s.max_new_tokens, f"{part}.overlong must be below max_new_tokens"),
         (not 2 <= min(s.levels) <= max(s.levels) <= 7,
@@ -202,8 +215,9 @@ def rl_rules(run, part, s):
         (s.group_size < 2, f"{part}.group_size must be at least 2: an advantage compares answers"),
         (s.minibatches > s.problems * s.group_size,
          f"{part}.minibatches exceeds the number of answers"),
-        (s.temperature <= 0, f"{part}.temperature must be above 0: RL needs different answers"),
+        (s.temperature < COLDEST_RL, f"{part}.temperature must be at least {COLDEST_RL}: RL "
+         "needs different answers, and divides logits by it"),
         (max(s.general, s.general_from) > 1,
          f"{part}.general and general_from must be at most 1"),
-        (s.max_new_tokens + LONGEST_PROMPT > longest,
-         f"{part}.max_new_tokens exceeds max_seq_len")]
+        _too_long(s.max_new_tokens, part, run.model, "model"),
+        _too_long(s.max_new_tokens, part, run.student, "student")]

@@ -29,7 +29,7 @@ from engine.errors import UserError
 from engine.folder import Folder, read_log
 from r1mini import PRESETS
 from tools import cli
-from tools.report import commit, read_timing, report, summarise
+from tools.report import commit, name_and_path, read_timing, report, summarise
 
 
 def main(options, study):
@@ -38,38 +38,38 @@ def main(options, study):
     if not has_runs and not measures:
         command = next(line for line in study.__doc__.splitlines() if "python r1mini.py" in line)
         raise UserError(f"study {options.name} has no runs: {command.strip()}")
-    seeds, run_options = read_words(options, study)
+    seeds, run_options = _read_words(options, study)
     if measures:
         for seed in seeds:  # before hours are spent on the first seed
-            check_needs(options.name, study, seed, options.preset)
+            _check_needs(options.name, study, seed, options.preset)
 
     folders = []
     for seed in seeds:
-        for folder, command in study_runs(study, seed, options.preset):
-            words = [*command, "--out", folder.rpartition("=")[2], *run_options]
+        for folder, command in _study_runs(study, seed, options.preset):
+            words = [*command, "--out", name_and_path(folder)[1], *run_options]
             print("== python r1mini.py", *words, flush=True)
             code = cli.main(words)
             if code:
                 return code
             folders.append(folder)
     if not hasattr(study, "page"):
-        print(report(folders, results_folder(options)))
+        print(report(folders, _results_folder(options)))
         return 0
 
     found = {}
     for seed in seeds:
         found[seed] = {}
         if hasattr(study, "numbers"):
-            found[seed] |= study.numbers(seed, runs_prefix(options.preset))
+            found[seed] |= study.numbers(seed, _runs_prefix(options.preset))
         if measures:
-            folder = open_folder(options.name, study, seed, options.preset, run_options)
+            folder = _open_folder(options.name, study, seed, options.preset, run_options)
             found[seed] |= study.measure(folder)
             folders.append(folder.path)
-    publish(options, study.page, found, folders)
+    _publish(options, study.page, found, folders)
     return 0
 
 
-def read_words(options, study):
+def _read_words(options, study):
     """(seeds, options for each run) from the words after the study's name. Sets options.preset."""
     words = cli.Parser(add_help=False, allow_abbrev=False)
     words.add_argument("--seeds", nargs="+", type=int, default=getattr(study, "SEEDS", (0, 1, 2)))
@@ -89,42 +89,43 @@ def read_words(options, study):
 # Folders
 
 
-def runs_prefix(preset):
+def _runs_prefix(preset):
     """How the folders of a preset's runs begin. Other presets must not be taken for nano."""
     return "runs/" if preset == "nano" else f"runs/{preset}-"
 
 
-def results_folder(options):
+def _results_folder(options):
     """The folder of a study's results."""
     name = options.name if options.preset == "nano" else f"{options.name}-{options.preset}"
     return f"results/{name}"
 
 
-def study_runs(study, seed, preset="nano"):
+def _study_runs(study, seed, preset="nano"):
     """[(folder or NAME=folder, words of its command)] of one seed of a study."""
     pairs = []
     for folder, command in getattr(study, "RUNS", ()):
         label, equals, path = folder.format(seed=seed).rpartition("=")
-        words = command.format(seed=seed).replace("runs/", runs_prefix(preset)).split()
-        pairs.append((f"{label}{equals}{runs_prefix(preset)}{path}", [*words, "--seed", str(seed)]))
+        words = command.format(seed=seed).replace("runs/", _runs_prefix(preset)).split()
+        folder = f"{label}{equals}{_runs_prefix(preset)}{path}"
+        pairs.append((folder, [*words, "--seed", str(seed)]))
     return pairs
 
 
-def check_needs(name, study, seed, preset):
+def _check_needs(name, study, seed, preset):
     """UserError if a checkpoint that a study needs is missing."""
     for checkpoint in study.NEEDS:
-        path = Path(f"{runs_prefix(preset)}r1-{seed}") / checkpoint
+        path = Path(f"{_runs_prefix(preset)}r1-{seed}") / checkpoint
         if not path.exists():
             preset_words = "" if preset == "nano" else f"--preset {preset} "
             raise UserError(f"study {name} needs {path}: first run python r1mini.py study "
                             f"{preset_words}r1 --seeds {seed}")
 
 
-def open_folder(name, study, seed, preset, run_options):
+def _open_folder(name, study, seed, preset, run_options):
     """The run folder in which a study trains and measures one seed."""
-    start = ["--from", f"{runs_prefix(preset)}r1-{seed}/r1.pt"] if study.NEEDS else []
+    start = ["--from", f"{_runs_prefix(preset)}r1-{seed}/r1.pt"] if study.NEEDS else []
     options = cli.parse(["zero", "--seed", str(seed), *start, *run_options,
-                         "--processes", "1", "--out", f"{runs_prefix(preset)}{name}-{seed}"])
+                         "--processes", "1", "--out", f"{_runs_prefix(preset)}{name}-{seed}"])
     run = cli.resolve_settings(
         options.preset, [*study.SETTINGS, *options.set], seed=seed, start=options.start or "",
         device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
@@ -163,7 +164,7 @@ def test_record(path, stage):
 # The results
 
 
-def publish(options, page, found, folders):
+def _publish(options, page, found, folders):
     """Writes summary.json from {seed: {key: number or text}}, and prints the study's page."""
     values, notes = {}, {}  # {key: {seed: value}} each
     for seed, found_of_seed in found.items():
@@ -177,12 +178,12 @@ def publish(options, page, found, folders):
     command = " ".join(["python r1mini.py study", *preset_words, options.name, *options.rest])
     machines = set()
     for folder in folders:
-        machine, _, _ = read_timing(folder)
+        machine, _, _ = read_timing(name_and_path(folder)[1])
         machines.add(f"{machine['machine']}, {machine['threads']} threads, "
                      f"torch {torch.__version__}")
     summary = {"command": command, "commit": commit(), "machine": "; ".join(sorted(machines)),
                "seeds": list(found), "metrics": metrics, "notes": notes}
-    path = Path(results_folder(options)) / "summary.json"
+    path = Path(_results_folder(options)) / "summary.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(summary, indent=1), "utf-8")
     print("\n".join([f"# {options.name}", "", f"`{command}`", "", *page(metrics, notes), ""]))

@@ -7,9 +7,11 @@ from grpo import OBJECTIVES, RL
 from tools.figures import by_step, curves_of_runs
 
 # The metrics that a report takes from tests, and from evaluations on dev.
-TEST_METRICS = ("pass@1", "cons@16", "length", "reflection", "correction", "summary", "mixing",
-                "language", "format", "cut_off")
-DEV_METRICS = ("pass@1", "cons@16", "length", "reflection", "correction", "mixing", "language")
+# cons@K is the majority of K answers. K is the number of answers to each problem: eval.samples on
+# dev and in some tests, eval.fewer_samples in the others.
+TEST_METRICS = ("pass@1", "length", "reflection", "correction", "summary", "mixing", "language",
+                "format", "cut_off")  # and cons@K
+DEV_METRICS = ("pass@1", "cons@K", "length", "reflection", "correction", "mixing", "language")
 
 TEACHER_STAGES = ("base", "zero", "dev1", "dev2", "dev3", "helpful", "safe", "r1")
 STUDENT_KEYS = {  # stage: its name in keys
@@ -29,8 +31,7 @@ FLOPS_NOTE = (
 # (label, key, what the paper saw in R1-Zero)
 ZERO_ROWS = (
     ("correct at the first try (pass@1)", "pass@1", "AIME 15.6% to 71.0% (v1), 77.9% (Nature)"),
-    ("correct by majority of 16 (cons@16)", "cons@16", "AIME 86.7%"),
-    ("correct by majority of 4 (cons@4)", "cons@4", ""),
+    ("correct by majority of K (cons@K)", "cons@K", "AIME 86.7%"),  # a row for each K
     ("tokens per answer", "length", "hundreds to thousands"),
     ("answers that check themselves", "reflection", "reflective words 5 to 7 times"),
     ("answers that stop and correct a step", "correction", '"wait" rises late'),
@@ -75,11 +76,12 @@ ZERO, ALL_STAGES, LANGUAGE, STUDENTS, ANSWERS = (
     "Distillation and RL on a small model", "Accuracy by number of answers")
 
 # For each section: (low, high, claim). The claim holds where low < high. Both are keys if the claim
-# is the paper's. One of them is a number if we set a limit; then low may equal high.
+# is the paper's. One of them is a number if we set a limit; then low may equal high. cons@K is that
+# of the largest K that was measured.
 CLAIMS = {
     ZERO: [
         ("base.pass@1", "zero.pass@1", "RL alone raises accuracy"),
-        ("zero.pass@1", "zero.cons@16", "the majority vote is above single answers"),
+        ("zero.pass@1", "zero.cons@K", "the majority vote is above single answers"),
         ("base.length", "zero.length", "RL makes answers longer"),
         ("base.reflection", "zero.reflection", "RL makes answers check themselves"),
         (5, "zero.reflection_ratio",
@@ -107,7 +109,7 @@ CLAIMS = {
         ("student.distill.pass@1", "student.distill_rl.pass@1",
          "RL after distillation helps further (the paper gives no numbers)")],
     ANSWERS: [
-        ("r1.eval.pass@1", "r1.eval.cons@4",
+        ("r1.eval.pass@1", "r1.eval.cons@K",
          "the majority vote helps R1 (AIME 79.8 to 86.7)")]}
 
 
@@ -145,14 +147,33 @@ def per_seed(metrics, key):
     return metrics[key]["per_seed"] if key in metrics else {}
 
 
-def answer_counts(metrics, names):
-    """The numbers k for which one of these stages has a pass@k."""
+def _answer_counts(metrics, names, metric="pass@"):
+    """The numbers k for which one of these stages has a pass@k, or another metric of k answers."""
     counts = set()
     for key in metrics:
         stage, _, name = key.rpartition(".")
-        if stage in names and name.startswith("pass@"):
-            counts.add(int(name.removeprefix("pass@")))
+        if stage in names and name.startswith(metric):
+            counts.add(int(name.removeprefix(metric)))
     return sorted(counts)
+
+
+def _with_largest_k(metrics, key):
+    """A key that ends with cons@K, with the largest K that its stage has. Any other key as it is.
+    """
+    stage, _, name = str(key).rpartition(".")
+    counts = _answer_counts(metrics, [stage], "cons@")
+    return f"{stage}.cons@{counts[-1]}" if name == "cons@K" and counts else key
+
+
+def dev_metrics(names):
+    """DEV_METRICS with cons@K as it is called in `names`, the metrics that a run has on dev."""
+    columns = []
+    for metric in DEV_METRICS:
+        if metric == "cons@K":
+            columns += [name for name in names if name.startswith("cons@")]
+        else:
+            columns.append(metric)
+    return columns
 
 
 # -------------------------------------------------------------------------------------------------
@@ -163,11 +184,12 @@ def claim_verdicts(metrics, section):
     """A sentence for each claim of a section that has numbers: whether it holds on every seed."""
     lines = []
     for low, high, claim in CLAIMS.get(section, ()):
+        low, high = _with_largest_k(metrics, low), _with_largest_k(metrics, high)
         keys = [side for side in (low, high) if isinstance(side, str)]
         seeds = set.intersection(*(set(per_seed(metrics, key)) for key in keys))
         if not seeds:
             continue
-        held = sum(claim_holds(metrics, low, high, seed) for seed in seeds)
+        held = sum(_claim_holds(metrics, low, high, seed) for seed in seeds)
         if len(keys) == 2:
             verdict = "As in the paper" if held == len(seeds) else "Not as in the paper"
         else:
@@ -177,7 +199,7 @@ def claim_verdicts(metrics, section):
     return ["", *lines] if lines else []
 
 
-def claim_holds(metrics, low, high, seed):
+def _claim_holds(metrics, low, high, seed):
     """Whether low < high on a seed. Each is a key or a limit, and a limit itself is allowed."""
     low_value = per_seed(metrics, low)[seed] if isinstance(low, str) else low
     high_value = per_seed(metrics, high)[seed] if isinstance(high, str) else high
@@ -192,35 +214,44 @@ def base_and_zero(metrics):
         return []
     stages = ("base", "zero", "base.eval", "zero.eval")
     head = ("held-out problems", "base", "Zero", "base, T 0.6", "Zero, T 0.6", "paper")
+    rows = []
+    for label, key, paper in ZERO_ROWS:
+        if key != "cons@K":
+            rows.append((label, key, paper))
+            continue
+        for k in reversed(_answer_counts(metrics, stages, "cons@")):
+            rows.append((label.replace("K", str(k)), f"cons@{k}", paper))
+            paper = ""  # the paper's number stands beside the largest K
     body = [(label, *cells(metrics, [f"{stage}.{key}" for stage in stages]), paper)
-            for label, key, paper in ZERO_ROWS]
+            for label, key, paper in rows]
     return table(head, body)
 
 
 def training_curve(curves):
     """Zero on dev at temperature 1, by RL step. Means over runs."""
-    body = []
-    for step, means in by_step(curves_of_runs(curves, RL.objective), "zero", DEV_METRICS).items():
+    body, runs = [], curves_of_runs(curves, RL.objective)
+    columns = dev_metrics(dict.fromkeys(name for run in runs for name in run))
+    for step, means in by_step(runs, "zero", columns).items():
         row = [str(step)]
-        for name in DEV_METRICS:
+        for name in columns:
             digits = 1 if name == "length" else 3
             row.append(f"{means[name]:.{digits}f}" if name in means else "")
         body.append(row)
-    return table(("RL step", *DEV_METRICS), body)
+    return table(("RL step", *columns), body)
 
 
 def stages(metrics):
     """The stages from Zero to R1 side by side, first pass@1 by number of operations."""
     by_level = tuple((f"pass@1, {n} operations", f"level{n}") for n in range(1, 10))
-    return stage_table(metrics, by_level + STAGE_ROWS, PAPER_STAGES)
+    return _stage_table(metrics, by_level + STAGE_ROWS, PAPER_STAGES)
 
 
 def stages_on_console(metrics):
     """The few rows about the stages that a run prints at its end."""
-    return stage_table(metrics, CONSOLE_ROWS, ())
+    return _stage_table(metrics, CONSOLE_ROWS, ())
 
 
-def stage_table(metrics, rows, paper_rows):
+def _stage_table(metrics, rows, paper_rows):
     """A table with a column for each finished stage. It needs a stage after Zero."""
     finished = [stage for stage in STAGE_NAMES if f"{stage}.pass@1" in metrics]
     if not {"dev1", "dev2", "dev3", "r1"} & set(finished):
@@ -260,19 +291,19 @@ def language_reward(metrics, curves):
 
 def students_table(metrics):
     """A small base trained by RL and by distillation, with the cost of each stage."""
-    counts = answer_counts(metrics, STUDENT_KEYS.values())
-    majority = f"cons@{max(counts, default=1)}"
+    votes = _answer_counts(metrics, STUDENT_KEYS.values(), "cons@")
+    majority = f"cons@{max(votes, default=1)}"
     body, any_trained = [], False
     for stage, label, paper in STUDENT_ROWS:
         name = STUDENT_KEYS[stage]
         tests = cells(metrics, [f"{name}.pass@1", f"{name}.{majority}", f"{name}.length"])
-        costs = cost_cells(metrics, stage)
+        costs = _cost_cells(metrics, stage)
         if any(tests) or any(costs):
             body.append((label, *tests, *costs, paper))
         any_trained = any_trained or (stage != "student" and bool(tests[0]))
     for label, key in (("not included: R1's samples", "collect_distill"),
                        ("not included: R1, all stages", "teacher")):
-        costs = cost_cells(metrics, key)
+        costs = _cost_cells(metrics, key)
         if any(costs):
             body.append((label, "", "", "", *costs, ""))
     if not any_trained:
@@ -282,17 +313,18 @@ def students_table(metrics):
     return [*table(head, body), "", FLOPS_NOTE]
 
 
-def cost_cells(metrics, stage):
+def _cost_cells(metrics, stage):
     """The TFLOP and the seconds of a stage."""
     return [cell(metrics, f"flops.{stage}"), cell(metrics, f"minutes.{stage}", 60)]
 
 
 def answers_table(metrics):
     """Accuracy by number of answers k: pass@k, and the majority vote of the largest k."""
-    counts = answer_counts(metrics, ("base", "zero", "r1"))
-    names = [f"pass@{k}" for k in counts] + [f"cons@{k}" for k in counts[-1:]]
+    models = ("base", "zero", "r1")
+    names = [f"pass@{k}" for k in _answer_counts(metrics, models)]
+    names += [f"cons@{k}" for k in _answer_counts(metrics, models, "cons@")[-1:]]
     body = []
-    for stage in ("base", "zero", "r1"):
+    for stage in models:
         for name_in_keys, sampling in ((stage, "temperature 1"),
                                        (f"{stage}.eval", "temperature 0.6, top-p 0.95")):
             values = cells(metrics, [f"{name_in_keys}.{name}" for name in names])
@@ -318,11 +350,12 @@ def minutes_table(metrics):
 
 def objectives_table(metrics):
     """RL with each objective from the same bases. One objective alone makes no table."""
-    columns = ("pass@1", "eval.pass@1", "cons@16", "length", "reflection", "mixing",
-               "steps_to_85")
     names = [name for name in OBJECTIVES if f"objective.{name}.pass@1" in metrics]
     if len(names) < 2:
         return []
+    votes = _answer_counts(metrics, [f"objective.{name}" for name in names], "cons@")
+    columns = ("pass@1", "eval.pass@1", *(f"cons@{k}" for k in votes), "length", "reflection",
+               "mixing", "steps_to_85")
     body = [(name, *cells(metrics, [f"objective.{name}.{column}" for column in columns]))
             for name in names]
     return table(("objective", *columns), body)

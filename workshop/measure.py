@@ -1,17 +1,21 @@
-"""Runs the workshop's experiments and keeps what they measure.
+"""Runs the workshop's experiments.
 
-    python workshop/measure.py                   all experiments, then the pages
-    python workshop/measure.py no_std clip_10    these experiments, then the pages
-    python workshop/measure.py pages             the pages again, from what was kept
     python workshop/measure.py try base          the code as you have edited it
     python workshop/measure.py try zero zero.lr=1e-3     the same, with this setting
+    python workshop/measure.py no_std clip_10    these experiments
+    python workshop/measure.py                   all experiments
 
-`try` prints a table that compares your run with the plain run.
+Each prints a table that compares a run with the plain run. An experiment that edits
+code edits a copy of it. Runs go into runs/workshop/NAME, and nothing else is written.
 
-An experiment that edits code edits a copy of it. Runs go into runs/workshop/NAME, and
-the curves of each measured one are kept in curves/NAME.json. tools/pages.py writes the
-numbers into the pages. This file writes what an experiment changes, at the marks
-`<!-- change NAME -->` of experiments.md.
+Two more are for those who maintain the workshop:
+
+    python workshop/measure.py --keep no_std     keeps its curves, then writes the pages
+    python workshop/measure.py pages             the pages again, from the kept curves
+
+The kept curves are curves/NAME.json. tools/pages.py writes their numbers into the pages.
+This file writes what an experiment changes, at the marks `<!-- change NAME -->` of
+experiments.md.
 """
 import contextlib
 import json
@@ -36,6 +40,7 @@ from tools import pages
 ON_DEV = ("pass@1", "length", "reflection", "mixing", "language", "format", "cut_off")
 EACH_STEP = ("accuracy", "loss", "kl", "clip", "entropy", "dead_groups", "expert_load")
 RUNS = "runs/workshop"
+GRACE = 30  # seconds that a run has for its last step after Ctrl-C
 
 
 # ------------------------------------------------------------------------------
@@ -79,14 +84,29 @@ def run(name, experiment, extra=()):
     with edited(experiment.edits) as code:
         print(f"== {name}: python r1mini.py", *words, "--out", out, flush=True)
         began, core_seconds_before = time.monotonic(), core_seconds_of_children()
-        process = subprocess.run(
-            [sys.executable, str(code / "r1mini.py"), *words, "--out", out, "--fresh"], cwd=ROOT)
-        if process.returncode:
-            raise UserError(f"{name}: the run failed; its own message stands above")
+        run_to_its_end([sys.executable, str(code / "r1mini.py"), *words, "--out", out, "--fresh"],
+                       name)
     record = {"command": " ".join(["python r1mini.py", *words]), "edits": experiment.edits,
               "seconds": round(time.monotonic() - began), "load_before": round(load, 2),
               "core_seconds": round(core_seconds_of_children() - core_seconds_before)}
     return record | curves(ROOT / out)
+
+
+def run_to_its_end(words, name):
+    """Runs a command. UserError if it fails. At Ctrl-C it waits until the command, which
+    gets Ctrl-C too, has saved its state."""
+    process = subprocess.Popen(words, cwd=ROOT)
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        raise
+    finally:
+        process.terminate()  # if only this process got Ctrl-C, or got it twice
+        process.wait()
+    if process.returncode:
+        raise UserError(f"{name}: the run failed; its own message stands above")
 
 
 def core_seconds_of_children():
@@ -202,14 +222,29 @@ def try_settings(words):
     print("\n".join(compare("yours", record, kept_curves(plain), experiment.shows)))
 
 
-def measure_all(names):
-    """Runs experiments, keeps their curves and prints their tables."""
+def measure_all(names, keeps):
+    """Runs experiments and prints their tables. `keeps`: whether it keeps their curves."""
     for name in names:
         experiment = EXPERIMENTS[name]
         record = run(name, experiment)
-        keep(name, record)
+        if keeps:
+            keep(name, record)
         plain = kept_curves(PLAIN[experiment.start])
         print("\n".join(compare(name, record, plain, experiment.shows)), flush=True)
+
+
+def measure(words):
+    """Runs the experiments that the words name, or all. With --keep it keeps their curves
+    and writes the pages."""
+    names = [word for word in words if word != "--keep"]
+    unknown = [name for name in names if name not in EXPERIMENTS]
+    if unknown:
+        raise UserError(f"there is no experiment {unknown[0]!r}; choose from "
+                        f"{', '.join(EXPERIMENTS)}, or try, or pages")
+    keeps = "--keep" in words
+    measure_all(names or EXPERIMENTS, keeps)
+    if keeps:
+        write_pages()
 
 
 def main(words):
@@ -218,21 +253,15 @@ def main(words):
     try:
         if words[:1] == ["try"]:
             try_settings(words[1:])
-            return 0
-        names = words or list(EXPERIMENTS)
-        if words == ["pages"]:
-            names = []
-        unknown = [name for name in names if name not in EXPERIMENTS]
-        if unknown:
-            raise UserError(f"there is no experiment {unknown[0]!r}; choose from "
-                            f"{', '.join(EXPERIMENTS)}, or try, or pages")
-        measure_all(names)
-        write_pages()
+        elif words == ["pages"]:
+            write_pages()
+        else:
+            measure(words)
     except (UserError, OSError) as error:
         print(f"measure: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("measure: stopped; what was measured is kept", file=sys.stderr)
+        print("measure: stopped; the same command starts afresh", file=sys.stderr)
         return 130
     return 0
 

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 CHARACTERS = " 0123456789+-=;<>."   # V tokens; the first is padding
-STEPS, ROLLOUTS = 1200, 60          # of pretraining; rounds of steps 1 to 5 [R1-Zero: 650]
+STEPS, ROLLOUTS = 1000, 60          # of pretraining; rounds of steps 1 to 5 [R1-Zero: 650]
 P, G, UPDATES = 24, 16, 4           # questions, answers, updates a rollout [512, 16, 16]
 CLIP, BETA = 0.2, 0.01              # epsilon, weight of the KL penalty [0.001]
 
