@@ -5,7 +5,7 @@ One question and one answer, whole:
     Compute 25-7+9
     <think>25-7=18 check 18+7=25 ok 18+9=27 check 27-9=18</think><answer>27</answer>
 
-The answer works step by step, and checks each step. A wrong step is corrected where its
+The answer works step by step, and checks its steps. A wrong step is corrected where its
 check shows it: 25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok ...
 
 In the order of this file:
@@ -26,7 +26,7 @@ tensors or models.
 Why the problems look as they do. A tiny model cannot guess the result of 25-7+9+6, but it can
 learn to get there one operation at a time. For that it must know which operand comes next.
 If operands could repeat, it would have to count them, which is learnt late. So here all
-operands after the first are different single digits. The next one is what comes right after
+operands after the first are different single digits, up to nine of them. The next one is what comes right after
 the one just used, and attention finds that easily (an "induction head").
 """
 import hashlib
@@ -39,7 +39,7 @@ from functools import cache
 from itertools import product
 
 from engine.phrases import PHRASES, STUDY_PHRASES, TOPICS, part_of_request
-from engine.tokenizer import all_strings, make_encoding, make_ranks, split_words
+from engine.tokenizer import all_strings, make_encoding, make_token_ranks, split_words
 
 # ------------------------------------------------------------------------------
 # Tokens
@@ -65,7 +65,7 @@ VOCABULARY = {piece for text in all_strings(WORDS) for piece in split_words(text
 for phrase in all_strings([PHRASES, TOPICS, STUDY_PHRASES]):
     for ending in ("", " "):
         VOCABULARY.update(split_words(phrase.replace("{}", "").strip() + ending))
-RANKS = make_ranks(VOCABULARY)
+RANKS = make_token_ranks(VOCABULARY)
 ENCODING = make_encoding(RANKS, SPECIAL)
 VOCAB_SIZE = ENCODING.n_vocab
 PAD_ID, END_ID = ENCODING.encode_single_token(PAD), ENCODING.encode_single_token(END)
@@ -110,7 +110,7 @@ class Problem:
     kind: str = "sum"     # or greeting, fact, how, unsafe (general prompts), program
 
 
-def part_of(key):
+def part_of_problem(key):
     """train, dev or test, in the ratio 6 : 1 : 1, by a hash of what identifies a
     problem in any language. So a problem and its translation belong to one part."""
     number = hashlib.sha256(b"r1mini:" + key.encode()).digest()[0] % 8
@@ -118,17 +118,17 @@ def part_of(key):
 
 
 def make_problem(rng, level, part="train", language=None, products=0.0):
-    """A random problem of `level` operations (1 to 9) from `part`, or from any part if
-    `part` is None.
+    """A random problem of `level` operations from `part`, or from any part if `part` is
+    None.
 
-    All operands after the first are different single digits. The running total stays
-    within 0..99. With probability `products` a term is a product of two digits
+    The operands after the first are single digits. They all differ, if there are at most
+    nine. The running total stays within 0..99. With probability `products` a term is a product of two digits
     (25-7+3*4), which are two operations; for larger models.
     """
     language = language or rng.choice(LANGUAGES)
     while True:
         expression, total = random_chain(rng, level, products)
-        if 0 <= total <= 99 and part in (None, part_of(expression)):
+        if 0 <= total <= 99 and part in (None, part_of_problem(expression)):
             question = WORDS[language]["ask"] + expression
             return Problem(question, str(total), language, level, expression)
 
@@ -350,7 +350,7 @@ def slip(rng, value):
     return rng.choice([x for x in near if x >= min(0, value)])
 
 
-def apply(a, sign, b):
+def apply_operation(a, sign, b):
     """The value of a+b, a-b or a*b."""
     return {"+": a + b, "-": a - b, "*": a * b}[sign]
 
@@ -365,7 +365,7 @@ def check_step(a, sign, b, result):
     return f"{b}*{a}={b * a}"
 
 
-def work(problem, style, rng, slips=0.0, foreign=0.0, checks=1.0):
+def write_working(problem, style, rng, slips=0.0, foreign=0.0, checks=1.0):
     """Writes a working. Returns its text and the number that it arrives at.
 
     direct   no working
@@ -393,7 +393,7 @@ def work(problem, style, rng, slips=0.0, foreign=0.0, checks=1.0):
 
     def step(a, sign, b):
         """Writes a line and returns the result that the working goes on with."""
-        right = apply(a, sign, b)  # even if `a` is a slip
+        right = apply_operation(a, sign, b)  # even if `a` is a slip
         is_checked = style == "checked" and rng.random() < checks
         # Who checks leaves out the check only of a step that is surely right.
         is_sure = style == "checked" and not is_checked
@@ -429,7 +429,7 @@ def other_language(language):
     return LANGUAGES[1 - LANGUAGES.index(language)]
 
 
-def rewrite(text, problem):
+def rewrite_answer(text, problem):
     """Translates the words of the thinking into the language of the question, and puts a
     summary before the answer (R1 v2 B.3.2). The response must be is_readable()."""
     thinking, answer = parse(text)
@@ -475,7 +475,7 @@ def all_prompts(part, kind, language):
         if kind in ("how", "unsafe"):
             its_part = part_of_request(names[0])
         else:
-            its_part = part_of(f"{kind}/{[a, b, c, t]}")
+            its_part = part_of_problem(f"{kind}/{[a, b, c, t]}")
         if its_part == part:
             question = opening + wording.format(names[here]) + closing
             prompts.append(Problem(question, contents[here], language, topic=names[here],
@@ -685,7 +685,7 @@ def solution(rng, corpus, style):
         foreign = corpus.foreign
     else:  # one language throughout, now and then the other one
         foreign = 1.0 if rng.random() < corpus.switched else 0.0
-    thinking, answer = work(problem, style, rng, slips, foreign, corpus.checks)
+    thinking, answer = write_working(problem, style, rng, slips, foreign, corpus.checks)
 
     language = problem.language
     if rng.random() < foreign:

@@ -107,10 +107,10 @@ def test_peers_tokens_count_up_to_the_end_of_an_answer():
     work = bench.Work([[3], [4, 4]], 3, 9)
     assert peers._their_sampled(Other(), torch.float32, work)() == 5
     config = resolve_settings("micro", []).model
-    model = bench.make_model(config, torch.device("cpu"), torch.float32)
+    model = bench.bench_model(config, torch.device("cpu"), torch.float32)
     work = bench.Work([[3], [4, 4]] * 30, 12, 7)
     written = sampling.generate(model, work.prompts, 12, 7, tasks.PAD_ID, seed=0)
-    assert bench.sample_call(model, work)() == sum(map(len, written.answers()))
+    assert bench.bench_sampling(model, work)() == sum(map(len, written.answers()))
 
 
 def test_peers_both_sides_have_the_same_weights():
@@ -118,10 +118,11 @@ def test_peers_both_sides_have_the_same_weights():
     the same token."""
     pytest.importorskip("transformers")
     run = resolve_settings("micro", [])
-    weights = bench.make_model(run.model, "cpu", torch.float32).state_dict()
+    weights = bench.bench_model(run.model, "cpu", torch.float32).state_dict()
     weights["head.weight"] = torch.randn_like(weights["head.weight"])  # unlike those of make()
-    plain, work = dataclasses.replace(run.model, n_mtp_layers=0), bench.zero_work(run, weights)
-    ours = bench.make_model(plain, torch.device("cpu"), torch.float32, weights).eval()
+    plain = dataclasses.replace(run.model, n_mtp_layers=0)
+    work = bench.bench_zero_work(run, weights)
+    ours = bench.bench_model(plain, torch.device("cpu"), torch.float32, weights).eval()
     tokens = torch.tensor([work.prompts[0]])
     with torch.no_grad():
         theirs = peers._their_model(plain, torch.device("cpu"), weights).eval()(tokens).logits
@@ -137,7 +138,7 @@ def test_peers_every_comparison_on_micro(real):
     for name in ("transformers", "trl", "datasets"):
         pytest.importorskip(name)
     run = resolve_settings("micro", [])
-    weights = bench.make_model(run.model, "cpu", torch.float32).state_dict() if real else None
+    weights = bench.bench_model(run.model, "cpu", torch.float32).state_dict() if real else None
     found = peers.against(run, torch.device("cpu"), weights, 1)
     even = "" if real else ".even"
     for name, peer in (("train", "transformers"), (f"sample{even}", "transformers"),

@@ -177,7 +177,7 @@ def test_passes_of_keep_order_and_limit(lengths, limit):
     lists = [[i] * n for i, n in enumerate(lengths)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "PASS_TOKENS", limit)
-        passes = sampling.passes_of(lists)
+        passes = sampling.reading_passes(lists)
     assert [ids for part in passes for ids in part] == lists and all(passes)
     for part, following in zip(passes, [*passes[1:], None]):
         assert len(part) == 1 or len(part) * max(map(len, part)) <= limit
