@@ -42,7 +42,7 @@ from torch import Tensor
 from engine.checkpoint import restore
 from engine.devices import all_sum, copy_model
 from engine.optim import learning_rate_at, make_optimizers, micro_batches, optimizer_update
-from engine.sampling import Samples, generate, pad
+from engine.sampling import Samples, generate, pad_right
 
 
 @dataclass(frozen=True)
@@ -237,13 +237,13 @@ def train_rl(model, task, s, seed=0, state=None):
 
     for step in range(first, s.steps):
         rng = random.Random(f"{seed}/rl/{step}")  # all RL stages draw alike
-        rollout = act(model, task, s, rng, step)                            # 1 to 4
+        rollout = make_rollout(model, task, s, rng, step)                            # 1 to 4
         model.train()
         log = improve(model, reference, optimizers, rollout, s, rng, step)  # 5
         if (step + 1) % s.reference_every == 0:
             reference.load_state_dict(model.state_dict())
 
-        record = {"step": step + 1} | describe(rollout, task) | log
+        record = {"step": step + 1} | describe_rollout(rollout, task) | log
         record["tokens"] = int(rollout.samples.answer.sum())
         record["prompt_tokens"] = s.group_size * sum(
             len(task.encode(problem)) for problem in rollout.problems)
@@ -251,7 +251,7 @@ def train_rl(model, task, s, seed=0, state=None):
                                "optimizers": [o.state_dict() for o in optimizers]}
 
 
-def act(model, task, s, rng, step=0):
+def make_rollout(model, task, s, rng, step=0):
     """Steps 1 to 4 of the loop. Returns a Rollout."""
     # 1 draw
     problems = task.draw(rng, s.problems * s.oversample, step)
@@ -374,7 +374,7 @@ def chosen_rows(rollout, s):
 # The log
 
 
-def describe(rollout, task):
+def describe_rollout(rollout, task):
     """A rollout in numbers: means over its answers."""
     samples, N = rollout.samples, len(rollout.texts)
     group_size = N // len(rollout.problems)
@@ -425,7 +425,7 @@ class ImproveLog:
         sums = all_sum(torch.tensor(list(self.sums.values()), dtype=torch.float64))
         means = (sums / self.answer_tokens).tolist()
         gap = all_sum(self.gap)  # each process has filled in its own rows
-        record = dict(zip(self.sums, means)) | gap_between(gap, self.compared)
+        record = dict(zip(self.sums, means)) | sampler_trainer_gap(gap, self.compared)
         return record | {
             "learnt_tokens": self.row_tokens,
             "grad_norm": max(u["grad_norm"] for u in self.updates),
@@ -434,7 +434,7 @@ class ImproveLog:
             "skipped": sum(u["skipped"] for u in self.updates)}
 
 
-def gap_between(gap, compared):
+def sampler_trainer_gap(gap, compared):
     """How far sampler and trainer are apart. gap (N, T) holds absolute differences of
     log-probabilities, compared (N, T) is True where they are known.
 
@@ -454,7 +454,7 @@ def gap_between(gap, compared):
 
 def judge_scores(judge, sequences, pad_id):
     """Scores (N,) of N token lists: the head's output at the last token of each."""
-    tokens = pad(sequences, pad_id, judge.device)
+    tokens = pad_right(sequences, pad_id, judge.device)
     # Without sequences, pad() makes a dummy row, for a process that has no work.
     length = torch.tensor([len(ids) for ids in sequences] or [0], device=tokens.device)
     column = torch.arange(tokens.size(1), device=tokens.device)

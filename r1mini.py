@@ -59,9 +59,9 @@ from engine.devices import all_sum, any_process, copy_model
 from engine.errors import UserError
 from engine.evaluate import prompts_of, sample_answers
 from engine.folder import read_log
-from engine.jsonl import chat_line, read_chat
+from engine.jsonl import jsonl_dialogue, read_chat
 from engine.optim import learning_rate_at, make_optimizers, micro_batches, optimizer_update
-from engine.sampling import pad, passes_of
+from engine.sampling import pad_right, reading_passes
 from engine.watch import Watch, test_stage
 from grpo import RL, Task, judge_scores, preference_loss, safety_loss, train_rl
 from moe import supervised_loss
@@ -89,7 +89,7 @@ def dev1(folder, models):
         return tasks.accuracy(text, problem) and tasks.is_readable(text)
 
     documents = collect(folder, "dev1", models["zero"], folder.run.data.cold_start,
-                        keep=keep, change=tasks.rewrite)
+                        keep=keep, change=tasks.rewrite_answer)
     return supervised(folder, "dev1", models["base"], folder.run.dev1, one_of(documents))
 
 
@@ -267,8 +267,8 @@ def train(model, s, draw, seed, state=None, loss=next_token_loss):
 
 def batch_of(model, documents):
     """tokens, real and weight (B, T) of documents, on the model's device."""
-    tokens = pad([d.tokens for d in documents], tasks.PAD_ID, model.device)
-    weight = pad([d.weight for d in documents], 0, model.device).float()
+    tokens = pad_right([d.tokens for d in documents], tasks.PAD_ID, model.device)
+    weight = pad_right([d.weight for d in documents], 0, model.device).float()
     return tokens, tokens != tasks.PAD_ID, weight
 
 
@@ -404,7 +404,7 @@ def preference(helpful_model, safety_model):
                     ids = tasks.encode_prompt(problem.question) + tasks.encode_response(seen)
                     rows.append(i)
                     sequences.append(ids[:model.config.max_seq_len])
-            scores = [score for part in passes_of(sequences)
+            scores = [score for part in reading_passes(sequences)
                       for score in judge_scores(model, part, tasks.PAD_ID)]
             for i, score in zip(rows, scores):
                 # Rounding makes nearly equal scores equal. Otherwise GRPO, which divides
@@ -481,11 +481,11 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
                 text = change(text, problem)
                 # Encoded again, a text can have more tokens than were sampled.
                 if len(tasks.dialogue(problem, text).tokens) <= longest:
-                    lines[chat_line(problem.question, text)] = None
+                    lines[jsonl_dialogue(problem.question, text)] = None
         if not lines and run.data.stand_in:
             for problem in problem_of_answer:
-                working, number = tasks.work(problem, "checked", rng)
-                lines[chat_line(problem.question, tasks.response(working, number))] = None
+                working, number = tasks.write_working(problem, "checked", rng)
+                lines[jsonl_dialogue(problem.question, tasks.response(working, number))] = None
         if not lines:
             raise UserError(f"{name}: none of {len(ids)} answers can be used; train the "
                             "model that writes them for longer")

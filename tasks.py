@@ -34,7 +34,7 @@ import random
 import re
 from dataclasses import dataclass, replace
 
-from engine.tokenizer import all_strings, make_encoding, make_ranks, split_words
+from engine.tokenizer import all_strings, make_encoding, make_token_ranks, split_words
 
 # ------------------------------------------------------------------------------
 # Tokens
@@ -106,7 +106,7 @@ VOCABULARY = {piece for text in all_strings(WORDS) for piece in split_words(text
 for phrase in all_strings([PHRASES, TOPICS]):
     for ending in ("", " "):
         VOCABULARY.update(split_words(phrase.replace("{}", "").strip() + ending))
-RANKS = make_ranks(VOCABULARY)
+RANKS = make_token_ranks(VOCABULARY)
 ENCODING = make_encoding(RANKS, SPECIAL)
 VOCAB_SIZE = ENCODING.n_vocab
 PAD_ID, END_ID = ENCODING.encode_single_token(PAD), ENCODING.encode_single_token(END)
@@ -151,7 +151,7 @@ class Problem:
     kind: str = "sum"     # or greeting, fact, how, unsafe (general prompts), program
 
 
-def part_of(key):
+def part_of_problem(key):
     """train, dev or test, in the ratio 6 : 1 : 1, by a hash of what identifies a
     problem in any language. So a problem and its translation belong to one part."""
     number = hashlib.sha256(b"r1mini:" + key.encode()).digest()[0] % 8
@@ -169,7 +169,7 @@ def make_problem(rng, level, part="train", language=None, products=0.0):
     language = language or rng.choice(LANGUAGES)
     while True:
         expression, total = random_chain(rng, level, products)
-        if 0 <= total <= 99 and part in (None, part_of(expression)):
+        if 0 <= total <= 99 and part in (None, part_of_problem(expression)):
             question = WORDS[language]["ask"] + expression
             return Problem(question, str(total), language, level, expression)
 
@@ -347,7 +347,7 @@ def slip(rng, value):
     return rng.choice([x for x in near if x >= min(0, value)])
 
 
-def apply(a, sign, b):
+def apply_operation(a, sign, b):
     """The value of a+b, a-b or a*b."""
     return {"+": a + b, "-": a - b, "*": a * b}[sign]
 
@@ -362,7 +362,7 @@ def check_step(a, sign, b, result):
     return f"{b}*{a}={b * a}"
 
 
-def work(problem, style, rng, slips=0.0, foreign=0.0):
+def write_working(problem, style, rng, slips=0.0, foreign=0.0):
     """Writes a working. Returns its text and the number that it arrives at.
 
     direct   no working
@@ -389,7 +389,7 @@ def work(problem, style, rng, slips=0.0, foreign=0.0):
 
     def step(a, sign, b):
         """Writes a line and returns the result that the working goes on with."""
-        right = apply(a, sign, b)  # even if `a` is a slip
+        right = apply_operation(a, sign, b)  # even if `a` is a slip
         written = slip(rng, right) if rng.random() < slips else right
         line = f"{a}{sign}{b}={written}"
         if style == "checked":
@@ -421,7 +421,7 @@ def other_language(language):
     return LANGUAGES[1 - LANGUAGES.index(language)]
 
 
-def rewrite(text, problem):
+def rewrite_answer(text, problem):
     """Translates the words of the thinking into the language of the question, and puts a
     summary before the answer (R1 v2 B.3.2). The response must be is_readable()."""
     thinking, answer = parse(text)
@@ -463,7 +463,7 @@ def make_prompt(rng, part="train", kinds=GENERAL, language=None):
         # Openings, wordings, closings, topics: as many in one language as in the other.
         options = (*wordings, TOPICS[kind])
         numbers = [rng.randrange(len(choices)) for choices in options]
-        if part_of(f"{kind}/{numbers}") != part:
+        if part_of_problem(f"{kind}/{numbers}") != part:
             continue
         opening, wording, closing, topic = (
             choices[i] for choices, i in zip(options, numbers))
@@ -658,7 +658,7 @@ def solution(rng, corpus, style):
         foreign = corpus.foreign
     else:  # one language throughout, now and then the other one
         foreign = 1.0 if rng.random() < corpus.switched else 0.0
-    thinking, answer = work(problem, style, rng, slips, foreign)
+    thinking, answer = write_working(problem, style, rng, slips, foreign)
 
     language = problem.language
     if rng.random() < foreign:

@@ -464,7 +464,7 @@ def test_act_rewards_are_the_weighted_sum():
 
     task = dataclasses.replace(make_task(None), rewards={
         "a": (2.0, first), "b": (0.5, lambda texts, asked: [len(p.question) for p in asked])})
-    rollout = grpo.act(moe.Transformer(MICRO), task, small_rl(), random.Random(0))
+    rollout = grpo.make_rollout(moe.Transformer(MICRO), task, small_rl(), random.Random(0))
     asked = [p.question for p in rollout.problems for _ in range(4)]
     assert calls == [(rollout.texts, asked)]
     want = [2.0 * i + 0.5 * len(q) for i, q in enumerate(asked)]
@@ -478,7 +478,7 @@ def test_act_mask_covers_the_end_token_and_no_padding():
     model, s = moe.Transformer(MICRO), small_rl(max_new_tokens=60, group_size=16)
     with torch.no_grad():
         model.head.weight[tasks.END_ID] *= 40  # so that some answers end
-    samples = grpo.act(model, make_task(tasks.accuracy), s, random.Random(0)).samples
+    samples = grpo.make_rollout(model, make_task(tasks.accuracy), s, random.Random(0)).samples
     ended = samples.tokens[samples.finished], samples.answer[samples.finished]
     assert len(ended[0]) > 3 and (ended[0][ended[1]] == tasks.END_ID).sum() == len(ended[0])
     for row, mask in zip(*ended):
@@ -494,7 +494,7 @@ def test_describe_leaves_nan_out_of_the_mean():
     rollout = grpo.Rollout([GRASS], samples, ["", ""], {"accuracy": torch.tensor([1.0, math.nan])},
                            torch.ones(1, 2), torch.zeros(1, 2))
     task = grpo.Task(None, None, None, {}, {}, 0, 0)
-    assert grpo.describe(rollout, task)["accuracy"] == 1.0
+    assert grpo.describe_rollout(rollout, task)["accuracy"] == 1.0
 
 
 def test_chosen_rows_are_the_first_live_groups():
@@ -527,7 +527,8 @@ def test_improve_gradient_does_not_depend_on_micro_batches(monkeypatch):
     """Micro-batches of one answer have the gradient of one batch of all answers."""
     torch.manual_seed(0)
     model, s = moe.Transformer(MICRO), small_rl(objective="dapo", beta=0.1)
-    rollout = grpo.act(model, make_task(lambda t, p: float(len(t) % 3)), s, random.Random(0))
+    task = make_task(lambda t, p: float(len(t) % 3))
+    rollout = grpo.make_rollout(model, task, s, random.Random(0))
     assert rollout.rewards.shape == (4, 4) and grpo.live_groups(rollout).any()
     gradients = []
     for limit in (1, 10_000):
@@ -547,7 +548,7 @@ def test_improve_counts_each_minibatch_in_the_denominators(monkeypatch):
     torch.manual_seed(0)
     model, s = moe.Transformer(MICRO), small_rl(minibatches=2, micro_tokens=1)
     task = make_task(lambda text, problem: float(sum(map(ord, text)) % 5))
-    rollout = grpo.act(model, task, s, random.Random(0))
+    rollout = grpo.make_rollout(model, task, s, random.Random(0))
     assert grpo.live_groups(rollout).all()
     calls = []
 
@@ -569,7 +570,7 @@ def test_improve_makes_no_empty_minibatch(n_live, updates):
     torch.manual_seed(0)
     s = small_rl(minibatches=16, oversample=2, objective="dapo", beta=0.0)
     model = moe.Transformer(MICRO)
-    rollout = grpo.act(model, make_task(lambda t, p: 1.0), s, random.Random(0))
+    rollout = grpo.make_rollout(model, make_task(lambda t, p: 1.0), s, random.Random(0))
     for group in range(n_live):
         rollout.rewards[group, 0] = 0.0
     rollout = dataclasses.replace(rollout, advantages=grpo.advantages(rollout.rewards))
@@ -584,7 +585,7 @@ def test_improve_counts_dead_groups_and_does_not_learn_from_them(monkeypatch):
     torch.manual_seed(0)
     model, s = moe.Transformer(MICRO), small_rl(micro_tokens=1, objective="dr_grpo")
     task = make_task(lambda text, problem: float(sum(map(ord, text)) % 5))
-    rollout = grpo.act(model, task, s, random.Random(0))
+    rollout = grpo.make_rollout(model, task, s, random.Random(0))
     assert grpo.live_groups(rollout).all()
     rollout.rewards[2] = 1.0
     rollout.advantages[2] = 0.0
@@ -678,9 +679,10 @@ def test_example_of_the_docstring_is_what_the_code_makes():
     problem = Problem(question, "27", "en", 2, question.split()[1])
     assert tasks.accuracy(text, problem) == tasks.format_reward(text) == 1.0
     assert tasks.reflects(text) and tasks.is_readable(text)
-    assert tasks.response(*tasks.work(problem, "checked", random.Random(0))) == text
+    assert tasks.response(*tasks.write_working(problem, "checked", random.Random(0))) == text
     corrected = tasks.__doc__.split("check shows it: ")[1].split(" ...")[0]
-    workings = {tasks.work(problem, "checked", random.Random(seed), 0.3)[0] for seed in range(400)}
+    workings = {tasks.write_working(problem, "checked", random.Random(seed), 0.3)[0]
+                for seed in range(400)}
     assert any(working.startswith(corrected) for working in workings)
 
 
@@ -762,13 +764,14 @@ def test_part_of_is_the_same_in_both_languages_and_every_process():
     for english, chinese in zip(problems(80, language="en"), problems(80, language="zh")):
         assert (english.language, chinese.language) == ("en", "zh")
         assert chinese.question == english.question.replace("Compute ", "计算")
-    parts = [tasks.part_of(expression) for expression in PINNED]
+    parts = [tasks.part_of_problem(expression) for expression in PINNED]
     assert parts == list(PINNED.values())
 
 
 def test_part_of_holds_out_an_eighth_for_dev_and_for_test():
     """Each held-out part has 1/8 of all problems, within 3 sigma."""
-    count = Counter(tasks.part_of(problem.expression) for problem in problems(6000, part=None))
+    count = Counter(tasks.part_of_problem(problem.expression)
+                    for problem in problems(6000, part=None))
     assert all(abs(count[part] - 750) < 3 * math.sqrt(750 * 7 / 8) for part in ("dev", "test"))
 
 
@@ -776,7 +779,8 @@ def test_part_of_holds_out_an_eighth_for_dev_and_for_test():
 def test_make_problem_keeps_to_its_part(part):
     """make_problem returns problems of its part at every level, with and without products."""
     drawn = problems(240, part=part) + problems(240, part=part, products=0.5)
-    assert {tasks.part_of(problem.question.lstrip("Compute 计算")) for problem in drawn} == {part}
+    assert {tasks.part_of_problem(problem.question.lstrip("Compute 计算"))
+            for problem in drawn} == {part}
 
 
 @pytest.mark.parametrize("products", [0.0, 0.5, 1.0])
@@ -803,7 +807,7 @@ def test_slip_exists_for_any_number():
 def test_work_without_slips_is_true(style):
     """In every style each written equation holds, and the working arrives at the answer."""
     for problem in problems(240) + problems(240, products=0.5):
-        text, number = tasks.work(problem, style, random.Random(1))
+        text, number = tasks.write_working(problem, style, random.Random(1))
         equations = re.findall("[0-9=+*-]+", text)
         assert number == sum(terms(problem.expression)) and all(map(is_true, equations))
         equations_per_step = {"direct": 0, "steps": 1, "checked": 2}[style]
@@ -813,7 +817,7 @@ def test_work_without_slips_is_true(style):
 def test_work_direct_slip_is_wrong():
     """A direct answer with a slip is a wrong number that is not negative."""
     for problem in problems(400):
-        number = tasks.work(problem, "direct", random.Random(1), slips=1)[1]
+        number = tasks.write_working(problem, "direct", random.Random(1), slips=1)[1]
         assert number != int(problem.answer) and number >= 0
 
 
@@ -823,7 +827,7 @@ def test_work_checked_corrects_every_slip(slips):
     wait and a correction."""
     rng = random.Random(0)
     for problem in problems(160, language="en") + problems(160, language="en", products=0.5):
-        text, number = tasks.work(problem, "checked", rng, slips)
+        text, number = tasks.write_working(problem, "checked", rng, slips)
         wrong = 0
         for step in text.split(" ok "):
             *drafts, last = [attempt.split(" check ") for attempt in step.split(" wait ")]
@@ -842,7 +846,7 @@ def test_work_unchecked_slips_are_carried_on():
     """With slips=1 each line of short working is wrong, and the next line goes on from the number
     that was written."""
     for problem in problems(400):
-        text, number = tasks.work(problem, "steps", random.Random(2), slips=1)
+        text, number = tasks.write_working(problem, "steps", random.Random(2), slips=1)
         lines = re.findall("[0-9=+-]+", text)
         left, written = zip(*(line.split("=") for line in lines))
         steps = re.findall("[-+][0-9]", problem.expression)
@@ -857,7 +861,7 @@ def test_work_keeps_to_its_language(style, language, other):
     the other language."""
     for problem in problems(80, language=language):
         for foreign, used, unused in [(0, language, other), (1, other, language)]:
-            text = tasks.work(problem, style, random.Random(3), 0.2, foreign)[0]
+            text = tasks.write_working(problem, style, random.Random(3), 0.2, foreign)[0]
             assert count_words(text, used) >= problem.level - 1 and count_words(text, unused) == 0
 
 
@@ -869,9 +873,9 @@ CLEAN = "25-7=17检查17+7=24等等25-7=18检查18+7=25正确18+9=27检查27-9=1
 def test_rewrite_equals_a_text_worked_by_hand():
     """A response in two languages becomes one in the question's language with the summary, and
     stays right."""
-    text = tasks.rewrite(f"<think>{MIXED}</think><answer>27</answer>", SUM_ZH)
+    text = tasks.rewrite_answer(f"<think>{MIXED}</think><answer>27</answer>", SUM_ZH)
     assert text == f"<think>{CLEAN}</think>答案就是<answer>27</answer>"
-    english = tasks.rewrite(text, dataclasses.replace(SUM_ZH, language="en"))
+    english = tasks.rewrite_answer(text, dataclasses.replace(SUM_ZH, language="en"))
     assert english.startswith("<think>25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok 18+9=27")
     assert english.endswith("27-9=18</think>the answer is <answer>27</answer>")
 
@@ -882,12 +886,12 @@ def test_rewrite_keeps_the_equations_and_makes_the_text_fit(style):
     and passes rejection sampling."""
     rng = random.Random(0)
     for problem in problems(160):
-        old = tasks.response(*tasks.work(problem, style, rng, foreign=0.5))
-        new = tasks.rewrite(old, problem)
+        old = tasks.response(*tasks.write_working(problem, style, rng, foreign=0.5))
+        new = tasks.rewrite_answer(old, problem)
         assert tasks.accuracy(new, problem) == tasks.format_reward(new) == 1
         assert set(tasks.word_languages(new)) == {problem.language}
         numbers = [re.findall("[0-9=+*-]+", text) for text in (old, new)]
-        assert numbers[0] == numbers[1] and tasks.rewrite(new, problem) == new
+        assert numbers[0] == numbers[1] and tasks.rewrite_answer(new, problem) == new
         assert tasks.is_readable(old) and r1mini.is_fit(new, problem)
         assert len(new) == len(tasks.response(tasks.parse(new)[0], problem.answer)) + len(
             WORDS[problem.language]["summary"])
@@ -1174,7 +1178,8 @@ def test_make_document_asks_no_held_out_problem():
     """No document asks a problem or a general prompt of dev or test, in either language."""
     asked = [prompt for document, prompt, _ in documents() if document.style in STYLES]
     bare = [prompt.replace(" ", "").lstrip("Compute计算") for prompt in asked]
-    assert {tasks.part_of(expression) for expression in bare} == {"train"} and len(bare) > 3000
+    assert {tasks.part_of_problem(expression) for expression in bare} == {"train"}
+    assert len(bare) >= 3000
     general = {prompt for document, prompt, _ in documents() if document.style == "general"}
     held_out = set().union(*(general_questions(part, kind)
                              for part in ("dev", "test") for kind in tasks.GENERAL))
@@ -1363,7 +1368,7 @@ def test_dev3_learns_three_to_one(monkeypatch):
 @pytest.mark.parametrize("text, fit", [
     (f"<think>{CLEAN}</think><answer>27</answer>", 1),
     (f"<think>{MIXED}</think><answer>27</answer>", 0),                  # two languages
-    (tasks.rewrite(f"<think>{MIXED}</think><answer>27</answer>", SUM_ZH), 1),
+    (tasks.rewrite_answer(f"<think>{MIXED}</think><answer>27</answer>", SUM_ZH), 1),
     (f"<think>{CLEAN}</think><answer>26</answer>", 0), ("<answer>27</answer>", 0),
     (f"<think>{CLEAN}正确{CLEAN}</think><answer>27</answer>", 0)])
 def test_fit_keeps_what_is_right_readable_and_in_one_language(text, fit):
@@ -1539,7 +1544,7 @@ def test_rl_asks_general_prompts_late_and_in_r1_alone(monkeypatch, stage, names)
         problems = task.draw(random.Random(step), 200, step)
         general = [p for p in problems if p.kind != "sum"]
         assert len(problems) == 200 and (80 < len(general) < 120 if step >= first else not general)
-        assert all(tasks.part_of(p.expression) == "train" and p.level in s.levels
+        assert all(tasks.part_of_problem(p.expression) == "train" and p.level in s.levels
                    for p in problems if p.kind == "sum")
         assert {p.kind for p in general} == (set(tasks.GENERAL) if general else set())
         assert not any(p.question in general_questions(part, p.kind) for p in general
@@ -1675,7 +1680,8 @@ def test_collect_keeps_each_fit_answer_once(monkeypatch, tmp_path):
     want = [texts[i].format(problem.answer) for i in (0, 3)]
     assert kept == [f"<|user|>{problem.question}<|assistant|>{text}<|end|>" for text in want]
     assert jsonl.read_chat(tmp_path / "dev3.jsonl") == [(problem.question, text) for text in want]
-    monkeypatch.setattr(r1mini, "chat_line", None)  # now the file is read, and nothing is written
+    # Now the file is read, and nothing is written.
+    monkeypatch.setattr(r1mini, "jsonl_dialogue", None)
     assert r1mini.collect(SimpleNamespace(run=nano_run(), path=tmp_path), "dev3", None, 1, None)
     [record] = [r for r in folder.read_log(tmp_path) if r["kind"] == "collected"]
     assert (record["stage"], record["kept"], record["of"]) == ("dev3", 2, 6)
@@ -1709,7 +1715,8 @@ def test_read_dialogues_makes_no_special_token_but_the_tags(tmp_path):
     """<|end|> that either side typed is text, the four tags are special tokens in the response
     alone, and a dialogue that is too long is refused."""
     path = tmp_path / "chat.jsonl"
-    path.write_text(jsonl.chat_line("<think>a<|end|>", "<think>b<|end|><|user|></think>"), "utf-8")
+    line = jsonl.jsonl_dialogue("<think>a<|end|>", "<think>b<|end|><|user|></think>")
+    path.write_text(line, "utf-8")
     [document] = r1mini.read_dialogues(path, 300)
     special = [ENCODING.decode([t]) for t in document.tokens if t >= len(RANKS)]
     assert special == ["<|user|>", "<|assistant|>", "<think>", "</think>", "<|end|>"]

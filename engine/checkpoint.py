@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import tasks
-from engine.devices import full, is_main, place_model, shard_like
+from engine.devices import full_tensor, is_main, place_model, shard_like
 from engine.errors import UserError, is_out_of_memory
 from moe import Config, Transformer
 
@@ -42,7 +42,7 @@ def save(path, model, **extra):
                       "model": dict(model.state_dict())}
     if model.config.vocab_size == tasks.VOCAB_SIZE:  # other models are imported ones
         record["vocabulary"] = _vocabulary()
-    record = tree_map(lambda x: x if full(x) is x else full(x).cpu(), record)
+    record = tree_map(lambda x: x if full_tensor(x) is x else full_tensor(x).cpu(), record)
     if not is_main():
         return
     temporary = f"{path}.tmp"

@@ -40,14 +40,14 @@ def is_main():
     return rank_and_size()[0] == 0
 
 
-def share(items):
+def process_share(items):
     """This process' part of a list, or of a tensor's rows, that all processes hold: with four
     processes, every fourth."""
     rank, processes = rank_and_size()
     return items[rank::processes]
 
 
-def gather(part):
+def gather_from_processes(part):
     """Undoes share(): the whole tensor, on all processes, of which each process has its part."""
     rank, count = rank_and_size()
     if count == 1:
@@ -164,7 +164,7 @@ def local_tensor(x):
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def full(x):
+def full_tensor(x):
     """The whole tensor, on every process."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 

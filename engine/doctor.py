@@ -13,7 +13,7 @@ HEALTHY = {"accuracy": math.nan, "format": math.nan, "cut_off": 0.0, "dead_group
 REFERENCE = Path(__file__).parent.parent / "results" / "r1" / "curves.json"
 
 
-def note(sentence):
+def doctor_note(sentence):
     """A sentence as the console shows it, in lines of less than 100 columns."""
     return textwrap.fill(f"note: {sentence}", 98, initial_indent="  ", subsequent_indent=" " * 8)
 
@@ -86,5 +86,5 @@ def on_track(run, stage, step, score):
         return ""
     if score >= min(scores) - 0.05:
         return " on track"
-    return "\n" + note(f"the runs in results/r1 had {min(scores):.2f} to {max(scores):.2f} here. "
-                       "This run is behind")
+    return "\n" + doctor_note(f"the runs in results/r1 had {min(scores):.2f} to "
+                              f"{max(scores):.2f} here. This run is behind")

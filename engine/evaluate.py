@@ -10,7 +10,7 @@ from tqdm import tqdm
 import tasks
 from engine.errors import UserError
 from engine.jsonl import read_lines
-from engine.sampling import generate, pad, passes_of
+from engine.sampling import generate, pad_right, reading_passes
 from engine.tokenizer import HAN
 
 
@@ -25,12 +25,12 @@ def prompts_of(problems):
     return [tasks.encode_prompt(problem.question) for problem in problems]
 
 
-def repeat_each(items, times):
+def repeat_for_answers(items, times):
     """[a, a, b, b, ...]: each item `times` times."""
     return [item for item in items for _ in range(times)]
 
 
-def seeds_of(problems, samples):
+def answer_seeds(problems, samples):
     """A seed for each of `samples` answers to each problem. It depends on the question and on the
     number of the answer alone, so the order of a file of problems changes no result."""
     seeds = []
@@ -57,7 +57,7 @@ def sample_answers(model, prompts, limit, rows, temperature=1.0, top_p=1.0, seed
 def evaluate(model, problems, samples, temperature, top_p, limit, rows=1024, seed=0, name=None):
     """Asks each problem `samples` times. Returns (means over all answers, a record for each
     problem). seed: a number, or a list with one for each answer."""
-    problem_of_answer = repeat_each(problems, samples)
+    problem_of_answer = repeat_for_answers(problems, samples)
     ids = sample_answers(model, prompts_of(problem_of_answer), limit, rows, temperature, top_p,
                          seed, name)
     texts, lengths = [tasks.decode(x) for x in ids], [len(x) for x in ids]
@@ -114,7 +114,7 @@ def evaluate_general(model, run):
     rng, record, scores = random.Random("test/general"), {}, []
     for kind in tasks.GENERAL:
         prompts = [tasks.make_prompt(rng, "test", (kind,)) for _ in range(run.data.prompts)]
-        asked = repeat_each(prompts, 4)
+        asked = repeat_for_answers(prompts, 4)
         ids = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows)
         texts = [tasks.decode(x) for x in ids]
         record[f"{kind}.thinking"] = mean(map(tasks.thinks, texts))
@@ -171,8 +171,8 @@ def answer_embeddings(model, prompts, answers):
         thinking = ids[:ids.index(END_THINK_ID) + 1] if END_THINK_ID in ids else ids
         sequences.append(prompt + thinking)
     starts = torch.tensor([[len(prompt)] for prompt in prompts], device=device)    # (N, 1)
-    for rows in passes_of(sequences):
-        tokens = pad(rows, tasks.PAD_ID, device)                                   # (n, T)
+    for rows in reading_passes(sequences):
+        tokens = pad_right(rows, tasks.PAD_ID, device)                                   # (n, T)
         column = torch.arange(tokens.size(1), device=device)
         start, starts = starts[:len(rows)], starts[len(rows):]                     # (n, 1)
         end = torch.tensor([[len(ids)] for ids in rows], device=device)
@@ -203,7 +203,7 @@ def selection_scores(texts, problems, e=None):
     and central are means over all n/k blocks of k answers to a problem.
     """
     P, n, record = len(problems), len(texts) // len(problems), {}
-    problem_of_answer = repeat_each(problems, n)
+    problem_of_answer = repeat_for_answers(problems, n)
     right = torch.tensor([tasks.accuracy(t, p) for t, p in zip(texts, problem_of_answer)])
     right = right.view(P, n)
     answers = [tasks.parse(text)[1] for text in texts]

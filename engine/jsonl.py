@@ -41,7 +41,7 @@ def read_chat(path):
                       '{"role": "assistant", "content": TEXT}]}', convert)
 
 
-def chat_line(question, text):
+def jsonl_dialogue(question, text):
     """One dialogue as a line of JSON, which read_chat() reads."""
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
     return json.dumps({"messages": messages}, ensure_ascii=False) + "\n"

@@ -11,11 +11,11 @@ from torch import nn
 
 from engine.devices import (
     all_sum,
-    full,
+    full_tensor,
     local_tensor,
+    process_share,
     rank_and_size,
     shard_like,
-    share,
     sum_gradients,
 )
 from moe import update_routing_bias
@@ -52,7 +52,7 @@ def _orthogonalize_all(matrices):
     one message.
     """
     replicated = [i for i, x in enumerate(matrices) if local_tensor(x) is x]
-    assigned = set(share(sorted(replicated, key=lambda i: -matrices[i].numel())))
+    assigned = set(process_share(sorted(replicated, key=lambda i: -matrices[i].numel())))
     results = []
     for i, x in enumerate(matrices):
         if i in assigned:
@@ -62,7 +62,7 @@ def _orthogonalize_all(matrices):
         elif x.dim() > 2:                        # a stack of experts: whole matrices are here
             results.append(orthogonalize(local_tensor(x)))
         else:                                    # a part of a matrix is here: gather it first
-            results.append(local_tensor(shard_like(orthogonalize(full(x)), x)))
+            results.append(local_tensor(shard_like(orthogonalize(full_tensor(x)), x)))
     if replicated:
         all_sum(*(results[i] for i in replicated))
     return results
@@ -116,7 +116,7 @@ def _clip_gradients(model, max_norm):
             by_mesh.setdefault(getattr(p, "device_mesh", None), []).append(p)
     norms = []
     for parameters in by_mesh.values():
-        norms.append(full(nn.utils.get_total_norm([p.grad for p in parameters])))
+        norms.append(full_tensor(nn.utils.get_total_norm([p.grad for p in parameters])))
     norm = math.hypot(*map(float, norms))
     for parameters in by_mesh.values():
         nn.utils.clip_grads_with_norm_(parameters, max_norm, torch.tensor(norm))

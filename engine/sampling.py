@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.devices import gather, gathered_weights, rank_and_size, share
+from engine.devices import gather_from_processes, gathered_weights, process_share, rank_and_size
 from engine.errors import UserError
 from moe import Cache, make_cache
 
@@ -27,7 +27,7 @@ class Samples:
         return [row[mask].tolist() for row, mask in zip(self.tokens, self.answer)]
 
 
-def pad(sequences, value, device=None):
+def pad_right(sequences, value, device=None):
     """N token lists -> (N, T), padded on the right. Without sequences it is one dummy row, for a
     process that has no work in this pass."""
     rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences or [[value] * 2]]
@@ -42,10 +42,10 @@ def pad_left(prompts, pad_id, device):
         missing = longest - len(prompt)
         tokens.append([pad_id] * missing + list(prompt))
         real.append([False] * missing + [True] * len(prompt))
-    return pad(tokens, pad_id, device), torch.tensor(real, device=device)
+    return pad_right(tokens, pad_id, device), torch.tensor(real, device=device)
 
 
-def passes_of(sequences):
+def reading_passes(sequences):
     """Cuts token lists, in their order, into passes of at most PASS_TOKENS tokens, padding
     included, or of a single list."""
     passes, longest = [], 0
@@ -84,7 +84,7 @@ def sampling_logprobs(logits, temperature, top_p):
     return logp
 
 
-def draw(logp, uniform):
+def draw_token(logp, uniform):
     """A token (N, 1) for each row of log-probabilities (N, V), by the row's own number (N,) in
     [0, 1)."""
     cumulative = logp.exp().cumsum(-1)
@@ -144,8 +144,8 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
     model.eval()
     uniform = _uniform_numbers(seed, len(prompts), max_new_tokens).to(device)
     deal_out = len(prompts) >= rank_and_size()[1]  # otherwise every process writes all answers
-    here = share(prompts) if deal_out else prompts
-    uniform = share(uniform) if deal_out else uniform
+    here = process_share(prompts) if deal_out else prompts
+    uniform = process_share(uniform) if deal_out else uniform
 
     ids = torch.full(uniform.shape, pad_id, device=device)   # (answers written here, tokens)
     logp = torch.zeros_like(uniform)
@@ -166,7 +166,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
             else:
                 logits = model(fed, cache=cache).logits[:, -1]
             policy = sampling_logprobs(logits, temperature, top_p)
-            fed = draw(policy, uniform[:, t])                # (rows, 1)
+            fed = draw_token(policy, uniform[:, t])                # (rows, 1)
             if watch:
                 watch(fed)
             ids[rows, t] = fed[:, 0]                         # lay_out ignores what follows an end
@@ -181,7 +181,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
                 fed, uniform = fed[left], uniform[left]
     model.train(was_training)
     if deal_out:
-        ids, logp = gather(ids), gather(logp)
+        ids, logp = gather_from_processes(ids), gather_from_processes(logp)
     return lay_out_samples(prompts, ids, logp, end_id, pad_id)
 
 
@@ -196,7 +196,7 @@ def lay_out_samples(prompts, ids, logp, end_id, pad_id):
     index = torch.arange(T, device=ids.device) - begin   # (N, T) index into ids of each column
     answer = (index >= 0) & (index < length)
     index = index.clamp(0, ids.size(1) - 1)
-    prompt = pad(prompts, pad_id, ids.device)
+    prompt = pad_right(prompts, pad_id, ids.device)
     prompt = F.pad(prompt, (0, T - prompt.size(1)), value=pad_id)
     return Samples(tokens=torch.where(answer, ids.gather(1, index), prompt), answer=answer,
                    logprobs=torch.where(answer, logp.gather(1, index), 0.0), finished=finished)
@@ -225,7 +225,7 @@ def _judge_drafts(policy, guess, draft, uniform):
     ratio = (policy - guess).gather(-1, draft).exp()[:, 0]               # p(d) / q(d)
     accepted = uniform[0] < ratio
     remainder = (policy.exp() - guess.exp()).clamp(min=1e-30).log()      # max(p - q, 0)
-    replacement = draw(remainder, uniform[1])
+    replacement = draw_token(remainder, uniform[1])
     return accepted, torch.where(accepted.unsqueeze(1), draft, replacement)
 
 
@@ -277,7 +277,7 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
     for rows, part in _prompt_passes(*tokens.size(), cache):
         output = model(tokens[rows], real[rows], part)
         policy = sampling_logprobs(output.logits[:, -1], temperature, top_p)
-        last = draw(policy, uniform[0, rows, 0])
+        last = draw_token(policy, uniform[0, rows, 0])
         next_tokens = torch.cat((tokens[rows, 1:], last), 1)
         guess_logits = _draft_logits(model, output.hidden, next_tokens, part)[:, -1]
         parts.append((last, policy, guess_logits))
@@ -287,7 +287,7 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
     while alive.any():
         guess = sampling_logprobs(guess_logits, temperature, top_p)          # q (N, V)
         number = uniform[:, out.rows, out.count]                             # (3, N)
-        draft = draw(guess, number[0])
+        draft = draw_token(guess, number[0])
 
         output = model(torch.cat((last, draft), 1), cache=cache)             # reads both tokens
         policy = sampling_logprobs(output.logits[:, 0], temperature, top_p)  # p (N, V)
@@ -297,7 +297,7 @@ def speculate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, t
         accepted += int((taken & alive).sum())
 
         alive = out.write(first, policy, alive, end_id)
-        second = draw(after_draft, uniform[0, out.rows, out.count])
+        second = draw_token(after_draft, uniform[0, out.rows, out.count])
         goes_on = out.write(second, after_draft, alive & taken, end_id)
         alive = torch.where(taken, goes_on, alive)
 

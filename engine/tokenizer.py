@@ -26,7 +26,7 @@ def all_strings(tree):
     return [text for branch in branches for text in all_strings(branch)]
 
 
-def make_ranks(words):
+def make_token_ranks(words):
     """{token: its id} of all bytes, and of words in alphabetical order.
 
     tiktoken looks a piece up before it merges any pair. So a word needs no ranks for its parts;

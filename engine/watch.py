@@ -5,7 +5,7 @@ import time
 from tqdm import tqdm
 
 import tasks
-from engine.doctor import advice, note, on_track
+from engine.doctor import advice, doctor_note, on_track
 from engine.evaluate import evaluate, evaluate_general, prompts_of, sample_answers
 from engine.folder import read_log
 
@@ -55,7 +55,7 @@ class Watch:
         """Says each advice once."""
         for keyword, sentence in advice(record, self.first_record, self.settings, self.stage):
             if keyword not in self.already_said:
-                bar.write(note(sentence))
+                bar.write(doctor_note(sentence))
                 self.already_said.add(keyword)
 
     def evaluate_on_dev(self, model, step, known, bar):

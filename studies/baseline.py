@@ -27,7 +27,7 @@ import moe
 import tasks
 from engine import checkpoint
 from engine.errors import UserError
-from engine.evaluate import repeat_each, sample_answers, selection_scores
+from engine.evaluate import repeat_for_answers, sample_answers, selection_scores
 from engine.folder import read_log
 from engine.watch import Watch
 from r1mini import collect, train
@@ -94,7 +94,7 @@ def _few_shot_prompt(problem, n, rng, level):
     ids = []
     for _ in range(n):
         example = tasks.make_problem(rng, level, "train", problem.language)
-        thinking, answer = tasks.work(example, "checked", rng)
+        thinking, answer = tasks.write_working(example, "checked", rng)
         ids += tasks.encode_prompt(example.question)
         ids += tasks.encode_response(tasks.response(thinking, answer))
     return ids + tasks.encode_prompt(problem.question)
@@ -127,7 +127,7 @@ def _few_shot_baseline(model, run, n):
     problems, prompts = _few_shot_test(run, n)
     tokens_left = model.config.max_seq_len - max(map(len, prompts))
     limit = min(tokens_left, run.zero.max_new_tokens)
-    prompts = repeat_each(prompts, run.eval.samples)
+    prompts = repeat_for_answers(prompts, run.eval.samples)
     answers = sample_answers(model, prompts, limit, run.eval.rows, seed=1)
     return selection_scores([tasks.decode(ids) for ids in answers], problems)
 

@@ -98,9 +98,10 @@ def _fixed_rollout(s):
         prompt = tasks.encode_prompt(problem.question)
         styles = random.Random(problem.question).choices(tasks.STYLES, k=s.group_size)
         for style in styles:
-            text = tasks.response(*tasks.work(problem, style, rng))
+            text = tasks.response(*tasks.write_working(problem, style, rng))
             rows.append((prompt, tasks.encode_response(text)))
-    tokens = sampling.pad([prompt + answer for prompt, answer in rows], tasks.PAD_ID)  # (N, T)
+    sequences = [prompt + answer for prompt, answer in rows]
+    tokens = sampling.pad_right(sequences, tasks.PAD_ID)            # (N, T)
     column = torch.arange(tokens.size(1))
     is_answer = torch.stack([
         (column >= len(prompt)) & (column < len(prompt) + len(answer))

@@ -58,18 +58,18 @@ from tools.bench import (
     ROWS,
     SHAPES,
     announce,
+    bench_equal_works,
+    bench_grpo_step,
+    bench_model,
+    bench_sampling,
+    bench_train_step,
+    bench_zero_work,
     describe_setting,
-    equal_length_works,
-    grpo_step,
-    make_model,
     run_bench,
-    sample_call,
     seconds,
     seconds_by_round,
-    train_step,
-    zero_work,
 )
-from tools.cli import load_writer
+from tools.cli import load_from_arguments
 from tools.settings import resolve_settings
 from tools.study import measure_once
 from tools.tables import table
@@ -86,7 +86,7 @@ def _their_model(config, device, weights=None):
     """transformers' DeepseekV3ForCausalLM with the sizes and weights of bench.make_model()."""
     from transformers import DeepseekV3ForCausalLM
     with tempfile.TemporaryDirectory() as path:
-        export.write_hf_folder(f"{path}/model", make_model(config, "cpu", torch.float32, weights))
+        export.write_hf_folder(f"{path}/model", bench_model(config, "cpu", torch.float32, weights))
         return DeepseekV3ForCausalLM.from_pretrained(f"{path}/model").to(device)
 
 
@@ -319,7 +319,7 @@ def _compare_training(config, device, rounds=None):
         return step_and_count
 
     def ours_of(dtype):
-        return counted(train_step(make_model(config, device, dtype)))
+        return counted(bench_train_step(bench_model(config, device, dtype)))
 
     def theirs_of(dtype):
         return counted(_their_train_step(_their_model(config, device), dtype))
@@ -330,7 +330,7 @@ def _compare_training(config, device, rounds=None):
 def _compare_sampling(config, device, work, rounds=None, trial=6):
     """Tokens per second of sampling, ours and transformers', and ratios."""
     def ours_of(dtype):
-        return sample_call(make_model(config, device, dtype, work.weights), work)
+        return bench_sampling(bench_model(config, device, dtype, work.weights), work)
 
     def theirs_of(dtype):
         return _their_sampled(_their_model(config, device, work.weights), dtype, work)
@@ -365,8 +365,10 @@ def _compare_grpo_steps(config, run, device, work, rounds=None, trial=6):
         their_seconds = devices.all_sum(torch.tensor(their_seconds)).tolist()
         return their_seconds, {way: times[1:] for way, times in our_seconds.items()}
 
-    ours = {way: grpo_step(make_model(config, device, way[0], work.weights), run, work)["whole"]
-            for way in _our_ways()}
+    ours = {}
+    for way in _our_ways():
+        model = bench_model(config, device, way[0], work.weights)
+        ours[way] = bench_grpo_step(model, run, work)["whole"]
     our_best = _try_ways(ours, device, trial)
     trial_seconds = {way: min(take_turns(way, {}, 2)[0]) for way in _their_ways()}
     their_best = _fastest(trial_seconds)
@@ -389,10 +391,10 @@ def against(run, device, weights=None, rounds=None):
     """
     config = dataclasses.replace(run.model, n_mtp_layers=0)
     if weights:
-        work, rounds = zero_work(run, weights), rounds or REAL_ROUNDS
+        work, rounds = bench_zero_work(run, weights), rounds or REAL_ROUNDS
         return (_compare_sampling(config, device, work, rounds, 2)
                 | _compare_grpo_steps(config, run, device, work, rounds, 2))
-    to_sample, to_learn = equal_length_works(config)
+    to_sample, to_learn = bench_equal_works(config)
     return (_compare_training(config, device, rounds)
             | _compare_sampling(config, device, to_sample, rounds)
             | _compare_grpo_steps(config, run, device, to_learn, rounds))
@@ -427,7 +429,7 @@ def main(options):
                         "of answers in a step")
     if options.start:
         start = SimpleNamespace(checkpoint=options.start, device="cpu", dtype=torch.float32)
-        model, _ = load_writer(start)
+        model, _ = load_from_arguments(start)
         run, weights = dataclasses.replace(run, model=model.config), model.state_dict()
     if any(importlib.util.find_spec(name) is None for name in ("transformers", "trl", "datasets")):
         raise UserError("--against needs transformers and trl: pip install '.[peers]'")

@@ -13,7 +13,7 @@ B.3.1). That is `strict` below.
 A small dense base reads what careless authors wrote: their syntax is right, their answers
 seldom are. RL then starts from this base once with each reward, with the same seed.
 
-A line has slope 1..9 and intercept 0..9. tasks.part_of splits the 90 lines into train,
+A line has slope 1..9 and intercept 0..9. tasks.part_of_problem splits the 90 lines into train,
 dev and test. A wrong line meets the right one in one point at most, so it passes none
 or one of the four tests. That is mostly f(0), which can be copied from the prompt.
 There are so few lines that RL can learn the slopes by heart; then accuracy rises on
@@ -60,7 +60,7 @@ def _all_programs():
     for slope in range(1, 10):
         for intercept in range(10):
             problem = _make_program(slope, intercept)
-            programs[tasks.part_of(problem.answer)].append(problem)
+            programs[tasks.part_of_problem(problem.answer)].append(problem)
     return programs
 
 

@@ -75,8 +75,8 @@ def _share_of_time(folder):
     """The share of processor time of each kind of operation, in training and in
     decoding, on one process."""
     device, dtype, config = folder.options.device, folder.options.dtype, folder.run.model
-    works = {"train": bench.train_step(bench.make_model(config, device, dtype)),
-             "decode": bench.decode(bench.make_model(config, device, dtype))}
+    works = {"train": bench.bench_train_step(bench.bench_model(config, device, dtype)),
+             "decode": bench.decode(bench.bench_model(config, device, dtype))}
     numbers = {}
     for name, work in works.items():
         work()  # not timed: the first call is slower
@@ -112,7 +112,7 @@ def _growth(folder):
     limit = folder.run.zero.micro_tokens
     numbers = {}
     rows = {"2k": 56, "16k": 448, "64k": 1792}  # {tokens: rows of bench.LENGTH tokens}
-    works = {name: bench.train_step(bench.make_model(config, device, dtype), n, limit=limit)
+    works = {name: bench.bench_train_step(bench.bench_model(config, device, dtype), n, limit=limit)
              for name, n in rows.items()}
     seconds = bench.median_seconds(works, device, 9)
     rates = {name: rows[name] * bench.LENGTH / x for name, x in seconds.items()}
@@ -121,7 +121,7 @@ def _growth(folder):
     numbers["train.spread"] = max(rates.values()) / min(rates.values())
 
     long_config = dataclasses.replace(config, max_seq_len=2048)
-    model = bench.make_model(long_config, device, dtype)
+    model = bench.bench_model(long_config, device, dtype)
     # Many prompts come last: their caches take gigabytes.
     for n, name in ((1, "decode.one"), (PROMPTS, "decode")):
         short_rates, long_rates = [], []
@@ -137,7 +137,7 @@ def _growth(folder):
 def _decoding_rate(model, context, n, new=32):
     """Tokens per second of n answers of `new` tokens to prompts of `context` tokens.
     The clock starts at the first token, so reading the prompts does not count."""
-    times, prompts = [], bench.random_prompts(model.config, n, context)
+    times, prompts = [], bench.bench_prompts(model.config, n, context)
     sampling.generate(model, prompts, new + 1, -1, 0,
                       watch=lambda _: times.append(time.perf_counter()))
     return new * n / (times[-1] - times[0])

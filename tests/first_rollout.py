@@ -12,17 +12,19 @@ target, *words = sys.argv[1:]
 sys.path.insert(0, ".")
 grpo, r1mini = importlib.import_module("grpo"), importlib.import_module("r1mini")
 main = getattr(r1mini, "main", None) or importlib.import_module("tools.cli").main
-act = grpo.act
+name = "make_rollout" if hasattr(grpo, "make_rollout") else "act"  # as 308ae82 calls it
+make_rollout = getattr(grpo, name)
 
 
-def act_and_keep(*arguments):
-    """grpo.act, which also writes the first rollout's ids; after that it is grpo.act alone."""
-    grpo.act = act
-    rollout = act(*arguments)
+def make_and_keep(*arguments):
+    """make_rollout, which also writes the first rollout's ids; after that it is make_rollout
+    alone."""
+    setattr(grpo, name, make_rollout)
+    rollout = make_rollout(*arguments)
     with open(target, "w", encoding="utf-8") as file:
         json.dump(rollout.samples.tokens.tolist(), file)
     return rollout
 
 
-grpo.act = act_and_keep
+setattr(grpo, name, make_and_keep)
 sys.exit(main(words))

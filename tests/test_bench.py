@@ -55,8 +55,8 @@ def test_bench_whole_step_samples_rewards_and_learns(monkeypatch):
     monkeypatch.setattr(bench, "improve", lambda model, reference, optimizers, rollout, s, *_: (
         done.append(("learn", s.beta))))
     run = cli.resolve_settings("micro", [])
-    model = bench.make_model(run.model, torch.device("cpu"), torch.float32)
-    step = bench.grpo_step(model, run, bench.equal_length_works(run.model)[1])
+    model = bench.bench_model(run.model, torch.device("cpu"), torch.float32)
+    step = bench.bench_grpo_step(model, run, bench.bench_equal_works(run.model)[1])
     for seed in (1, 2):
         torch.manual_seed(seed)
         step["whole"]()

@@ -44,7 +44,7 @@ def scripted(monkeypatch):
         rows = [tasks.encode_response(text) for text in texts[:len(prompts)]]
         for token in rows[0] if watch else ():
             watch(torch.tensor([[token]]))
-        tokens = sampling.pad(rows, tasks.PAD_ID)
+        tokens = sampling.pad_right(rows, tasks.PAD_ID)
         return sampling.Samples(tokens, tokens != tasks.PAD_ID, None, torch.ones(len(rows)).bool())
     monkeypatch.setattr(chat, "generate", generate)
     return texts, calls

@@ -230,7 +230,7 @@ def test_check_step_sees_weights_that_differ(monkeypatch, capsys):
     """If the sum over two processes is not twice the own weights, they do not agree."""
     monkeypatch.setattr(check.devices, "all_sum", lambda x: x + x.roll(1))
     monkeypatch.setattr(check.devices, "rank_and_size", lambda: (0, 2))
-    monkeypatch.setattr(check.bench, "train_step", lambda *_, **__: lambda: None)
+    monkeypatch.setattr(check.bench, "bench_train_step", lambda *_, **__: lambda: None)
     check._step(SimpleNamespace(dtype=torch.float32), CPU)
     assert told(capsys) == {"agree": False}
 

@@ -61,7 +61,7 @@ def test_choices_every_recipe_changes_a_setting():
     default = cli.resolve_settings("nano", ["eval.longer=1"])
     for _, command in study._study_runs(choices, 0):
         command = [w for w in command if w != "--from" and not w.endswith("base.pt")]
-        assert cli.resolve_settings("nano", cli.parse(command).set) != default
+        assert cli.resolve_settings("nano", cli.parse_arguments(command).set) != default
     assert len(study._study_runs(choices, 0)) == len(choices.BASES) + len(choices.REINFORCED)
 
 

@@ -200,9 +200,9 @@ def test_cli_command_runs_its_stages_in_order(argv, names, tmp_path, monkeypatch
     the student's. Ablations run only if named."""
     monkeypatch.setattr(cli, "_needed_checkpoints", lambda *_: {})  # no student exists
     file = tmp_path / "dialogues.jsonl"
-    file.write_text(jsonl.chat_line("Compute 1+2", "<answer>3</answer>"), "utf-8")
+    file.write_text(jsonl.jsonl_dialogue("Compute 1+2", "<answer>3</answer>"), "utf-8")
     argv = [word.format(file) for word in argv]
-    assert cli._plan_run(cli.parse(argv))[1] == names.split()
+    assert cli._plan_run(cli.parse_arguments(argv))[1] == names.split()
 
 
 def test_cli_narrow_console_gets_escapes():
@@ -233,7 +233,7 @@ def test_cli_other_processes_print_any_text_to_nowhere(monkeypatch):
         monkeypatch.setenv(name, value)
     for name in ("stdout", "stderr", "excepthook"):
         monkeypatch.setattr(sys, name, getattr(sys, name))  # restores it after the test
-    cli.parse(["cost"])
+    cli.parse_arguments(["cost"])
     assert sys.stdout.name == os.devnull and sys.stdout.encoding == "utf-8"
 
 
@@ -347,11 +347,11 @@ def test_cli_teacher_has_to_read_the_dialogues_too(tmp_path, monkeypatch):
     (distill_logits), and not elsewhere."""
     monkeypatch.setattr(cli, "_needed_checkpoints", lambda *_: {})
     file = tmp_path / "long.jsonl"
-    file.write_text(jsonl.chat_line("1+" * 300, "<answer>3</answer>"), "utf-8")
+    file.write_text(jsonl.jsonl_dialogue("1+" * 300, "<answer>3</answer>"), "utf-8")
     argv = ["distill", "--data", str(file), "--set", "student.max_seq_len=700"]
-    assert cli._plan_run(cli.parse([*argv]))[1] == ["student", "distill"]
+    assert cli._plan_run(cli.parse_arguments([*argv]))[1] == ["student", "distill"]
     with pytest.raises(UserError, match="dialogue 1 has .* at most 512 fit"):
-        cli._plan_run(cli.parse([*argv, "--only", "distill_logits"]))
+        cli._plan_run(cli.parse_arguments([*argv, "--only", "distill_logits"]))
 
 
 STUDIES = sorted(path.stem for path in (Path(r1mini.__file__).parent / "studies").glob("[a-z]*.py"))

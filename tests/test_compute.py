@@ -37,7 +37,8 @@ def test_compute_steps_tell_noticed_and_corrected():
     rng = random.Random(0)
     for _ in range(200):
         p = tasks.make_problem(rng, 5, products=0.3)
-        found = compute._judge_steps(tasks.response(*tasks.work(p, "checked", rng, 0.3, 0.4)))
+        working = tasks.write_working(p, "checked", rng, 0.3, 0.4)
+        found = compute._judge_steps(tasks.response(*working))
         assert found and all(s["corrected"] == s["noticed"] == s["wrong"] for s in found)
 
 

@@ -175,4 +175,4 @@ def test_gather_undoes_share(monkeypatch, dtype):
     monkeypatch.setattr(dist, "all_gather", all_gather)
     for rank in range(3):
         monkeypatch.setattr(devices, "rank_and_size", lambda rank=rank: (rank, 3))
-        assert torch.equal(devices.gather(parts[rank]), rows)
+        assert torch.equal(devices.gather_from_processes(parts[rank]), rows)

@@ -36,8 +36,8 @@ def test_evaluate_equals_hand_counted_answers(monkeypatch):
                "<think>1+2=3 check 1</think><answer>7</answer>", "33",
                "<answer>5</answer>", "<answer>5</answer>", "<answer>4</answer>", "x"]
     ids = [tasks.encode_response(text) for text in scripts]
-    answer = sampling.pad([[1] * len(i) for i in ids], 0).bool()
-    samples = sampling.Samples(sampling.pad(ids, tasks.PAD_ID), answer, torch.zeros(1),
+    answer = sampling.pad_right([[1] * len(i) for i in ids], 0).bool()
+    samples = sampling.Samples(sampling.pad_right(ids, tasks.PAD_ID), answer, torch.zeros(1),
                                torch.ones(8))
     monkeypatch.setattr(evaluate, "generate", lambda *_, **__: samples)
     record, of_problems = evaluate.evaluate(None, problems, 4, 1.0, 1.0, 10)

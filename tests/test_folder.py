@@ -87,8 +87,8 @@ def expected_points(path):
 
 def run_stages(path, *more, killed=None, stages=("base", "zero")):
     """Runs stages of seven steps that learn nothing, with a save at every third step."""
-    options = cli.parse(["zero", "--preset", "micro", "--tensorboard", "--save-every", "3",
-                         "--out", str(path), *more])
+    options = cli.parse_arguments(["zero", "--preset", "micro", "--tensorboard",
+                                   "--save-every", "3", "--out", str(path), *more])
     folder = Folder(path, cli._plan_run(options)[0], options, r1mini.STAGES)
 
     def loop(model, state):
@@ -374,7 +374,7 @@ def test_folder_notices_other_data(tmp_path, monkeypatch, capsys, stopped):
     """A run that was begun with one file of dialogues, stopped or finished, is refused with
     another of the same name, and changes nothing. With the old one back it goes on."""
     data = tmp_path / "d.jsonl"
-    data.write_text(jsonl.chat_line("2+3", "5") * 3, "utf-8")
+    data.write_text(jsonl.jsonl_dialogue("2+3", "5") * 3, "utf-8")
     words = distilling(tmp_path, data)
 
     def stop(_):
@@ -383,11 +383,11 @@ def test_folder_notices_other_data(tmp_path, monkeypatch, capsys, stopped):
         if stopped:
             stop_after(patch, "distill", 4, stop)
         assert cli.main(words) == (130 if stopped else 0)
-    data.write_text(jsonl.chat_line("2+4", "6") * 3, "utf-8")
+    data.write_text(jsonl.jsonl_dialogue("2+4", "6") * 3, "utf-8")
     before = contents(tmp_path)
     line = refused(words, capsys)
     assert f"{data} is not the file with which the run" in line and contents(tmp_path) == before
-    data.write_text(jsonl.chat_line("2+3", "5") * 3, "utf-8")
+    data.write_text(jsonl.jsonl_dialogue("2+3", "5") * 3, "utf-8")
     assert cli.main(words) == 0
 
 

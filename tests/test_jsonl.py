@@ -16,11 +16,11 @@ CHATS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 @settings(lightly, max_examples=100)
 @given(st.lists(st.tuples(CHATS, CHATS), min_size=1, max_size=4))
-def test_chat_line_is_read_back_by_read_chat(dialogues):
-    """read_chat reads what chat_line wrote: any text, with line ends, quotes or tags in it."""
+def test_jsonl_dialogue_is_read_back_by_read_chat(dialogues):
+    """read_chat reads what jsonl_dialogue wrote: any text, with line ends, quotes or tags in it."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "chat.jsonl"
-        path.write_text("".join(jsonl.chat_line(*d) for d in dialogues), "utf-8", newline="\n")
+        path.write_text("".join(jsonl.jsonl_dialogue(*d) for d in dialogues), "utf-8", newline="\n")
         assert jsonl.read_chat(path) == dialogues
 
 
@@ -48,7 +48,7 @@ BAD_CHATS = [
 def test_read_chat_names_a_bad_line(tmp_path, line):
     """A bad dialogue is refused with one short line that names the file and the line's number."""
     path = tmp_path / "chat.jsonl"
-    path.write_text(jsonl.chat_line("2+3", "5") + "\n" + line + "\n", "utf-8")
+    path.write_text(jsonl.jsonl_dialogue("2+3", "5") + "\n" + line + "\n", "utf-8")
     with pytest.raises(UserError) as error:
         jsonl.read_chat(path)
     message = str(error.value)

@@ -27,7 +27,7 @@ def products(config):
 def settings(name):
     """(model sizes, steps) of one of the study's bases."""
     command = next(c for folder, c in study._study_runs(parts, 0) if folder.endswith(f"{name}-0"))
-    run = cli.resolve_settings("nano", cli.parse(list(command)).set)
+    run = cli.resolve_settings("nano", cli.parse_arguments(list(command)).set)
     return run.model, run.base.steps
 
 

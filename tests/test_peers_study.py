@@ -66,12 +66,12 @@ def test_peers_transformers_rates_equal_hand_results(monkeypatch):
     def seconds(work, _):
         work()
         return now[0]
-    monkeypatch.setattr(peers, "make_model", lambda config, device, dtype, weights=None: dtype)
+    monkeypatch.setattr(peers, "bench_model", lambda config, device, dtype, weights=None: dtype)
     monkeypatch.setattr(peers, "_their_model", lambda *_: torch.nn.Module())
-    monkeypatch.setattr(peers, "train_step", lambda dtype: timed("train", dtype))
+    monkeypatch.setattr(peers, "bench_train_step", lambda dtype: timed("train", dtype))
     monkeypatch.setattr(peers, "_their_train_step",
                         lambda model, dtype: timed("their train", dtype))
-    monkeypatch.setattr(peers, "sample_call", lambda dtype, work: timed("decode", dtype, 1000))
+    monkeypatch.setattr(peers, "bench_sampling", lambda dtype, work: timed("decode", dtype, 1000))
     monkeypatch.setattr(peers, "_their_sampled", lambda model, dtype, work: timed(
         "their decode", dtype, 500))
     monkeypatch.setattr(peers, "_their_ways", lambda: [(dtype, 1) for dtype in peers.DTYPES])
@@ -107,10 +107,10 @@ def test_peers_tokens_count_up_to_the_end_of_an_answer():
     work = bench.Work([[3], [4, 4]], 3, 9)
     assert peers._their_sampled(Other(), torch.float32, work)() == 5
     config = resolve_settings("micro", []).model
-    model = bench.make_model(config, torch.device("cpu"), torch.float32)
+    model = bench.bench_model(config, torch.device("cpu"), torch.float32)
     work = bench.Work([[3], [4, 4]] * 30, 12, 7)
     written = sampling.generate(model, work.prompts, 12, 7, tasks.PAD_ID, seed=0)
-    assert bench.sample_call(model, work)() == sum(map(len, written.answers()))
+    assert bench.bench_sampling(model, work)() == sum(map(len, written.answers()))
 
 
 def test_peers_both_sides_have_the_same_weights():
@@ -118,10 +118,11 @@ def test_peers_both_sides_have_the_same_weights():
     the same token."""
     pytest.importorskip("transformers")
     run = resolve_settings("micro", [])
-    weights = bench.make_model(run.model, "cpu", torch.float32).state_dict()
+    weights = bench.bench_model(run.model, "cpu", torch.float32).state_dict()
     weights["head.weight"] = torch.randn_like(weights["head.weight"])  # unlike those of make()
-    plain, work = dataclasses.replace(run.model, n_mtp_layers=0), bench.zero_work(run, weights)
-    ours = bench.make_model(plain, torch.device("cpu"), torch.float32, weights).eval()
+    plain = dataclasses.replace(run.model, n_mtp_layers=0)
+    work = bench.bench_zero_work(run, weights)
+    ours = bench.bench_model(plain, torch.device("cpu"), torch.float32, weights).eval()
     tokens = torch.tensor([work.prompts[0]])
     with torch.no_grad():
         theirs = peers._their_model(plain, torch.device("cpu"), weights).eval()(tokens).logits
@@ -137,7 +138,7 @@ def test_peers_every_comparison_on_micro(real):
     for name in ("transformers", "trl", "datasets"):
         pytest.importorskip(name)
     run = resolve_settings("micro", [])
-    weights = bench.make_model(run.model, "cpu", torch.float32).state_dict() if real else None
+    weights = bench.bench_model(run.model, "cpu", torch.float32).state_dict() if real else None
     found = peers.against(run, torch.device("cpu"), weights, 1)
     even = "" if real else ".even"
     for name, peer in (("train", "transformers"), (f"sample{even}", "transformers"),
@@ -166,7 +167,7 @@ def test_peers_trl_and_ours_take_turns(monkeypatch, best):
     monkeypatch.setattr(peers, "_their_model", lambda *_: torch.nn.Module())
     monkeypatch.setattr(peers, "_their_ways", lambda: [(d, threads + 1) for d in peers.DTYPES])
     monkeypatch.setattr(peers, "_their_grpo_steps", steps)
-    monkeypatch.setattr(peers, "grpo_step", lambda *_: {"whole": lambda: None})
+    monkeypatch.setattr(peers, "bench_grpo_step", lambda *_: {"whole": lambda: None})
     monkeypatch.setattr(peers, "_try_ways", lambda works, device, trial: [
         (torch.bfloat16, threads), (torch.float32, threads)])
     monkeypatch.setattr(peers, "seconds", seconds)

@@ -207,7 +207,7 @@ def test_run_distill_learns_from_a_file_of_dialogues(micro, tmp_path, capsys):
     """distill --data learns from the file alone, without R1, and refuses a bad file in one line."""
     argv = ["distill", *FEW, "--from", str(micro / "student.pt"), "--data"]
     file = tmp_path / "users.jsonl"
-    file.write_text(jsonl.chat_line("2+3", "5") * 3, "utf-8")
+    file.write_text(jsonl.jsonl_dialogue("2+3", "5") * 3, "utf-8")
     out = tmp_path / "out"
     assert cli.main([*argv, str(file), "--out", str(out)]) == 0
     assert {f.name for f in out.glob("*.pt")} == {"distill.pt"} and not list(out.glob("d*.jsonl"))
@@ -215,7 +215,7 @@ def test_run_distill_learns_from_a_file_of_dialogues(micro, tmp_path, capsys):
     length = len(tasks.encode_prompt("2+3") + tasks.encode_response("5"))
     assert first["tokens"] == length * cli.resolve_settings("micro", []).distill.documents
     capsys.readouterr()
-    for content, named in (("", "users.jsonl"), ("{}\n", "line 1"), (jsonl.chat_line(
+    for content, named in (("", "users.jsonl"), ("{}\n", "line 1"), (jsonl.jsonl_dialogue(
             "1+" * 400, "5"), "dialogue 1")):
         file.write_text(content, "utf-8")
         assert cli.main([*argv, str(file), "--out", str(tmp_path / named[:4])]) == 2
@@ -331,7 +331,8 @@ def test_stages_learn_from_the_papers_models(graph):
     """Dev1 learns from Zero's rewritten samples, Dev3 from Dev2's, the students from R1's, and R1
     from the two reward models (R1, Nature Fig 2)."""
     begun, asked, finished = graph
-    assert equal_states(asked["dev1"][0], finished["zero"]) and asked["dev1"][2] is tasks.rewrite
+    assert equal_states(asked["dev1"][0], finished["zero"])
+    assert asked["dev1"][2] is tasks.rewrite_answer
     assert equal_states(asked["dev3"][0], finished["dev2"]) and asked["dev3"][1] is r1mini.is_fit
     assert equal_states(asked["distill"][0], finished["r1"])
     assert asked["distill"][1] is r1mini.is_fit

@@ -177,7 +177,7 @@ def test_passes_of_keep_order_and_limit(lengths, limit):
     lists = [[i] * n for i, n in enumerate(lengths)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "PASS_TOKENS", limit)
-        passes = sampling.passes_of(lists)
+        passes = sampling.reading_passes(lists)
     assert [ids for part in passes for ids in part] == lists and all(passes)
     for part, following in zip(passes, [*passes[1:], None]):
         assert len(part) == 1 or len(part) * max(map(len, part)) <= limit
@@ -190,8 +190,9 @@ def test_generate_allows_a_process_without_the_longest_prompt(monkeypatch):
     model, prompts = make(), [[5, 6, 7, 8, 9, 3], [4], [2, 2], [3, 3]]
     want = sampling.generate(model, prompts, 5, -1, 0).answers()
     monkeypatch.setattr(sampling, "rank_and_size", lambda: (1, 2))
-    monkeypatch.setattr(sampling, "share", lambda items: items[1::2])
-    monkeypatch.setattr(sampling, "gather", lambda part: part.repeat_interleave(2, 0))
+    monkeypatch.setattr(sampling, "process_share", lambda items: items[1::2])
+    monkeypatch.setattr(sampling, "gather_from_processes",
+                        lambda part: part.repeat_interleave(2, 0))
     assert sampling.generate(model, prompts, 5, -1, 0).answers()[1::2] == want[1::2]
 
 

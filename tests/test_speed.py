@@ -60,8 +60,8 @@ def test_speed_growth_equals_hand_count(monkeypatch):
     """With a clock made by hand, a batch eight times as large takes nine times as long, and one
     four times as large again takes five times as long. Behind eight times the context an answer
     takes three times as long."""
-    monkeypatch.setattr(bench, "make_model", lambda *_: None)
-    monkeypatch.setattr(bench, "train_step", lambda model, rows, limit: rows)
+    monkeypatch.setattr(bench, "bench_model", lambda *_: None)
+    monkeypatch.setattr(bench, "bench_train_step", lambda model, rows, limit: rows)
     clock = {56: 1.0, 448: 9.0, 1792: 45.0}
     monkeypatch.setattr(bench, "median_seconds", lambda work, *_: {
         name: clock[rows] for name, rows in work.items()})

@@ -63,9 +63,9 @@ def test_study_commands_are_understood(name, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "_needed_checkpoints", lambda *_: {})
     monkeypatch.setattr(cli, "_load_stage", lambda *_: None)
     file = tmp_path / "distill.jsonl"
-    file.write_text(jsonl.chat_line("Compute 1+2", "<answer>3</answer>"), "utf-8")
+    file.write_text(jsonl.jsonl_dialogue("Compute 1+2", "<answer>3</answer>"), "utf-8")
     for folder, command in study._study_runs(cli._find_study(name), 0):
-        options = cli.parse([str(file) if w.endswith(file.name) else w for w in command])
+        options = cli.parse_arguments([str(file) if w.endswith(file.name) else w for w in command])
         _, stages = cli._plan_run(options)
         assert not options.only or set(stages) == set(options.only)
         assert options.seed == 0 and "{" not in folder

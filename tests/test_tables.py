@@ -9,7 +9,8 @@ def test_tables_training_curve_has_evaluated_steps_only():
     steps between."""
     curves = {"grpo-seed0": {"pass@1": [["zero", 0, 0.1], ["zero", 5, 0.2]],
                              "entropy": [["zero", step, 0.3] for step in range(1, 6)]}}
-    assert [line.split("|")[1].strip() for line in tables.training_curve(curves)[2:]] == ["0", "5"]
+    rows = tables.training_curve_table(curves)[2:]
+    assert [line.split("|")[1].strip() for line in rows] == ["0", "5"]
 
 
 def metrics_of(**values):
@@ -31,19 +32,19 @@ def test_tables_without_numbers_are_empty():
     """A table without numbers has no line, and neither has any table of the report."""
     assert tables.table(("a", "b"), []) == []
     assert tables.table(("a", "b"), [("1", "2")]) == ["| a | b |", "|---|---|", "| 1 | 2 |"]
-    for make in (tables.base_and_zero, tables.stages, tables.stages_on_console,
+    for make in (tables.base_and_zero_table, tables.stages, tables.stages_console_table,
                  tables.students_table, tables.answers_table, tables.minutes_table,
                   tables.objectives_table,
                  tables.bases_table):
         assert make({}) == []
-    assert tables.training_curve({}) == [] and tables.language_reward({}, {}) == []
+    assert tables.training_curve_table({}) == [] and tables.language_reward_table({}, {}) == []
 
 
 def test_tables_have_a_row_for_each_number_of_votes():
     """The rows of the majority vote are named after the numbers of answers, the largest first,
     beside the paper's number."""
     metrics = metrics_of(**{"zero.pass@1": [0.5], "zero.cons@8": [0.7], "zero.eval.cons@2": [0.6]})
-    rows = [line.split(" | ") for line in tables.base_and_zero(metrics) if "majority" in line]
+    rows = [line.split(" | ") for line in tables.base_and_zero_table(metrics) if "majority" in line]
     assert [(row[0], row[2], row[4], row[5]) for row in rows] == [
         ("| correct by majority of 8 (cons@8)", "0.700", "", "AIME 86.7% |"),
         ("| correct by majority of 2 (cons@2)", "", "0.600", " |")]

@@ -66,7 +66,7 @@ def test_workshop_experiments_are_understood(name, monkeypatch):
     is Python that differs in the edit only."""
     monkeypatch.chdir(ROOT)
     experiment = EXPERIMENTS[name]
-    run, stages = cli._plan_run(cli.parse(measure.command(experiment)))
+    run, stages = cli._plan_run(cli.parse_arguments(measure.command(experiment)))
     assert stages == [experiment.start]
     with measure.edited(experiment.edits) as code:
         assert (code == measure.ROOT) == (not experiment.edits)

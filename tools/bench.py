@@ -38,7 +38,7 @@ import r1mini
 import tasks
 from engine import devices, optim, sampling
 from engine.errors import UserError
-from engine.evaluate import prompts_of, repeat_each
+from engine.evaluate import prompts_of, repeat_for_answers
 from engine.folder import describe_machine
 from grpo import Rollout, advantages, improve
 from tools.cost import count_parameters, in_products
@@ -104,7 +104,7 @@ def median_seconds(calls, device, rounds=None):
 # What is timed: each function makes a call without arguments
 
 
-def make_model(config, device, dtype, weights=None):
+def bench_model(config, device, dtype, weights=None):
     """A model of random weights, or of those given."""
     torch.manual_seed(0)
     model = moe.Transformer(config)
@@ -121,7 +121,7 @@ def gemm(device, dtype, n=2048):
     return lambda: a @ b
 
 
-def train_step(model, rows=ROWS, length=LENGTH, limit=PASS):
+def bench_train_step(model, rows=ROWS, length=LENGTH, limit=PASS):
     """One update on random tokens, in micro-batches of `limit` tokens as in training."""
     device = model.device
     tokens = torch.randint(model.config.vocab_size, (rows, length), device=device)
@@ -151,20 +151,20 @@ def document_step(model, run):
     return step, tokens_of_step
 
 
-def random_prompts(config, n, length):
+def bench_prompts(config, n, length):
     """n prompts of random tokens."""
     return torch.randint(config.vocab_size, (n, length)).tolist()
 
 
 def _prefill(model, n=PREFILL_PROMPTS, length=PREFILL_LENGTH):
     """Reads n prompts and writes one token to each."""
-    prompts = random_prompts(model.config, n, length)
+    prompts = bench_prompts(model.config, n, length)
     return lambda: sampling.generate(model, prompts, 1, -1, 0)
 
 
 def decode(model, n=PROMPTS, length=PROMPT, new=NEW):
     """Writes `new` tokens to each of n prompts. No token ends an answer."""
-    prompts = random_prompts(model.config, n, length)
+    prompts = bench_prompts(model.config, n, length)
     return lambda: sampling.generate(model, prompts, new, -1, 0)
 
 
@@ -183,22 +183,22 @@ class Work:
         return ".even" if self.end_id < 0 else ""
 
 
-def equal_length_works(config, questions=QUESTIONS):
+def bench_equal_works(config, questions=QUESTIONS):
     """(Work to sample, Work of a GRPO step): random tokens and answers of one length."""
-    to_sample = Work(random_prompts(config, PROMPTS, PROMPT), NEW)
-    to_learn = Work(repeat_each(random_prompts(config, questions, PROMPT), GROUP), ANSWER)
+    to_sample = Work(bench_prompts(config, PROMPTS, PROMPT), NEW)
+    to_learn = Work(repeat_for_answers(bench_prompts(config, questions, PROMPT), GROUP), ANSWER)
     return to_sample, to_learn
 
 
-def zero_work(run, weights):
+def bench_zero_work(run, weights):
     """The Work of Zero's RL: train problems, the weights of a checkpoint, answers that end."""
     rng = random.Random(0)
     problems = [r1mini.draw_problem(rng, run, run.zero.levels) for _ in range(QUESTIONS)]
-    return Work(repeat_each(prompts_of(problems), GROUP), run.zero.max_new_tokens, tasks.END_ID,
-                weights, run.zero.micro_tokens)
+    prompts = repeat_for_answers(prompts_of(problems), GROUP)
+    return Work(prompts, run.zero.max_new_tokens, tasks.END_ID, weights, run.zero.micro_tokens)
 
 
-def sample_call(model, work):
+def bench_sampling(model, work):
     """Samples an answer to each prompt of a Work. The call returns the number of tokens."""
     seeds = itertools.count()
 
@@ -209,14 +209,14 @@ def sample_call(model, work):
     return sample
 
 
-def grpo_step(model, run, work):
+def bench_grpo_step(model, run, work):
     """The parts of a GRPO step on a Work, and the whole step: {name: call}."""
     questions = len(work.prompts) // GROUP
     s = dataclasses.replace(run.zero, problems=questions, group_size=GROUP,
                             max_new_tokens=work.new, micro_tokens=work.limit)
     reference, rng, seeds = copy.deepcopy(model).eval(), random.Random(0), itertools.count()
     problems = [r1mini.draw_problem(rng, run, s.levels) for _ in range(questions)]
-    problem_of_answer = repeat_each(problems, GROUP)
+    problem_of_answer = repeat_for_answers(problems, GROUP)
     optimizers = optim.make_optimizers(model, 1e-6)
     newest = {}  # the samples and the rollout that the next part takes
 
@@ -255,14 +255,14 @@ def grpo_step(model, run, work):
 def measure_ours(run, device, dtype):
     """{key: number} of this project on this machine."""
     config, (_, processes) = run.model, devices.rank_and_size()
-    model = make_model(config, device, dtype)
-    document_call, document_tokens = document_step(make_model(config, device, dtype), run)
+    model = bench_model(config, device, dtype)
+    document_call, document_tokens = document_step(bench_model(config, device, dtype), run)
     prefill_call = _prefill(model)
     source, target = (torch.ones(2 ** 26, device=device) for _ in range(2))
     calls = {
         "gemm": gemm(device, dtype), "bfloat16": gemm(device, torch.bfloat16),
         "copy": lambda: target.copy_(source), "documents": document_call,
-        "train": train_step(make_model(config, device, dtype)),
+        "train": bench_train_step(bench_model(config, device, dtype)),
         "prefill": prefill_call, "decode": decode(model)}
     times = seconds_by_round(calls, device)
     taken = {name: median(times_of_call) for name, times_of_call in times.items()}
@@ -278,8 +278,8 @@ def measure_ours(run, device, dtype):
     numbers["train.peak_share"] = (
         6 * in_products(config) * numbers["train"] / 1e9 / numbers["gemm"])
 
-    _, work = equal_length_works(config)
-    parts = seconds_by_round(grpo_step(model, run, work), device)
+    _, work = bench_equal_works(config)
+    parts = seconds_by_round(bench_grpo_step(model, run, work), device)
     parts["reference"] = [learn - train for learn, train in zip(parts["learn"], parts["train"])]
     for part, times_of_part in parts.items():
         numbers[f"step.{part}"] = median(times_of_part)

@@ -23,7 +23,7 @@ from engine.evaluate import majority
 from engine.sampling import generate, speculate
 from moe import Transformer
 from r1mini import STAGES, Run
-from tools.cli import load_writer
+from tools.cli import load_from_arguments
 from tools.settings import resolve_settings
 
 # {tag: the part of a response that follows it}
@@ -49,7 +49,7 @@ class Chat:
 
 def main(options):
     """The command chat. Answers --ask TEXT, or starts a conversation."""
-    model, record = load_writer(options)
+    model, record = load_from_arguments(options)
     run = resolve_settings(record.get("preset", "nano"), options.set)
     chat = Chat(options, model, run, run.eval.temperature)
     try:
@@ -230,7 +230,7 @@ def _set_model(chat, word):
         options.checkpoint = str(folder / f"{STAGE_OF_NAME.get(word, word)}.pt")
         if not Path(options.checkpoint).exists():
             raise UserError(f"there is no {options.checkpoint}; here are {', '.join(names)}")
-        chat.model, _ = load_writer(options)
+        chat.model, _ = load_from_arguments(options)
         chat.options = options
     print(f"{chat.options.checkpoint}; here are {', '.join(names)}")
 

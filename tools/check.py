@@ -286,8 +286,8 @@ def _tell(**facts):
 
 def _step(options, device):
     """One step of micro, in all processes. agree: whether they hold the same weights after it."""
-    model = bench.make_model(resolve_settings("micro", []).model, device, options.dtype)
-    bench.train_step(model, rows=8, length=16)()
+    model = bench.bench_model(resolve_settings("micro", []).model, device, options.dtype)
+    bench.bench_train_step(model, rows=8, length=16)()
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     total = devices.all_sum(weights.clone())
     _tell(agree=torch.allclose(total, devices.rank_and_size()[1] * weights))
@@ -299,9 +299,9 @@ def _speed(options, device):
     _step(options, device)
     run, questions = _few_examples(resolve_settings(options.preset, options.set), device)
     config, processes = run.model, devices.rank_and_size()[1]
-    pretrain, tokens = bench.document_step(bench.make_model(config, device, options.dtype), run)
-    _, work = bench.equal_length_works(config, questions)
-    calls = bench.grpo_step(bench.make_model(config, device, options.dtype), run, work)
+    pretrain, tokens = bench.document_step(bench.bench_model(config, device, options.dtype), run)
+    _, work = bench.bench_equal_works(config, questions)
+    calls = bench.bench_grpo_step(bench.bench_model(config, device, options.dtype), run, work)
     del calls["train"], calls["whole"]
     calls |= {"documents": pretrain, "gemm": bench.gemm(device, options.dtype)}
     times = bench.seconds_by_round(calls, device, ROUNDS)
@@ -334,8 +334,8 @@ def _fit(options, device):
     _bound_memory(device)
     run = resolve_settings(options.preset, [])
     rows, processes = _pass_tokens(run) // bench.LENGTH, devices.rank_and_size()[1]
-    model = bench.make_model(run.model, device, options.dtype)
-    train = bench.train_step(model, rows, limit=rows * bench.LENGTH)
+    model = bench.bench_model(run.model, device, options.dtype)
+    train = bench.bench_train_step(model, rows, limit=rows * bench.LENGTH)
     gemm = bench.gemm(device, options.dtype)
     if device.type == "cuda":
         train()  # the first one is slower
@@ -371,7 +371,7 @@ PARTS = {"step": _step, "speed": _speed, "fit": _fit}
 def _loss_and_gradient(device, dtype):
     """The loss of micro's random weights on random tokens, and its gradient as one vector on the
     CPU."""
-    model = bench.make_model(resolve_settings("micro", []).model, device, dtype).train()
+    model = bench.bench_model(resolve_settings("micro", []).model, device, dtype).train()
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(tasks.VOCAB_SIZE, (8, 16), generator=generator).to(device)
     ones = torch.ones_like(tokens)
@@ -475,7 +475,7 @@ def _tokens_of_run(run):
     """
     rng = random.Random(0)
     problems = [r1mini.draw_problem(rng, run, run.zero.levels) for _ in range(EXAMPLES)]
-    solutions = [tasks.response(*tasks.work(p, "checked", rng)) for p in problems]
+    solutions = [tasks.response(*tasks.write_working(p, "checked", rng)) for p in problems]
     documents = [tasks.make_document(rng, run.corpus).tokens for _ in range(EXAMPLES)]
     prompt, document = _mean_length(prompts_of(problems)), _mean_length(documents)
     checked = _mean_length(map(tasks.encode_response, solutions))

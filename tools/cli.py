@@ -51,15 +51,15 @@ BOUNDS = {"threads": (0, 4 * os.cpu_count()), "processes": (0, 4 * os.cpu_count(
 def main(argv=None):
     """Runs one command. Returns 0; 2 for what the user can correct; 130 after Ctrl-C, 143 after
     SIGTERM, 129 after SIGHUP; 141 if what it prints was not read to its end."""
-    output.accept_any_text()
+    output.accept_any_output()
     options = None
     try:
-        options = parse(list(sys.argv[1:] if argv is None else argv))
+        options = parse_arguments(list(sys.argv[1:] if argv is None else argv))
         code = _run_command(options)
-        return code if output.flush() else CLOSED_PIPE
+        return code if output.flush_output() else CLOSED_PIPE
     except Exception as error:
         if isinstance(error, BrokenPipeError) and error.filename is None:
-            output.silence(sys.stdout)
+            output.silence_output(sys.stdout)
             return CLOSED_PIPE
         line = _user_error_line(error, options)
         if line is None:
@@ -73,7 +73,7 @@ def main(argv=None):
         print(f"r1mini: {line}", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     finally:  # also after --help
-        output.flush()
+        output.flush_output()
 
 
 def _run_command(options):
@@ -264,7 +264,7 @@ def _make_parser():
     return top
 
 
-def parse(argv):
+def parse_arguments(argv):
     """The options of a command line. Without a command it is all."""
     _check_torchrun()
     if int(os.environ.get("RANK", 0)):  # of several processes, only the first prints
@@ -388,7 +388,7 @@ def _layout_of(options, processes):
     return mode, experts, options.recompute
 
 
-def load_writer(options):
+def load_from_arguments(options):
     """(model, all else that was saved) of a command's checkpoint. UserError if it cannot write."""
     model, record = checkpoint.load(options.checkpoint, options.device, options.dtype)
     if model.config.n_outputs:
@@ -525,7 +525,7 @@ def _run_stages(options, run, names):
     out = Path(options.out or f"runs/{options.preset}")
     needed = _needed_checkpoints(options, run.start, run.data_file, names)
     inputs = [path for path in needed if path.resolve().parent != out.resolve()]
-    with (output.lasting(), _on_signals(_stop_now),
+    with (output.lasting_output(), _on_signals(_stop_now),
           devices.processes(options.device, options.processes, options.itself) as options.device):
         folder = Folder(out, run, options, r1mini.STAGES,
                         {name: _config_of(name, run) for name in names}, inputs)

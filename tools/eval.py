@@ -14,27 +14,27 @@ import tasks
 from engine.errors import UserError
 from engine.evaluate import (
     answer_embeddings,
+    answer_seeds,
     evaluate,
     prompts_of,
     read_problems,
-    repeat_each,
+    repeat_for_answers,
     sample_answers,
-    seeds_of,
     selection_scores,
 )
-from tools.cli import load_writer
+from tools.cli import load_from_arguments
 from tools.settings import resolve_settings
 
 
 def main(options):
     """The command eval. Prints the means, or with --json one object with every problem in the
     order of the file."""
-    model, record = load_writer(options)
+    model, record = load_from_arguments(options)
     run = resolve_settings(record.get("preset", "nano"), options.set)
     s, limit = run.eval, run.zero.max_new_tokens
     if options.problems:
         problems = read_problems(options.problems)
-        seed = seeds_of(problems, options.samples)
+        seed = answer_seeds(problems, options.samples)
     else:
         problems = tasks.make_problems("test", s.problems, run.zero.levels, run.corpus.products)
         seed = 1
@@ -44,7 +44,7 @@ def main(options):
                                  s.rows, seed, name="answers")
     if options.samples > 16:
         # The seed is the same, so these are the same answers once more.
-        prompts = repeat_each(prompts_of(problems), options.samples)
+        prompts = repeat_for_answers(prompts_of(problems), options.samples)
         ids = sample_answers(model, prompts, limit, s.rows, s.temperature, s.top_p, seed)
         texts = [tasks.decode(answer) for answer in ids]
         embeddings = answer_embeddings(model.eval(), prompts, ids)

@@ -28,7 +28,7 @@ import tasks
 from engine.checkpoint import save
 from engine.errors import UserError
 from engine.tokenizer import PATTERN
-from tools.cli import load_writer
+from tools.cli import load_from_arguments
 from tools.settings import MAY_BE_ZERO, resolve_settings, size_rules
 
 # {field of moe.Config: its name in the published config.json}. The other fields have one name.
@@ -93,7 +93,7 @@ def main(options):
         model, config_json = _read_hf_folder(folder)
         save(checkpoint, model, preset=str(config_json.get("preset", "nano")))
     else:
-        model, record = load_writer(options)
+        model, record = load_from_arguments(options)
         write_hf_folder(folder, model, record.get("preset", "nano"))
     count = sum(p.numel() for p in model.parameters())
     mtp = "without MTP" if model.mtp is None else "with MTP"

@@ -14,7 +14,7 @@ import sys
 GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe; the terminal
 
 
-def accept_any_text():
+def accept_any_output():
     """Lets standard output and error print what the console has no letters for, as escapes, and
     lets standard input contain bytes that are no text, as U+FFFD. Output that the shell has closed
     (`>&-`) goes to nowhere."""
@@ -27,7 +27,7 @@ def accept_any_text():
             stream.reconfigure(errors=errors)
 
 
-def silence(stream):
+def silence_output(stream):
     """Sends what a stream writes from now on, and what it holds back, to nowhere."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # it is no file, as in tests
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -35,7 +35,7 @@ def silence(stream):
         os.close(nowhere)
 
 
-def flush():
+def flush_output():
     """Writes what standard output and error hold back. Returns False if nobody reads it. Then both
     are silenced, so that Python prints no error about it when it ends."""
     is_read = True
@@ -47,7 +47,7 @@ def flush():
         except OSError as error:
             if error.errno not in GONE:
                 raise
-            silence(stream)
+            silence_output(stream)
             is_read = False
     return is_read
 
@@ -76,11 +76,11 @@ class Lasting:
         except OSError as error:
             if error.errno not in GONE:
                 raise
-            silence(self.stream)
+            silence_output(self.stream)
 
 
 @contextlib.contextmanager
-def lasting():
+def lasting_output():
     """A context in which a closed pipe or terminal ends nothing."""
     with contextlib.redirect_stdout(Lasting(sys.stdout)), \
             contextlib.redirect_stderr(Lasting(sys.stderr)):

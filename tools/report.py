@@ -501,10 +501,10 @@ def _report_page(command, metrics, curves, folder):
         by_seed = " ".join(f"{value:.4g}" for value in metric["per_seed"].values())
         all_numbers.append((f"`{key}`", f"{metric['mean']:.4g} ± {metric['std']:.2g}", by_seed))
     sections = {
-        tables.ZERO: tables.base_and_zero(metrics),
-        "Training curve, on dev": tables.training_curve(curves),
+        tables.ZERO: tables.base_and_zero_table(metrics),
+        "Training curve, on dev": tables.training_curve_table(curves),
         tables.ALL_STAGES: tables.stages(metrics),
-        tables.LANGUAGE: tables.language_reward(metrics, curves),
+        tables.LANGUAGE: tables.language_reward_table(metrics, curves),
         tables.STUDENTS: tables.students_table(metrics),
         tables.ANSWERS: tables.answers_table(metrics),
         "Minutes": tables.minutes_table(metrics),
@@ -522,8 +522,8 @@ def _report_page(command, metrics, curves, folder):
 def _console_text(metrics):
     """What a run prints at its end."""
     # The paper's column, which is the last, is too wide for a console.
-    zero_table = [line[:line[:-1].rindex("|") + 1] for line in tables.base_and_zero(metrics)]
-    parts = [zero_table, tables.stages_on_console(metrics)]
+    zero_table = [line[:line[:-1].rindex("|") + 1] for line in tables.base_and_zero_table(metrics)]
+    parts = [zero_table, tables.stages_console_table(metrics)]
     students = [f"{label} {cell(metrics, f'{STUDENT_KEYS[stage]}.pass@1')}"
                 for stage, label, _ in STUDENT_ROWS
                 if f"{STUDENT_KEYS[stage]}.pass@1" in metrics]

@@ -124,8 +124,9 @@ def _check_needs(name, study, seed, preset):
 def _open_folder(name, study, seed, preset, run_options):
     """The run folder in which a study trains and measures one seed."""
     start = ["--from", f"{_runs_prefix(preset)}r1-{seed}/r1.pt"] if study.NEEDS else []
-    options = cli.parse(["zero", "--seed", str(seed), *start, *run_options,
-                         "--processes", "1", "--out", f"{_runs_prefix(preset)}{name}-{seed}"])
+    options = cli.parse_arguments([
+        "zero", "--seed", str(seed), *start, *run_options, "--processes", "1",
+        "--out", f"{_runs_prefix(preset)}{name}-{seed}"])
     run = cli.resolve_settings(
         options.preset, [*study.SETTINGS, *options.set], seed=seed, start=options.start or "",
         device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))

@@ -208,7 +208,7 @@ def _claim_holds(metrics, low, high, seed):
     return low_value <= high_value
 
 
-def base_and_zero(metrics):
+def base_and_zero_table(metrics):
     """Base and Zero on held-out problems, beside the paper."""
     if "base.pass@1" not in metrics and "zero.pass@1" not in metrics:
         return []
@@ -227,7 +227,7 @@ def base_and_zero(metrics):
     return table(head, body)
 
 
-def training_curve(curves):
+def training_curve_table(curves):
     """Zero on dev at temperature 1, by RL step. Means over runs."""
     body, runs = [], curves_of_runs(curves, RL.objective)
     columns = dev_metrics(dict.fromkeys(name for run in runs for name in run))
@@ -246,7 +246,7 @@ def stages(metrics):
     return _stage_table(metrics, by_level + STAGE_ROWS, PAPER_STAGES)
 
 
-def stages_on_console(metrics):
+def stages_console_table(metrics):
     """The few rows about the stages that a run prints at its end."""
     return _stage_table(metrics, CONSOLE_ROWS, ())
 
@@ -267,7 +267,7 @@ def _stage_table(metrics, rows, paper_rows):
     return table(("held-out", *(STAGE_NAMES[stage] for stage in finished)), body)
 
 
-def language_reward(metrics, curves):
+def language_reward_table(metrics, curves):
     """RL for reasoning (Dev2) with and without the language reward: by step on dev, and at its end
     on the test problems."""
     if "dev2.mixing" not in metrics or "no_language_reward.mixing" not in metrics:
