@@ -1733,7 +1733,8 @@ def test_collect_keeps_each_fit_answer_once(monkeypatch, tmp_path):
     want = [texts[i].format(problem.answer) for i in (0, 3)]
     assert kept == [f"<|user|>{problem.question}<|assistant|>{text}<|end|>" for text in want]
     assert jsonl.read_chat(tmp_path / "dev3.jsonl") == [(problem.question, text) for text in want]
-    monkeypatch.setattr(r1mini, "chat_line", None)  # now the file is read, and nothing is written
+    # Now the file is read, and nothing is written.
+    monkeypatch.setattr(r1mini, "jsonl_dialogue", None)
     assert r1mini.collect(SimpleNamespace(run=nano_run(), path=tmp_path), "dev3", None, 1, None)
     [record] = [r for r in folder.read_log(tmp_path) if r["kind"] == "collected"]
     assert (record["stage"], record["kept"], record["of"]) == ("dev3", 2, 6)

@@ -16,8 +16,8 @@ CHATS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 @settings(lightly, max_examples=100)
 @given(st.lists(st.tuples(CHATS, CHATS), min_size=1, max_size=4))
-def test_chat_line_is_read_back_by_read_chat(dialogues):
-    """read_chat reads what chat_line wrote: any text, with line ends, quotes or tags in it."""
+def test_jsonl_dialogue_is_read_back_by_read_chat(dialogues):
+    """read_chat reads what jsonl_dialogue wrote: any text, with line ends, quotes or tags in it."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "chat.jsonl"
         path.write_text("".join(jsonl.jsonl_dialogue(*d) for d in dialogues), "utf-8", newline="\n")

@@ -66,12 +66,12 @@ def test_peers_transformers_rates_equal_hand_results(monkeypatch):
     def seconds(work, _):
         work()
         return now[0]
-    monkeypatch.setattr(peers, "make_model", lambda config, device, dtype, weights=None: dtype)
+    monkeypatch.setattr(peers, "bench_model", lambda config, device, dtype, weights=None: dtype)
     monkeypatch.setattr(peers, "_their_model", lambda *_: torch.nn.Module())
-    monkeypatch.setattr(peers, "train_step", lambda dtype: timed("train", dtype))
+    monkeypatch.setattr(peers, "bench_train_step", lambda dtype: timed("train", dtype))
     monkeypatch.setattr(peers, "_their_train_step",
                         lambda model, dtype: timed("their train", dtype))
-    monkeypatch.setattr(peers, "sample_call", lambda dtype, work: timed("decode", dtype, 1000))
+    monkeypatch.setattr(peers, "bench_sampling", lambda dtype, work: timed("decode", dtype, 1000))
     monkeypatch.setattr(peers, "_their_sampled", lambda model, dtype, work: timed(
         "their decode", dtype, 500))
     monkeypatch.setattr(peers, "_their_ways", lambda: [(dtype, 1) for dtype in peers.DTYPES])
@@ -167,7 +167,7 @@ def test_peers_trl_and_ours_take_turns(monkeypatch, best):
     monkeypatch.setattr(peers, "_their_model", lambda *_: torch.nn.Module())
     monkeypatch.setattr(peers, "_their_ways", lambda: [(d, threads + 1) for d in peers.DTYPES])
     monkeypatch.setattr(peers, "_their_grpo_steps", steps)
-    monkeypatch.setattr(peers, "grpo_step", lambda *_: {"whole": lambda: None})
+    monkeypatch.setattr(peers, "bench_grpo_step", lambda *_: {"whole": lambda: None})
     monkeypatch.setattr(peers, "_try_ways", lambda works, device, trial: [
         (torch.bfloat16, threads), (torch.float32, threads)])
     monkeypatch.setattr(peers, "seconds", seconds)

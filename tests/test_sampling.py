@@ -190,8 +190,9 @@ def test_generate_allows_a_process_without_the_longest_prompt(monkeypatch):
     model, prompts = make(), [[5, 6, 7, 8, 9, 3], [4], [2, 2], [3, 3]]
     want = sampling.generate(model, prompts, 5, -1, 0).answers()
     monkeypatch.setattr(sampling, "rank_and_size", lambda: (1, 2))
-    monkeypatch.setattr(sampling, "share", lambda items: items[1::2])
-    monkeypatch.setattr(sampling, "gather", lambda part: part.repeat_interleave(2, 0))
+    monkeypatch.setattr(sampling, "process_share", lambda items: items[1::2])
+    monkeypatch.setattr(sampling, "gather_from_processes",
+                        lambda part: part.repeat_interleave(2, 0))
     assert sampling.generate(model, prompts, 5, -1, 0).answers()[1::2] == want[1::2]
 
 

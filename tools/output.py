@@ -65,7 +65,7 @@ class Lasting:
         """Writes a text."""
         return self.attempt(self.stream.write, text)
 
-    def flush_output(self):
+    def flush(self):
         """Writes what is held back."""
         self.attempt(self.stream.flush)
 
