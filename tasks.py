@@ -26,8 +26,9 @@ tensors or models.
 Why the problems look as they do. A tiny model cannot guess the result of 25-7+9+6, but it can
 learn to get there one operation at a time. For that it must know which operand comes next.
 If operands could repeat, it would have to count them, which is learnt late. So here all
-operands after the first are different single digits, up to nine of them. The next one is what comes right after
-the one just used, and attention finds that easily (an "induction head").
+operands after the first are different single digits, up to nine of them. The next one is
+what comes right after the one just used, and attention finds that easily (an "induction
+head").
 """
 import hashlib
 import math
@@ -122,8 +123,8 @@ def make_problem(rng, level, part="train", language=None, products=0.0):
     None.
 
     The operands after the first are single digits. They all differ, if there are at most
-    nine. The running total stays within 0..99. With probability `products` a term is a product of two digits
-    (25-7+3*4), which are two operations; for larger models.
+    nine. The running total stays within 0..99. With probability `products` a term is a
+    product of two digits (25-7+3*4), which are two operations; for larger models.
     """
     language = language or rng.choice(LANGUAGES)
     while True:

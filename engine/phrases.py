@@ -1,5 +1,5 @@
-"""The words of general prompts and of their replies, in English and Chinese; and the words that only
-studies use. tasks.py makes its vocabulary of them.
+"""The words of general prompts and of their replies, in English and Chinese; and words that only
+studies use. The vocabulary is made of them.
 """
 
 # General prompts, by kind: openings, wordings, closings. Then the phrases of replies. All
@@ -88,7 +88,8 @@ STUDY_PHRASES = (
     "零一二三四五六七八九十百".replace("", " ").split(),      # numbers in Chinese
     [tens + "十" for tens in "二三四五六七八九"], ["十" + ones for ones in "一二三四五六七八九"],
     "remember that the sum of the day is", "what was the sum of the day",  # far back in a text
-    "记住今天算式就是", "哪个算式属于今天", "the weather is fine and nothing happened", "天气很好没有事情",
+    "记住今天算式就是", "哪个算式属于今天",
+    "the weather is fine and nothing happened", "天气很好没有事情",
     "reference", "right", "wrong", "same", "参考", "正确", "错误", "相同",  # a judge's words
     "the key says", "答案钥匙", "Reach", "from", "达到", "使用", "Sort", "排序",
     "step", "back", "回到", "步骤", "therefore", "因此")

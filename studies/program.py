@@ -29,7 +29,7 @@ import torch
 import moe
 import tasks
 from engine import devices
-from engine.evaluate import mean, prompts_of, sample_answers
+from engine.evaluate import prompts_of, sample_answers
 from engine.folder import read_log
 from grpo import Task, train_rl
 from r1mini import for_each, train
