@@ -130,7 +130,7 @@ def test_check_of_too_little_memory(attempts, monkeypatch, capsys):
     code, out = run_check(capsys, "--preset laptop")
     assert code == 1 and "laptop needs more memory. Give a smaller --preset" in out
     assert attempts.made == [("speed",), ("fit", "--preset", "nano"), ("fit", "--preset", "micro")]
-    assert "nano by the count; a real step: out of memory" in out and "micro: a real step" in out
+    assert "nano should fit; a real step: out of memory" in out and "micro: a real step" in out
     monkeypatch.setattr(check, "_memory_of", lambda device: (None, None))
     code, out = run_check(capsys)
     assert code == 0 and "this system does not say" in out

@@ -177,7 +177,7 @@ def test_workshop_table_has_the_steps_evaluated_on_dev():
 
 
 def test_workshop_changes_are_written_from_the_experiments():
-    """fill_page() writes what an experiment changes, by hand: the edit, the
+    """fill() writes what an experiment changes, by hand: the edit, the
     settings and the command.
     Filling twice equals filling once."""
     text = "before\n<!-- change softmax_router -->\nold\n<!-- end -->\nafter\n"

@@ -158,8 +158,8 @@ def _answer_counts(metrics, names, metric="pass@"):
 
 
 def _with_largest_k(metrics, key):
-    """A key that ends with cons@K, with the largest K that its stage has. Any other key as it is.
-    """
+    """If a key ends with cons@K: the key with the largest K that was measured for its stage.
+    Otherwise the key as it is."""
     stage, _, name = str(key).rpartition(".")
     counts = _answer_counts(metrics, [stage], "cons@")
     return f"{stage}.cons@{counts[-1]}" if name == "cons@K" and counts else key
