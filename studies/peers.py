@@ -64,7 +64,7 @@ from tools.bench import (
     bench_sampling,
     bench_train_step,
     bench_zero_work,
-    describe_setting,
+    describe_bench,
     run_bench,
     seconds,
     seconds_by_round,
@@ -437,7 +437,7 @@ def main(options):
         logging.getLogger(name).setLevel(logging.ERROR)
     with devices.processes(options.device, options.processes, options.itself) as device:
         announce("nano takes nine minutes on two idle cores, with --from ten")
-        numbers = {"machine": describe_setting(options)}
+        numbers = {"machine": describe_bench(options)}
         if not weights:
             numbers |= {"shapes": SHAPES} | bench.measure_ours(run, device, options.dtype)
         numbers |= against(run, device, weights)

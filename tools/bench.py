@@ -62,7 +62,7 @@ def main(options):
         raise UserError("--from is for bench --against")
     with devices.processes(options.device, options.processes, options.itself) as device:
         announce("nano takes a minute on two idle cores")
-        numbers = {"machine": describe_setting(options), "shapes": SHAPES}
+        numbers = {"machine": describe_bench(options), "shapes": SHAPES}
         numbers |= measure_ours(run, device, options.dtype)
     print(json.dumps(numbers) if options.json else console_text(numbers))
     return 0
@@ -326,7 +326,7 @@ def _unit_of(key):
     return "tokens/s"
 
 
-def describe_setting(options):
+def describe_bench(options):
     """The machine, processes, threads, torch and dtype of a measurement, as a text."""
     return (f"{describe_machine()}, {devices.rank_and_size()[1]} processes of "
             f"{torch.get_num_threads()} "
