@@ -301,11 +301,12 @@ def _speed(options, device):
     _step(options, device)
     run, questions = _few_examples(resolve_settings(options.preset, options.set), device)
     config, processes = run.model, devices.rank_and_size()[1]
-    pretrain, tokens = bench.document_step(bench.bench_model(config, device, options.dtype), run)
+    model = bench.bench_model(config, device, options.dtype)
+    pretrain, tokens = bench.bench_document_step(model, run)
     _, work = bench.bench_equal_works(config, questions)
     calls = bench.bench_grpo_step(bench.bench_model(config, device, options.dtype), run, work)
     del calls["train"], calls["whole"]
-    calls |= {"documents": pretrain, "gemm": bench.gemm(device, options.dtype)}
+    calls |= {"documents": pretrain, "gemm": bench.bench_gemm(device, options.dtype)}
     times = bench.seconds_by_round(calls, device, ROUNDS)
     taken = {name: median(times_of_call) for name, times_of_call in times.items()}
     answers = len(work.prompts)
@@ -339,7 +340,7 @@ def _fit(options, device):
     rows, processes = _pass_tokens(run) // bench.LENGTH, devices.rank_and_size()[1]
     model = bench.bench_model(run.model, device, options.dtype)
     train = bench.bench_train_step(model, rows, limit=rows * bench.LENGTH)
-    gemm = bench.gemm(device, options.dtype)
+    gemm = bench.bench_gemm(device, options.dtype)
     if device.type == "cuda":
         train()  # the first one is slower
     seconds = bench.seconds(train, device)

@@ -55,8 +55,8 @@ from tools.tables import (
     TEACHER_STAGES,
     TEST_METRICS,
     cell,
+    cell_per_seed,
     dev_metrics,
-    per_seed,
 )
 
 # What curves.json keeps of each step of Zero's RL, beside DEV_METRICS.
@@ -531,7 +531,7 @@ def _console_text(metrics):
     times = []
     for stage in (*TEACHER_STAGES, *STUDENT_KEYS):
         keys = (f"minutes.{stage}", f"minutes.collect_{stage}", f"minutes.test_{stage}")
-        total = sum(fmean(per_seed(metrics, key).values()) for key in keys if key in metrics)
+        total = sum(fmean(cell_per_seed(metrics, key).values()) for key in keys if key in metrics)
         if total:
             times.append(f"{stage} {total:.1f}")
     if "minutes" in metrics:
