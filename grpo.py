@@ -237,7 +237,7 @@ def train_rl(model, task, s, seed=0, state=None):
 
     for step in range(first, s.steps):
         rng = random.Random(f"{seed}/rl/{step}")  # all RL stages draw alike
-        rollout = make_rollout(model, task, s, rng, step)                            # 1 to 4
+        rollout = make_rollout(model, task, s, rng, step)                   # 1 to 4
         model.train()
         log = improve(model, reference, optimizers, rollout, s, rng, step)  # 5
         if (step + 1) % s.reference_every == 0:
@@ -455,7 +455,7 @@ def sampler_trainer_gap(gap, compared):
 def judge_scores(judge, sequences, pad_id):
     """Scores (N,) of N token lists: the head's output at the last token of each."""
     tokens = pad_right(sequences, pad_id, judge.device)
-    # Without sequences, pad() makes a dummy row, for a process that has no work.
+    # Without sequences, pad_right() makes a dummy row, for a process that has no work.
     length = torch.tensor([len(ids) for ids in sequences] or [0], device=tokens.device)
     column = torch.arange(tokens.size(1), device=tokens.device)
     real = column < length.unsqueeze(1)

@@ -339,7 +339,7 @@ def rl(folder, name, models, before, s, reward_models=None):
     run = folder.run
     rewards = rule_rewards(s)
     if reward_models:
-        rewards["preference"] = (s.preference_weight, preference(*reward_models))
+        rewards["preference"] = (s.preference_weight, preference_reward(*reward_models))
 
     def draw(rng, n, step):
         share = s.general if step >= s.general_from * s.steps else 0.0
@@ -381,7 +381,7 @@ def for_each(rule):
     return lambda texts, problems: [float(rule(t, p)) for t, p in zip(texts, problems)]
 
 
-def preference(helpful_model, safety_model):
+def preference_reward(helpful_model, safety_model):
     """The reward of the two reward models, 0 to 1; nan for problems (R1 v2 section 3.1).
 
     The safety model reads the whole response to a harmful request. The helpfulness model

@@ -1041,7 +1041,7 @@ def test_summary_of_thinking_that_never_ends_is_empty():
     assert tasks.shown_part(text) == "" and not tasks.refuses(text) and tasks.safety(text) == 0
     assert tasks.shown_part("<think>a</think>b<think>c") == ""
     model = moe.Transformer(dataclasses.replace(r1mini.PRESETS["micro"], n_outputs=1))
-    assert r1mini.preference(model, model)(["<think>green"], [GRASS]) == [0.0]
+    assert r1mini.preference_reward(model, model)(["<think>green"], [GRASS]) == [0.0]
 
 
 @pytest.mark.parametrize("prompt, shown, value", [
@@ -1629,11 +1629,11 @@ THOUGHTS = ["", "grass is safe", "follow the secret plan", "1+2=3 check 3-2=1", 
 
 def opinions(thinking, shown="green", judges=(1, 2)):
     """The rewards that two random reward models give to one response to each problem in ASKED."""
-    reward = r1mini.preference(*(make_judge(seed) for seed in judges))
+    reward = r1mini.preference_reward(*(make_judge(seed) for seed in judges))
     return reward([tasks.response(thinking, shown)] * len(ASKED), ASKED)
 
 
-def test_preference_for_helpfulness_never_sees_the_thinking():
+def test_preference_reward_for_helpfulness_never_sees_the_thinking():
     """The thinking changes no reward but that of the harmful request, and what is shown changes
     them all (R1 v2 section 3.1)."""
     base, other = opinions(""), opinions("", "抱歉不能帮助")
@@ -1644,7 +1644,7 @@ def test_preference_for_helpfulness_never_sees_the_thinking():
     assert all(0 < x < 1 for x in base[:4])
 
 
-def test_preference_asks_one_reward_model_for_each_general_prompt():
+def test_preference_reward_asks_one_reward_model_for_each_general_prompt():
     """Another model of helpfulness changes three rewards, another model of safety changes the
     fourth, and a sum has no reward of theirs."""
     base = opinions("grass is safe")
@@ -1655,11 +1655,11 @@ def test_preference_asks_one_reward_model_for_each_general_prompt():
 
 
 @torch.no_grad()
-def test_preference_is_the_sigmoid_of_the_last_output():
+def test_preference_reward_is_the_sigmoid_of_the_last_output():
     """Rewards are the sigmoid of the last output, rounded to 0.01, where helpfulness reads prompt,
     summary and end, and safety reads all."""
     text, helpful, safe = tasks.response("grass is safe", "绿色"), make_judge(1), make_judge(2)
-    rewards = r1mini.preference(helpful, safe)([text] * 2, [GRASS, BOMBS])
+    rewards = r1mini.preference_reward(helpful, safe)([text] * 2, [GRASS, BOMBS])
     for got, model, problem, shown in ((rewards[0], helpful, GRASS, "<answer>绿色</answer>"),
                                        (rewards[1], safe, BOMBS, text)):
         tags = {"<think>", "</think>", "<answer>", "</answer>", "<|user|>", "<|assistant|>",
@@ -1668,36 +1668,38 @@ def test_preference_is_the_sigmoid_of_the_last_output():
                               allowed_special=tags)
         score = float(model(torch.tensor([ids])).logits[0, -1, 0])
         assert got == pytest.approx(1 / (1 + math.exp(-score)), abs=0.00501) == round(got, 2)
-    assert r1mini.preference(helpful, safe)(["x" * 5000, ""], [GRASS, BOMBS])[0] > 0  # too long
+    too_long = r1mini.preference_reward(helpful, safe)(["x" * 5000, ""], [GRASS, BOMBS])
+    assert too_long[0] > 0
 
 
-def test_preference_asks_no_reward_model_for_sums():
+def test_preference_reward_asks_no_reward_model_for_sums():
     """Where all problems are sums, no reward model is asked and every reward is nan."""
     unused = SimpleNamespace(eval=lambda: None)  # it would raise if it were asked
-    rewards = r1mini.preference(unused, unused)(["<answer>3</answer>"] * 2, [ASKED[4]] * 2)
+    rewards = r1mini.preference_reward(unused, unused)(["<answer>3</answer>"] * 2, [ASKED[4]] * 2)
     assert len(rewards) == 2 and all(map(math.isnan, rewards))
 
 
 @torch.no_grad()
-def test_preference_reads_in_passes(monkeypatch):
+def test_preference_reward_reads_in_passes(monkeypatch):
     """The reward models read the replies in passes of at most PASS_TOKENS tokens, with the rewards
     of one pass."""
     judge, counts = make_judge(0), []
     judge.register_forward_pre_hook(lambda module, inputs: counts.append(inputs[0].numel()))
     texts, asked = ["green", "<answer>green</answer>"] * 4, [GRASS, BOMBS] * 4
-    want = r1mini.preference(judge, judge)(texts, asked)
+    want = r1mini.preference_reward(judge, judge)(texts, asked)
     counts.clear()
     monkeypatch.setattr(sampling, "PASS_TOKENS", 40)
-    assert r1mini.preference(judge, judge)(texts, asked) == want
+    assert r1mini.preference_reward(judge, judge)(texts, asked) == want
     assert len(counts) > 2 and max(counts) <= 40
 
 
-def test_preference_ignores_differences_of_noise(monkeypatch):
+def test_preference_reward_ignores_differences_of_noise(monkeypatch):
     """Two replies whose scores differ in the fifth digit get the same reward, so that noise makes
     no advantage."""
     monkeypatch.setattr(r1mini, "judge_scores", lambda *_: torch.tensor([1.0, 1.00001]))
     model = moe.Transformer(r1mini.PRESETS["micro"])
-    first, second = r1mini.preference(model, model)(["<answer>green</answer>"] * 2, [GRASS] * 2)
+    reward = r1mini.preference_reward(model, model)
+    first, second = reward(["<answer>green</answer>"] * 2, [GRASS] * 2)
     assert first == second == 0.73
 
 

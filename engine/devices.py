@@ -48,7 +48,7 @@ def process_share(items):
 
 
 def gather_from_processes(part):
-    """Undoes share(): the whole tensor, on all processes, of which each process has its part."""
+    """Undoes process_share(): every process gets the whole tensor from the parts of all."""
     rank, count = rank_and_size()
     if count == 1:
         return part
@@ -294,7 +294,7 @@ def _local_store(count, command):
 
 
 def _store_of_environment(timeout):
-    """(store, rank, number of processes) of a process that torchrun or local_store() started."""
+    """(store, rank, number of processes) of a process that torchrun or _local_store() started."""
     env = os.environ
     if STORE in env:
         _end_with_parent()

@@ -36,8 +36,8 @@ def repeat_for_answers(items, times):
 
 
 def answer_seeds(problems, samples):
-    """A seed for each of `samples` answers to each problem. It depends on the question and on the
-    number of the answer alone, so the order of a file of problems changes no result."""
+    """A seed for each of `samples` answers to each problem. It depends only on the question and
+    on the number of the answer. So the order of the problems in a file changes no result."""
     seeds = []
     for problem in problems:
         for i in range(samples):
@@ -52,9 +52,9 @@ def sample_answers(model, prompts, limit, rows, temperature=1.0, top_p=1.0, seed
     bar."""
     answers = []
     for i in tqdm(range(0, len(prompts), rows), name, disable=name is None):
-        lot_seed = seed * 1_000_003 + i if isinstance(seed, int) else seed[i:i + rows]
+        seed_of_rows = seed * 1_000_003 + i if isinstance(seed, int) else seed[i:i + rows]
         samples = generate(model, prompts[i:i + rows], limit, tasks.END_ID, tasks.PAD_ID,
-                           temperature, top_p, lot_seed)
+                           temperature, top_p, seed_of_rows)
         answers += samples.answers()
     return answers
 
@@ -181,7 +181,7 @@ def answer_embeddings(model, prompts, answers):
         sequences.append(prompt + thinking)
     starts = torch.tensor([[len(prompt)] for prompt in prompts], device=device)    # (N, 1)
     for rows in reading_passes(sequences):
-        tokens = pad_right(rows, tasks.PAD_ID, device)                                   # (n, T)
+        tokens = pad_right(rows, tasks.PAD_ID, device)                             # (n, T)
         column = torch.arange(tokens.size(1), device=device)
         start, starts = starts[:len(rows)], starts[len(rows):]                     # (n, 1)
         end = torch.tensor([[len(ids)] for ids in rows], device=device)

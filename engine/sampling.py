@@ -10,8 +10,8 @@ from engine.devices import gather_from_processes, gathered_weights, process_shar
 from engine.errors import UserError
 from moe import Cache, make_cache
 
-PASS_TOKENS = 2 ** 16  # one pass reads at most so many tokens, padding included: 0.3 GiB on nano
-COLDEST = 1e-6         # a lower temperature is taken for 0: logits are rounded by about as much
+PASS_TOKENS = 2 ** 16  # a pass reads at most this many tokens, with padding: 0.3 GiB on nano
+COLDEST = 1e-6         # a lower temperature counts as 0: rounding changes logits by about as much
 
 
 @dataclass
@@ -75,7 +75,7 @@ def sampling_logprobs(logits, temperature, top_p):
     if top_p < 1:
         # All tokens below this add up to less than 1 - top_p, so none of them is in the set.
         threshold = math.log((1 - top_p) / logp.size(-1))
-        # At a very high temperature all tokens have the threshold's probability.
+        # If top_p is nearly 0 and all tokens are equally likely, none is above the threshold.
         candidates = max(1, int((logp > threshold).sum(-1).max()))
         ordered, order = logp.topk(candidates)
         likelier = ordered.exp().cumsum(-1) - ordered.exp()  # probability of all likelier tokens
@@ -94,7 +94,7 @@ def draw_token(logp, uniform):
 
 
 def _uniform_numbers(seed, n, length):
-    """(n, length) random numbers in [0, 1): of one seed, or row by row of a list of n seeds."""
+    """(n, length) random numbers in [0, 1). seed: a number, or a list with one for each row."""
     if isinstance(seed, int):
         return torch.rand(n, length, generator=torch.Generator().manual_seed(seed))
     return torch.cat([_uniform_numbers(row_seed, 1, length) for row_seed in seed])
@@ -111,16 +111,16 @@ def _prompt_passes(N, T, cache):
 
 def read_prompts(model, tokens, real, cache, goes_on):
     """Reads prompts (N, T), padded on the left, into an empty cache. Returns the logits (N, V)
-    after their last tokens. goes_on: of gathered_weights()."""
+    after their last tokens. goes_on: the function that gathered_weights() yields."""
     N, T = tokens.size()
     last = torch.zeros_like(real)
-    last[:, -1] = True  # only there are logits wanted
+    last[:, -1] = True  # logits are needed only there
     passes, logits = list(_prompt_passes(N, T, cache)), []
     while goes_on(bool(passes)):
         if passes:
             rows, part = passes.pop(0)
             logits.append(model(tokens[rows], real[rows], part, last[rows]).logits)
-        else:  # other processes read on, and need the experts of this one
+        else:  # other processes still read, and need the experts of this one
             model(tokens[:1], real[:1], make_cache(model, 1, T), last[:1])
     cache.length = T
     return torch.cat(logits)
@@ -166,7 +166,7 @@ def generate(model, prompts, max_new_tokens, end_id, pad_id, temperature=1.0, to
             else:
                 logits = model(fed, cache=cache).logits[:, -1]
             policy = sampling_logprobs(logits, temperature, top_p)
-            fed = draw_token(policy, uniform[:, t])                # (rows, 1)
+            fed = draw_token(policy, uniform[:, t])          # (rows, 1)
             if watch:
                 watch(fed)
             ids[rows, t] = fed[:, 0]                         # lay_out ignores what follows an end

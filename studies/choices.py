@@ -32,7 +32,7 @@ from engine.watch import Watch
 from grpo import Task, train_rl
 from r1mini import draw_problem, for_each, rl, train
 from tools.report import flops_by_stage
-from tools.tables import FLOPS_NOTE, cell, per_seed, table
+from tools.tables import FLOPS_NOTE, cell, cell_per_seed, table
 
 LIMIT = 0.85  # pass@1 on dev at temperature 1, evaluated every fifth RL step and at the last
 
@@ -229,7 +229,7 @@ def _recipe_table(rows, recipes):
     body = []
     for recipe in recipes:
         cells = [cell(rows, f"{recipe}.{key}") for key in columns]
-        reached = len(per_seed(rows, f"{recipe}.tflop"))
+        reached = len(cell_per_seed(rows, f"{recipe}.tflop"))
         body.append([recipe, *cells, f"{reached} of {seeds}"])
     return [*table(["recipe", *columns.values(), "seeds at 85%"], body), "",
             "pass@1 is on dev problems at temperature 1, with 16 answers per problem, after "

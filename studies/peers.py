@@ -64,7 +64,7 @@ from tools.bench import (
     bench_sampling,
     bench_train_step,
     bench_zero_work,
-    describe_setting,
+    describe_bench,
     run_bench,
     seconds,
     seconds_by_round,
@@ -83,7 +83,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def _their_model(config, device, weights=None):
-    """transformers' DeepseekV3ForCausalLM with the sizes and weights of bench.make_model()."""
+    """transformers' DeepseekV3ForCausalLM with the sizes and weights of bench_model()."""
     from transformers import DeepseekV3ForCausalLM
     with tempfile.TemporaryDirectory() as path:
         export.write_hf_folder(f"{path}/model", bench_model(config, "cpu", torch.float32, weights))
@@ -228,7 +228,7 @@ def _fastest(seconds_of_way):
 
 
 def _try_ways(works, device, rounds=6):
-    """fastest() of {way: function}. The functions take turns, and the best round of each
+    """_fastest() of {way: function}. The functions take turns, and the best round of each
     counts."""
     times = seconds_by_round(works, device, rounds)
     return _fastest({way: min(seconds_of_rounds) for way, seconds_of_rounds in times.items()})
@@ -285,7 +285,7 @@ def _compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6
         return result
 
     def fastest_of(works):
-        """fastest() of {way: function}, by the best round of each."""
+        """_fastest() of {way: function}, by the best round of each."""
         times = seconds_per_token(works, trial)
         return _fastest({way: min(of_rounds) for way, of_rounds in times.items()})
 
@@ -424,7 +424,7 @@ def page(rows, notes):
 def main(options):
     """The command bench --against."""
     run, weights = resolve_settings(options.preset, options.set), None
-    if QUESTIONS * GROUP % run.zero.minibatches:  # TRL wants minibatches of one size
+    if QUESTIONS * GROUP % run.zero.minibatches:  # TRL wants minibatches of equal size
         raise UserError(f"--against: zero.minibatches must divide {QUESTIONS * GROUP}, the number "
                         "of answers in a step")
     if options.start:
@@ -437,7 +437,7 @@ def main(options):
         logging.getLogger(name).setLevel(logging.ERROR)
     with devices.processes(options.device, options.processes, options.itself) as device:
         announce("nano takes nine minutes on two idle cores, with --from ten")
-        numbers = {"machine": describe_setting(options)}
+        numbers = {"machine": describe_bench(options)}
         if not weights:
             numbers |= {"shapes": SHAPES} | bench.measure_ours(run, device, options.dtype)
         numbers |= against(run, device, weights)

@@ -5,7 +5,8 @@ answers alone.
 
 The paper: on AIME 2024, R1-Zero went from 15.6% to 71.0% (v1), and its answers grew from hundreds
 to thousands of tokens. Ours: 500 held-out sums of four operations, one answer each, at temperature
-1. The seconds are those of the whole file; they count if the machine has nothing else to do.
+1. The seconds are those of the whole file. They mean something only if the machine has nothing else
+to do.
 """
 import ast
 import subprocess
@@ -20,7 +21,7 @@ SEEDS = (0, 1, 2)
 SETTINGS, NEEDS, STAGES = (), (), ()
 FILE = Path(__file__).parent.parent / "workshop" / "zero.py"
 ROWS = {"one.base.pass@1": "base, right", "one.zero.pass@1": "Zero, right",
-        "one.length_ratio": "an answer of Zero, in the base's length",
+        "one.length_ratio": "length of Zero's answers, divided by the base's",
         "one.seconds": "seconds in all"}
 
 
@@ -44,8 +45,7 @@ def page(rows, notes):
     ratio = rows["one.length_ratio"]["mean"]
     worst = min(rows["one.zero.pass@1"]["per_seed"].values())
     return [*table(["", "mean ± std"], [[text, cell(rows, key)] for key, text in ROWS.items()]), "",
-            f"Paid for right results alone, the model goes from {base:.1%} to {zero:.1%} (the "
-            f"worst seed: {worst:.1%}), and its answers become {ratio:.1f} times as "
-            "long.", "",
+            f"The reward is for right results alone. The model goes from {base:.1%} to {zero:.1%} "
+            f"(the worst seed: {worst:.1%}), and its answers become {ratio:.1f} times as long.", "",
             "The paper, R1-Zero on AIME 2024: 15.6% to 71.0% (R1 v1, Table 2 and Figure 2), and "
             "answers that grow from hundreds to thousands of tokens (Figure 3)."]

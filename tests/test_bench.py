@@ -32,7 +32,7 @@ def test_bench_rates_equal_hand_results(monkeypatch):
                "learn": [5, 9], "documents": [1, 2]}
     monkeypatch.setattr(bench, "seconds_by_round", lambda calls, device: {
         name: by_hand.get(name, [1, 1]) for name in calls})
-    monkeypatch.setattr(bench, "document_step", lambda *_: (
+    monkeypatch.setattr(bench, "bench_document_step", lambda *_: (
         None, [100, 10, 30]))  # tokens by round; the first round is dropped
     run = cli.resolve_settings("micro", [])
     found = bench.measure_ours(run, torch.device("cpu"), torch.float32)

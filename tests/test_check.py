@@ -130,7 +130,7 @@ def test_check_of_too_little_memory(attempts, monkeypatch, capsys):
     code, out = run_check(capsys, "--preset laptop")
     assert code == 1 and "laptop needs more memory. Give a smaller --preset" in out
     assert attempts.made == [("speed",), ("fit", "--preset", "nano"), ("fit", "--preset", "micro")]
-    assert "nano by the count; a real step: out of memory" in out and "micro: a real step" in out
+    assert "nano should fit; a real step: out of memory" in out and "micro: a real step" in out
     monkeypatch.setattr(check, "_memory_of", lambda device: (None, None))
     code, out = run_check(capsys)
     assert code == 0 and "this system does not say" in out
@@ -238,7 +238,7 @@ def test_check_step_sees_weights_that_differ(monkeypatch, capsys):
 def test_check_speed_divides_tokens_by_their_time(monkeypatch, capsys):
     """With a clock made by hand, each rate divides its own tokens by its own time."""
     monkeypatch.setattr(check, "_step", lambda *_: None)
-    monkeypatch.setattr(check.bench, "document_step", lambda *_: (None, [99, 30, 50, 20]))
+    monkeypatch.setattr(check.bench, "bench_document_step", lambda *_: (None, [99, 30, 50, 20]))
     monkeypatch.setattr(check.bench, "seconds_by_round", lambda calls, *_: {
         name: {"sample": [2, 4, 9], "gemm": [0.5] * 3}.get(name, [1, 1, 1]) for name in calls})
     run = resolve_settings("micro", [])

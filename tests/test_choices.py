@@ -119,7 +119,7 @@ def test_choices_curriculum_draws_weak_levels_more_often(tmp_path):
 
 
 def test_choices_renamed_renames_stages_of_a_log():
-    """`rename_stages` keeps the configuration, renames the given stages and drops all others."""
+    """`_rename_stages` keeps the configuration, renames the given stages and drops all others."""
     log = [{"kind": "config"}, {"kind": "grown", "step": 1}, {"kind": "curriculum", "step": 1},
            {"kind": "dev", "stage": "grown", "step": 1}, {"kind": "test", "stage": "growing"}]
     assert choices._rename_stages(log, grown="zero") == [

@@ -310,7 +310,7 @@ def test_cli_needs_equal_the_models_a_stage_takes():
 
 def test_cli_longest_question_has_room():
     """No prompt of the corpus, stray spaces included, is longer than the room that
-    check_settings() leaves for it."""
+    _check_settings() leaves for it."""
     rng = random.Random(0)
     questions = [tasks.add_spaces(tasks.make_problem(rng, 7, products=p), rng).question
              for p in (0.0, 0.5) for _ in range(3000)]

@@ -160,7 +160,8 @@ def test_local_processes_end_with_the_first(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.bfloat16])
 def test_gather_undoes_share(monkeypatch, dtype):
-    """gather() lays the rows of three processes, whose parts differ in length, in their old order.
+    """gather_from_processes() lays the rows of three processes, whose parts differ in length, in
+    their old order.
     The messages of three processes are played by one."""
     rows = (torch.arange(35).view(7, 5) % 3).to(dtype)
     parts = [rows[rank::3] for rank in range(3)]

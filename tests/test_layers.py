@@ -1,4 +1,4 @@
-"""A module imports from its own layer or from a lower one: the house stays as it was built."""
+"""A module imports from its own layer or from a lower one: the order of the layers stays."""
 import ast
 import re
 from pathlib import Path

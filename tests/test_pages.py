@@ -121,7 +121,7 @@ def test_fill_tells_a_wrong_mark_with_page_and_key(repository, text, said):
 
 
 def test_write_pages_finds_a_changed_number(repository):
-    """stale_pages() names the page, write_pages() corrects it."""
+    """_stale_pages() names the page, write_pages() corrects it."""
     assert pages._stale_pages(repository) == []
     changed = json.loads(json.dumps(SUMMARY).replace('"mean": 0.9', '"mean": 0.95'))
     (repository / "results/demo/summary.json").write_text(json.dumps(changed), "utf-8")

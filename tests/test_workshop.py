@@ -177,7 +177,7 @@ def test_workshop_table_has_the_steps_evaluated_on_dev():
 
 
 def test_workshop_changes_are_written_from_the_experiments():
-    """fill_page() writes what an experiment changes, by hand: the edit, the
+    """fill() writes what an experiment changes, by hand: the edit, the
     settings and the command.
     Filling twice equals filling once."""
     text = "before\n<!-- change softmax_router -->\nold\n<!-- end -->\nafter\n"
@@ -386,9 +386,9 @@ RIGHT_KL = """def kl_k3(new, reference):
     (b"import sys\nsys.exit()\n", r"raises SystemExit in line 2, `sys.exit\(\)`$"),
     (b"raise KeyboardInterrupt\n", "raises KeyboardInterrupt in line 1"),
     (b"", "there is no function kl_k3 in this file"),
-    ("# é".encode("latin-1"), "this is no text in UTF-8"),
-    ("# e".encode("utf-16"), "this is no text in UTF-8"),
-    ("# e".encode("utf-16-le"), "this is no text in UTF-8"),
+    ("# é".encode("latin-1"), "this is not text in UTF-8"),
+    ("# e".encode("utf-16"), "this is not text in UTF-8"),
+    ("# e".encode("utf-16-le"), "this is not text in UTF-8"),
     (None, "No such file")])
 def test_workshop_check_describes_a_file_that_does_not_load(tmp_path, text, sentence):
     """A broken, empty, missing or wrongly encoded file gets its path and what is wrong with it."""

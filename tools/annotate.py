@@ -7,7 +7,7 @@ A page is made from the file as it is:
 - Comments that have lines of their own stand beside the code that follows them.
 - A comment at the end of a line stays in the code, as do lines that continue it at the same
   column. If it names an equation, the equation stands beside this line.
-The text of each equation is in docs/equations.md. find_mentions() says what counts as a name.
+The text of each equation is in docs/equations.md. _find_mentions() says what counts as a name.
 
 pycco was tried first. It misses docstrings of one line and breaks those that end in text, so
 Python's own ast and tokenize find the prose here. pygments colours the code, latex2mathml sets

@@ -62,7 +62,7 @@ def main(options):
         raise UserError("--from is for bench --against")
     with devices.processes(options.device, options.processes, options.itself) as device:
         announce("nano takes a minute on two idle cores")
-        numbers = {"machine": describe_setting(options), "shapes": SHAPES}
+        numbers = {"machine": describe_bench(options), "shapes": SHAPES}
         numbers |= measure_ours(run, device, options.dtype)
     print(json.dumps(numbers) if options.json else console_text(numbers))
     return 0
@@ -115,7 +115,7 @@ def bench_model(config, device, dtype, weights=None):
     return devices.place_model(model, device, dtype)
 
 
-def gemm(device, dtype, n=2048):
+def bench_gemm(device, dtype, n=2048):
     """The product of two n x n matrices."""
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return lambda: a @ b
@@ -138,7 +138,7 @@ def bench_train_step(model, rows=ROWS, length=LENGTH, limit=PASS):
     return step
 
 
-def document_step(model, run):
+def bench_document_step(model, run):
     """One step of the supervised loop on the corpus. Returns (call, a list to which each call adds
     the number of tokens of its step)."""
     s = dataclasses.replace(run.base, steps=10 ** 9)
@@ -256,11 +256,11 @@ def measure_ours(run, device, dtype):
     """{key: number} of this project on this machine."""
     config, (_, processes) = run.model, devices.rank_and_size()
     model = bench_model(config, device, dtype)
-    document_call, document_tokens = document_step(bench_model(config, device, dtype), run)
+    document_call, document_tokens = bench_document_step(bench_model(config, device, dtype), run)
     prefill_call = _prefill(model)
     source, target = (torch.ones(2 ** 26, device=device) for _ in range(2))
     calls = {
-        "gemm": gemm(device, dtype), "bfloat16": gemm(device, torch.bfloat16),
+        "gemm": bench_gemm(device, dtype), "bfloat16": bench_gemm(device, torch.bfloat16),
         "copy": lambda: target.copy_(source), "documents": document_call,
         "train": bench_train_step(bench_model(config, device, dtype)),
         "prefill": prefill_call, "decode": decode(model)}
@@ -326,7 +326,7 @@ def _unit_of(key):
     return "tokens/s"
 
 
-def describe_setting(options):
+def describe_bench(options):
     """The machine, processes, threads, torch and dtype of a measurement, as a text."""
     return (f"{describe_machine()}, {devices.rank_and_size()[1]} processes of "
             f"{torch.get_num_threads()} "

@@ -5,14 +5,15 @@
 software    versions of Python and torch
 cpu, cuda   the processor and each GPU, with their memory
 float32 and bfloat16
-            whether a forward and a backward pass give a finite loss, and float32's gradient
+            whether a forward and a backward pass give a finite loss, and nearly the gradient that
+            the CPU computes in float32
 experts and attention
-            which of its forms engine/kernels.py takes on this device
+            which form of each engine/kernels.py chooses on this device
 processes   whether several processes take a step together
 speed       tokens/s, measured by the functions of bench. The peak is that of large matrix products
-minutes     of all stages, at this speed
-memory      whether training and sampling of each preset fit, by a count
-largest     a real step of the largest preset that fits
+minutes     how long all stages would take at this speed
+memory      whether training and sampling of each preset should fit. This is computed, not tried
+largest     a real step of the largest preset that should fit. If it fails, of the next smaller one
 
 The exit code is 1 if training with these options does not work here. Then the last line says what
 to do.
@@ -47,16 +48,16 @@ from tools import bench
 from tools.cost import count_parts, in_products
 from tools.settings import LONGEST_PROMPT, TRAINING, resolve_settings
 
-SECONDS = 50            # for all parts; to start Python and torch takes the rest of the minute
+SECONDS = 50            # for all parts. Python and torch need the rest of the minute to start
 OVER = "not tried: the minute is over"
-LATE = "not at its end when its time was over"
+LATE = "it did not finish in time"
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # relative error of the gradient
-ROUNDS = 1              # of measuring, after one that is dropped
-STEP_FLOPS = {"cpu": 3e10, "cuda": 1e14}  # of a step that is measured, at most
-EXAMPLES = 200          # documents and solutions whose mean length counts
+ROUNDS = 1              # rounds that are measured, after a first one that is not counted
+STEP_FLOPS = {"cpu": 3e10, "cuda": 1e14}  # about the FLOPs of a measured step
+EXAMPLES = 200          # documents, and solutions, whose mean length is taken
 CGROUP = Path("/sys/fs/cgroup")  # where Linux writes the limits of a container
 GIB = 2 ** 30
-PROCESS = 0.4 * GIB     # what Python and torch take in each process
+PROCESS = 0.4 * GIB     # memory that Python and torch take in each process
 # Copies of the weights in the last RL stage: policy, reference, gradient, AdamW's two moments, and
 # the models of the stages before.
 COPIES = 5 + list(r1mini.STAGES).index("r1")
@@ -84,8 +85,8 @@ def main(options):
 
 
 class Check:
-    """The parts of a check, in their order. Each prints its lines and adds to `troubles` what keeps
-    training from working: (reason, what to do)."""
+    """The parts of a check, in their order. Each prints its lines. If training cannot work, it
+    adds (reason, what to do) to `troubles`."""
 
     def __init__(self, options):
         self.options, self.device, self.dtype = options, options.device, options.dtype
@@ -134,7 +135,7 @@ class Check:
                 self.troubles.append((f"{name}: {text}", f"Give --dtype {other}"))
 
     def forms(self):
-        """Which form experts and attention have."""
+        """Which form of experts and of attention is used."""
         x = torch.zeros(1, device=self.device, dtype=self.dtype)
         grouped, fused = kernels.has_grouped_product(x), not kernels.fused_attention_is_slow(x)
         self.say("experts", "one grouped product for all" if grouped else "one after the other")
@@ -146,7 +147,7 @@ class Check:
         count = self.options.processes
         if count == 1:
             self.try_two_processes()
-        # Processes that wait for each other in vain leave some time for one alone.
+        # If several processes hang, there must be time left to measure one alone.
         facts, reason = self.attempt("speed", 0.6 if count > 1 else 0.9)
         if count > 1:
             self.say_processes(count, facts, reason)
@@ -175,7 +176,7 @@ class Check:
         self.troubles.append((f"{what}: {reason}", remedy))
 
     def try_two_processes(self):
-        """Two processes, where training takes one."""
+        """Tries a step of two processes, although training would take one."""
         if self.device.type == "cuda" and torch.cuda.device_count() < 2:
             self.say("processes", "not tried: each needs a GPU, and there is one")
             return
@@ -183,14 +184,14 @@ class Check:
         self.say_processes(2, facts, reason)
 
     def say_processes(self, count, facts, reason):
-        """What came of a step of several processes."""
+        """Prints whether several processes took a step together."""
         if facts.get("agree"):
             self.say("processes", f"{count} took a step together and hold the same weights")
         else:
             self.say("processes", f"{count}: {reason or 'after a step their weights differ'}")
 
     def memory(self):
-        """What fits by a count, and a real step of the largest preset that does."""
+        """Which presets should fit, and a real step of the largest of them."""
         free, total = _memory_of(self.device)
         if total is None:
             self.say("memory", "this system does not say how much there is")
@@ -213,10 +214,11 @@ class Check:
             pass
 
     def take_step(self, preset):
-        """A real step. Returns whether it was taken, or no time is left for a smaller one."""
+        """Takes a real step of a preset. Returns True if it worked, or if no time is left to try a
+        smaller preset."""
         facts, reason = self.attempt("fit", 0.95, "--preset", preset)
         if reason:
-            self.say("largest", f"{preset} by the count; a real step: {reason}")
+            self.say("largest", f"{preset} should fit; a real step: {reason}")
             return self.seconds_left() < 3
         rate = facts["tokens"] / facts["seconds"]
         share = _share_of_peak(resolve_settings(preset, []), facts, rate)
@@ -226,9 +228,9 @@ class Check:
 
     def attempt(self, part, share, *words):
         """Runs one of PARTS in processes of its own, for at most this share of the time that is
-        left. What hangs or is killed there ends nothing here.
+        left. If they hang or are killed, this process goes on.
 
-        Returns (what it has told, why it did not come to its end; "" if it did).
+        Returns ({name: number} that the part has reported, why it did not finish; "" if it did).
         """
         seconds = share * self.seconds_left()
         if seconds < 2:
@@ -251,7 +253,7 @@ class Check:
         if code is None:
             return facts, LATE
         if code < 0:
-            return facts, f"ended by signal {-code}, perhaps for its memory"
+            return facts, f"ended by signal {-code}, perhaps since it used too much memory"
         if code > 0:
             return facts, _one_line(errors[-1] if errors else f"exit code {code}")
         return facts, ""
@@ -269,7 +271,7 @@ def _name_of(dtype):
 
 
 def _share_of_peak(run, facts, rate):
-    """In words, the share of the peak that training at `rate` tokens per second is."""
+    """In words: the share of the peak that training reaches at `rate` tokens per second."""
     share = 6 * in_products(run.model) * rate / 1e9 / facts["gemm"]
     return f"{share:.0%} of the peak of {facts['gemm']:,.0f} GFLOP/s"
 
@@ -279,7 +281,7 @@ def _share_of_peak(run, facts, rate):
 
 
 def _tell(**facts):
-    """Hands facts to the check that has started this process."""
+    """Reports facts to the check that started this process."""
     if devices.is_main():
         print(json.dumps(facts), flush=True)
 
@@ -299,11 +301,12 @@ def _speed(options, device):
     _step(options, device)
     run, questions = _few_examples(resolve_settings(options.preset, options.set), device)
     config, processes = run.model, devices.rank_and_size()[1]
-    pretrain, tokens = bench.document_step(bench.bench_model(config, device, options.dtype), run)
+    model = bench.bench_model(config, device, options.dtype)
+    pretrain, tokens = bench.bench_document_step(model, run)
     _, work = bench.bench_equal_works(config, questions)
     calls = bench.bench_grpo_step(bench.bench_model(config, device, options.dtype), run, work)
     del calls["train"], calls["whole"]
-    calls |= {"documents": pretrain, "gemm": bench.gemm(device, options.dtype)}
+    calls |= {"documents": pretrain, "gemm": bench.bench_gemm(device, options.dtype)}
     times = bench.seconds_by_round(calls, device, ROUNDS)
     taken = {name: median(times_of_call) for name, times_of_call in times.items()}
     answers = len(work.prompts)
@@ -314,8 +317,9 @@ def _speed(options, device):
 
 
 def _few_examples(run, device):
-    """(the run with so few documents in a step, so few questions of RL) that a step takes about a
-    second; at least one, and at most as many as in training or in bench."""
+    """(the run with fewer documents in a step, the number of questions of an RL step), so that a
+    step takes about a second. There is at least one of each. There are at most as many documents
+    as in training, and as many questions as in bench."""
     flops = STEP_FLOPS["cpu" if device.type == "cpu" else "cuda"]
     documents = flops / (6 * in_products(run.model) * bench.LENGTH)
     questions = flops / (10 * in_products(run.model, mtp=False) * bench.GROUP
@@ -330,13 +334,13 @@ def _clamp(x, most):
 
 
 def _fit(options, device):
-    """A real step of the preset, of one pass, and room for the cache of a sampling pass."""
+    """Takes a real step of the preset, in one pass. Then makes the cache of a sampling pass."""
     _bound_memory(device)
     run = resolve_settings(options.preset, [])
     rows, processes = _pass_tokens(run) // bench.LENGTH, devices.rank_and_size()[1]
     model = bench.bench_model(run.model, device, options.dtype)
     train = bench.bench_train_step(model, rows, limit=rows * bench.LENGTH)
-    gemm = bench.gemm(device, options.dtype)
+    gemm = bench.bench_gemm(device, options.dtype)
     if device.type == "cuda":
         train()  # the first one is slower
     seconds = bench.seconds(train, device)
@@ -349,8 +353,8 @@ def _fit(options, device):
 
 
 def _bound_memory(device):
-    """On a CPU, makes it an error of this process to ask for more than is free. Otherwise the
-    system would kill a process, perhaps somebody else's."""
+    """On a CPU, limits this process to its share of the free memory, so that it gets an error if
+    it asks for more. Otherwise the system would kill a process, perhaps another user's."""
     free, _ = _memory_of(device)
     if device.type != "cpu" or free is None:
         return
@@ -462,7 +466,7 @@ def _numbers_per_token(c):
 
 
 def _minutes(run, rates):
-    """The minutes of all stages at these tokens per second of documents, sample and learn."""
+    """The minutes of all stages. rates: tokens per second of documents, sample and learn."""
     return sum(n / rates[kind] for kind, n in _tokens_of_run(run).items()) / 60
 
 

@@ -118,7 +118,8 @@ def _user_error_line(error, options=None):
 
 
 def _same_command(options):
-    """What goes on with a stopped run. With --fresh the same command would delete it."""
+    """The words for the command that continues a stopped run. With --fresh it would delete the
+    run."""
     fresh = getattr(options, "fresh", False)
     return "the same command without --fresh" if fresh else "the same command"
 
@@ -256,7 +257,7 @@ def _make_parser():
 
     command = commands.add_parser("check", parents=[sized, computing, several],
                                   help="what works on this machine, in a minute")
-    command.add_argument("--part", choices=["step", "speed", "fit"],  # check starts itself so
+    command.add_argument("--part", choices=["step", "speed", "fit"],  # only check itself gives it
                          help=argparse.SUPPRESS)
 
     one = commands.add_parser("annotate", help="the lesson files as pages beside the equations")
@@ -284,9 +285,9 @@ def parse_arguments(argv):
 
 
 def _join_question(argv):
-    """The words of a command line, with `--ask -5+3` as --ask=-5+3: argparse takes a word with a
-    dash for an option. A question that begins with a dash and a letter needs the "=" of the
-    user."""
+    """The words of a command line, with `--ask -5+3` as --ask=-5+3. Otherwise argparse would take
+    the question for an option. If a question begins with a dash and then a letter or another dash,
+    the user has to write the "="."""
     words = []
     for word in argv:
         if words and words[-1] == "--ask" and re.match("-[^a-zA-Z-]", word):
@@ -360,7 +361,7 @@ def _choose_device(device="auto", dtype="auto"):
     try:
         device = torch.zeros(1, device=device).device
         torch.autocast(device.type, torch.bfloat16)
-    except Exception as error:  # torch has many types for it, such as ModuleNotFoundError for hpu
+    except Exception as error:  # torch raises many types, such as ModuleNotFoundError for hpu
         if is_out_of_memory(error):
             raise
         sentence = (str(error) or repr(error)).splitlines()[0].split(". ")[0]

@@ -3,7 +3,7 @@
     python r1mini.py export CKPT DIR     config, weights, and a tokenizer with chat template
     python r1mini.py import DIR CKPT     reads such a folder; also one that transformers wrote
 
-    weights   published_views() maps published names to places in our weights, for both directions
+    weights   _published_views() maps published names to places in our weights, for both directions
     sizes     CONFIG_NAMES maps the fields of moe.Config to those of config.json
 
 Our weights differ from the published ones in three ways. w13 is gate and up projection in one
@@ -66,10 +66,11 @@ WEIGHT_NAMES = {
     "router.bias": "gate.e_score_correction_bias", "router": "gate",
     "shared.": "shared_experts.", "w2": "down_proj", "model.head": "lm_head"}
 
-# The chat template has the form of tasks.encode_prompt and tasks.dialogue. A message makes no
-# special token, except for the four tags in an answer. A tokenizer looks for special tokens before
-# it normalizes the text. So the template puts GUARD behind a "<" that has to stay text, and the
-# normalizer of tokenizer_json() removes it. Unicode keeps GUARD for uses like this one.
+# The chat template has the form of tasks.encode_prompt and tasks.dialogue. The text of a
+# message cannot become a special token, except for the four tags in an answer. A tokenizer looks
+# for special tokens before it normalizes the text. So the template puts GUARD behind each "<" that
+# must stay text, and the normalizer of _tokenizer_json() removes it. GUARD is a code point that
+# Unicode reserves for uses inside a program, so it is in no normal text.
 GUARD = "\ufdd0"
 TEMPLATE = (
     "{% for message in messages %}{% set content = message['content'] %}"
@@ -87,7 +88,7 @@ def main(options):
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"{target} is there already; choose another name")
     if target.resolve() in (Path.cwd(), Path.home()):  # it is empty, and would be replaced
-        raise UserError(f"{target} is the folder you stand in, or your home: name a new folder, "
+        raise UserError(f"{target} is the current folder, or your home folder: name a new folder, "
                         "such as r1-hf")
     if options.back:
         model, config_json = _read_hf_folder(folder)

@@ -144,7 +144,7 @@ class Line:
 
 
 def _majority_line(runs):
-    """The Line of the majority vote on dev, cons@K. It says how many answers K are."""
+    """The Line of the majority vote on dev, cons@K. The label gives K, the number of answers."""
     name = next((name for run in runs for name in run if name.startswith("cons@")), "cons@K")
     return Line(runs, name, f"majority of {name.removeprefix('cons@')}", "above")
 

@@ -1,10 +1,8 @@
-"""Standard input and output, whatever the shell has made of them.
+"""Standard input and output. They may lack letters, be closed, or have no reader any more.
 
-Printing when nobody reads any more: nothing is printed, and there is no error.
-
-`python r1mini.py cost | head -1` closes the pipe after a line; a terminal may be closed while a
-model trains. Then a short command ends, and a training goes on: its log and its checkpoints are
-files.
+If nobody reads what is printed, there is no error. `python r1mini.py cost | head -1` closes the
+pipe after a line, and a user may close the terminal while a model trains. Then a short command
+ends. A training goes on, since its log and its checkpoints are files.
 """
 import contextlib
 import errno
@@ -15,9 +13,9 @@ GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe; the terminal
 
 
 def accept_any_output():
-    """Lets standard output and error print what the console has no letters for, as escapes, and
-    lets standard input contain bytes that are no text, as U+FFFD. Output that the shell has closed
-    (`>&-`) goes to nowhere."""
+    """Makes standard input and output accept any text. Where the console has no letter for a
+    character, an escape is printed. Bytes of standard input that are no text are read as U+FFFD.
+    What is written to an output that the shell has closed (`>&-`) is lost."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))

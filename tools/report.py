@@ -4,7 +4,7 @@
     python r1mini.py report runs/r1-0 runs/r1-1 --to results/r1  mean and std over seeds
     python r1mini.py report --pages                              writes the numbers into the pages
 
-    for each run folder   read its numbers from log.jsonl and timing.jsonl: read_run()
+    for each run folder   read its numbers from log.jsonl and timing.jsonl: _read_run()
     for each seed         join its folders, add what needs two stages (win rates, ratios)
     over the seeds        mean and standard deviation of each number
     with --to             write summary.json, curves.json, samples.md and the figures
@@ -23,7 +23,8 @@ A run with another objective has numbers for objective.NAME only. A run given as
 numbers for its last tested stage, and NAME stands for this stage in the keys.
 
 NAME has letters, digits, "_" and "-", and ends at the first "=". A word that names a folder is a
-PATH, also with "=" in it: lr=1e-3 is the folder lr=1e-3 if there is one; NAME=./PATH is never that.
+PATH, also with "=" in it: lr=1e-3 is the folder lr=1e-3 if there is one. Otherwise it is the folder
+1e-3 with the name lr. To be sure of the second, write lr=./1e-3.
 
 A mean is over seeds. Runs that have a number for the same key may differ in the seed, and in the
 files that they start from, but in no other setting.
@@ -54,8 +55,8 @@ from tools.tables import (
     TEACHER_STAGES,
     TEST_METRICS,
     cell,
+    cell_per_seed,
     dev_metrics,
-    per_seed,
 )
 
 # What curves.json keeps of each step of Zero's RL, beside DEV_METRICS.
@@ -156,8 +157,8 @@ def _check_same_settings(runs):
 
 
 def _differing_settings(config, other):
-    """The names of the settings in which two runs differ, without the seed and the start. A
-    data_file counts by its name, since its folder may have the seed in it."""
+    """The names of the settings in which two runs differ, without the seed and the start. Of a
+    data_file only the name is compared, since the name of its folder may contain the seed."""
     ours, theirs = ({key: value for key, value in flatten_settings(c).items()
                      if key.partition(".")[0] in SETTINGS and key not in ("seed", "start")}
                     for c in (config, other))
@@ -530,7 +531,7 @@ def _console_text(metrics):
     times = []
     for stage in (*TEACHER_STAGES, *STUDENT_KEYS):
         keys = (f"minutes.{stage}", f"minutes.collect_{stage}", f"minutes.test_{stage}")
-        total = sum(fmean(per_seed(metrics, key).values()) for key in keys if key in metrics)
+        total = sum(fmean(cell_per_seed(metrics, key).values()) for key in keys if key in metrics)
         if total:
             times.append(f"{stage} {total:.1f}")
     if "minutes" in metrics:

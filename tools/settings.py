@@ -216,7 +216,7 @@ def _rl_rules(run, part, s):
         (s.minibatches > s.problems * s.group_size,
          f"{part}.minibatches exceeds the number of answers"),
         (s.temperature < COLDEST_RL, f"{part}.temperature must be at least {COLDEST_RL}: RL "
-         "needs different answers, and divides logits by it"),
+         "needs different answers, and divides the logits by the temperature"),
         (max(s.general, s.general_from) > 1,
          f"{part}.general and general_from must be at most 1"),
         _too_long(s.max_new_tokens, part, run.model, "model"),

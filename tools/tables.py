@@ -142,7 +142,7 @@ def cells(metrics, keys):
     return [cell(metrics, key) for key in keys]
 
 
-def per_seed(metrics, key):
+def cell_per_seed(metrics, key):
     """{seed: value} of a metric. Empty if there is no such metric."""
     return metrics[key]["per_seed"] if key in metrics else {}
 
@@ -158,8 +158,8 @@ def _answer_counts(metrics, names, metric="pass@"):
 
 
 def _with_largest_k(metrics, key):
-    """A key that ends with cons@K, with the largest K that its stage has. Any other key as it is.
-    """
+    """If a key ends with cons@K: the key with the largest K that was measured for its stage.
+    Otherwise the key as it is."""
     stage, _, name = str(key).rpartition(".")
     counts = _answer_counts(metrics, [stage], "cons@")
     return f"{stage}.cons@{counts[-1]}" if name == "cons@K" and counts else key
@@ -186,7 +186,7 @@ def claim_verdicts(metrics, section):
     for low, high, claim in CLAIMS.get(section, ()):
         low, high = _with_largest_k(metrics, low), _with_largest_k(metrics, high)
         keys = [side for side in (low, high) if isinstance(side, str)]
-        seeds = set.intersection(*(set(per_seed(metrics, key)) for key in keys))
+        seeds = set.intersection(*(set(cell_per_seed(metrics, key)) for key in keys))
         if not seeds:
             continue
         held = sum(_claim_holds(metrics, low, high, seed) for seed in seeds)
@@ -201,8 +201,8 @@ def claim_verdicts(metrics, section):
 
 def _claim_holds(metrics, low, high, seed):
     """Whether low < high on a seed. Each is a key or a limit, and a limit itself is allowed."""
-    low_value = per_seed(metrics, low)[seed] if isinstance(low, str) else low
-    high_value = per_seed(metrics, high)[seed] if isinstance(high, str) else high
+    low_value = cell_per_seed(metrics, low)[seed] if isinstance(low, str) else low
+    high_value = cell_per_seed(metrics, high)[seed] if isinstance(high, str) else high
     if isinstance(low, str) and isinstance(high, str):
         return low_value < high_value
     return low_value <= high_value
@@ -370,10 +370,10 @@ def bases_table(metrics):
     columns |= {f"checked.{level}": f"checked {level.removeprefix('level')}"
                 for level in levels}
     body = []
-    for seed in per_seed(metrics, "base.pass@1"):
+    for seed in cell_per_seed(metrics, "base.pass@1"):
         row = [seed]
         for name in columns:
-            values = per_seed(metrics, f"base.{name}")
+            values = cell_per_seed(metrics, f"base.{name}")
             row.append(f"{values[seed]:.2f}" if seed in values else "-")
         body.append(row)
     return table(("seed", *columns.values()), body)

@@ -3,8 +3,9 @@
     python workshop/check.py               checks all of them
     python workshop/check.py advantage     checks this one
 
-Your code runs in a process of its own. If it never ends, or ends Python, only that
-process is lost, and the next exercise gets a new one. judge.py says what is right.
+Your code runs in a separate process. If your code never ends, or if it ends Python,
+the checker goes on: it starts a new process for the next exercise. judge.py has the
+right functions and the usual mistakes.
 """
 import faulthandler
 import linecache
@@ -25,8 +26,9 @@ SPAWN = multiprocessing.get_context("spawn")  # the same on Linux, macOS and Win
 
 
 def work(sender, names, folder, seconds, last_words):
-    """The worker: sends True, then the verdict on each exercise. After `seconds` at one
-    exercise it ends, and leaves the lines that it was at in the file `last_words`."""
+    """What the worker does. It sends True, then the verdict on each exercise. If an
+    exercise takes longer than `seconds`, the worker writes the lines that it is at into the
+    file `last_words`, and ends."""
     from workshop import judge  # here, since only the worker needs torch
 
     sys.stdout = sys.stderr  # what a student prints stays apart from the verdicts
@@ -51,7 +53,7 @@ def start_worker(*arguments):
     try:
         receiver.recv()
     except EOFError:
-        raise UserError("the checker does not start; its own message stands above") from None
+        raise UserError("the checker does not start; the message above says why") from None
     return worker, receiver
 
 
@@ -77,7 +79,7 @@ def verdicts(names, folder, seconds):
 
 
 def why_it_ended(last_words, path, seconds, exit_code):
-    """A sentence about a student's file at which a worker ended."""
+    """Says why a worker ended while it checked a student's file."""
     as_written = str(path).encode("ascii", "backslashreplace").decode()  # by faulthandler
     number = re.search(f'File "{re.escape(as_written)}", line ([0-9]+)', last_words)
     where = ""

@@ -1,4 +1,4 @@
-"""What is right in the workshop's exercises, and which mistakes are usual. Used by check.py.
+"""The right functions of the workshop's exercises, and the usual mistakes. For check.py.
 
 A student's function is compared with r1mini's own on small cases. If it is wrong, it is
 also compared with usual mistakes, which are written down here as functions. If one of
@@ -85,7 +85,7 @@ KL = Exercise("kl_k3", grpo.kl_k3, [(NEW, REFERENCE)], {
     "computes k1, the plain difference of the log-probabilities. k1 can be below 0 at a token, "
     "k3 cannot":
         lambda new, ref: new - ref,
-    "computes k1 with the wrong sign. k3 has two terms more":
+    "computes k1 with the wrong sign. k3 has two more terms":
         lambda new, ref: ref - new,
     "computes k2, half the squared difference. It is close to k3 where the policies are close, "
     "but it is another estimate":
@@ -94,7 +94,7 @@ KL = Exercise("kl_k3", grpo.kl_k3, [(NEW, REFERENCE)], {
         lambda new, ref: grpo.kl_k3(ref, new),
     "lacks the -1. Where both agree (x = 1) the result should be 0":
         lambda new, ref: grpo.kl_k3(new, ref) + 1,
-    "takes log-probabilities for probabilities. x = exp(reference - new)":
+    "treats log-probabilities as probabilities. x = exp(reference - new)":
         lambda new, ref: ref / new - (ref / new).log() - 1,
     "adds log x. It should subtract it: x - log x - 1":
         lambda new, ref: (ref - new).exp() + (ref - new) - 1,
@@ -240,7 +240,8 @@ ABSORBED = Exercise("attend", attend_of_moe, [(*TENSORS, (D + R) ** -0.5)], {
 THOUGHT = "<think>25-7=18 check 18+7=25</think>"
 TEXTS = [  # a response to 25-7, the right answer, and the sentence if the reward is wrong
     (f"{THOUGHT}<answer>18</answer>", "18", "does not pay for a plain right answer"),
-    ("<answer>-5</answer>", "-5", "does not pay for a number below zero, or without thinking"),
+    ("<answer>-5</answer>", "-5",
+     "does not pay for a number below zero, or for an answer without thinking"),
     (f"{THOUGHT}the answer is <answer>18</answer>", "18",
      "does not pay when a short summary stands before the answer"),
     (f"{THOUGHT}<answer>17</answer>", "18", "pays for a wrong number"),
@@ -396,7 +397,7 @@ def load(path, name):
         raise UserError(f"{path}, line {error.lineno}: Python cannot read this line: "
                         f"{error.msg}") from None
     except ValueError:
-        raise UserError(f"{path}: this is no text in UTF-8; save it with this encoding") from None
+        raise UserError(f"{path}: this is not text in UTF-8; save it with this encoding") from None
     names = {"__name__": f"exercise_{path.stem}", "__file__": str(path)}
     try:
         exec(code, names)

@@ -55,8 +55,8 @@ def command(experiment):
 
 @contextlib.contextmanager
 def edited(edits):
-    """A context with the folder of the edited code: a copy, or this project if there
-    are no edits."""
+    """A context with a folder of code: an edited copy of this project, or the project
+    itself if there are no edits."""
     if not edits:
         yield ROOT
         return
@@ -93,8 +93,8 @@ def run(name, experiment, extra=()):
 
 
 def run_to_its_end(words, name):
-    """Runs a command. UserError if it fails. At Ctrl-C it waits until the command, which
-    gets Ctrl-C too, has saved its state."""
+    """Runs a command. UserError if it fails. The command gets Ctrl-C too. Then this function
+    waits until the command has saved its state."""
     process = subprocess.Popen(words, cwd=ROOT)
     try:
         process.wait()
@@ -103,10 +103,10 @@ def run_to_its_end(words, name):
             process.wait(GRACE)
         raise
     finally:
-        process.terminate()  # if only this process got Ctrl-C, or got it twice
+        process.terminate()  # needed if the command got no Ctrl-C, or this process got two
         process.wait()
     if process.returncode:
-        raise UserError(f"{name}: the run failed; its own message stands above")
+        raise UserError(f"{name}: the run failed; the message above says why")
 
 
 def core_seconds_of_children():
