@@ -300,7 +300,7 @@ def graph(micro, tmp_path, monkeypatch):
         monkeypatch.setattr(r1mini, name, spy)
 
     shutil.copytree(micro, tmp_path / "out")
-    remember("preference")
+    remember("preference_reward")
     remember("distillation_loss")
     monkeypatch.setattr(folder.Folder, "stage", stage)
     monkeypatch.setattr(r1mini, "collect", collect)
@@ -336,7 +336,7 @@ def test_stages_learn_from_the_papers_models(graph):
     assert equal_states(asked["dev3"][0], finished["dev2"]) and asked["dev3"][1] is r1mini.is_fit
     assert equal_states(asked["distill"][0], finished["r1"])
     assert asked["distill"][1] is r1mini.is_fit
-    [teacher], judges = asked["distillation_loss"], asked["preference"]
+    [teacher], judges = asked["distillation_loss"], asked["preference_reward"]
     assert equal_states(teacher, finished["r1"])
     assert equal_states(judges[0], finished["helpful"])
     assert equal_states(judges[1], finished["safe"])
