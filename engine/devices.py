@@ -16,6 +16,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -284,6 +285,7 @@ def _local_store(count, command):
                 env_of_child = os.environ | env | {"RANK": i, "LOCAL_RANK": i}
                 children.append(subprocess.Popen(command, env=env_of_child,
                                                  stdin=subprocess.PIPE))
+            _wait_for(children, folder)
             yield dist.FileStore(path, count)
     finally:
         for child in children:
@@ -293,11 +295,23 @@ def _local_store(count, command):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _wait_for(children, folder):
+    """Waits until each child has left its mark in the folder. UserError if one ends before: torch
+    would wait for it for half an hour."""
+    while len(list(folder.glob("joined-*"))) < len(children):
+        for child in children:
+            if child.poll() is not None:
+                raise UserError("another process of this run ended at its start, with exit code "
+                                f"{child.returncode}: give --processes 1, which needs no other")
+        time.sleep(0.02)
+
+
 def _store_of_environment(timeout):
     """(store, rank, number of processes) of a process that torchrun or _local_store() started."""
     env = os.environ
     if STORE in env:
         _end_with_parent()
+        Path(env[STORE]).with_name(f"joined-{env['RANK']}").touch()
         count = int(env["WORLD_SIZE"])
         return dist.FileStore(env[STORE], count), int(env["RANK"]), count
     # torchrun says in the environment where the others are.

@@ -1,5 +1,5 @@
-"""Does R1-Zero fit into one file? workshop/zero.py: a base that mostly guesses, then RL from right
-answers alone.
+"""Does R1-Zero fit into one file? workshop/zero.py: a base that mostly guesses, then RL from a
+reward for the result and the form.
 
     python r1mini.py study zero_one_file
 
@@ -45,7 +45,8 @@ def page(rows, notes):
     ratio = rows["one.length_ratio"]["mean"]
     worst = min(rows["one.zero.pass@1"]["per_seed"].values())
     return [*table(["", "mean ± std"], [[text, cell(rows, key)] for key, text in ROWS.items()]), "",
-            f"The reward is for right results alone. The model goes from {base:.1%} to {zero:.1%} "
-            f"(the worst seed: {worst:.1%}), and its answers become {ratio:.1f} times as long.", "",
+            f"A right result earns 1 and the form 0.1; length and steps earn nothing. The model "
+            f"goes from {base:.1%} to {zero:.1%} (the worst seed: {worst:.1%}), and its answers "
+            f"become {ratio:.1f} times as long.", "",
             "The paper, R1-Zero on AIME 2024: 15.6% to 71.0% (R1 v1, Table 2 and Figure 2), and "
             "answers that grow from hundreds to thousands of tokens (Figure 3)."]

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from engine import checkpoint, devices, folder
+from engine.errors import UserError
 from tests.helpers import FEW, ROOT, same_weights
 from tools import cli
 
@@ -94,6 +95,14 @@ def listening(pids):
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
                 addresses.append(fields[1].partition(":")[0])
     return addresses
+
+
+def test_local_process_that_ends_at_its_start_is_noticed():
+    """If another process ends before it joins, one line says so at once, and nobody waits."""
+    command = [sys.executable, "-c", "raise SystemExit(7)"]
+    with pytest.raises(UserError, match="exit code 7"):
+        with devices.processes(torch.device("cpu"), 2, command):
+            pass
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are listed in /proc")

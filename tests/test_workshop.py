@@ -274,7 +274,7 @@ def test_workshop_check_accepts_an_epsilon(epsilon):
 
     for function in (beside, under_the_root):
         assert ("as TRL does" in accept("advantage", function)) == (epsilon == 1e-4)
-    assert "standard deviation with G." in fault_of("advantage", lambda r: beside(r, False))
+    assert "by G inside the standard deviation" in fault_of("advantage", lambda r: beside(r, False))
 
 
 def by_hand_advantages(rewards):

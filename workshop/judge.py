@@ -58,8 +58,8 @@ def without_mean(rewards):
 
 
 ADVANTAGE = Exercise("advantages", grpo.advantages, [(REWARDS,), (ONE_GROUP_EQUAL,)], {
-    "divides by the standard deviation with G. The paper does not say which one it takes. Here it "
-    "is the one with G - 1, which torch's std() computes unless told otherwise":
+    "divides by G inside the standard deviation. The paper does not say which divisor it takes. "
+    "Here it is G - 1, which torch's std() uses by default":
         lambda r: centred(r) / r.std(1, unbiased=False, keepdim=True).clamp(min=1e-6),
     "does not divide by the standard deviation of the group": centred,
     "divides by the variance. The standard deviation is its square root":
