@@ -26,8 +26,8 @@ What differs from the report:
   takes K_r divided by the number of groups a token may use: 8/4 = 2 in V3.
 - MTP reads the hidden state after the final norm, and has a norm of its own before the
   shared head, as in the released weights.
-- Questions are given and not predicted, and documents are padded. V3 packs documents and
-  predicts every token.
+- Questions are given and not predicted; V3 predicts every token. Documents are packed
+  into rows as in V3, but do not see each other.
 - There is no YaRN, no FP8 and no pipeline.
 
 How several GPUs share the model is not in this file: engine/devices.py does it from outside,
@@ -47,7 +47,7 @@ from engine import kernels
 class Config:
     """The sizes of a model. Names are those of DeepSeek's inference code; comments give
     the paper's symbols."""
-    vocab_size: int = 521
+    vocab_size: int = 619
     n_outputs: int = 0             # outputs of the head; 0: vocab_size, 1: a reward model
     dim: int = 64                  # d, width of the residual stream
     inter_dim: int = 192           # hidden width of a dense feed-forward
@@ -163,6 +163,13 @@ def causal_mask(score):
     return score.new_full((T, T), -math.inf).triu(1)
 
 
+def document_mask(document):
+    """What the tokens of packed rows see: their own document, up to themselves. A mask
+    (B, 1, T, T) of 0 and -inf. document (B, T) numbers the documents of a row."""
+    same = document.unsqueeze(1) == document.unsqueeze(2)    # (B, T, T)
+    return torch.where(same.tril().unsqueeze(1), 0.0, -math.inf)
+
+
 LONG_PROMPT = 128  # tokens; the form for training is faster above it
 
 
@@ -235,10 +242,10 @@ class MLA(nn.Module):
         q_nope, q_rope, k_nope, k_rope, v = (                             # (B, H, T, .)
             x.transpose(1, 2) for x in (q_nope, q_rope, k_nope, k_rope, v))
 
-        if mask is None and kernels.fused_attention_is_slow(q_nope):
+        if kernels.fused_attention_is_slow(q_nope):
             score = q_nope * self.scale @ k_nope.mT                       # the content
             score = score + q_rope * self.scale @ k_rope.mT               # plus the position
-            score = score + causal_mask(score)
+            score = score + (causal_mask(score) if mask is None else mask)
             o = score.softmax(-1) @ v                                     # eq 10
         else:  # the same in one kernel, whose default scale is self.scale
             q = torch.cat((q_nope, q_rope), -1)                           # eq 9
@@ -512,7 +519,7 @@ class Transformer(nn.Module):
         """The device of the weights."""
         return self.rotations.device
 
-    def forward(self, tokens, real=None, cache=None, logits_at=None):
+    def forward(self, tokens, real=None, cache=None, logits_at=None, document=None):
         """tokens (B, T) -> Output.
 
         real (B, T) is False at padding. Without a cache, padding is on the right, where
@@ -520,11 +527,15 @@ class Transformer(nn.Module):
         extended in place, and padding may be anywhere.
 
         logits_at (B, T) is True where logits are wanted; without it, everywhere.
+
+        document (B, T) numbers the documents that a row is packed of; none sees another.
+        Without it, a row is one document.
         """
         T, mask = tokens.size(1), None
         if cache is None:
             real = torch.ones_like(tokens).bool() if real is None else real
             position = torch.arange(T, device=tokens.device)                    # (T,)
+            mask = None if document is None else document_mask(document)
         else:
             cache.length += T
             new_columns = slice(cache.length - T, cache.length)
@@ -548,16 +559,18 @@ class Transformer(nn.Module):
         return torch.autocast(self.device.type, self.compute_dtype,
                               enabled=self.compute_dtype != torch.float32)
 
-    def predict_after_next(self, tokens, real, hidden, logits_at):
+    def predict_after_next(self, tokens, document, hidden, logits_at):
         """MTP's Output for the token after the next.
 
-        tokens and real (B, T), hidden (B, T, C) of forward(), logits_at (B, T-1).
+        tokens and document (B, T), hidden (B, T, C) of forward(), logits_at (B, T-1).
         """
+        mask = document_mask(document[:, :-1])
         with self.precision():
             next_embedding = self.embed(tokens[:, 1:])
             rotation = self.rotations[:tokens.size(1) - 1]
-            next_is_real = real[:, 1:]
-            h, loss = self.mtp(hidden[:, :-1], next_embedding, rotation, next_is_real)
+            next_is_real = document[:, 1:] > 0
+            h, loss = self.mtp(hidden[:, :-1], next_embedding, rotation, next_is_real,
+                               mask=mask)
         return Output(self.head(h[logits_at]), h, loss)                        # eq 23
 
 
@@ -565,13 +578,15 @@ class Transformer(nn.Module):
 # Training
 
 
-def supervised_loss(model, tokens, real, token_weight, total_weight, n_sequences):
+def supervised_loss(model, tokens, document, token_weight, total_weight, n_rows):
     """V3's training loss: next token, MTP and balance. Returns (loss, info).
 
-    tokens (B, T). real (B, T) is False at padding. token_weight (B, T) says how much the
-    prediction of each token counts. total_weight is the sum of all weights in the global
-    batch, and n_sequences is its number of sequences. Since both are of the global batch,
-    the gradient does not depend on how the batch is cut into passes.
+    tokens (B, T). document (B, T) numbers the documents of a row from 1, and is 0 at
+    padding. token_weight (B, T) says how much the prediction of each token counts. It is
+    0 for the first two tokens of a document, which the document before would predict.
+    total_weight is the sum of all weights in the global batch, and n_rows is its number
+    of rows. Since both are of the global batch, the gradient does not depend on how the
+    batch is cut into passes.
     """
     def prediction_loss(hidden, shift):
         """Each position i predicts token i + shift. Returns the weighted mean of -log
@@ -584,18 +599,18 @@ def supervised_loss(model, tokens, real, token_weight, total_weight, n_sequences
 
     # With an all-False mask the model computes no logits: cross_entropy_sum does that in
     # parts, to save memory.
-    nowhere = torch.zeros_like(real)
-    output = model(tokens, real, logits_at=nowhere)
+    nowhere = torch.zeros_like(tokens, dtype=torch.bool)
+    output = model(tokens, document > 0, logits_at=nowhere, document=document)
     main_loss = prediction_loss(output.hidden, shift=1)
     loss, balance_loss = main_loss, output.balance_loss
     if model.mtp is not None and model.config.mtp_weight:
-        second = model.predict_after_next(tokens, real, output.hidden, nowhere[:, 1:])
+        second = model.predict_after_next(tokens, document, output.hidden, nowhere[:, 1:])
         # eq 24, which divides by the same number as the main loss, though it has fewer
         # terms.
         mtp_loss = prediction_loss(second.hidden, shift=2)
         loss = loss + model.config.mtp_weight * mtp_loss                       # eq 25, D = 1
         balance_loss = balance_loss + second.balance_loss
-    return loss + balance_loss / n_sequences, {"loss": main_loss.detach()}
+    return loss + balance_loss / n_rows, {"loss": main_loss.detach()}
 
 
 @torch.no_grad()

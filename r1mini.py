@@ -193,9 +193,8 @@ ABLATIONS = {"distill_logits", "student_rl_no_format"}
 def next_token_loss(model, examples, step_examples):
     """DeepSeek-V3's loss on documents: next token, MTP and balance of the experts. The
     log has the next token's part alone."""
-    tokens, real, weight = batch_of(model, examples)
-    loss, info = supervised_loss(model, tokens, real, weight, count_targets(step_examples),
-                                 len(step_examples))
+    loss, info = supervised_loss(model, *batch_of(model, examples),
+                                 count_targets(step_examples), len(step_examples))
     return loss, info["loss"]
 
 
@@ -203,12 +202,13 @@ def distillation_loss(teacher, temperature=1.0):
     """Hinton's distillation: forward KL(teacher || student), times temperature squared.
     R1 itself distils by SFT only."""
     def loss(model, examples, step_examples):
-        tokens, real, weight = batch_of(model, examples)
+        tokens, document, weight = batch_of(model, examples)
         predicting = F.pad(weight[:, 1:] > 0, (0, 1))  # the logits at t predict token t + 1
+        inputs = {"tokens": tokens, "real": document > 0, "document": document,
+                  "logits_at": predicting}
         with torch.no_grad():
-            logits = teacher(tokens, real, logits_at=predicting).logits
-            teacher_logp = (logits / temperature).log_softmax(-1)
-        logits = model(tokens, real, logits_at=predicting).logits
+            teacher_logp = (teacher(**inputs).logits / temperature).log_softmax(-1)
+        logits = model(**inputs).logits
         student_logp = (logits / temperature).log_softmax(-1)
         kl = F.kl_div(student_logp, teacher_logp, reduction="sum", log_target=True)
         kl = kl * temperature ** 2 / count_targets(step_examples)
@@ -251,6 +251,8 @@ def train(model, s, draw, seed, state=None, loss=next_token_loss):
         # Every process draws all examples, and trains on its share of the passes.
         rng = random.Random(f"{seed}/train/{step}")
         examples = [draw(rng) for _ in range(s.documents)]
+        if isinstance(examples[0], tasks.Document):
+            examples = pack(examples, s.row_tokens)
         lengths = [len(example.tokens) for example in examples]
         total_loss = torch.zeros((), dtype=torch.float64)
         for rows in micro_batches(lengths, range(len(examples)), s.micro_tokens):
@@ -265,11 +267,39 @@ def train(model, s, draw, seed, state=None, loss=next_token_loss):
                                "optimizers": [o.state_dict() for o in optimizers]}
 
 
-def batch_of(model, documents):
-    """tokens, real and weight (B, T) of documents, on the model's device."""
-    tokens = pad_right([d.tokens for d in documents], tasks.PAD_ID, model.device)
-    weight = pad_right([d.weight for d in documents], 0, model.device).float()
-    return tokens, tokens != tasks.PAD_ID, weight
+def pack(documents, row_tokens):
+    """Rows of documents, each of at most row_tokens tokens; a longer document has a row
+    of its own. The longest document comes first, and each goes into the first row that
+    has room for it."""
+    rows = []
+    for document in sorted(documents, key=lambda d: len(d.tokens), reverse=True):
+        room = row_tokens - len(document.tokens)
+        row = next((row for row in rows if len(row.tokens) <= room), None)
+        if row is None:
+            row = Row([], [], [])
+            rows.append(row)
+        number = row.document[-1] + 1 if row.document else 1
+        row.tokens += document.tokens
+        row.weight += document.weight
+        row.document += [number] * len(document.tokens)
+    return rows
+
+
+@dataclass
+class Row:
+    """Documents one after the other."""
+    tokens: list[int]    # ids
+    weight: list[int]    # of each token in the loss, as in tasks.Document
+    document: list[int]  # which of the documents each token is in, from 1
+
+
+def batch_of(model, rows):
+    """tokens, document and weight (B, T) of rows, on the model's device. document is 0
+    at padding."""
+    tokens = pad_right([row.tokens for row in rows], tasks.PAD_ID, model.device)
+    document = pad_right([row.document for row in rows], 0, model.device)
+    weight = pad_right([row.weight for row in rows], 0, model.device).float()
+    return tokens, document, weight
 
 
 def count_targets(documents):
@@ -528,7 +558,8 @@ class Train:
     muon_lr: float = 1e-2          # of Muon: all other matrices; 0: AdamW updates them
     warmup: int = 20               # steps in which the learning rates rise from 0
     decay: float = 0.4             # last share of the steps, in which they fall to 0
-    micro_tokens: int = 1000       # tokens in one pass; changes memory and speed only
+    row_tokens: int = 128          # of the rows that documents are packed into
+    micro_tokens: int = 2048       # tokens in one pass; changes memory and speed only
     dev_every: int = 250           # steps between evaluations on dev
 
 

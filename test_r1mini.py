@@ -281,8 +281,7 @@ def test_supervised_loss_equals_a_loop():
         row = row[None, :length]
         everywhere = torch.ones(1, length - 1, dtype=torch.bool)
         first = model(row)
-        second = model.predict_after_next(row, everywhere.new_ones(1, length), first.hidden,
-                                          everywhere)
+        second = model.predict_after_next(row, torch.ones_like(row), first.hidden, everywhere)
         for i in range(length - 1):
             nll -= w[i + 1] * first.logits[0, i].log_softmax(-1)[row[0, i + 1]]
         for i in range(length - 2):
@@ -300,6 +299,31 @@ def test_supervised_loss_of_a_row_of_one_token_is_zero():
     real[-1, 0] = True  # two more rows: one is all padding, one has a single token
     got = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
     torch.testing.assert_close(got, want)
+
+
+def test_supervised_loss_of_packed_rows():
+    """Six documents in two rows have the loss and the gradient of six rows: no document sees
+    another, and none predicts another's tokens."""
+    model, (tokens, real, weight) = make(balance_alpha=0.0).train(), make_batch()
+    weight[:, :2] = 0  # as documents begin
+
+    def packed(x, rows):
+        return torch.cat([x[i][real[i]] for i in rows])
+
+    def pair(x, *parts):
+        return torch.nn.utils.rnn.pad_sequence([packed(x, rows) for rows in parts], True)
+
+    number = torch.arange(1, 7)[:, None].expand_as(tokens)
+    rows = (0, 4, 2), (5, 1, 3)
+    total = weight.sum()
+    want = moe.supervised_loss(model, tokens, real, weight, total, 6)[0]
+    want_gradient = torch.autograd.grad(want, list(model.parameters()))
+    got = moe.supervised_loss(model, pair(tokens, *rows), pair(number, *rows),
+                              pair(weight, *rows), total, 2)[0]
+    got_gradient = torch.autograd.grad(got, list(model.parameters()))
+    torch.testing.assert_close(got, want)
+    for x, y in zip(got_gradient, want_gradient):
+        torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
@@ -535,7 +559,7 @@ def test_improve_gradient_does_not_depend_on_micro_batches(monkeypatch):
     gradients = []
     for limit in (1, 10_000):
         twin = copy.deepcopy(model).train()
-        monkeypatch.setattr(grpo, "optimizer_update", lambda m, *_: gradients.append(
+        monkeypatch.setattr(grpo, "optimizer_update", lambda m, *_, **__: gradients.append(
             {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None})
             or {"grad_norm": 0, "expert_load": 0, "loads": [], "skipped": 0})
         grpo.improve(twin, model, [], rollout, dataclasses.replace(s, micro_tokens=limit),
@@ -565,21 +589,25 @@ def test_improve_counts_each_minibatch_in_the_denominators(monkeypatch):
         assert {batch for batch, _ in half} == {grpo.Batch(8, sum(tokens for _, tokens in half))}
 
 
-@pytest.mark.parametrize("n_live, updates", [(1, 4), (2, 8), (4, 16), (0, 16)])
+@pytest.mark.parametrize("n_live, updates", [(1, 4), (2, 8), (4, 16), (0, 0)])
 def test_improve_makes_no_empty_minibatch(n_live, updates):
     """DAPO keeps the live groups of 8 and 4 answers to each. With 16 minibatches, fewer rows make
-    fewer updates, each on at least one row. Without live groups the first 4 groups are taken."""
+    fewer updates, each on at least one row. Without live groups nothing moves, not even by the KL
+    term or the routing bias."""
     torch.manual_seed(0)
-    s = small_rl(minibatches=16, oversample=2, objective="dapo", beta=0.0)
-    model = moe.Transformer(MICRO)
+    s = small_rl(minibatches=16, oversample=2, objective="dapo", beta=0.5)
+    model, reference = moe.Transformer(MICRO), moe.Transformer(MICRO)
+    before = copy.deepcopy(model.state_dict())
     rollout = grpo.make_rollout(model, make_task(lambda t, p: 1.0), s, random.Random(0))
     for group in range(n_live):
         rollout.rewards[group, 0] = 0.0
     rollout = dataclasses.replace(rollout, advantages=grpo.advantages(rollout.rewards))
     optimizers = optim.make_optimizers(model, 1e-3)
-    grpo.improve(model, model, optimizers, rollout, s, random.Random(0), 0)
-    steps = {int(state["step"]) for state in optimizers[0].state.values()}
-    assert max(steps) == updates
+    grpo.improve(model, reference, optimizers, rollout, s, random.Random(0), 0)
+    steps = [int(state["step"]) for state in optimizers[0].state.values()]
+    assert max(steps, default=0) == updates
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before) == (updates == 0)
 
 
 def test_improve_counts_dead_groups_and_does_not_learn_from_them(monkeypatch):
@@ -1440,13 +1468,13 @@ DENSE = {"vocab_size": tasks.VOCAB_SIZE, "n_dense_layers": 3, "n_mtp_layers": 0}
 
 
 def random_documents(n=5):
-    """Short random documents, some of whose tokens are targets."""
+    """Short random documents, some of whose tokens are targets, each in a row of its own."""
     rng, out = random.Random(0), []
     for _ in range(n):
         size = rng.randint(3, 12)
         weight = [0, 1, *(rng.randint(0, 1) for _ in range(size - 2))]
         out.append(tasks.Document([rng.randrange(256) for _ in range(size)], weight, ""))
-    return out
+    return r1mini.pack(out, 1)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -1537,6 +1565,33 @@ def test_train_step_does_not_depend_on_micro_batches(monkeypatch, name):
     for others in gradients[1:]:
         for gradient, other in zip(gradients[0], others):
             assert torch.allclose(gradient, other, rtol=1e-3, atol=1e-6)
+
+
+def test_pack_keeps_every_document_and_fills_rows():
+    """No token is lost or mixed up; only a document longer than a row makes a longer row; rows of
+    the corpus are at least 90% full."""
+    rng = random.Random(0)
+    documents = [corpus_document(rng) for _ in range(80)]
+    rows = r1mini.pack(documents, 128)
+    found = []
+    for row in rows:
+        assert len(row.tokens) == len(row.weight) == len(row.document)
+        assert len(row.tokens) <= 128 or max(row.document) == 1
+        for number in range(1, max(row.document) + 1):
+            places = [i for i, x in enumerate(row.document) if x == number]
+            assert places == list(range(places[0], places[-1] + 1))
+            part = slice(places[0], places[-1] + 1)
+            found.append((row.tokens[part], row.weight[part]))
+    assert sorted(found) == sorted((d.tokens, d.weight) for d in documents)
+    assert sum(len(row.tokens) for row in rows) > 0.9 * 128 * len(rows)
+
+
+def test_documents_begin_with_two_given_tokens():
+    """So no token of a packed row is predicted from the document before it."""
+    rng = random.Random(0)
+    assert all(corpus_document(rng).weight[:2] == [0, 0] for _ in range(2000))
+    empty = tasks.Problem("", "", "en")
+    assert tasks.dialogue(empty, "").weight[:2] == [0, 0]
 
 
 def test_train_learns():
@@ -1722,9 +1777,10 @@ def test_collect_keeps_each_fit_answer_once(monkeypatch, tmp_path):
     """Right and readable answers go once each to a file in chat format, also after a kill, and the
     finished file is read and not written again."""
     texts = ["<think>1+2=3 then 3+4=7</think><answer>{}</answer>", "<answer>{}</answer>",
-             "<think>1+2=3</think><answer>{}1</answer>", "<think>1+2=3</think><answer>{}</answer>",
-             "<think>1+2=3</think><answer>{}</answer>",
-             "<think>1+2=3正确</think><answer>{}</answer>"]
+             "<think>1+2=3 ok </think><answer>{}1</answer>",
+             "<think>1+2=3 ok </think><answer>{}</answer>",
+             "<think>1+2=3 ok </think><answer>{}</answer>",
+             "<think>1+2=3正确</think><answer>{}</answer>", "<think>1+2=3</think><answer>{}</answer>"]
 
     def kill(path, target):
         if target.name == "dev3.jsonl":
@@ -1742,7 +1798,7 @@ def test_collect_keeps_each_fit_answer_once(monkeypatch, tmp_path):
     monkeypatch.setattr(r1mini, "jsonl_dialogue", None)
     assert r1mini.collect(SimpleNamespace(run=nano_run(), path=tmp_path), "dev3", None, 1, None)
     [record] = [r for r in folder.read_log(tmp_path) if r["kind"] == "collected"]
-    assert (record["stage"], record["kept"], record["of"]) == ("dev3", 2, 6)
+    assert (record["stage"], record["kept"], record["of"]) == ("dev3", 2, 7)
     assert record["tokens"] == sum(
         len(tasks.encode_response(text.format(problem.answer))) for text in texts)
 
