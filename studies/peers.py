@@ -604,8 +604,8 @@ def main(options):
     for name in ("transformers", "trl", "py.warnings"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with devices.processes(options.device, options.processes, options.itself) as device:
-        announce(f"{', '.join(parts)}; nano takes ten minutes on two idle cores, with --from half "
-                 "an hour")
+        announce(f"{', '.join(parts)} (nano takes ten minutes on two idle cores, and with --from "
+                 "35)")
         if not options.part and not options.start and devices.is_main():
             print("Sampling, GRPO steps and RL of Zero's own work need a trained model: add --from "
                   "runs/nano/zero.pt", file=sys.stderr)

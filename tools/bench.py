@@ -358,8 +358,7 @@ def console_text(numbers):
         if isinstance(value, str):
             lines.append(f"{key:28} {value}")
         else:
-            digits = 3 if value < 100 else 0
-            lines.append(f"{key:28} {value:,.{digits}f} {_unit_of(key)}")
+            lines.append(f"{key:28} {_digits_of(value)} {_unit_of(key)}")
     if "decode.long" in numbers:
         lines.append(_long_sentence(numbers))
     gain = numbers.get("gemm.bfloat16", 0.0) / numbers.get("gemm", 1.0)
@@ -367,6 +366,15 @@ def console_text(numbers):
         lines.append(f"Large products are {gain:.1f} times as fast in bfloat16 here. On a CPU "
                      "--dtype bfloat16 pays where the same shapes come again: docs/speed.md.")
     return "\n".join(lines)
+
+
+def _digits_of(value):
+    """A number as it is printed."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if 0 < value < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:,.3f}" if value < 100 else f"{value:,.0f}"
 
 
 def _long_sentence(numbers):
