@@ -158,27 +158,27 @@ def bench_document_step(model, run):
     return step, tokens_of_step
 
 
-def bench_prompts(config, n, length):
+def _bench_prompts(config, n, length):
     """n prompts of random tokens."""
     return torch.randint(config.vocab_size, (n, length)).tolist()
 
 
 def _prefill(model, n=PREFILL_PROMPTS, length=PREFILL_LENGTH):
     """Reads n prompts and writes one token to each."""
-    prompts = bench_prompts(model.config, n, length)
+    prompts = _bench_prompts(model.config, n, length)
     return lambda: sampling.generate(model, prompts, 1, -1, 0)
 
 
 def decode(model, n=PROMPTS, length=PROMPT, new=NEW):
     """Writes `new` tokens to each of n prompts. No token ends an answer."""
-    prompts = bench_prompts(model.config, n, length)
+    prompts = _bench_prompts(model.config, n, length)
     return lambda: sampling.generate(model, prompts, new, -1, 0)
 
 
 def decoding_rate(model, context, n, new=LONG_NEW):
     """Tokens per second of n answers of `new` tokens to prompts of `context` tokens. The clock
     starts at the first token, so reading the prompts does not count."""
-    times, prompts = [], bench_prompts(model.config, n, context)
+    times, prompts = [], _bench_prompts(model.config, n, context)
     sampling.generate(model, prompts, new + 1, -1, 0,
                       watch=lambda _: times.append(time.perf_counter()))
     return new * n / (times[-1] - times[0])
@@ -192,7 +192,7 @@ def _long_decoding(config, device, dtype):
     return lambda: rates.append(decoding_rate(model, LONG, LONG_PROMPTS)), rates
 
 
-def decoding_operations(config, context):
+def _decoding_operations(config, context):
     """Operations in matrix products for a new token behind `context` tokens: two for each active
     weight, and two for each number of the cache that a head multiplies. Attention is in the
     absorbed form: a score takes the whole row of the cache, its output the latent alone."""
@@ -201,7 +201,7 @@ def decoding_operations(config, context):
     return 2 * (in_products(config, mtp=False) + in_attention)
 
 
-def decoding_bytes(config, context, prompts, processes, cache_bytes):
+def _decoding_bytes(config, context, prompts, processes, cache_bytes):
     """Bytes that a new token reads at least: the cache of `context` tokens, of cache_bytes each,
     and its part of the weights (float32), which each process reads once for its prompts."""
     parameters, _ = count_parameters(config)
@@ -226,8 +226,8 @@ class Work:
 
 def bench_equal_works(config, questions=QUESTIONS):
     """(Work to sample, Work of a GRPO step): random tokens and answers of one length."""
-    to_sample = Work(bench_prompts(config, PROMPTS, PROMPT), NEW)
-    to_learn = Work(repeat_for_answers(bench_prompts(config, questions, PROMPT), GROUP), ANSWER)
+    to_sample = Work(_bench_prompts(config, PROMPTS, PROMPT), NEW)
+    to_learn = Work(repeat_for_answers(_bench_prompts(config, questions, PROMPT), GROUP), ANSWER)
     return to_sample, to_learn
 
 
@@ -334,13 +334,13 @@ def measure_ours(run, device, dtype):
     numbers["copy"] = processes * 2 * source.nbytes / 1e9 / taken["copy"]
     numbers["cache.heads"] = bytes_per_number * heads
     # On average half of the new tokens are in the cache.
-    bytes_read = decoding_bytes(config, PROMPT + NEW / 2, PROMPTS, processes,
+    bytes_read = _decoding_bytes(config, PROMPT + NEW / 2, PROMPTS, processes,
                                 numbers["cache.latent"])
     numbers["decode.bandwidth_share"] = numbers["decode"] * bytes_read / 1e9 / numbers["copy"]
 
     context, long_rate = LONG + LONG_NEW / 2, median(long_rates[1:])
-    operations = decoding_operations(config, context)
-    bytes_read = decoding_bytes(config, context, LONG_PROMPTS, processes, numbers["cache.latent"])
+    operations = _decoding_operations(config, context)
+    bytes_read = _decoding_bytes(config, context, LONG_PROMPTS, processes, numbers["cache.latent"])
     numbers |= {
         "decode.long": long_rate,
         "decode.long.operations": operations,
