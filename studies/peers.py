@@ -1,21 +1,25 @@
 """How fast is r1mini beside what others would use: transformers and TRL?
 
 The papers give no number for this. The yardsticks are transformers (training and
-sampling) and TRL (a GRPO step), as their users run them on the same machine.
+sampling) and TRL (RL), as their users run them on the same machine.
 
-    python r1mini.py bench --against                 training, sampling and a GRPO step
-    python r1mini.py bench --against --from CKPT     sampling and a step as in its RL
+    python r1mini.py bench --against                     what needs no trained model
+    python r1mini.py bench --against --from CKPT         everything
+    python r1mini.py bench --against --part documents    one part of it
 
---against measures train, sample.even and step.even with random weights. The sizes are
-those of train, decode and step in tools/bench.py, and all answers have the same length.
+CKPT is zero.pt of a finished run, such as runs/nano/zero.pt; base.pt has to be beside it.
+The parts, of which the first three are real work:
 
---from CKPT measures sample and step with the weights of a checkpoint: 24 train
-questions, 16 answers to each at temperature 1, at most as long as Zero's. Answers end
-by themselves, so their lengths differ, and what a program does about that counts. Ours
-lets finished rows go, learns from rows of similar length in passes of Zero's size, and
-reads a prompt once for all its answers. Theirs writes until the longest answer ends,
-pads all answers to its length, and TRL reads a prompt once for each answer. Rewards are
-random on both sides. Otherwise there would be dead groups, which ours leaves out.
+    documents   training on the base's own documents, 80 in a step. Ours packs them into
+                rows of 128 tokens, as in the main command. Theirs once gets the very same
+                rows (documents.same_rows), and once is padded as a Trainer pads: sorted
+                by length, in passes of 16 (documents)
+    zero        sampling and a GRPO step of Zero's own work, with CKPT's weights: 24 train
+                questions, 16 answers to each at temperature 1. Answers end by themselves
+    rl          RL to 85% on dev from base.pt: race.py
+    shape       work of one shape, which the main command does not do: train, sample.even
+                and step.even with random weights, all answers of one length. The sizes
+                are those of train, decode and step in tools/bench.py
 
 How it is measured:
 
@@ -23,21 +27,31 @@ How it is measured:
   counts all processes (--processes) together.
 - The two sides take turns (A B A B), so a slow minute of the machine affects both. A
   ratio is the median of the ratios of the rounds; .least and .most are the extremes.
-- Each side runs in the dtype that was fastest in a trial, and theirs with the number of
-  threads that was. The ratios in float32 stand beside.
-- Ours shares a step between processes, in passes of 4,096 tokens. Theirs is one
-  process, as its users start it, and takes its batch (TRL a minibatch) in one pass.
-  Smaller passes were not tried.
+- Documents: both sides train in float32 with AdamW, and without MTP, which transformers
+  does not train. The main command uses MTP, and Muon for the matrices. Both get the same
+  documents in each round, and start from the same weights. Tokens are those of the
+  documents, without padding. Packing, sorting and padding count; to draw the documents
+  does not. On the same rows the losses agree: documents.same_rows.loss_difference. Ours
+  also computes the balance loss and moves the routing bias.
+- In the other parts each side runs in the dtype that was fastest in a trial. The ratios
+  in float32 stand beside. Theirs runs with the number of threads that was fastest.
+- Ours shares a step between processes, and cuts it into passes: of base's and Zero's size
+  in real work, of 4,096 tokens in work of one shape. Theirs is one process, as its users
+  start it, and takes its batch (TRL a minibatch) in one pass.
+- In Zero's work ours lets finished rows go, learns from rows of similar length and reads
+  a prompt once for all its answers. Theirs writes until the longest answer ends, pads all
+  answers to its length, and TRL reads a prompt once for each answer. Rewards are random
+  on both sides. Otherwise there would be dead groups, which ours leaves out.
 - Theirs samples by its own generate, not by vLLM.
 - TRL computes old log-probabilities in an extra forward pass; ours keeps the sampler's.
-- transformers' DeepseekV3 has no multi-token prediction in training, so ours has none
-  either.
 """
 import dataclasses
 import importlib.util
+import itertools
 import json
 import logging
 import random
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -46,10 +60,20 @@ from types import SimpleNamespace
 
 import torch
 
+import moe
+import r1mini
 import tasks
-from engine import devices, sampling
+from engine import checkpoint, devices, sampling
 from engine.errors import UserError
-from tools import bench, export
+from studies.race import (
+    check_race,
+    rl_to_85,
+    their_model,
+    trl_settings,
+    with_threads,
+    word_tokenizer,
+)
+from tools import bench
 from tools.bench import (
     GROUP,
     LENGTH,
@@ -74,20 +98,15 @@ from tools.settings import resolve_settings
 from tools.study import measure_once
 from tools.tables import table
 
-REAL_ROUNDS = 5  # with a checkpoint: its rollouts take longer
+PARTS = ("documents", "zero", "rl", "shape")
+WITH_CHECKPOINT = ("zero", "rl")  # the parts that need --from
+REAL_ROUNDS = 5  # of Zero's work: its rollouts take longer
+THEIR_ROWS = 16  # rows of a pass of theirs, in training on documents
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 # ------------------------------------------------------------------------------
 # Theirs
-
-
-def _their_model(config, device, weights=None):
-    """transformers' DeepseekV3ForCausalLM with the sizes and weights of bench_model()."""
-    from transformers import DeepseekV3ForCausalLM
-    with tempfile.TemporaryDirectory() as path:
-        export.write_hf_folder(f"{path}/model", bench_model(config, "cpu", torch.float32, weights))
-        return DeepseekV3ForCausalLM.from_pretrained(f"{path}/model").to(device)
 
 
 def _their_train_step(model, dtype, rows=ROWS, length=LENGTH):
@@ -103,6 +122,44 @@ def _their_train_step(model, dtype, rows=ROWS, length=LENGTH):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+    return step
+
+
+def _their_passes(model, documents, row_tokens=0):
+    """The passes of a step on documents, as lists of a model's arguments: padded as a
+    Trainer pads. With row_tokens, the documents are packed into the rows that ours
+    trains on."""
+    if row_tokens:
+        rows = r1mini.pack(documents, row_tokens)
+    else:
+        rows = [r1mini.Row(d.tokens, d.weight, [1] * len(d.tokens)) for d in documents]
+    rows = sorted(rows, key=lambda row: len(row.tokens))
+    passes = []
+    for i in range(0, len(rows), THEIR_ROWS):
+        tokens, document, weight = r1mini.batch_of(model, rows[i:i + THEIR_ROWS])
+        # transformers takes a mask of four dimensions as it is.
+        mask = moe.document_mask(document) if row_tokens else (document > 0).long()
+        passes.append({"input_ids": tokens, "attention_mask": mask,
+                       "labels": tokens.masked_fill(weight == 0, -100),
+                       "num_items_in_batch": r1mini.count_targets(documents)})
+    return passes
+
+
+def _their_document_step(model, steps, s, row_tokens=0):
+    """A function that makes one update on the documents of the next step, as users of
+    transformers write it, and returns their number of tokens. s: of the base."""
+    optimizer = torch.optim.AdamW(model.train().parameters(), s.lr, betas=(0.9, 0.95),
+                                  weight_decay=0.0, fused=True)
+    next_documents = itertools.cycle(steps)
+
+    def step():
+        documents = next(next_documents)
+        for arguments in _their_passes(model, documents, row_tokens):
+            model(**arguments).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return sum(len(document.tokens) for document in documents)
     return step
 
 
@@ -126,19 +183,6 @@ def _their_sampled(model, dtype, work):
     return sample
 
 
-def _word_tokenizer(vocab_size):
-    """A tokenizer of transformers for texts such as "t17 t4", in which each word names
-    a token id. So TRL trains on our token ids."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-    vocabulary = {f"t{i}": i for i in range(vocab_size)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, padding_side="left", pad_token=f"t{tasks.PAD_ID}",
-        eos_token=f"t{tasks.END_ID}")
-
-
 def _their_grpo_steps(model, run, work, dtype, rounds, between=lambda: None):
     """Seconds of each GRPO step (a rollout and its updates) of TRL's GRPOTrainer on a
     bench.Work, without the first step. bfloat16 is mixed precision.
@@ -146,8 +190,8 @@ def _their_grpo_steps(model, run, work, dtype, rounds, between=lambda: None):
     between: what to call after each step.
     """
     from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import GRPOTrainer
     s, rng = run.zero, random.Random(0)
     update_seconds, began = [], [0.0]
 
@@ -173,18 +217,13 @@ def _their_grpo_steps(model, run, work, dtype, rounds, between=lambda: None):
     limits = {"min_new_tokens": work.new} if work.end_id < 0 else {}
     with tempfile.TemporaryDirectory() as path:  # TRL reads the model and the reference from here
         model.save_pretrained(path)
-        settings = GRPOConfig(
-            output_dir=path, per_device_train_batch_size=len(work.prompts) // s.minibatches,
-            steps_per_generation=s.minibatches, num_generations=GROUP, beta=s.beta,
-            max_completion_length=work.new, epsilon=s.clip_low, learning_rate=1e-6,
-            bf16=dtype == torch.bfloat16, max_steps=s.minibatches * (rounds + 1),
-            save_strategy="no", report_to="none", logging_strategy="no", disable_tqdm=True,
-            use_cpu=model.device.type == "cpu", generation_kwargs=limits,
-            shuffle_dataset=False, loss_type="grpo",
-            gradient_checkpointing=False)  # ours recomputes nothing either
+        settings = trl_settings(
+            s, path, model.device, dtype, len(work.prompts), GROUP, work.new, rounds + 1,
+            learning_rate=1e-6, generation_kwargs=limits)
         trainer = GRPOTrainer(path, random_rewards, settings, train_dataset=data,
-                              processing_class=_word_tokenizer(model.config.vocab_size),
+                              processing_class=word_tokenizer(model.config.vocab_size),
                               callbacks=[Clock()])
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     step_seconds = []
     for i in range(0, len(update_seconds), s.minibatches):
@@ -194,18 +233,6 @@ def _their_grpo_steps(model, run, work, dtype, rounds, between=lambda: None):
 
 # ------------------------------------------------------------------------------
 # Ways to run each side. A way is a tuple that begins with (dtype, threads per process).
-
-
-def _with_threads(threads, work):
-    """A function that calls work() with a number of threads."""
-    def call():
-        threads_before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            return work()
-        finally:
-            torch.set_num_threads(threads_before)
-    return call
 
 
 def _our_ways():
@@ -262,11 +289,13 @@ def _comparison(name, peer, pairs, tokens=0):
     return numbers
 
 
-def _compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6):
+def _compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6,
+                               dtypes=DTYPES):
     """The numbers of a comparison with transformers.
 
     ours_of(dtype) and theirs_of(dtype) make functions that do one round and return its
-    number of tokens. trial: rounds to find the fastest ways.
+    number of tokens. trial: rounds to find the fastest ways. dtypes: those that are
+    tried; float32 is one of them.
     """
     token_counts = {}  # {way: tokens of each call}
 
@@ -289,12 +318,14 @@ def _compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6
         times = seconds_per_token(works, trial)
         return _fastest({way: min(of_rounds) for way, of_rounds in times.items()})
 
-    ours = {(*way, "ours"): ours_of(way[0]) for way in _our_ways()}
+    ours = {(*way, "ours"): ours_of(way[0]) for way in _our_ways() if way[0] in dtypes}
     theirs = {}
     for way in _their_ways():
         dtype, threads = way
+        if dtype not in dtypes:
+            continue
         if devices.is_main():  # theirs runs in the first process, and the others wait
-            work = _with_threads(threads, theirs_of(dtype))
+            work = with_threads(threads, theirs_of(dtype))
         else:
             def work():
                 return 1
@@ -303,11 +334,67 @@ def _compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6
     theirs = {way: counted(way, work) for way, work in theirs.items()}
 
     best_pairs = list(zip(fastest_of(ours), fastest_of(theirs)))
+    if len(dtypes) == 1:  # then the fastest way is the fastest in float32 too
+        best_pairs = best_pairs[:1]
     works = ours | theirs
     times = seconds_per_token({way: works[way] for pair in best_pairs for way in pair}, rounds)
     pairs = [(our_way, their_way, times[our_way], times[their_way])
              for our_way, their_way in best_pairs]
     return _comparison(name, "transformers", pairs, tokens=1)
+
+
+def _base_documents(run, steps):
+    """The documents of the first steps of the base, a list for each step."""
+    drawn = []
+    for step in range(steps):
+        rng = random.Random(f"{run.seed}/train/{step}")  # as in r1mini.train
+        drawn.append([tasks.make_document(rng, run.corpus) for _ in range(run.base.documents)])
+    return drawn
+
+
+def _our_document_step(model, steps, s):
+    """A function that makes one step of r1mini.train on the documents of the next step,
+    with AdamW alone, and returns their number of tokens. s: of the base."""
+    documents = itertools.chain.from_iterable(itertools.cycle(steps))
+    s = dataclasses.replace(s, steps=10 ** 9, muon_lr=0.0)
+    records = r1mini.train(model, s, lambda rng: next(documents), 0)
+
+    def step():
+        record, _ = next(records)
+        return record["tokens"]
+    return step
+
+
+def _losses(ours, theirs, documents, row_tokens):
+    """(our loss, theirs) on the same rows of documents, of the next token alone."""
+    rows = r1mini.pack(documents, row_tokens)
+    targets = r1mini.count_targets(documents)
+    with torch.no_grad():
+        _, info = moe.supervised_loss(ours, *r1mini.batch_of(ours, rows), targets, len(rows))
+        their_loss = sum(float(theirs(**arguments).loss)
+                         for arguments in _their_passes(theirs, documents, row_tokens))
+    return float(info["loss"]), their_loss
+
+
+def _compare_documents(config, run, device, rounds=None, trial=6):
+    """Tokens per second of training on the base's documents in float32 with AdamW, ours
+    and transformers', and ratios. Theirs gets the same rows as ours, or is padded."""
+    steps = _base_documents(run, trial + (rounds or ROUNDS) + 2)
+    numbers = {}
+    for name, row_tokens in (("documents.same_rows", run.base.row_tokens), ("documents", 0)):
+        def ours_of(dtype):
+            return _our_document_step(bench_model(config, device, dtype), steps, run.base)
+
+        def theirs_of(dtype):
+            return _their_document_step(their_model(config, device), steps, run.base, row_tokens)
+
+        numbers |= _compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial,
+                                              (torch.float32,))
+    if devices.is_main():
+        ours, theirs = _losses(bench_model(config, device, torch.float32),
+                               their_model(config, device), steps[0], run.base.row_tokens)
+        numbers["documents.same_rows.loss_difference"] = abs(ours - theirs)
+    return numbers
 
 
 def _compare_training(config, device, rounds=None):
@@ -322,7 +409,7 @@ def _compare_training(config, device, rounds=None):
         return counted(bench_train_step(bench_model(config, device, dtype)))
 
     def theirs_of(dtype):
-        return counted(_their_train_step(_their_model(config, device), dtype))
+        return counted(_their_train_step(their_model(config, device), dtype))
 
     return _compare_with_transformers("train", ours_of, theirs_of, device, rounds)
 
@@ -333,7 +420,7 @@ def _compare_sampling(config, device, work, rounds=None, trial=6):
         return bench_sampling(bench_model(config, device, dtype, work.weights), work)
 
     def theirs_of(dtype):
-        return _their_sampled(_their_model(config, device, work.weights), dtype, work)
+        return _their_sampled(their_model(config, device, work.weights), dtype, work)
 
     return _compare_with_transformers(f"sample{work.key_part}", ours_of, theirs_of, device, rounds,
                                       trial)
@@ -356,9 +443,9 @@ def _compare_grpo_steps(config, run, device, work, rounds=None, trial=6):
 
         if devices.is_main():
             dtype, threads, *_ = their_way
-            model = _their_model(config, device, work.weights)
-            their_seconds = _with_threads(threads, lambda: _their_grpo_steps(
-                model, run, work, dtype, rounds, _with_threads(our_threads, our_turn)))()
+            model = their_model(config, device, work.weights)
+            their_seconds = with_threads(threads, lambda: _their_grpo_steps(
+                model, run, work, dtype, rounds, with_threads(our_threads, our_turn)))()
         else:
             for _ in range(rounds + 1):
                 our_turn()
@@ -383,21 +470,80 @@ def _compare_grpo_steps(config, run, device, work, rounds=None, trial=6):
     return _comparison(f"step{work.key_part}", "trl", pairs)
 
 
-def against(run, device, weights=None, rounds=None):
-    """All comparisons, each side at its best: rates, seconds and ratios.
+def against(run, device, parts, weights=None, base=None, rounds=None):
+    """{key: number or text} of some of PARTS.
 
-    With the weights of a checkpoint: sampling and a GRPO step, by its rollouts. Without:
-    training, sampling and a GRPO step, with answers of one length.
+    weights: of a checkpoint, for zero. base: a model, for rl.
     """
-    config = dataclasses.replace(run.model, n_mtp_layers=0)
-    if weights:
-        work, rounds = bench_zero_work(run, weights), rounds or REAL_ROUNDS
-        return (_compare_sampling(config, device, work, rounds, 2)
-                | _compare_grpo_steps(config, run, device, work, rounds, 2))
-    to_sample, to_learn = bench_equal_works(config)
-    return (_compare_training(config, device, rounds)
-            | _compare_sampling(config, device, to_sample, rounds)
-            | _compare_grpo_steps(config, run, device, to_learn, rounds))
+    config, numbers = dataclasses.replace(run.model, n_mtp_layers=0), {}
+    if "documents" in parts:
+        numbers |= _compare_documents(config, run, device, rounds)
+    if "zero" in parts:
+        work, zero_rounds = bench_zero_work(run, weights), rounds or REAL_ROUNDS
+        numbers |= _compare_sampling(config, device, work, zero_rounds, 2)
+        numbers |= _compare_grpo_steps(config, run, device, work, zero_rounds, 2)
+    if "rl" in parts:
+        numbers |= rl_to_85(base, run, device)
+    if "shape" in parts:
+        to_sample, to_learn = bench_equal_works(config)
+        numbers |= _compare_training(config, device, rounds)
+        numbers |= _compare_sampling(config, device, to_sample, rounds)
+        numbers |= _compare_grpo_steps(config, run, device, to_learn, rounds)
+    return numbers
+
+
+# ------------------------------------------------------------------------------
+# What is printed
+
+# {title of a table: {key: what is compared}}
+COMPARED = {
+    "Real work": {
+        "documents.same_rows": "training, the same rows",
+        "documents": "training, padded as a Trainer pads",
+        "sample": "sampling, Zero's work",
+        "step": "a GRPO step, Zero's work",
+        "rl_to_85": "RL to 85% on dev"},
+    "Work of one shape, which the main command does not do": {
+        "train": "training, rows of random tokens",
+        "sample.even": "sampling, answers of one length",
+        "step.even": "a GRPO step, answers of one length"}}
+
+
+def comparison_tables(numbers):
+    """The lines of the two tables, real work first, from {key: number or text}. Work that
+    was not measured is left out."""
+    head = ["", "ours", "theirs", "times as fast", "least", "most", "both in float32"]
+    lines = []
+    for title, work_of_key in COMPARED.items():
+        body = []
+        for key, work in work_of_key.items():
+            peer = next((p for p in ("transformers", "trl") if f"{key}.{p}.setting" in numbers),
+                        None)
+            if peer is None:
+                continue
+            cells = [_amount(numbers, key, side) for side in ("ours", peer)]
+            ratio = f"{key}.vs_{peer}"
+            for name in (ratio, f"{ratio}.least", f"{ratio}.most", f"{key}.float32.vs_{peer}"):
+                cells.append(f"{numbers[name]:.2f}" if name in numbers else "")
+            if f"{ratio}.at_least" in numbers:
+                cells[2] = f"at least {numbers[f'{ratio}.at_least']:.2f}"
+            body.append([f"{work} ({'TRL' if peer == 'trl' else peer})", *cells])
+        if body:
+            lines += [title, "", *table(head, body), ""]
+    return lines
+
+
+def _amount(numbers, key, side):
+    """A side's number with its unit, or why there is none."""
+    value = numbers.get(f"{key}.{side}")
+    if value is None:
+        return numbers.get(f"{key}.{side}.result", "")
+    return f"{value:.2f} s" if key.startswith(("step", "rl_to_85")) else f"{value:,.0f} tokens/s"
+
+
+def _console_text(numbers):
+    """What is printed: the two tables, then all numbers and settings."""
+    return "\n".join([*comparison_tables(numbers), bench.console_text(numbers)])
 
 
 # ------------------------------------------------------------------------------
@@ -407,39 +553,66 @@ SEEDS, SETTINGS, NEEDS, STAGES = (0,), (), ("zero.pt",), ()
 
 
 def measure(folder):
-    """The numbers of bench --against, with random weights and with those of a run's
-    Zero. Each command runs in a process of its own."""
-    zero = str(Path(folder.run.start).parent / "zero.pt")
-    numbers = measure_once(folder, "bench --against", lambda: run_bench(folder, "--against"))
-    numbers |= measure_once(
-        folder, "rollouts", lambda: run_bench(folder, "--against", "--from", zero))
+    """The numbers of bench --against with a run's Zero. Each part runs in a process of
+    its own, so a stopped study goes on with the next part."""
+    zero, numbers = str(Path(folder.run.start).parent / "zero.pt"), {}
+    for part in PARTS:
+        words = ["--against", "--part", part]
+        if part in WITH_CHECKPOINT:
+            words += ["--from", zero]
+        numbers |= measure_once(folder, f"against {part}", lambda: run_bench(folder, *words))
     return {key: x for key, x in numbers.items() if key != "machine"}
 
 
 def page(rows, notes):
-    """The lines of the report: one table of all numbers."""
-    return table(["key", "value"], [[key, f"{row['mean']:.4g}"] for key, row in rows.items()])
+    """The lines of the report: the comparisons, and one table of all numbers."""
+    numbers = {key: row["mean"] for key, row in rows.items()}
+    texts = {key: next(iter(text_of_seed.values())) for key, text_of_seed in notes.items()}
+    return [*comparison_tables(numbers | texts),
+            *table(["key", "value"], [[key, f"{x:.4g}"] for key, x in numbers.items()])]
+
+
+def _read_start(run, start, parts):
+    """(run with the checkpoint's sizes, its weights, the path of the base) of --from.
+    UserError if what the parts need is not there."""
+    options = SimpleNamespace(checkpoint=start, device="cpu", dtype=torch.float32)
+    model, _ = load_from_arguments(options)
+    base_path = Path(start).with_name("base.pt")
+    if "rl" in parts and not base_path.exists():
+        raise UserError(f"--against: RL starts from {base_path}, which is not there; with --part "
+                        "zero the other work of Zero is compared alone")
+    return dataclasses.replace(run, model=model.config), model.state_dict(), base_path
 
 
 def main(options):
     """The command bench --against."""
-    run, weights = resolve_settings(options.preset, options.set), None
+    run, weights, base_path = resolve_settings(options.preset, options.set), None, None
+    parts = options.part or [part for part in PARTS if options.start
+                             or part not in WITH_CHECKPOINT]
+    needing = [part for part in parts if part in WITH_CHECKPOINT]
+    if needing and not options.start:
+        raise UserError(f"--part {needing[0]} needs a trained model: --from runs/nano/zero.pt")
     if QUESTIONS * GROUP % run.zero.minibatches:  # TRL wants minibatches of equal size
         raise UserError(f"--against: zero.minibatches must divide {QUESTIONS * GROUP}, the number "
                         "of answers in a step")
+    if "rl" in parts:
+        check_race(run)
     if options.start:
-        start = SimpleNamespace(checkpoint=options.start, device="cpu", dtype=torch.float32)
-        model, _ = load_from_arguments(start)
-        run, weights = dataclasses.replace(run, model=model.config), model.state_dict()
+        run, weights, base_path = _read_start(run, options.start, parts)
     if any(importlib.util.find_spec(name) is None for name in ("transformers", "trl", "datasets")):
         raise UserError("--against needs transformers and trl: pip install '.[peers]'")
     for name in ("transformers", "trl", "py.warnings"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with devices.processes(options.device, options.processes, options.itself) as device:
-        announce("nano takes nine minutes on two idle cores, with --from ten")
+        announce(f"{', '.join(parts)} (nano takes ten minutes on two idle cores, and with --from "
+                 "35)")
+        if not options.part and not options.start and devices.is_main():
+            print("Sampling, GRPO steps and RL of Zero's own work need a trained model: add --from "
+                  "runs/nano/zero.pt", file=sys.stderr)
+        base = checkpoint.load(base_path, device)[0] if "rl" in parts else None
         numbers = {"machine": describe_bench(options)}
-        if not weights:
+        numbers |= against(run, device, parts, weights, base)
+        if "shape" in parts:
             numbers |= {"shapes": SHAPES} | bench.measure_ours(run, device, options.dtype)
-        numbers |= against(run, device, weights)
-    print(json.dumps(numbers) if options.json else bench.console_text(numbers))
+    print(json.dumps(numbers) if options.json else _console_text(numbers))
     return 0

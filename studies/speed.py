@@ -9,7 +9,8 @@ tokens per second (V3 section 5.4.3).
 The minutes are those of runs/r1-SEED, which must have had the machine to itself. The
 rest is measured now:
 
-    peers       `bench --against`, with random weights and with that run's Zero (peers.py)
+    peers       `bench --against` with that run's base and Zero: real work, and work of one
+                shape (peers.py)
     spent       the share of time of each kind of operation
     bfloat16    training and decoding with products in bfloat16
     growth      how training speed depends on the size of the batch, and decoding speed
@@ -18,7 +19,6 @@ rest is measured now:
 """
 import dataclasses
 import json
-import time
 from pathlib import Path
 from statistics import median
 
@@ -126,21 +126,12 @@ def _growth(folder):
     for n, name in ((1, "decode.one"), (PROMPTS, "decode")):
         short_rates, long_rates = [], []
         for _ in range(21):
-            short_rates.append(_decoding_rate(model, 128, n))
-            long_rates.append(_decoding_rate(model, 1024, n))
+            short_rates.append(bench.decoding_rate(model, 128, n))
+            long_rates.append(bench.decoding_rate(model, 1024, n))
         short, long = median(short_rates), median(long_rates)
         numbers |= {f"{name}.128": short, f"{name}.1024": long,
                     f"{name}.1024_to_128": short / long}
     return numbers
-
-
-def _decoding_rate(model, context, n, new=32):
-    """Tokens per second of n answers of `new` tokens to prompts of `context` tokens.
-    The clock starts at the first token, so reading the prompts does not count."""
-    times, prompts = [], bench.bench_prompts(model.config, n, context)
-    sampling.generate(model, prompts, new + 1, -1, 0,
-                      watch=lambda _: times.append(time.perf_counter()))
-    return new * n / (times[-1] - times[0])
 
 
 def _drafting(folder):
@@ -191,7 +182,8 @@ GOALS = {"minutes.total": ("at most", 10.0), "minutes.to_85": ("at most", 4.0),
 
 
 def page(rows, notes):
-    """The lines of the report: which goals are met, and one table of all numbers."""
+    """The lines of the report: which goals are met, the comparisons with others (real work
+    first), and one table of all numbers."""
     lines = []
     for key, (bound, limit) in GOALS.items():
         x = rows[key]["mean"] if key in rows else float("nan")
@@ -202,8 +194,10 @@ def page(rows, notes):
             by_round = f"; by round {least:.3g} to {most:.3g}"
         lines.append(f"- {'Yes' if is_met else 'No'}: `{key}` {bound} {limit:g} "
                      f"({x:.3g}{by_round}).")
-    body = [[key, f"{row['mean']:.4g}"] for key, row in rows.items()]
-    lines += ["", *table(["key", "value"], body), ""]
-    for key, text_of_seed in notes.items():
-        lines.append(f"`{key}`: {next(iter(text_of_seed.values()))}.")
+    texts = {key: next(iter(text_of_seed.values())) for key, text_of_seed in notes.items()}
+    numbers = {key: row["mean"] for key, row in rows.items()}
+    body = [[key, f"{x:.4g}"] for key, x in numbers.items()]
+    lines += ["", *peers.comparison_tables(numbers | texts), *table(["key", "value"], body), ""]
+    for key, text in texts.items():
+        lines.append(f"`{key}`: {text}.")
     return lines

@@ -66,7 +66,7 @@ def test_speed_growth_equals_hand_count(monkeypatch):
     monkeypatch.setattr(bench, "median_seconds", lambda work, *_: {
         name: clock[rows] for name, rows in work.items()})
     rate = {128: 30, 1024: 10}
-    monkeypatch.setattr(speed, "_decoding_rate", lambda model, context, n: n * rate[context])
+    monkeypatch.setattr(bench, "decoding_rate", lambda model, context, n: n * rate[context])
     options = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
     found = speed._growth(SimpleNamespace(run=resolve_settings("micro", []), options=options))
     assert found["train.2k"] == 56 * 36 and found["train.64k"] == pytest.approx(1792 * 36 / 45)

@@ -1,7 +1,7 @@
 """bench: how fast this machine trains and samples, also as a share of its peak.
 
     python r1mini.py bench [--preset P] [--json]      this project
-    python r1mini.py bench --against                  beside transformers and TRL: studies/peers.py
+    python r1mini.py bench --against [--from CKPT]    beside transformers and TRL: studies/peers.py
 
 train       tokens/s of forward, backward and update on 200 rows of 36 random tokens, in passes of
             at most 4,096 tokens
@@ -9,6 +9,10 @@ documents   tokens/s of the real supervised loop, on documents of the corpus; th
             so its passes are smaller, which saves padding
 prefill     tokens/s of reading 64 prompts of 128 tokens into the cache
 decode      tokens/s of writing 64 tokens after each of 512 prompts of 12 tokens
+decode.long the same for 32 tokens after each of 64 prompts of 1,024 tokens; reading them does not
+            count. operations: of a new token, in products. bytes: that it reads at least, of the
+            cache and of the weights, which all prompts of a process share. gemm_share and
+            bandwidth_share: of what gemm and copy measure, so of this machine's limits
 step        seconds per GRPO step: 24 questions of 12 tokens, 16 answers of 42 tokens to each.
             whole is the whole step; sample, reward and learn are its parts; train is learn without
             the reference model
@@ -49,19 +53,22 @@ ROWS, LENGTH = 200, 36                  # train: rows, tokens per row
 PASS = 4096                             # train and step: tokens per pass
 PREFILL_PROMPTS, PREFILL_LENGTH = 64, 128
 PROMPTS, PROMPT, NEW = 512, 12, 64      # decode: prompts, tokens per prompt, new tokens of each
+LONG_PROMPTS, LONG, LONG_NEW = 64, 1024, 32  # the same of decode.long
 QUESTIONS, GROUP, ANSWER = 24, 16, 42   # step: questions, answers per question, tokens per answer
 SHAPES = (f"rows x tokens: train {ROWS} x {LENGTH}, prefill {PREFILL_PROMPTS} x {PREFILL_LENGTH}, "
-          f"decode {PROMPTS} x ({PROMPT} + {NEW}); step {QUESTIONS} questions x {GROUP} x "
-          f"({PROMPT} + {ANSWER})")
+          f"decode {PROMPTS} x ({PROMPT} + {NEW}), "
+          f"decode.long {LONG_PROMPTS} x ({LONG} + {LONG_NEW}); step {QUESTIONS} questions x "
+          f"{GROUP} x ({PROMPT} + {ANSWER})")
 
 
 def main(options):
     """The command bench."""
     run = resolve_settings(options.preset, options.set)
-    if options.start:
-        raise UserError("--from is for bench --against")
+    for option, value in (("--from", options.start), ("--part", options.part)):
+        if value:
+            raise UserError(f"{option} is for bench --against")
     with devices.processes(options.device, options.processes, options.itself) as device:
-        announce("nano takes a minute on two idle cores")
+        announce("nano takes two minutes on two idle cores")
         numbers = {"machine": describe_bench(options), "shapes": SHAPES}
         numbers |= measure_ours(run, device, options.dtype)
     print(json.dumps(numbers) if options.json else console_text(numbers))
@@ -151,21 +158,55 @@ def bench_document_step(model, run):
     return step, tokens_of_step
 
 
-def bench_prompts(config, n, length):
+def _bench_prompts(config, n, length):
     """n prompts of random tokens."""
     return torch.randint(config.vocab_size, (n, length)).tolist()
 
 
 def _prefill(model, n=PREFILL_PROMPTS, length=PREFILL_LENGTH):
     """Reads n prompts and writes one token to each."""
-    prompts = bench_prompts(model.config, n, length)
+    prompts = _bench_prompts(model.config, n, length)
     return lambda: sampling.generate(model, prompts, 1, -1, 0)
 
 
 def decode(model, n=PROMPTS, length=PROMPT, new=NEW):
     """Writes `new` tokens to each of n prompts. No token ends an answer."""
-    prompts = bench_prompts(model.config, n, length)
+    prompts = _bench_prompts(model.config, n, length)
     return lambda: sampling.generate(model, prompts, new, -1, 0)
+
+
+def decoding_rate(model, context, n, new=LONG_NEW):
+    """Tokens per second of n answers of `new` tokens to prompts of `context` tokens. The clock
+    starts at the first token, so reading the prompts does not count."""
+    times, prompts = [], _bench_prompts(model.config, n, context)
+    sampling.generate(model, prompts, new + 1, -1, 0,
+                      watch=lambda _: times.append(time.perf_counter()))
+    return new * n / (times[-1] - times[0])
+
+
+def _long_decoding(config, device, dtype):
+    """(call, a list to which each call adds its decoding rate) behind LONG tokens."""
+    longest = max(config.max_seq_len, LONG + LONG_NEW + 1)
+    model = bench_model(dataclasses.replace(config, max_seq_len=longest), device, dtype)
+    rates = []
+    return lambda: rates.append(decoding_rate(model, LONG, LONG_PROMPTS)), rates
+
+
+def _decoding_operations(config, context):
+    """Operations in matrix products for a new token behind `context` tokens: two for each active
+    weight, and two for each number of the cache that a head multiplies. Attention is in the
+    absorbed form: a score takes the whole row of the cache, its output the latent alone."""
+    a_head = 2 * config.kv_lora_rank + config.qk_rope_head_dim
+    in_attention = config.n_layers * config.n_heads * a_head * context
+    return 2 * (in_products(config, mtp=False) + in_attention)
+
+
+def _decoding_bytes(config, context, prompts, processes, cache_bytes):
+    """Bytes that a new token reads at least: the cache of `context` tokens, of cache_bytes each,
+    and its part of the weights (float32), which each process reads once for its prompts."""
+    parameters, _ = count_parameters(config)
+    weight_bytes = 4 * (parameters - config.vocab_size * config.dim)  # the embedding is looked up
+    return context * cache_bytes + processes * weight_bytes / prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +226,8 @@ class Work:
 
 def bench_equal_works(config, questions=QUESTIONS):
     """(Work to sample, Work of a GRPO step): random tokens and answers of one length."""
-    to_sample = Work(bench_prompts(config, PROMPTS, PROMPT), NEW)
-    to_learn = Work(repeat_for_answers(bench_prompts(config, questions, PROMPT), GROUP), ANSWER)
+    to_sample = Work(_bench_prompts(config, PROMPTS, PROMPT), NEW)
+    to_learn = Work(repeat_for_answers(_bench_prompts(config, questions, PROMPT), GROUP), ANSWER)
     return to_sample, to_learn
 
 
@@ -258,12 +299,13 @@ def measure_ours(run, device, dtype):
     model = bench_model(config, device, dtype)
     document_call, document_tokens = bench_document_step(bench_model(config, device, dtype), run)
     prefill_call = _prefill(model)
+    long_call, long_rates = _long_decoding(config, device, dtype)
     source, target = (torch.ones(2 ** 26, device=device) for _ in range(2))
     calls = {
         "gemm": bench_gemm(device, dtype), "bfloat16": bench_gemm(device, torch.bfloat16),
         "copy": lambda: target.copy_(source), "documents": document_call,
         "train": bench_train_step(bench_model(config, device, dtype)),
-        "prefill": prefill_call, "decode": decode(model)}
+        "prefill": prefill_call, "decode": decode(model), "long": long_call}
     times = seconds_by_round(calls, device)
     taken = {name: median(times_of_call) for name, times_of_call in times.items()}
     gemm_operations = processes * 2 * 2048 ** 3 / 1e9
@@ -290,25 +332,35 @@ def measure_ours(run, device, dtype):
         config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim)
     numbers["cache.latent"] = bytes_per_number * latent
     numbers["copy"] = processes * 2 * source.nbytes / 1e9 / taken["copy"]
-    # Each new token reads all weights and, on average, a half-full cache: at least so many bytes.
-    parameters, _ = count_parameters(config)
-    weight_bytes = 4 * processes * (parameters - config.vocab_size * config.dim)
-    cache_bytes = PROMPTS * (PROMPT + NEW / 2) * numbers["cache.latent"]
-    gigabytes = NEW * (weight_bytes + cache_bytes) / 1e9
-    numbers["decode.bandwidth_share"] = gigabytes / taken["decode"] / numbers["copy"]
     numbers["cache.heads"] = bytes_per_number * heads
+    # On average half of the new tokens are in the cache.
+    bytes_read = _decoding_bytes(config, PROMPT + NEW / 2, PROMPTS, processes,
+                                numbers["cache.latent"])
+    numbers["decode.bandwidth_share"] = numbers["decode"] * bytes_read / 1e9 / numbers["copy"]
+
+    context, long_rate = LONG + LONG_NEW / 2, median(long_rates[1:])
+    operations = _decoding_operations(config, context)
+    bytes_read = _decoding_bytes(config, context, LONG_PROMPTS, processes, numbers["cache.latent"])
+    numbers |= {
+        "decode.long": long_rate,
+        "decode.long.operations": operations,
+        "decode.long.bytes": bytes_read,
+        "decode.long.gemm_share": long_rate * operations / 1e9 / numbers["gemm"],
+        "decode.long.bandwidth_share": long_rate * bytes_read / 1e9 / numbers["copy"]}
     return numbers
 
 
 def console_text(numbers):
-    """What is printed: a line for each number, and whether bfloat16 is faster here."""
+    """What is printed: a line for each number, a sentence on long contexts, and whether bfloat16
+    is faster here."""
     lines = []
     for key, value in numbers.items():
         if isinstance(value, str):
             lines.append(f"{key:28} {value}")
         else:
-            digits = 3 if value < 100 else 0
-            lines.append(f"{key:28} {value:,.{digits}f} {_unit_of(key)}")
+            lines.append(f"{key:28} {_digits_of(value)} {_unit_of(key)}")
+    if "decode.long" in numbers:
+        lines.append(_long_sentence(numbers))
     gain = numbers.get("gemm.bfloat16", 0.0) / numbers.get("gemm", 1.0)
     if gain > 1.5:
         lines.append(f"Large products are {gain:.1f} times as fast in bfloat16 here. On a CPU "
@@ -316,10 +368,31 @@ def console_text(numbers):
     return "\n".join(lines)
 
 
+def _digits_of(value):
+    """A number as it is printed."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if 0 < value < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:,.3f}" if value < 100 else f"{value:,.0f}"
+
+
+def _long_sentence(numbers):
+    """What decoding behind a long context costs, and how near it is to the machine's limits."""
+    rate, operations = numbers["decode.long"], numbers["decode.long.operations"]
+    return (f"Behind {LONG:,} tokens a new token takes {operations / 1e6:.1f} million operations "
+            f"and reads at least {numbers['decode.long.bytes'] / 1e6:.2f} MB. At {rate:,.0f} "
+            f"tokens a second this is {numbers['decode.long.gemm_share']:.0%} of the operations "
+            f"and {numbers['decode.long.bandwidth_share']:.0%} of the bytes a second that this "
+            "machine reached in a large product and a large copy.")
+
+
 def _unit_of(key):
     """The unit of a number. The first part that is in the key decides."""
-    units = {"bandwidth": "of copy", "copy": "GB/s", "share": "of gemm", "gemm": "GFLOP/s",
-             "vs_": "times as fast", "step": "s", "cache": "bytes per token"}
+    units = {"dev": "of dev problems", "rollouts": "rollouts", "loss_difference": "nats",
+             "operations": "operations per token", "bytes": "bytes per token",
+             "bandwidth": "of copy", "copy": "GB/s", "share": "of gemm", "gemm": "GFLOP/s",
+             "vs_": "times as fast", "step": "s", "rl_to_85": "s", "cache": "bytes per token"}
     for part, unit in units.items():
         if part in key:
             return unit

@@ -246,7 +246,9 @@ def _make_parser():
     command.add_argument("--json", action="store_true", help="print one object")
     command.add_argument("--against", action="store_true", help="beside transformers and TRL")
     command.add_argument("--from", dest="start", metavar="CKPT",
-                         help="with --against: rollouts and steps of this checkpoint")
+                         help="with --against: zero.pt of a run; adds the work of its RL")
+    command.add_argument("--part", nargs="+", choices=["documents", "zero", "rl", "shape"],
+                         metavar="PART", help="with --against: documents, zero, rl or shape")
 
     command = commands.add_parser("cost", parents=[sized], help="the parameters of a preset")
     add = command.add_argument

@@ -91,7 +91,7 @@ def main(options):
         raise UserError(f"{target} is the current folder, or your home folder: name a new folder, "
                         "such as r1-hf")
     if options.back:
-        model, config_json = _read_hf_folder(folder)
+        model, config_json = read_hf_folder(folder)
         save(checkpoint, model, preset=str(config_json.get("preset", "nano")))
     else:
         model, record = load_from_arguments(options)
@@ -342,7 +342,7 @@ def write_hf_folder(folder, model, preset="nano"):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _read_hf_folder(folder):
+def read_hf_folder(folder):
     """(model, config.json as a dict) of a folder. UserError says what in it does not fit."""
     library, weights, path = _safetensors(), {}, Path(folder) / "config.json"
     try:
