@@ -1780,7 +1780,8 @@ def test_collect_keeps_each_fit_answer_once(monkeypatch, tmp_path):
              "<think>1+2=3 ok </think><answer>{}1</answer>",
              "<think>1+2=3 ok </think><answer>{}</answer>",
              "<think>1+2=3 ok </think><answer>{}</answer>",
-             "<think>1+2=3正确</think><answer>{}</answer>", "<think>1+2=3</think><answer>{}</answer>"]
+             "<think>1+2=3正确</think><answer>{}</answer>",
+             "<think>1+2=3</think><answer>{}</answer>"]
 
     def kill(path, target):
         if target.name == "dev3.jsonl":
