@@ -10,8 +10,8 @@ import torch
 import moe
 import r1mini
 import tasks
-from engine import folder
 from engine.errors import UserError
+from engine.folder import read_log
 from tests.helpers import FEW, micro_run
 from tests.refusing import contents, refused
 from tools import cli, report
@@ -51,7 +51,7 @@ def test_report_leaves_out_what_no_answer_shows(tmp_path, monkeypatch):
     assert not any("mixing" in key or "language" in key for key in metrics)
     [curves] = json.loads((kept / "curves.json").read_text("utf-8")).values()
     assert curves["length"] and not curves["mixing"] and not curves["language"]
-    rl = [r for r in folder.read_log(run) if r["kind"] != "base"]
+    rl = [r for r in read_log(run) if r["kind"] != "base"]
     monkeypatch.setattr(measure, "read_log", lambda path: rl)
     curves = measure.curves(run)["dev"]
     assert curves["length"] and not curves["mixing"] and not curves["language"]
