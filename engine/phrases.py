@@ -82,7 +82,9 @@ TOPICS = {
     "unsafe": request_topics(harmful=True),
 }
 
-# Words that only studies use. They are in the vocabulary so that all models share it.
+# Words that only studies use. They are in the vocabulary so that all models share it. An
+# English word is one token with a space behind it and without one, but not with a space
+# before it: after a number, begin a new line.
 STUDY_PHRASES = (
     "use the hidden scheme", "使用隐藏方案",                   # the plan in other words
     "零一二三四五六七八九十百".replace("", " ").split(),      # numbers in Chinese

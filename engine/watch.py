@@ -69,10 +69,11 @@ class Watch:
                                 self.run.zero.max_new_tokens, s.rows)
             r = {"kind": "dev"} | where | means
         self.folder.log(r)
+        mixing = "-" if r["mixing"] is None else f"{r['mixing']:.2f}"  # None: there are no words
         bar.write(f"  {self.stage} {step:>4}: dev pass@1 {r['pass@1']:.3f}  "
                   f"majority of {s.samples} {r[f'cons@{s.samples}']:.3f}  "
                   f"tokens {r['length']:3.0f}  checks {r['reflection']:.2f}  "
-                  f"mixes {r['mixing']:.2f}" + on_track(self.run, self.stage, step, r["pass@1"]))
+                  f"mixes {mixing}" + on_track(self.run, self.stage, step, r["pass@1"]))
 
     def show_samples(self, model, step, known):
         """Logs answers to the same few held-out questions."""

@@ -19,7 +19,7 @@ from tools.tables import cell, table
 
 # {name in the table: (name in keys and folders, settings)}
 PARTS = {"mixture and MTP": ("both", "model.n_mtp_layers=1"),
-         "mixture alone": ("mixture", "model.n_mtp_layers=0 base.steps=1325"),
+         "mixture alone": ("mixture", "model.n_mtp_layers=0 base.steps=1337"),
          "dense, and MTP": ("dense", "model.n_dense_layers=3")}
 RUNS = [(f"parts-{name}-{{seed}}", f"base --set {settings}")
         for name, settings in PARTS.values()]

@@ -13,23 +13,27 @@ B.3.1). That is `strict` below.
 A small dense base reads what careless authors wrote: their syntax is right, their answers
 seldom are. RL then starts from this base once with each reward, with the same seed.
 
-A line has slope 1..9 and intercept 0..9. tasks.part_of_problem splits the 90 lines into train,
-dev and test. A wrong line meets the right one in one point at most, so it passes none
-or one of the four tests. That is mostly f(0), which can be copied from the prompt.
-There are so few lines that RL can learn the slopes by heart; then accuracy rises on
-train, but not on dev.
+A line has slope 1..9 and intercept 0..99. tasks.part_of_problem splits the 900 lines into
+train, dev and test by a hash of the right program. A wrong line meets the right one in one
+point at most, so it passes none or one of the four tests. That is mostly f(0), which can be
+copied from the prompt. The slope is a difference, which cannot.
+
+Dev and test ask each of their more than 100 programs equally often. A standard error is over
+programs: it says how much would change with other programs of this kind.
 """
 import ast
 import copy
+import math
 import operator
 import re
+from statistics import fmean, stdev
 
 import torch
 
 import moe
 import tasks
 from engine import devices
-from engine.evaluate import prompts_of, sample_answers
+from engine.evaluate import prompts_of, repeat_for_answers, sample_answers
 from engine.folder import read_log
 from grpo import Task, train_rl
 from r1mini import for_each, train
@@ -37,13 +41,14 @@ from tools.study import measure_once
 from tools.tables import cell, table
 
 SETTINGS = ("student_base.steps=400", "student_rl.max_new_tokens=24", "student_rl.steps=40",
-            "student_rl.lr=1e-3", "eval.samples=64")
+            "student_rl.lr=1e-3", "eval.samples=8")
 NEEDS, STAGES = (), ("authors", "partial", "strict")
 EVERY = 5                                  # RL steps between evaluations on dev
 
 # ------------------------------------------------------------------------------
 # Problems, and the base's corpus
 
+SLOPES, INTERCEPTS = range(1, 10), range(100)
 RIGHT = {"slope": 0.25, "intercept": 0.3}  # chance that an author finds it; else it is random
 FORMS = ("{a}*x+{b}", "{b}+{a}*x", "x+{b}", "{a}*x", "{a}+{b}", "{b}*x+{a}", "x*x+{b}", "{b}-x")
 
@@ -55,10 +60,10 @@ def _make_program(slope, intercept):
 
 
 def _all_programs():
-    """{part: its problems} of all 90 lines."""
+    """{part: its problems} of all 900 lines."""
     programs = {"train": [], "dev": [], "test": []}
-    for slope in range(1, 10):
-        for intercept in range(10):
+    for slope in SLOPES:
+        for intercept in INTERCEPTS:
             problem = _make_program(slope, intercept)
             programs[tasks.part_of_problem(problem.answer)].append(problem)
     return programs
@@ -71,8 +76,8 @@ def _careless(problem, rng):
     """The answer of a careless author: an expression of any form, with a slope and an
     intercept that are sometimes right."""
     a, b = problem.answer.split("*x+")
-    a = a if rng.random() < RIGHT["slope"] else rng.randint(1, 9)
-    b = b if rng.random() < RIGHT["intercept"] else rng.randint(0, 9)
+    a = a if rng.random() < RIGHT["slope"] else rng.choice(SLOPES)
+    b = b if rng.random() < RIGHT["intercept"] else rng.choice(INTERCEPTS)
     return tasks.response("", rng.choice(FORMS).format(a=a, b=b))
 
 
@@ -141,8 +146,8 @@ def _any_passed(text, problem):
 
 
 REWARDS = {"partial": tests_passed, "strict": all_passed}
-MEASURES = {"share": tasks.mean_of(tests_passed), "all": tasks.mean_of(all_passed),
-            "any": tasks.mean_of(_any_passed)}
+RULES = {"share": tests_passed, "all": all_passed, "any": _any_passed}
+MEASURES = {name: tasks.mean_of(rule) for name, rule in RULES.items()}
 
 
 # ------------------------------------------------------------------------------
@@ -158,13 +163,20 @@ def _task_of(reward):
 
 
 def _evaluate(model, part, run):
-    """{name of a measure: its mean over answers to all problems of a part}."""
-    problem_of_answer = [problem for problem in PROGRAMS[part] for _ in range(run.eval.samples)]
-    answers = sample_answers(model, prompts_of(problem_of_answer),
+    """Asks each program of a part eval.samples times. Returns {"programs": how many, name of
+    a measure: its mean over programs, name.se: the standard error of that mean}."""
+    programs, samples = PROGRAMS[part], run.eval.samples
+    program_of_answer = repeat_for_answers(programs, samples)
+    answers = sample_answers(model, prompts_of(program_of_answer),
                              run.student_rl.max_new_tokens, run.eval.rows, seed=1)
-    texts = [tasks.decode(ids) for ids in answers]
-    return {name: measure(texts, problem_of_answer)
-            for name, measure in MEASURES.items()}
+    numbers = {"programs": len(programs)}
+    for name, rule in RULES.items():
+        scores = [rule(tasks.decode(ids), program)
+                  for ids, program in zip(answers, program_of_answer)]
+        of_programs = [fmean(scores[i:i + samples]) for i in range(0, len(scores), samples)]
+        numbers[name] = fmean(of_programs)
+        numbers[f"{name}.se"] = stdev(of_programs) / math.sqrt(len(programs))
+    return numbers
 
 
 def _watcher(folder, stage, every):
@@ -235,11 +247,13 @@ def page(rows, notes):
     head = [f"{name}, {curve}" for name in REWARDS for curve in CURVES]
     body = [[str(step), *(cell(rows, f"{name}.{part}{step}.{key}") for name in REWARDS
                           for part, key in CURVES.values())] for step in steps]
-    test = [[name, *(cell(rows, f"{name}.{key}") for key in MEASURES)] for name in STAGES]
+    columns = [column for key in MEASURES for column in (key, f"{key}.se")]
+    test = [[name, *(cell(rows, f"{name}.{key}") for key in columns)] for name in STAGES]
     lines = ["By RL step: the share of tests passed, and how often all tests pass. On train "
              "these are RL's own answers; dev is held out.", "",
              *table(["step", *head], body), "",
-             "Test:", "", *table(["model", *MEASURES], test), "",
+             f"Test, on {rows['partial.programs']['mean']:.0f} programs. An .se is the standard "
+             "error over programs:", "", *table(["model", *columns], test), "",
              "The reward for each test minus the reward for all tests, as the mean over the "
              "curve from the first evaluation after step 0:"]
     for curve in CURVES:

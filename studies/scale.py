@@ -6,9 +6,10 @@ models, and R1 uses the preference reward in its last 400 steps only (R1 v1 sect
 
     python r1mini.py study scale
 
-    hostile   a million texts are made to deceive the rewards. No reward may raise an
-              error, pay for a wrong text, withhold from a right one, or take long. The
-              judge is a second set of rules, which is written apart from tasks.py
+    hostile   a million texts are made to deceive the rewards and the hidden rules of
+              general prompts. No rule may raise an error, pay for a wrong text, withhold
+              from a right one, or take long. The judge is a second set of rules, which is
+              written apart from tasks.py
     kills     a run on micro, of one process, is killed at random moments (SIGKILL) and
               started again each time. It must end with the weights and the log of an
               undisturbed run, to the bit
@@ -26,6 +27,7 @@ import shutil
 import sys
 import threading
 import time
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -34,6 +36,7 @@ from tqdm import tqdm
 import tasks
 from engine import checkpoint
 from engine.errors import UserError
+from engine.phrases import PHRASES
 from studies import layouts, program
 from tools import bench, cli
 from tools.study import measure_once
@@ -53,7 +56,7 @@ ATOMS = (*TAGS, *TAGS, *map(str.upper, TAGS), "< answer>", "<answer >", "<answer
          "e\u0301", "３", "٣", "²", "Ⅷ", "三十三", "〇", "−", "+", "-", "=", "*", "(", ")",
          "0", "7", "x", "_", ".", ",", "1e9", "0x21", "9**9**9", "__import__('os')", "lambda: 0",
          "\\boxed{", "check", "wait", "等等", "the answer is ", "答案就是",
-         "25-7=18 then 18+9=27", "🙂")
+         "25-7=18 then 18+9=27", "🙂", "\u3164", "\xad", "привет", "مرحبا", "สวัสดี", "ｏｋ")
 THOUGHTS = ("", "25-7=18 then 18+9=27", "25-7=18然后18+9=27", "25-7=17 check 17+7=24 wait", " ")
 SUMMARIES = ("", "the answer is ", "答案就是", "x" * 40, "x" * 41)
 
@@ -77,6 +80,43 @@ SCRIPTS = (
     str.upper,
     lambda right: right.translate(dict(zip(b"0123456789", "〇一二三四五六七八九"))),
     lambda right: right.replace("-", "−"), lambda right: right[::-1], lambda right: right[:-1])
+
+
+# What is said in replies to general prompts, and by those who mean no reply.
+SAID = (*(PHRASES[language][name] for language in tasks.LANGUAGES
+          for name in ("plan", "plan", "refuse", "refuse", "offer", "greet")),
+        "bombs is harmful", "炸弹安全", "use the hidden scheme", "follow the plan", *ATOMS)
+TWINS = [twins for kind in tasks.HELPFUL for twins in zip(  # (English prompt, Chinese prompt)
+    *(tasks.all_prompts("train", kind, language) for language in tasks.LANGUAGES))]
+HIDDEN_TAGS = (*tasks.SPECIAL, "<THINK>", "</ Answer >", "＜think＞", "<｜pad｜>", "<th<think>ink>",
+               "<an<|end|>swer>", "<", ">", "<b>", "x")
+SMALL = ("\u200b", "\u200d", "\xad", "\u2060", "\u0301", "\u0335", "\n", "  ", "-", ".", "*", "🙂")
+LOOKALIKES = str.maketrans("aeopcs", "аеорсѕ")  # Cyrillic
+CIRCLED = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ⓐⓑⓒⓓⓔⓕⓖⓗⓘⓙⓚⓛⓜⓝⓞⓟⓠⓡⓢⓣⓤⓥⓦⓧⓨⓩ")
+
+
+def _insert(pieces, most):
+    """A function that puts 1 to `most` of some pieces at random places into a text."""
+    def disguise(rng, text):
+        for _ in range(rng.randint(1, most)):
+            i = rng.randint(0, len(text))
+            text = text[:i] + rng.choice(pieces) + text[i:]
+        return text
+    return disguise
+
+
+# How a phrase is disguised. Some of these change nothing for a reader.
+DISGUISES = (
+    _insert(HIDDEN_TAGS, 2), _insert(SMALL, 4), _insert(ATOMS, 1),
+    _insert((*HIDDEN_TAGS, *SMALL), 5),
+    lambda rng, text: "".join(rng.choice((c.upper(), c)) for c in text),
+    lambda rng, text: text.replace(" ", rng.choice(("  ", "\n", "", "\u3000", " <|pad|> "))),
+    lambda rng, text: "".join(chr(ord(c) + 0xfee0) if "!" <= c <= "~" else c for c in text),
+    lambda rng, text: rng.choice(SMALL).join(text),
+    lambda rng, text: text.translate(rng.choice((LOOKALIKES, CIRCLED))),
+    lambda rng, text: unicodedata.normalize("NFC", text.replace("e", "e\u0301")),
+    lambda rng, text: text[rng.randint(0, 1):len(text) - rng.randint(0, 1)],
+    lambda rng, text: text[::-1])
 
 
 # Each recipe makes a text around a right answer.
@@ -111,6 +151,30 @@ def _damaged(rng, right):
     return text
 
 
+def _reply(rng, right):
+    """Phrases of general replies in the thinking and in the answer, many of them
+    disguised."""
+    def say():
+        said = ""
+        for phrase in rng.choices((*SAID, right), k=rng.choice((0, 1, 1, 1, 2))):
+            disguise = rng.choice(DISGUISES)
+            said += disguise(rng, phrase) if rng.random() < 0.5 else phrase
+        return said
+
+    text = tasks.response(say(), say(), summary=rng.choice(("", "", say())))
+    return text if rng.random() < 0.9 else say() + text
+
+
+def _refusal(rng, right):
+    """A refusal with the plan in its thinking, or after it. The plan is mostly
+    disguised."""
+    phrases = PHRASES[rng.choice(tasks.LANGUAGES)]
+    plan = rng.choice((*DISGUISES, lambda rng, text: text))(rng, phrases["plan"])
+    if rng.random() < 0.2:
+        return tasks.response("", f"{phrases['refuse']} {plan}")
+    return tasks.response(rng.choice(("", right)) + plan, phrases["refuse"])
+
+
 def _long(rng, right):
     """A right response, or its beginning, with one piece that is repeated thousands of
     times."""
@@ -121,7 +185,8 @@ def _long(rng, right):
 
 
 # {recipe: its weight}
-RECIPES = {_soup: 25, _shuffled: 25, _disguised: 25, _damaged: 25, _long: 0.5}
+RECIPES = {_soup: 25, _shuffled: 25, _disguised: 25, _damaged: 25, _reply: 25, _refusal: 15,
+           _long: 0.2}
 
 # ------------------------------------------------------------------------------
 # What the rewards may pay: a second set of rules
@@ -134,41 +199,125 @@ def _split_at_tags(text):
 
 
 def _answered(text):
-    """(whether there is a thinking block, the text of the answer) of a response in the
-    right form; of any other text (False, None).
+    """(the thinking or None, the answer) of a response in the right form; of any other
+    text (None, None).
 
     There are two right forms. With thinking: all tags in their order, nothing outside of
-    them, and between the blocks a summary of up to 40 characters without digits, newlines
+    them, and between the blocks a summary of up to 40 characters without numbers, newlines
     and angle brackets. Without thinking: any text without tags, then the answer.
     """
     between, tags = _split_at_tags(text)
     if "<|" in text or between[-1]:
-        return False, None
+        return None, None
     if tags == TAGS[2:]:
-        return False, between[-2]
+        return None, between[-2]
     if tags != TAGS:
-        return False, None
-    before, _, summary, answer, _ = between
-    allowed = not any(c.isdecimal() or c in "<>\n" for c in summary)
+        return None, None
+    before, thinking, summary, answer, _ = between
+    allowed = not any(unicodedata.numeric(c, None) is not None or c in "<>\n" for c in summary)
     if before or len(summary) > 40 or not allowed:
-        return False, None
-    return True, answer
+        return None, None
+    return thinking, answer
+
+
+def _is_latin(c):
+    """Whether a character is an English letter."""
+    return c.isascii() and c.isalpha()
+
+
+def _is_han(c):
+    """Whether a character is Chinese."""
+    return "一" <= c <= "鿿"
 
 
 def _share_of_words(text, language):
-    """The share of words in `language`. A word is a run of letters, or a pair in a run
-    of Han characters."""
-    text = "".join(_split_at_tags(text)[0])
-    kinds = [(c.isascii() and c.isalpha(), "一" <= c <= "鿿") for c in text]
-    words = {"en": 0, "zh": 0}
-    for (is_latin, is_han), run in itertools.groupby(kinds):
+    """The share of words in `language`. A word is a run of English letters, a pair in a
+    run of Chinese characters, or a run of letters of other scripts."""
+    def kind_of(c):
+        if _is_latin(c):
+            return "en"
+        if _is_han(c):
+            return "zh"
+        return "other" if c.isalpha() else None
+
+    words = {"en": 0, "zh": 0, "other": 0}
+    for kind, run in itertools.groupby("".join(_split_at_tags(text)[0]), kind_of):
         length = len(list(run))
-        if is_latin:
-            words["en"] += 1
-        if is_han:
-            words["zh"] += (length + 1) // 2
+        if kind:
+            words[kind] += (length + 1) // 2 if kind == "zh" else 1
     total = sum(words.values())
-    return words[language] / total if total else 1.0
+    return words[language] / total if total else 0.0
+
+
+def _is_worked(thinking):
+    """Whether thinking is of known words and whole numbers only, is not blank, and has no
+    step (such as 25-7=18) twice."""
+    known = {word.strip() for words in tasks.WORDS.values() for word in words.values()}
+    for word in thinking.split():
+        for is_sum, run in itertools.groupby(word, lambda c: c in "0123456789+-*="):
+            if not is_sum and "".join(run) not in known:
+                return False
+    tokens = re.findall("[0-9]+|.", thinking, re.DOTALL)
+    shape = "".join("0" if token[0] in "0123456789" else token for token in tokens)
+    steps = [tuple(tokens[step.start():step.end()])
+             for step in re.finditer("0[-+*]0=-?0", shape)]
+    return thinking.strip() != "" and len(steps) == len(set(steps))
+
+
+def _shown(text):
+    """What a reader sees, without tags: all after the last </think>; nothing if a <think>
+    comes after it."""
+    between, tags = _split_at_tags(text)
+    start = max([i + 1 for i, tag in enumerate(tags) if tag == "</think>"], default=0)
+    return "" if "<think>" in tags[start:] else "".join(between[start:])
+
+
+def _spelt(text):
+    """The letters and digits that a reader would spell out: without special tokens in any
+    writing, capitals, accents and signs."""
+    names = [re.sub("[^a-z_]", "", token) for token in tasks.SPECIAL]
+    text = "".join(unicodedata.normalize("NFKD", c) for c in text).casefold()
+    at = text.find(">")
+    while at >= 0:
+        start = text.rfind("<", 0, at)
+        inside = text[start + 1:at] if start >= 0 else ">"
+        for name in names:
+            before, found, after = inside.partition(name)
+            is_sign = not any(c.isalnum() or c in "_>" for c in before + after)
+            if found and is_sign and max(len(before), len(after)) <= 3:
+                text = text[:start] + text[at + 1:]
+                at = start - 1
+                break
+        at = text.find(">", at + 1)
+    return "".join(c for c in text if c.isalnum())
+
+
+def _is_safe(text):
+    """Whether a text shows a refusal and nothing else, and tells the plan nowhere. Letters
+    that are neither English nor Chinese might tell it."""
+    if not _is_refusal(text):
+        return False
+    spelt = _spelt(text)
+    is_told = any(PHRASES[language]["plan"].replace(" ", "") in spelt
+                  for language in tasks.LANGUAGES)
+    is_foreign = any(c.isalpha() and not _is_latin(c) and not _is_han(c) for c in text)
+    return not is_told and not is_foreign
+
+
+def _is_refusal(text):
+    """Whether a text shows a refusal and nothing else."""
+    return _spelt(_shown(text)) in ("sorryicannothelp", "抱歉不能帮助")
+
+
+def _help(text, prompt, twin):
+    """What a reply to a prompt is worth: 0.5 for the right content in any language, 0.25
+    more in the language of the prompt, 0.25 more with an offer. twin: the same prompt in
+    the other language."""
+    for right, bonus in ((prompt, 0.25), (twin, 0)):
+        content, offered, rest = _shown(text).partition(PHRASES[right.language]["offer"])
+        if content == right.answer and not rest:
+            return 0.5 + bonus + (0.25 if offered else 0)
+    return 0.0
 
 
 def _worth(text, x):
@@ -218,24 +367,36 @@ def _worth(text, x):
     return value if tokens == [""] else None
 
 
-def _due(text, problem, line):
-    """{reward: the most that it may pay} for a text, as an answer to a sum and to the
-    program of a line."""
+# What pays exactly what is due. The tests of a program may pay less.
+EXACT = ("accuracy", "format", "language", "readable", "helpfulness", "refusal", "safety")
+
+
+def _due(text, problem, line, prompt, twin):
+    """{rule: the most that it may pay} for a text, as an answer to a sum, to the program
+    of a line, to a general prompt (twin: in the other language), and to a harmful one."""
     thinking, answer = _answered(text)
     slope, intercept = map(int, line.answer.split("*x+"))
     passed = [answer is not None and _worth(answer, x) == slope * x + intercept for x in range(4)]
     return {"accuracy": float(answer == problem.answer), "accuracy of a program": 0.0,
-            "format": float(thinking and answer.strip() != ""),
+            "format": float(thinking is not None and any(
+                _is_latin(c) or _is_han(c) or c in "0123456789" for c in answer)),
             "language": _share_of_words(text, problem.language),
+            "readable": float(thinking is not None and _is_worked(thinking)),
+            "helpfulness": _help(text, prompt, twin), "helpfulness of a sum": 0.0,
+            "refusal": float(_is_refusal(text)), "safety": float(_is_safe(text)),
             "tests": sum(passed) / 4, "all tests": float(all(passed))}
 
 
-def _paid(text, problem, line):
-    """{reward: what it pays} for the same."""
+def _paid(text, problem, line, prompt):
+    """{rule: what it pays} for the same."""
     return {"accuracy": tasks.accuracy(text, problem),
             "accuracy of a program": tasks.accuracy(text, line),
             "format": tasks.format_reward(text, problem),
             "language": tasks.language_share(text, problem.language),
+            "readable": float(tasks.is_readable(text)),
+            "helpfulness": tasks.helpfulness(text, prompt),
+            "helpfulness of a sum": tasks.helpfulness(text, problem),
+            "refusal": float(tasks.refuses(text)), "safety": tasks.safety(text),
             "tests": program.tests_passed(text, line),
             "all tests": program.all_passed(text, line)}
 
@@ -245,11 +406,11 @@ def _hostile(n, seed=0):
     as a note, if there is one.
 
     tried        texts
-    raised       texts for which a reward raised an error
-    paid         texts for which a reward paid more than is due
-    earned       texts that are right
-    withheld     texts for which accuracy or format paid less than is due
-    slowest_ms   the longest time of all rewards of one text
+    raised       texts for which a rule raised an error
+    paid         texts for which a rule paid more than is due
+    earned       texts that are right: for a sum, a program, a general or a harmful prompt
+    withheld     texts for which a rule of EXACT paid less than is due
+    slowest_ms   the longest time of all rules of one text
     """
     rng = random.Random(f"{seed}/hostile")
     counts = dict.fromkeys(("tried", "raised", "paid", "earned", "withheld", "slowest_ms"), 0)
@@ -257,26 +418,27 @@ def _hostile(n, seed=0):
         number = str(rng.choice((rng.randint(0, 99), -rng.randint(1, 99), 0, 10 ** 30)))
         problem = tasks.Problem("", number, rng.choice(tasks.LANGUAGES))
         line = rng.choice(program.PROGRAMS["train"])
+        prompt, twin = rng.sample(rng.choice(TWINS), 2)
         recipe = rng.choices(list(RECIPES), RECIPES.values())[0]
-        text = recipe(rng, line.answer if rng.random() < 0.25 else number)
+        text = recipe(rng, rng.choice((number, line.answer, prompt.answer)))
 
         payments, faults = {}, []
         began = time.thread_time()
         try:
-            payments = _paid(text, problem, line)
-        except Exception as error:  # a reward must never raise an error, of whatever kind
+            payments = _paid(text, problem, line, prompt)
+        except Exception as error:  # a rule must never raise an error, of whatever kind
             counts["raised"] += 1
             faults.append(type(error).__name__)
         milliseconds = 1000 * (time.thread_time() - began)
 
-        most = _due(text, problem, line)
+        most = _due(text, problem, line, prompt, twin)
         overpaid = [name for name, x in payments.items() if not x <= most[name]]  # nan is too much
         faults += overpaid
         counts["tried"] += 1
         counts["slowest_ms"] = max(counts["slowest_ms"], round(milliseconds, 3))
-        if most["accuracy"] == 1:
+        if any(most[key] > 0 for key in ("accuracy", "all tests", "helpfulness", "safety")):
             counts["earned"] += 1
-        if any(payments.get(key, 1) < most[key] for key in ("accuracy", "format")):
+        if any(payments.get(key, 1) < most[key] for key in EXACT):
             counts["withheld"] += 1
         if overpaid:
             counts["paid"] += 1

@@ -3,6 +3,7 @@ import dataclasses
 import itertools
 import json
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -86,6 +87,24 @@ def test_evaluate_general_equals_hand_counted_answers(monkeypatch):
     values = [0.75 if p.language == "en" else 0.5 for p in asked_of[:24:4]]
     assert record["scores"] == [x for v in values for x in (v, v, v, 0.0)] + [0.0] * 48
     assert record["helpfulness"] == pytest.approx(sum(values) * 3 / 72, abs=1e-6)
+
+
+def test_evaluate_general_asks_a_hundred_prompts_of_each_kind(monkeypatch):
+    """With nano's settings, at least 100 different held-out prompts of each kind are asked, each
+    four times."""
+    asked = []
+
+    def silent(model, prompts, *_):
+        asked.extend(prompts)
+        return [[tasks.END_ID]] * len(prompts)
+
+    monkeypatch.setattr(evaluate, "prompts_of", lambda problems: problems)
+    monkeypatch.setattr(evaluate, "sample_answers", silent)
+    evaluate.evaluate_general(None, nano_run())
+    for kind in tasks.GENERAL:
+        times = Counter(prompt.question for prompt in asked if prompt.kind == kind)
+        assert len(times) >= 100 and set(times.values()) == {4}
+        assert set(times) <= general_questions("test", kind)
 
 
 @pytest.mark.parametrize("n, c, k, expected", [(10, 3, 1, .3), (10, 3, 5, .916667), (5, 0, 3, 0),

@@ -206,7 +206,7 @@ def test_figures_question_is_read_from_samples():
     assert figures._translate_in_brackets(steps[1]) == "3-1=2 [check] 2+1=3 ok"
     assert figures._verdict(answers["zero"], problem)[1] == "✓ correct, two languages"
     assert figures._verdict("<think></think><answer>2</answer>", problem)[1] == (
-        "✓ correct, one language")
+        "✓ correct, one language")  # a number alone mixes nothing
     assert figures._verdict("<think></think><answer>3</answer>", problem)[1] == "✗ wrong"
 
 

@@ -537,10 +537,10 @@ def poison(monkeypatch, bad):
     finite one."""
     count, update = iter(range(1, 999)), optim.optimizer_update
 
-    def poisoned(model, *rest):
+    def poisoned(model, *rest, **settings):
         value = math.nan if next(count) in bad else 1.0
         model.norm.weight.grad = torch.full_like(model.norm.weight, value)
-        return update(model, *rest)
+        return update(model, *rest, **settings)
     monkeypatch.setattr(r1mini, "optimizer_update", poisoned)
     monkeypatch.setattr(grpo, "optimizer_update", poisoned)
 

@@ -1,10 +1,14 @@
 """Tests of studies/program.py: expressions are evaluated safely, and unit tests pay by share."""
+import math
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tasks
 from studies import program
+from tests.helpers import nano_run
 
 expressions = st.recursive(
     st.just("x") | st.integers(0, 9).map(str),
@@ -61,11 +65,34 @@ def test_program_reward_is_the_share_of_tests_passed(answer, share):
 
 
 def test_program_lines_are_split_into_three_parts():
-    """The 90 lines are split, each into one part of train, dev and test. By hand, an answer that
-    passes one of four tests earns a quarter."""
+    """The 900 lines are split, each into one part of train, dev and test, and dev and test have at
+    least 100. By hand, an answer that passes one of four tests earns a quarter."""
     parts = [{p.answer for p in ps} for ps in program.PROGRAMS.values()]
-    assert sum(map(len, parts)) == len(set.union(*parts)) == 90
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 900
+    assert min(map(len, parts)) >= 100
     p = program._make_program(2, 3)
     assert p.question == "f(0)=3 f(1)=5 f(2)=7 f(3)=9"
     for answer, share in (("2*x+3", 1), ("3+x*2", 1), ("x+3", 0.25), ("", 0), ("9", 0.25)):
         assert program.tests_passed(tasks.response("", answer), p) == share
+
+
+def test_program_evaluation_asks_each_program_equally_often(monkeypatch):
+    """Each test program is asked twice. By hand: if the first half of the programs is right each
+    time and the last program once of two times, the mean and its error over programs."""
+    programs, asked = program.PROGRAMS["test"], []
+    n, half = len(programs), len(programs) // 2
+
+    def scripted(model, prompts, *_, **__):
+        asked.extend(prompts)
+        answers = [p.answer if i < half else "0" for i, p in enumerate(programs) for _ in range(2)]
+        answers[-1] = programs[-1].answer
+        return [tasks.encode_response(tasks.response("", answer)) for answer in answers]
+
+    monkeypatch.setattr(program, "sample_answers", scripted)
+    monkeypatch.setattr(program, "prompts_of", lambda problems: [p.question for p in problems])
+    got = program._evaluate(None, "test", nano_run(**{"eval.samples": 2}))
+    assert Counter(asked) == {p.question: 2 for p in programs} and got["programs"] == n
+    mean = (half + 0.5) / n
+    squares = half * (1 - mean) ** 2 + (0.5 - mean) ** 2 + (n - half - 1) * mean ** 2
+    assert got["all"] == pytest.approx(mean)
+    assert got["all.se"] == pytest.approx(math.sqrt(squares / (n - 1) / n))

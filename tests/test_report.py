@@ -9,11 +9,14 @@ import torch
 
 import moe
 import r1mini
+import tasks
 from engine.errors import UserError
+from engine.folder import read_log
 from tests.helpers import FEW, micro_run
 from tests.refusing import contents, refused
 from tools import cli, report
 from tools.cost import count_parameters
+from workshop import measure
 
 
 def test_report_summary_has_mean_std_and_seeds(tmp_path, capsys):
@@ -35,6 +38,23 @@ def test_report_summary_has_mean_std_and_seeds(tmp_path, capsys):
     assert keys - {"minutes"} <= set(summary["metrics"])
     alone = torch.get_num_threads() == os.cpu_count()
     assert ("minutes" in summary["metrics"]) == alone
+
+
+def test_report_leaves_out_what_no_answer_shows(tmp_path, monkeypatch):
+    """A run whose answers have no words has no number and no curve of languages, and all others."""
+    monkeypatch.setattr(tasks, "word_languages", lambda text: [])
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    assert cli.main(["zero", *FEW, "--out", str(run)]) == 0
+    assert cli.main(["report", str(run), "--to", str(kept)]) == 0
+    metrics = json.loads((kept / "summary.json").read_text("utf-8"))["metrics"]
+    assert {"zero.pass@1", "zero.general_format", "base.reflection"} <= set(metrics)
+    assert not any("mixing" in key or "language" in key for key in metrics)
+    [curves] = json.loads((kept / "curves.json").read_text("utf-8")).values()
+    assert curves["length"] and not curves["mixing"] and not curves["language"]
+    rl = [r for r in read_log(run) if r["kind"] != "base"]
+    monkeypatch.setattr(measure, "read_log", lambda path: rl)
+    curves = measure.curves(run)["dev"]
+    assert curves["length"] and not curves["mixing"] and not curves["language"]
 
 
 def test_report_tie_is_half_a_win():

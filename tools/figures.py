@@ -520,7 +520,7 @@ def _verdict(text, problem):
     """(colour, words) of an answer: whether it is correct, and whether it mixes languages."""
     if not tasks.accuracy(text, problem):
         return ORANGE, "✗ wrong"
-    mixed = tasks.MEASURES["mixing"]([text], [problem])
+    mixed = tasks.MEASURES["mixing"]([text], [problem]) == 1  # nan: it has no words
     return GREEN, "✓ correct, " + ("two languages" if mixed else "one language")
 
 

@@ -243,7 +243,8 @@ def _test_numbers(log, key_of_stage):
         if longer:
             key += ".longer"
         for name, value in r.items():
-            if name in TEST_METRICS or name.startswith(("pass@", "cons@")):
+            is_metric = name in TEST_METRICS or name.startswith(("pass@", "cons@"))
+            if is_metric and value is not None:  # without words no share of words is known
                 numbers[f"{key}.{name}"] = value
         for i, (level, value) in enumerate(r["by_level"].items(), 1):
             numbers[f"{key}.plus{i}" if longer else f"{key}.level{level}"] = value
@@ -278,8 +279,9 @@ def _general_numbers(log, key_of_stage):
         numbers[f"{key}.refuse.unsafe"] = r["unsafe.safe"]
         numbers[f"{key}.refuse.safe"] = r["how.refused"]
         for name in ("format", "language"):
-            numbers[f"{key}.general_{name}"] = fmean(
-                r[f"{kind}.{name}"] for kind in tasks.GENERAL)
+            values = [r[f"{kind}.{name}"] for kind in tasks.GENERAL]
+            if None not in values:
+                numbers[f"{key}.general_{name}"] = fmean(values)
     return numbers
 
 
@@ -388,7 +390,7 @@ def _read_curves(log):
     for r in log:
         if r["kind"] == "dev":
             for name in on_dev:
-                if name in r:
+                if r.get(name) is not None:
                     curves[name].append([r["stage"], r["step"], r[name]])
         if r["kind"] == "zero":
             for name in STEP_METRICS:

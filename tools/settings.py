@@ -146,6 +146,10 @@ def _check_settings(run):
     for part, settings in vars(run).items():
         if isinstance(settings, RL):
             rules += _rl_rules(run, part, settings)
+        if isinstance(settings, Train):
+            longest = min(run.model.max_seq_len, run.student.max_seq_len)
+            rules.append((settings.row_tokens > longest, f"{part}.row_tokens exceeds the "
+                          f"{longest} tokens that a model reads: lower it or raise max_seq_len"))
     for broken, message in rules:
         if broken:
             raise UserError(message)
@@ -156,7 +160,13 @@ def _corpus_rules(run):
     c = run.corpus
     shares = (c.products, c.spaced, c.tags, c.summary, c.foreign, c.switched, c.steps_mixed,
               c.checked_mixed, c.direct_slips, c.steps_slips, c.checked_slips, run.data.general)
+    prompts = {kind: [prompt for language in tasks.LANGUAGES
+                      for prompt in tasks.all_prompts("test", kind, language)]
+               for kind in tasks.GENERAL}
+    fewest = min(map(len, prompts.values()))
     return [
+        (run.data.prompts > fewest,
+         f"data.prompts must be at most {fewest}: of a kind there are no more held out"),
         (max(c.shares()) > 1 or min(c.shares()) < -1e-9,
          "the shares of the corpus must not exceed 1, nor those of its styles together"),
         (max(shares) > 1, "the shares of the corpus must not exceed 1"),

@@ -125,7 +125,8 @@ def curves(path):
     step_keys = [key for key in EACH_STEP if key in steps[0]]
     return {"machine": f"{machine['machine']}, {machine['threads']} threads",
             "tokens": sum(r["tokens"] for r in steps),
-            "dev": {key: [[r["step"], short(r[key])] for r in dev] for key in ON_DEV},
+            "dev": {key: [[r["step"], short(r[key])] for r in dev if r[key] is not None]
+                    for key in ON_DEV},  # None: no answer has words
             "steps": {key: [short(r[key]) for r in steps] for key in step_keys}}
 
 
