@@ -1780,7 +1780,8 @@ def test_collect_keeps_each_fit_answer_once(monkeypatch, tmp_path):
              "<think>1+2=3 ok </think><answer>{}1</answer>",
              "<think>1+2=3 ok </think><answer>{}</answer>",
              "<think>1+2=3 ok </think><answer>{}</answer>",
-             "<think>1+2=3正确</think><answer>{}</answer>", "<think>1+2=3</think><answer>{}</answer>"]
+             "<think>1+2=3正确</think><answer>{}</answer>",
+             "<think>1+2=3</think><answer>{}</answer>"]
 
     def kill(path, target):
         if target.name == "dev3.jsonl":
@@ -1801,6 +1802,7 @@ def test_collect_keeps_each_fit_answer_once(monkeypatch, tmp_path):
     assert (record["stage"], record["kept"], record["of"]) == ("dev3", 2, 7)
     assert record["tokens"] == sum(
         len(tasks.encode_response(text.format(problem.answer))) for text in texts)
+    assert record["prompt_tokens"] == 7 * len(tasks.encode_prompt(problem.question))
 
 
 def test_collect_drops_what_no_longer_fits(monkeypatch, tmp_path):

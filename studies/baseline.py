@@ -12,18 +12,18 @@ Four other ways to use the same base stand beside RL:
     examples4   the base with 4 worked examples in its prompt
     cons        the base's majority vote
 
-FLOPs per token, with N active parameters: 2N to write or to read it, 6N to learn from
-it. RL takes 10N per token: the policy writes it (2N), the reference reads it (2N), and
-the policy learns from it (6N). A token of a dead group takes 2N. All models are tested
-on held-out test problems at temperature 1. The FLOPs decide where SFT stops; nothing
-else was tuned.
+FLOPs per token, with N weights in products (tools/flops.py): 2N to write or to read it,
+6N to learn from it. RL takes 10N per token: the policy writes it (2N), the reference
+reads it (2N), and the policy learns from it (6N). A token of a dead group takes 2N. SFT
+takes 2N for each token that it samples, and 6N for each one that it learns from, where N
+includes MTP. All models are tested on held-out test problems at temperature 1. The FLOPs
+decide where SFT stops; nothing else was tuned.
 """
 import copy
 import dataclasses
 import random
 from pathlib import Path
 
-import moe
 import tasks
 from engine import checkpoint
 from engine.errors import UserError
@@ -31,8 +31,7 @@ from engine.evaluate import repeat_for_answers, sample_answers, selection_scores
 from engine.folder import read_log
 from engine.watch import Watch
 from r1mini import collect, train
-from tools.cost import in_products
-from tools.report import flops_by_stage
+from tools.flops import flops_by_stage, flops_per_token
 from tools.study import measure_once, test_record
 from tools.tables import cell, table
 
@@ -43,35 +42,44 @@ SETTINGS, NEEDS, STAGES = (), ("base.pt", "zero.pt"), ("sft",)
 # SFT with RL's FLOPs
 
 
-def _cost_of_rl(log):
-    """(answers drawn, tokens of their prompts, FLOPs per parameter) of Zero's RL in the
-    log of a run."""
-    rollouts = [r for r in log if r["kind"] == "zero"]
+def _answers_of_rl(log):
+    """The number of answers that Zero's RL drew, from the log of a run."""
     s = log[0]["zero"]
-    answers = len(rollouts) * s["problems"] * s["group_size"] * s["oversample"]
-    prompt_tokens = sum(r["prompt_tokens"] for r in rollouts)
-    parameters = in_products(moe.Config(**log[0]["model"]), mtp=False)
-    return answers, prompt_tokens, flops_by_stage(log)["zero"] * 1e12 / parameters
+    steps = sum(r["kind"] == "zero" for r in log)
+    return steps * s["problems"] * s["group_size"] * s["oversample"]
 
 
-def _rejection_sampling(folder, base, log):
+def _tflop_of_sft(log):
+    """What SFT took so far: its samples, and its training."""
+    flops = flops_by_stage(log)
+    return flops["collect_sft"] + flops.get("sft", 0.0)
+
+
+def _sft_steps(rl_log, log, documents, run):
+    """The number of SFT steps after which SFT has taken as many FLOPs as RL. log: of the
+    study's run, which has collected the documents."""
+    tflop_left = flops_by_stage(rl_log)["zero"] - _tflop_of_sft(log)
+    tokens_per_document = sum(len(d.tokens) for d in documents) / len(documents)
+    tokens_per_step = run.dev3.documents * tokens_per_document
+    tflop_per_step = tokens_per_step * flops_per_token(run.model, "learn", mtp=True) / 1e12
+    return max(1, round(tflop_left / tflop_per_step))
+
+
+def _rejection_sampling(folder, base, rl_log):
     """SFT on the base's own right answers. Returns (model, numbers).
 
     The base draws as many answers as RL did. SFT learns from those that earn RL's full
     reward, until RL's FLOPs are spent.
     """
     run = folder.run
-    answers, prompt_tokens, rl_flops = _cost_of_rl(log)  # FLOPs here: per parameter
 
     def earns_full_reward(text, problem):
         return tasks.accuracy(text, problem) and tasks.format_reward(text)
 
-    documents = collect(folder, "sft", base, answers // run.data.tries, earns_full_reward)
-    collected = next(r for r in read_log(folder.path) if r["kind"] == "collected")
-    flops_left = rl_flops - 2 * (collected["tokens"] + prompt_tokens)
-    tokens_per_document = sum(len(d.tokens) for d in documents) / len(documents)
-    flops_per_step = 6 * run.dev3.documents * tokens_per_document
-    steps = max(1, round(flops_left / flops_per_step))
+    n_problems = _answers_of_rl(rl_log) // run.data.tries
+    documents = collect(folder, "sft", base, n_problems, earns_full_reward)
+    log_of_samples = [r for r in read_log(folder.path) if r["kind"] != "sft"]
+    steps = _sft_steps(rl_log, log_of_samples, documents, run)
     s = dataclasses.replace(run.dev3, steps=steps)
 
     def loop(model, state):
@@ -79,9 +87,12 @@ def _rejection_sampling(folder, base, log):
 
     watch = Watch(folder, "sft", s.dev_every, s.steps)
     model = folder.stage("sft", copy.deepcopy(base), loop, s.steps, watch)
+    log = read_log(folder.path)
+    collected = next(r for r in log if r["kind"] == "collected")
     return model, {"sft.kept": collected["kept"], "sft.of": collected["of"],
-                   "sft.steps": s.steps,
-                   "sft.epochs": s.steps * s.documents / len(documents)}
+                   "sft.steps": s.steps, "sft.epochs": s.steps * s.documents / len(documents),
+                   "sft.tflop": _tflop_of_sft(log),
+                   "zero.tflop": flops_by_stage(rl_log)["zero"]}
 
 
 # ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ both start from each of them.
 """
 from engine.folder import read_log
 from tools.figures import threshold_picture, write_picture
-from tools.report import flops_by_stage
+from tools.flops import flops_by_stage
 from tools.study import test_record
 from tools.tables import table
 

@@ -41,7 +41,8 @@ from engine.errors import UserError
 from engine.evaluate import prompts_of, repeat_for_answers
 from engine.folder import describe_machine
 from grpo import Rollout, advantages, improve
-from tools.cost import count_parameters, in_products
+from tools.cost import count_parameters
+from tools.flops import flops_per_token
 from tools.settings import resolve_settings
 
 ROUNDS = 11
@@ -275,8 +276,8 @@ def measure_ours(run, device, dtype):
         "documents": median(document_rates),
         "prefill": PREFILL_PROMPTS * PREFILL_LENGTH / taken["prefill"],
         "decode": PROMPTS * NEW / taken["decode"]}
-    numbers["train.peak_share"] = (
-        6 * in_products(config) * numbers["train"] / 1e9 / numbers["gemm"])
+    flops = flops_per_token(config, "learn", mtp=True)
+    numbers["train.peak_share"] = flops * numbers["train"] / 1e9 / numbers["gemm"]
 
     _, work = bench_equal_works(config)
     parts = seconds_by_round(bench_grpo_step(model, run, work), device)

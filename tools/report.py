@@ -44,11 +44,10 @@ import tasks
 from engine.errors import UserError
 from engine.folder import flatten_settings, holds_run, list_names, read_log
 from grpo import RL
-from moe import Config
 from r1mini import ABLATIONS, Run
 from tools import pages, tables
-from tools.cost import in_products
 from tools.figures import draw
+from tools.flops import flops_by_stage
 from tools.tables import (
     STUDENT_KEYS,
     STUDENT_ROWS,
@@ -195,7 +194,7 @@ def _read_run(word):
     tested = list(dict.fromkeys(r["stage"] for r in log if r["kind"] == "test"))
     if not tested:
         raise UserError(f"{path}: this run is not finished, there is no test in its log")
-    rl_records = [r for r in log if "prompt_tokens" in r]
+    rl_records = [r for r in log if "prompt_tokens" in r and r["kind"] != "collected"]
     if "student" not in log[0] or any("learnt_tokens" not in r for r in rl_records):
         raise UserError(f"{path}: a run of an older version; make it again")
     machine, peak_gib, minutes = read_timing(path)
@@ -311,36 +310,6 @@ def _moving_mean(values, width=3):
     """Means over `width` neighbours of a list. A list that is too short is returned as it is."""
     means = [sum(values[i:i + width]) / width for i in range(len(values) - width + 1)]
     return means or values
-
-
-def flops_by_stage(log):
-    """{stage: 10^12 FLOPs}, counted as tables.FLOPS_NOTE says. collect_STAGE is the cost of the
-    samples that a stage learns from."""
-    config = log[0]
-    teacher = in_products(Config(**config["model"]), mtp=False)
-    teacher_with_mtp = in_products(Config(**config["model"]))
-    student = in_products(Config(**config["student"]), mtp=False)
-    flops = {}
-    for r in log:
-        if "tokens" not in r:
-            continue
-        stage = r["kind"]
-        N = student if stage in STUDENT_KEYS else teacher
-        if stage == "collected":
-            stage = f"collect_{r['stage']}"
-            work = 2 * teacher * r["tokens"]
-        elif "prompt_tokens" in r:  # RL
-            beta = config[stage if stage in config else "student_rl"]["beta"]
-            learning = 8 if beta else 6  # the reference model takes 2 of 8
-            work = N * (2 * (r["tokens"] + r["prompt_tokens"]) + learning * r["learnt_tokens"])
-        elif stage == "distill_logits":
-            work = (6 * N + 2 * teacher) * r["tokens"]
-        elif stage in config and stage not in STUDENT_KEYS:
-            work = 6 * teacher_with_mtp * r["tokens"]
-        else:  # students and reward models have no MTP
-            work = 6 * N * r["tokens"]
-        flops[stage] = flops.get(stage, 0.0) + work / 1e12
-    return flops
 
 
 def read_timing(path):

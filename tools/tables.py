@@ -5,6 +5,7 @@ returns the lines of a Markdown table. It returns no lines if there are no numbe
 """
 from grpo import OBJECTIVES, RL
 from tools.figures import by_step, curves_of_runs
+from tools.flops import FLOPS_NOTE
 
 # The metrics that a report takes from tests, and from evaluations on dev.
 # cons@K is the majority of K answers. K is the number of answers to each problem: eval.samples on
@@ -18,15 +19,6 @@ STUDENT_KEYS = {  # stage: its name in keys
     "student": "student.base", "student_rl": "student.rl",
     "student_rl_no_format": "student.rl_no_format", "distill": "student.distill",
     "distill_logits": "student.distill_logits", "distill_rl": "student.distill_rl"}
-
-FLOPS_NOTE = (
-    "FLOPs are estimated. N is the number of parameters that a token meets in matrix products; "
-    "the embedding is looked up and not counted. n is the number of tokens. A supervised stage "
-    "takes 6 N n, and its N includes MTP. RL does not train MTP. It takes 2 N n to sample, where "
-    "n includes the prompts. It takes 6 N n to learn and 2 N n for the reference model, where n "
-    "counts live groups only; with beta 0 there is no reference model. Distillation by logits "
-    "takes 2 N n more, with the teacher's N. The samples that a stage learns from take 2 N n. "
-    "Evaluation is not counted. A TFLOP is 10^12 FLOPs.")
 
 # (label, key, what the paper saw in R1-Zero)
 ZERO_ROWS = (
