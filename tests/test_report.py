@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine.errors import UserError
+from engine.folder import read_log
 from tests.helpers import FEW, micro_run
 from tests.refusing import contents, refused
 from tools import cli, report
@@ -66,8 +67,15 @@ def test_report_to_a_folder_writes_no_page(tmp_path, capsys):
     (run / "report.md").unlink()
     assert cli.main(["report", str(run)]) == 0
     page = (run / "report.md").read_text("utf-8")
-    for title in ("Base and R1-Zero", "The stages", "All numbers"):
+    for title in ("Base and R1-Zero", "The stages", "How exact the tests are", "All numbers"):
         assert f"## {title}\n" in page
+    tests = [r for r in read_log(run) if r["kind"] == "test" and r["stage"] == "zero"]
+    for row, r in zip(("pass@1", "pass@1, T 0.6", "pass@1, T 0.6, longer"), tests, strict=True):
+        cells = f"{r['pass@1']:.3f} | {r['pass@1.error']:.3f} | {r['items']}"
+        assert f"| zero: {row} | {cells} |" in page
+    general = [r for r in read_log(run) if r["kind"] == "general" and r["stage"] == "r1"][0]
+    items = sum(general[f"{kind}.items"] for kind in ("greeting", "fact", "how"))
+    assert f"| {general['helpfulness.error']:.3f} | {items} |" in page
     assert f"more: {run / 'report.md'}" in capsys.readouterr().out
     assert cli.main(["report", str(run), "--to", str(kept)]) == 0
     names = {path.name for path in kept.iterdir()} - {"figures"}  # these need matplotlib

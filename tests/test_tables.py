@@ -35,9 +35,21 @@ def test_tables_without_numbers_are_empty():
     for make in (tables.base_and_zero_table, tables.stages, tables.stages_console_table,
                  tables.students_table, tables.answers_table, tables.minutes_table,
                   tables.objectives_table,
-                 tables.bases_table):
+                 tables.bases_table, tables.items_table):
         assert make({}) == []
     assert tables.training_curve_table({}) == [] and tables.language_reward_table({}, {}) == []
+
+
+def test_tables_errors_over_items_stand_beside_the_spread_over_seeds():
+    """Each test with an error has a row: the mean and spread over seeds, the mean error over items,
+    and the number of items. A number without an error has no row."""
+    metrics = metrics_of(**{
+        "zero.pass@1": [0.25, 0.5], "zero.pass@1.error": [0.01, 0.03], "zero.items": [500, 500],
+        "zero.eval.pass@1": [0.4], "r1.refuse.safe": [0.125], "r1.refuse.safe.error": [0.02],
+        "r1.refuse.safe.items": [100]})
+    assert tables.items_table(metrics)[2:] == [
+        "| zero: pass@1 | 0.375 ± 0.500 | 0.020 | 500 |",
+        "| r1: harmless requests refused | 0.125 | 0.020 | 100 |"]
 
 
 def test_tables_have_a_row_for_each_number_of_votes():

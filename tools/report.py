@@ -63,6 +63,9 @@ STEP_METRICS = ("entropy", "dead_groups", "expert_load")
 LOADS_EVERY = 30  # steps of pretraining between two kept records of the experts' loads
 SETTINGS = [field.name for field in dataclasses.fields(Run)]
 
+# {name in keys: name in the log} of what is measured on general prompts with an error over items.
+GENERAL_METRICS = {"helpfulness": "helpfulness", "refuse.unsafe": "unsafe.safe",
+                   "refuse.safe": "how.refused"}
 
 def main(options):
     """The command report."""
@@ -242,7 +245,8 @@ def _test_numbers(log, key_of_stage):
         if longer:
             key += ".longer"
         for name, value in r.items():
-            if name in TEST_METRICS or name.startswith(("pass@", "cons@")):
+            is_metric = name in (*TEST_METRICS, "items") or name.startswith(("pass@", "cons@"))
+            if is_metric and value is not None:
                 numbers[f"{key}.{name}"] = value
         for i, (level, value) in enumerate(r["by_level"].items(), 1):
             numbers[f"{key}.plus{i}" if longer else f"{key}.level{level}"] = value
@@ -274,8 +278,13 @@ def _general_numbers(log, key_of_stage):
         key = key_of_stage[r["stage"]]
         numbers[f"{key}.helpfulness"] = r["helpfulness"]
         numbers[f"{key}.greeting.thinking"] = r["greeting.thinking"]
-        numbers[f"{key}.refuse.unsafe"] = r["unsafe.safe"]
-        numbers[f"{key}.refuse.safe"] = r["how.refused"]
+        for name, name_in_log in GENERAL_METRICS.items():
+            numbers[f"{key}.{name}"] = r[name_in_log]
+            if r.get(f"{name_in_log}.error") is not None:  # older logs have no errors
+                numbers[f"{key}.{name}.error"] = r[f"{name_in_log}.error"]
+                kind, _, is_of_one_kind = name_in_log.partition(".")
+                kinds = [kind] if is_of_one_kind else tasks.HELPFUL
+                numbers[f"{key}.{name}.items"] = sum(r[f"{kind}.items"] for kind in kinds)
         for name in ("format", "language"):
             numbers[f"{key}.general_{name}"] = fmean(
                 r[f"{kind}.{name}"] for kind in tasks.GENERAL)
@@ -471,6 +480,7 @@ def _report_page(command, metrics, curves, folder):
         by_seed = " ".join(f"{value:.4g}" for value in metric["per_seed"].values())
         all_numbers.append((f"`{key}`", f"{metric['mean']:.4g} ± {metric['std']:.2g}", by_seed))
     sections = {
+        "How exact the tests are": tables.items_table(metrics),
         tables.ZERO: tables.base_and_zero_table(metrics),
         "Training curve, on dev": tables.training_curve_table(curves),
         tables.ALL_STAGES: tables.stages(metrics),

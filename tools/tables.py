@@ -322,6 +322,27 @@ def answers_table(metrics):
             values = cells(metrics, [f"{name_in_keys}.{name}" for name in names])
             if any(values):
                 body.append((f"{stage}, {sampling}", *values))
+def items_table(metrics):
+    """What the tests can tell: the standard deviation over seeds, and the standard error over the
+    items of a test. A test has the same items on every seed, so the mean over seeds keeps about
+    the error of one seed."""
+    body = []
+    for stage in (*TEACHER_STAGES, *STUDENT_KEYS.values()):
+        for label, score, prefix in (
+                ("pass@1", f"{stage}.pass@1", stage),
+                ("pass@1, T 0.6", f"{stage}.eval.pass@1", f"{stage}.eval"),
+                ("pass@1, T 0.6, longer", f"{stage}.eval.longer.pass@1", f"{stage}.eval.longer"),
+                ("helpfulness", f"{stage}.helpfulness", f"{stage}.helpfulness"),
+                ("harmful requests refused", f"{stage}.refuse.unsafe", f"{stage}.refuse.unsafe"),
+                ("harmless requests refused", f"{stage}.refuse.safe", f"{stage}.refuse.safe")):
+            error = f"{score}.error"
+            if error in metrics:
+                body.append((f"{stage}: {label}", cell(metrics, score),
+                             f"{metrics[error]['mean']:.3f}",
+                             f"{metrics[f'{prefix}.items']['mean']:.0f}"))
+    return table(("test", "mean ± std over seeds", "standard error over items", "items"), body)
+
+
     return table(("held-out problems", *names), body)
 
 
