@@ -31,11 +31,14 @@ from engine.evaluate import repeat_for_answers, sample_answers, selection_scores
 from engine.folder import read_log
 from engine.watch import Watch
 from r1mini import collect, train
+from tools.compare import compare
 from tools.flops import flops_by_stage, flops_per_token
 from tools.study import measure_once, test_record
 from tools.tables import cell, table
 
 SETTINGS, NEEDS, STAGES = (), ("base.pt", "zero.pt"), ("sft",)
+DIFFERENCES = {f"zero_less_{name}.pass@1": ("zero.pass@1", f"{name}.pass@1")
+               for name in ("base", "sft")}
 
 
 # ------------------------------------------------------------------------------
@@ -176,16 +179,24 @@ def page(rows, notes):
     cons = next(key.partition(".")[2] for key in rows if key.startswith("base.cons@"))
     body = [[text, cell(rows, f"{name}.pass@1"), cell(rows, f"{name}.{cons}")]
             for name, text in NAMES.items()]
-    percent = {name: 100 * rows[f"{name}.pass@1"]["mean"] for name in NAMES}
-    gain = {name: f"{percent[name] - percent['base']:+.1f}" for name in NAMES}
-    best_examples = max("examples2", "examples4", key=percent.get)
-    vote_gain = 100 * rows[f"base.{cons}"]["mean"] - percent["base"]
-    kept, drawn, steps, epochs = (rows[f"sft.{key}"]["mean"]
-                                  for key in ("kept", "of", "steps", "epochs"))
+    def change(low, high):
+        return compare(rows, low, high).text(points=True)
+
+    best_examples = max("examples2", "examples4",
+                        key=lambda name: rows[f"{name}.pass@1"]["mean"])
+    rl_over_sft = compare(rows, "sft.pass@1", "zero.pass@1")
+    kept, drawn, steps, epochs, tflop = (
+        rows[f"sft.{key}"]["mean"] for key in ("kept", "of", "steps", "epochs", "tflop"))
     return [*table(["", "pass@1", cons], body), "",
-            f"RL changes pass@1 by {gain['zero']} points. SFT on the base's own right answers, "
-            f"with as many FLOPs, changes it by {gain['sft']}. Examples in the prompt change it "
-            f"by {gain[best_examples]} at best. The base's majority vote is {vote_gain:+.1f} "
-            "points from its pass@1. The base has only read documents of one dialogue each.", "",
-            f"SFT: {kept:.0f} of {drawn:.0f} answers kept, {steps:.0f} steps, "
-            f"{epochs:.1f} epochs."]
+            "Differences of pass@1, paired by seed:", "",
+            f"- RL less the base: {change('base.pass@1', 'zero.pass@1')}",
+            "- SFT on the base's own right answers, with as many FLOPs, less the base: "
+            f"{change('base.pass@1', 'sft.pass@1')}",
+            f"- examples in the prompt, at best, less the base: "
+            f"{change('base.pass@1', f'{best_examples}.pass@1')}",
+            f"- the base's majority vote less its pass@1: {change('base.pass@1', f'base.{cons}')}",
+            f"- RL less SFT: {rl_over_sft.text(points=True)}. That RL is above SFT "
+            f"{rl_over_sft.verdict}.", "",
+            f"SFT: {kept:.0f} of {drawn:.0f} answers kept, {steps:.0f} steps, {epochs:.1f} epochs, "
+            f"{tflop:.3g} TFLOP; RL took {rows['zero.tflop']['mean']:.3g}. The base has only read "
+            "documents of one dialogue each."]

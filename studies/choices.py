@@ -31,6 +31,7 @@ from engine.folder import read_log
 from engine.watch import Watch
 from grpo import Task, train_rl
 from r1mini import draw_problem, for_each, rl, train
+from tools.compare import compare
 from tools.flops import FLOPS_NOTE, flops_by_stage
 from tools.tables import cell, cell_per_seed, table
 
@@ -230,7 +231,11 @@ def _recipe_table(rows, recipes):
     for recipe in recipes:
         cells = [cell(rows, f"{recipe}.{key}") for key in columns]
         reached = len(cell_per_seed(rows, f"{recipe}.tflop"))
-        body.append([recipe, *cells, f"{reached} of {seeds}"])
-    return [*table(["recipe", *columns.values(), "seeds at 85%"], body), "",
+        difference = compare(rows, f"{DEFAULT}.tflop", f"{recipe}.tflop")
+        is_other = recipe != DEFAULT and difference is not None
+        body.append([recipe, *cells, f"{reached} of {seeds}",
+                     difference.text() if is_other else ""])
+    heads = ["recipe", *columns.values(), "seeds at 85%", "TFLOP to 85%, less the default's"]
+    return [*table(heads, body), "",
             "pass@1 is on dev problems at temperature 1, with 16 answers per problem, after "
             f"every fifth RL step and after the last. {FLOPS_NOTE}"]

@@ -80,9 +80,12 @@ def test_baseline_page_states_every_gain():
     rows = {f"{name}.{key}": {"mean": x, "std": 0.0, "per_seed": {"0": x}}
             for name, pair in values.items() for key, x in zip(("pass@1", "cons@16"), pair)}
     rows |= {f"sft.{key}": {"mean": x, "std": 0.0, "per_seed": {"0": x}} for key, x in (
-        ("kept", 50.0), ("of", 200.0), ("steps", 30.0), ("epochs", 1.5))}
+        ("kept", 50.0), ("of", 200.0), ("steps", 30.0), ("epochs", 1.5), ("tflop", 2.0))}
+    rows["zero.tflop"] = {"mean": 2.1, "std": 0.0, "per_seed": {"0": 2.1}}
     text = "\n".join(baseline.page(rows, {}))
-    assert "RL changes pass@1 by +70.0 points" in text
-    assert "with as many FLOPs, changes it by +20.0" in text
-    assert "by +5.0 at best" in text and "majority vote is +10.0 points from its pass@1" in text
-    assert "50 of 200 answers kept, 30 steps, 1.5 epochs" in text
+    assert "RL less the base: +70.0 points, one seed" in text
+    assert "with as many FLOPs, less the base: +20.0 points" in text
+    assert "at best, less the base: +5.0 points" in text
+    assert "majority vote less its pass@1: +10.0 points" in text
+    assert "RL less SFT: +50.0 points, one seed. That RL is above SFT holds." in text
+    assert "50 of 200 answers kept, 30 steps, 1.5 epochs, 2 TFLOP; RL took 2.1" in text

@@ -160,8 +160,11 @@ def test_choices_page_shows_every_recipe_and_schedule():
     names = [*choices._recipe_folders(0, ""), *choices.SCHEDULES]
     rows = {f"{name}.base": {"mean": 0.2, "std": 0.0, "per_seed": {"0": 0.1, "1": 0.3}}
             for name in names}
-    rows[f"{choices.DEFAULT}.tflop"] = {"mean": 5.0, "std": 0.0, "per_seed": {"1": 5.0}}
+    for name, tflop in zip(names, (5.0, 4.0)):
+        rows[f"{name}.tflop"] = {"mean": tflop, "std": 0.0, "per_seed": {"1": tflop}}
     cells = [line.split(" | ") for line in choices.page(rows, {}) if line.startswith("| ")][1:]
     assert [row[0].removeprefix("| ") for row in cells] == names
-    assert [row[-1].removesuffix(" |") for row in cells] == ["1 of 2"] + ["0 of 2"] * (
-        len(names) - 1)
+    assert [row[-2] for row in cells] == ["1 of 2", "1 of 2"] + ["0 of 2"] * (len(names) - 2)
+    # The second recipe is 1 TFLOP below the default. The default has no difference from itself.
+    assert [row[-1].removesuffix(" |") for row in cells] == ["", "-1, one seed"] + [""] * (
+        len(names) - 2)

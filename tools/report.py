@@ -11,7 +11,8 @@
     for one run           write report.md: the paper's tables in miniature, and whether they agree
 
 This file and tools/study.py write summary.json, always from the logs of runs:
-{"command", "commit", "machine", "seeds", "metrics": {KEY: {"mean", "std", "per_seed"}}}.
+{"command", "commit", "machine", "seeds", "metrics": {KEY: {"mean", "std", "per_seed"}}}. A paired
+difference of a study also has "low", "high" and "n" (tools/compare.py).
 
     KEY                          measured on the held-out test problems
     zero.pass@1                  STAGE.METRIC at temperature 1
@@ -38,7 +39,7 @@ import subprocess
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import tasks
 from engine.errors import UserError
@@ -46,6 +47,7 @@ from engine.folder import flatten_settings, holds_run, list_names, read_log
 from grpo import RL
 from r1mini import ABLATIONS, Run
 from tools import pages, tables
+from tools.compare import summarise
 from tools.figures import draw
 from tools.flops import flops_by_stage
 from tools.tables import (
@@ -61,11 +63,11 @@ from tools.tables import (
 # What curves.json keeps of each step of Zero's RL, beside DEV_METRICS.
 STEP_METRICS = ("entropy", "dead_groups", "expert_load")
 LOADS_EVERY = 30  # steps of pretraining between two kept records of the experts' loads
-SETTINGS = [field.name for field in dataclasses.fields(Run)]
-
 # {name in keys: name in the log} of what is measured on general prompts with an error over items.
 GENERAL_METRICS = {"helpfulness": "helpfulness", "refuse.unsafe": "unsafe.safe",
                    "refuse.safe": "how.refused"}
+SETTINGS = [field.name for field in dataclasses.fields(Run)]
+
 
 def main(options):
     """The command report."""
@@ -276,7 +278,6 @@ def _general_numbers(log, key_of_stage):
         if r["kind"] != "general" or r["stage"] not in key_of_stage:
             continue
         key = key_of_stage[r["stage"]]
-        numbers[f"{key}.helpfulness"] = r["helpfulness"]
         numbers[f"{key}.greeting.thinking"] = r["greeting.thinking"]
         for name, name_in_log in GENERAL_METRICS.items():
             numbers[f"{key}.{name}"] = r[name_in_log]
@@ -393,13 +394,6 @@ def _metrics_over_seeds(runs):
     return {key: summarise(values[key]) for key in sorted(values)}
 
 
-def summarise(value_of_seed):
-    """Mean and standard deviation of {seed: value}. One value has the standard deviation 0."""
-    values = list(value_of_seed.values())
-    std = round(stdev(values), 9) if len(values) > 1 else 0.0
-    return {"mean": round(fmean(values), 9), "std": std, "per_seed": value_of_seed}
-
-
 def _seed_numbers(runs, stages):
     """{key: number} of all runs of one seed. UserError if two runs have a number for the same key.
 
@@ -480,13 +474,13 @@ def _report_page(command, metrics, curves, folder):
         by_seed = " ".join(f"{value:.4g}" for value in metric["per_seed"].values())
         all_numbers.append((f"`{key}`", f"{metric['mean']:.4g} ± {metric['std']:.2g}", by_seed))
     sections = {
-        "How exact the tests are": tables.items_table(metrics),
         tables.ZERO: tables.base_and_zero_table(metrics),
         "Training curve, on dev": tables.training_curve_table(curves),
         tables.ALL_STAGES: tables.stages(metrics),
         tables.LANGUAGE: tables.language_reward_table(metrics, curves),
         tables.STUDENTS: tables.students_table(metrics),
         tables.ANSWERS: tables.answers_table(metrics),
+        "How exact the tests are": tables.items_table(metrics),
         "Minutes": tables.minutes_table(metrics),
         "The objectives": tables.objectives_table(metrics),
         "The bases, by seed and number of operations": tables.bases_table(metrics),
