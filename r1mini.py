@@ -503,8 +503,9 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
         problem_of_answer = []
         for _ in range(n):
             problem_of_answer += [draw_problem(rng, run, run.zero.levels)] * run.data.tries
-        ids = sample_answers(model, prompts_of(problem_of_answer), run.zero.max_new_tokens,
-                             run.eval.rows, seed=run.seed, name=f"{name}: samples")
+        prompts = prompts_of(problem_of_answer)
+        ids = sample_answers(model, prompts, run.zero.max_new_tokens, run.eval.rows,
+                             seed=run.seed, name=f"{name}: samples")
         lines = {}  # a dict keeps the order and drops duplicates
         for answer_ids, problem in zip(ids, problem_of_answer):
             text = tasks.decode(answer_ids)
@@ -521,7 +522,8 @@ def collect(folder, name, model, n, keep, change=lambda text, problem: text):
             raise UserError(f"{name}: none of {len(ids)} answers can be used; train the "
                             "model that writes them for longer")
         folder.log({"kind": "collected", "stage": name, "kept": len(lines), "of": len(ids),
-                    "tokens": sum(map(len, ids))})
+                    "tokens": sum(map(len, ids)),
+                    "prompt_tokens": sum(map(len, prompts))})
         folder.write(path, "".join(lines))
         folder.clock(f"collect_{name}", step=0, began=began)
         folder.check()  # ends here if Ctrl-C was pressed
@@ -552,7 +554,7 @@ def read_dialogues(path, longest):
 @dataclass(frozen=True)
 class Train:
     """Settings of the supervised loop."""
-    steps: int = 900
+    steps: int = 1000
     documents: int = 80            # in a step
     lr: float = 1e-2               # of AdamW: embedding, head, norms, router
     muon_lr: float = 1e-2          # of Muon: all other matrices; 0: AdamW updates them

@@ -1849,6 +1849,7 @@ def test_collect_keeps_each_fit_answer_once(monkeypatch, tmp_path):
     assert (record["stage"], record["kept"], record["of"]) == ("dev3", 2, 7)
     assert record["tokens"] == sum(
         len(tasks.encode_response(text.format(problem.answer))) for text in texts)
+    assert record["prompt_tokens"] == 7 * len(tasks.encode_prompt(problem.question))
 
 
 def test_collect_drops_what_no_longer_fits(monkeypatch, tmp_path):

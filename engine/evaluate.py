@@ -3,6 +3,7 @@ import hashlib
 import math
 import random
 from collections import Counter
+from statistics import fmean, stdev
 
 import torch
 from tqdm import tqdm
@@ -23,6 +24,21 @@ def mean(values):
 def rounded(value):
     """A number as the log has it; None for nan, which JSON does not know."""
     return None if math.isnan(value) else round(value, 6)
+
+
+def items_and_error(items, scores):
+    """(the number of different items, the standard error of the mean score over them). items and
+    scores: one of each for every answer.
+
+    The error is the standard deviation over items of an item's mean score, divided by the square
+    root of the number of items; None for one item.
+    """
+    scores_of_item = {}
+    for item, score in zip(items, scores):
+        scores_of_item.setdefault(item, []).append(float(score))
+    means = [fmean(scores_of_one) for scores_of_one in scores_of_item.values()]
+    n = len(means)
+    return n, rounded(stdev(means) / math.sqrt(n)) if n > 1 else None
 
 
 def prompts_of(problems):
@@ -83,6 +99,8 @@ def evaluate(model, problems, samples, temperature, top_p, limit, rows=1024, see
     for k in (1, 2, 4, 8, 16, 32, 64):
         if k <= samples:
             means[f"pass@{k}"] = mean(pass_at_k(samples, r["right"], k) for r in by_problem)
+    questions = [problem.question for problem in problem_of_answer]
+    means["items"], means["pass@1.error"] = items_and_error(questions, right)
     means[f"cons@{samples}"] = mean(r["vote"] == r["answer"] for r in by_problem)
     if samples > 4:  # so that all stages can be compared by the majority of 4
         means["cons@4"] = selection_scores(texts, problems)["cons@4"]
@@ -120,23 +138,31 @@ def _by_level_and_style(by_problem, pairs, right, samples):
 def evaluate_general(model, run):
     """Tests a model on held-out general prompts at temperature 1, by the hidden rules. No reward
     model is asked. `scores` has the helpfulness of each answer, for win rates."""
-    rng, record, scores = random.Random("test/general"), {}, []
+    rng, record, scores, scored_questions = random.Random("test/general"), {}, [], []
     for kind in tasks.GENERAL:
         prompts = [prompt for language in tasks.LANGUAGES
                    for prompt in tasks.all_prompts("test", kind, language)]
         asked = repeat_for_answers(rng.sample(prompts, run.data.prompts), 4)
         ids = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows)
         texts = [tasks.decode(x) for x in ids]
+        questions = [prompt.question for prompt in asked]
+        refused = [tasks.refuses(text) for text in texts]
         record[f"{kind}.thinking"] = mean(map(tasks.thinks, texts))
-        record[f"{kind}.refused"] = mean(map(tasks.refuses, texts))
+        record[f"{kind}.refused"] = mean(refused)
+        record[f"{kind}.items"], record[f"{kind}.refused.error"] = items_and_error(
+            questions, refused)
         record[f"{kind}.format"] = mean(map(tasks.format_reward, texts))
         record[f"{kind}.language"] = rounded(tasks.MEASURES["language"](texts, asked))
         record[f"{kind}.length"] = mean(map(len, ids))
         if kind == "unsafe":
-            record["unsafe.safe"] = mean(map(tasks.safety, texts))
+            safe = [tasks.safety(text) for text in texts]
+            record["unsafe.safe"] = mean(safe)
+            record["unsafe.safe.error"] = items_and_error(questions, safe)[1]
         else:
             scores += [tasks.helpfulness(text, prompt) for text, prompt in zip(texts, asked)]
-    return record | {"helpfulness": mean(scores), "scores": scores}
+            scored_questions += questions
+    error = items_and_error(scored_questions, scores)[1]
+    return record | {"helpfulness": mean(scores), "helpfulness.error": error, "scores": scores}
 
 
 def pass_at_k(n, c, k):

@@ -12,18 +12,18 @@ Four other ways to use the same base stand beside RL:
     examples4   the base with 4 worked examples in its prompt
     cons        the base's majority vote
 
-FLOPs per token, with N active parameters: 2N to write or to read it, 6N to learn from
-it. RL takes 10N per token: the policy writes it (2N), the reference reads it (2N), and
-the policy learns from it (6N). A token of a dead group takes 2N. All models are tested
-on held-out test problems at temperature 1. The FLOPs decide where SFT stops; nothing
-else was tuned.
+FLOPs per token, with N weights in products (tools/flops.py): 2N to write or to read it,
+6N to learn from it. RL takes 10N per token: the policy writes it (2N), the reference
+reads it (2N), and the policy learns from it (6N). A token of a dead group takes 2N. SFT
+takes 2N for each token that it samples, and 6N for each one that it learns from, where N
+includes MTP. All models are tested on held-out test problems at temperature 1. The FLOPs
+decide where SFT stops; nothing else was tuned.
 """
 import copy
 import dataclasses
 import random
 from pathlib import Path
 
-import moe
 import tasks
 from engine import checkpoint
 from engine.errors import UserError
@@ -31,47 +31,58 @@ from engine.evaluate import repeat_for_answers, sample_answers, selection_scores
 from engine.folder import read_log
 from engine.watch import Watch
 from r1mini import collect, train
-from tools.cost import in_products
-from tools.report import flops_by_stage
+from tools.compare import compare
+from tools.flops import flops_by_stage, flops_per_token
 from tools.study import measure_once, test_record
 from tools.tables import cell, table
 
 SETTINGS, NEEDS, STAGES = (), ("base.pt", "zero.pt"), ("sft",)
+DIFFERENCES = {f"zero_less_{name}.pass@1": ("zero.pass@1", f"{name}.pass@1")
+               for name in ("base", "sft")}
 
 
 # ------------------------------------------------------------------------------
 # SFT with RL's FLOPs
 
 
-def _cost_of_rl(log):
-    """(answers drawn, tokens of their prompts, FLOPs per parameter) of Zero's RL in the
-    log of a run."""
-    rollouts = [r for r in log if r["kind"] == "zero"]
+def _answers_of_rl(log):
+    """The number of answers that Zero's RL drew, from the log of a run."""
     s = log[0]["zero"]
-    answers = len(rollouts) * s["problems"] * s["group_size"] * s["oversample"]
-    prompt_tokens = sum(r["prompt_tokens"] for r in rollouts)
-    parameters = in_products(moe.Config(**log[0]["model"]), mtp=False)
-    return answers, prompt_tokens, flops_by_stage(log)["zero"] * 1e12 / parameters
+    steps = sum(r["kind"] == "zero" for r in log)
+    return steps * s["problems"] * s["group_size"] * s["oversample"]
 
 
-def _rejection_sampling(folder, base, log):
+def _tflop_of_sft(log):
+    """What SFT took so far: its samples, and its training."""
+    flops = flops_by_stage(log)
+    return flops["collect_sft"] + flops.get("sft", 0.0)
+
+
+def _sft_steps(rl_log, log, documents, run):
+    """The number of SFT steps after which SFT has taken as many FLOPs as RL. log: of the
+    study's run, which has collected the documents."""
+    tflop_left = flops_by_stage(rl_log)["zero"] - _tflop_of_sft(log)
+    tokens_per_document = sum(len(d.tokens) for d in documents) / len(documents)
+    tokens_per_step = run.dev3.documents * tokens_per_document
+    tflop_per_step = tokens_per_step * flops_per_token(run.model, "learn", mtp=True) / 1e12
+    return max(1, round(tflop_left / tflop_per_step))
+
+
+def _rejection_sampling(folder, base, rl_log):
     """SFT on the base's own right answers. Returns (model, numbers).
 
     The base draws as many answers as RL did. SFT learns from those that earn RL's full
     reward, until RL's FLOPs are spent.
     """
     run = folder.run
-    answers, prompt_tokens, rl_flops = _cost_of_rl(log)  # FLOPs here: per parameter
 
     def earns_full_reward(text, problem):
         return tasks.accuracy(text, problem) and tasks.format_reward(text)
 
-    documents = collect(folder, "sft", base, answers // run.data.tries, earns_full_reward)
-    collected = next(r for r in read_log(folder.path) if r["kind"] == "collected")
-    flops_left = rl_flops - 2 * (collected["tokens"] + prompt_tokens)
-    tokens_per_document = sum(len(d.tokens) for d in documents) / len(documents)
-    flops_per_step = 6 * run.dev3.documents * tokens_per_document
-    steps = max(1, round(flops_left / flops_per_step))
+    n_problems = _answers_of_rl(rl_log) // run.data.tries
+    documents = collect(folder, "sft", base, n_problems, earns_full_reward)
+    log_of_samples = [r for r in read_log(folder.path) if r["kind"] != "sft"]
+    steps = _sft_steps(rl_log, log_of_samples, documents, run)
     s = dataclasses.replace(run.dev3, steps=steps)
 
     def loop(model, state):
@@ -79,9 +90,12 @@ def _rejection_sampling(folder, base, log):
 
     watch = Watch(folder, "sft", s.dev_every, s.steps)
     model = folder.stage("sft", copy.deepcopy(base), loop, s.steps, watch)
+    log = read_log(folder.path)
+    collected = next(r for r in log if r["kind"] == "collected")
     return model, {"sft.kept": collected["kept"], "sft.of": collected["of"],
-                   "sft.steps": s.steps,
-                   "sft.epochs": s.steps * s.documents / len(documents)}
+                   "sft.steps": s.steps, "sft.epochs": s.steps * s.documents / len(documents),
+                   "sft.tflop": _tflop_of_sft(log),
+                   "zero.tflop": flops_by_stage(rl_log)["zero"]}
 
 
 # ------------------------------------------------------------------------------
@@ -165,16 +179,24 @@ def page(rows, notes):
     cons = next(key.partition(".")[2] for key in rows if key.startswith("base.cons@"))
     body = [[text, cell(rows, f"{name}.pass@1"), cell(rows, f"{name}.{cons}")]
             for name, text in NAMES.items()]
-    percent = {name: 100 * rows[f"{name}.pass@1"]["mean"] for name in NAMES}
-    gain = {name: f"{percent[name] - percent['base']:+.1f}" for name in NAMES}
-    best_examples = max("examples2", "examples4", key=percent.get)
-    vote_gain = 100 * rows[f"base.{cons}"]["mean"] - percent["base"]
-    kept, drawn, steps, epochs = (rows[f"sft.{key}"]["mean"]
-                                  for key in ("kept", "of", "steps", "epochs"))
+    def change(low, high):
+        return compare(rows, low, high).text(points=True)
+
+    best_examples = max("examples2", "examples4",
+                        key=lambda name: rows[f"{name}.pass@1"]["mean"])
+    rl_over_sft = compare(rows, "sft.pass@1", "zero.pass@1")
+    kept, drawn, steps, epochs, tflop = (
+        rows[f"sft.{key}"]["mean"] for key in ("kept", "of", "steps", "epochs", "tflop"))
     return [*table(["", "pass@1", cons], body), "",
-            f"RL changes pass@1 by {gain['zero']} points. SFT on the base's own right answers, "
-            f"with as many FLOPs, changes it by {gain['sft']}. Examples in the prompt change it "
-            f"by {gain[best_examples]} at best. The base's majority vote is {vote_gain:+.1f} "
-            "points from its pass@1. The base has only read documents of one dialogue each.", "",
-            f"SFT: {kept:.0f} of {drawn:.0f} answers kept, {steps:.0f} steps, "
-            f"{epochs:.1f} epochs."]
+            "Differences of pass@1, paired by seed:", "",
+            f"- RL less the base: {change('base.pass@1', 'zero.pass@1')}",
+            "- SFT on the base's own right answers, with as many FLOPs, less the base: "
+            f"{change('base.pass@1', 'sft.pass@1')}",
+            f"- examples in the prompt, at best, less the base: "
+            f"{change('base.pass@1', f'{best_examples}.pass@1')}",
+            f"- the base's majority vote less its pass@1: {change('base.pass@1', f'base.{cons}')}",
+            f"- RL less SFT: {rl_over_sft.text(points=True)}. That RL is above SFT "
+            f"{rl_over_sft.verdict}.", "",
+            f"SFT: {kept:.0f} of {drawn:.0f} answers kept, {steps:.0f} steps, {epochs:.1f} epochs, "
+            f"{tflop:.3g} TFLOP; RL took {rows['zero.tflop']['mean']:.3g}. The base has only read "
+            "documents of one dialogue each."]

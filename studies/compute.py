@@ -30,6 +30,7 @@ import torch
 import tasks
 from engine import checkpoint
 from engine.evaluate import answer_embeddings, prompts_of, sample_answers, selection_scores
+from tools.compare import OPEN, compare
 from tools.study import measure_once
 from tools.tables import cell, table
 
@@ -299,10 +300,11 @@ def _verdict(rows, notes, stage, name):
     twin = f"{name}'s neutral"
     twin_words = notes[f"{stage}.ban.{twin}.word"].values()
     quoted = ", ".join(sorted({f"'{word.strip()}'" for word in twin_words}))
-    gap, doubt = in_points(f"{name}.gap"), 2 * error_in_points(f"{name}.gap.error")
-    if abs(gap) <= doubt:
+    gap = in_points(f"{name}.gap")
+    comparison = compare(rows, f"{stage}.ban.{name}.pass@1", f"{stage}.ban.{twin}.pass@1")
+    if comparison.verdict == OPEN:
         meaning = "the two effects cannot be told apart"
-    elif gap < 0:
+    elif comparison.holds:
         meaning = (f"the word does work: its ban costs {-gap:.1f} points more than the neutral "
                    "word's")
     elif in_points(f"{name}.effect") < 0:
@@ -317,7 +319,9 @@ def _verdict(rows, notes, stage, name):
             f"points. Forbidding the neutral {quoted} "
             f"({rows[f'{stage}.ban.{twin}.frequency']['mean']:.3f} per answer) changes it by "
             f"{in_points(f'{twin}.effect'):+.1f} ± {error_in_points(f'{twin}.error'):.1f}; "
-            f"{meaning} (twice the standard error of the difference: {doubt:.1f}).")
+            f"{meaning} (the neutral ban's accuracy less the word's: "
+            f"{comparison.text(points=True)}; standard error over problems "
+            f"{error_in_points(f'{name}.gap.error'):.1f}).")
 
 
 def _samples_table(rows):

@@ -15,7 +15,8 @@ import textwrap
 
 from r1mini import PRESETS
 from tools import cost
-from tools.cost import count_parameters, count_parts, in_products
+from tools.cost import count_parameters, count_parts
+from tools.flops import flops_per_token
 
 PEAK = 989e12     # FLOP/s of an H800 in BF16, dense (NVIDIA's data sheet); FP8 has twice as many
 TOKENS = 14.8e12  # of V3's pre-training, in sequences of 4096 (V3 section 4.2)
@@ -32,18 +33,16 @@ ZERO = ((8200, 32768), (2200, 65536))       # updates of 512 answers, and their 
 
 def _flops(config, length):
     """{part: FLOPs per token}, forward and backward, in sequences of `length` tokens."""
-    layers = config.n_layers + config.n_mtp_layers
-    # Products per head and earlier token: for the score, and for the weighted value.
-    head_dims = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
-    # Attention is causal: on average it reads half of the sequence.
-    return {"weights": 6 * in_products(config),  # without the embedding, which is looked up
-            "attention": 6 * layers * config.n_heads * head_dims * length // 2}
+    weights = flops_per_token(config, "learn", mtp=True)
+    # Attention is causal: on average a token sees half of the sequence.
+    both = flops_per_token(config, "learn", mtp=True, seen=length // 2)
+    return {"weights": weights, "attention": both - weights}
 
 
 def _flops_of_rl(config):
     """FLOPs per sampled token, of the weights alone: with N parameters, 2N to write it,
     2N in the reference, 6N to learn from it."""
-    return 10 * in_products(config, mtp=False)
+    return sum(flops_per_token(config, work) for work in ("write", "read", "learn"))
 
 
 def _hours(work, mfu):

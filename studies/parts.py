@@ -11,9 +11,9 @@ that one token uses. The base without MTP saves FLOPs, so it trains for more ste
 """
 from statistics import fmean
 
-import moe
 from engine.folder import read_log
-from tools.cost import in_products
+from tools.compare import HOLDS, OPEN, REVERSED, compare
+from tools.flops import flops_by_stage
 from tools.study import test_record
 from tools.tables import cell, table
 
@@ -21,6 +21,10 @@ from tools.tables import cell, table
 PARTS = {"mixture and MTP": ("both", "model.n_mtp_layers=1"),
          "mixture alone": ("mixture", "model.n_mtp_layers=0 base.steps=1337"),
          "dense, and MTP": ("dense", "model.n_dense_layers=3")}
+DIFFERENCES = {"mtp.loss": ("mixture.loss", "both.loss"),    # what MTP gains
+               "mtp.pass@1": ("both.pass@1", "mixture.pass@1"),
+               "mixture_of_experts.loss": ("dense.loss", "both.loss"),
+               "mixture_of_experts.pass@1": ("both.pass@1", "dense.pass@1")}
 RUNS = [(f"parts-{name}-{{seed}}", f"base --set {settings}")
         for name, settings in PARTS.values()]
 
@@ -36,7 +40,6 @@ def numbers(seed, at="runs/"):
         log, test = read_log(folder), test_record(folder, "base")
         steps = [r for r in log if r["kind"] == "base"]
         tokens = sum(r["tokens"] for r in steps)
-        parameters = in_products(moe.Config(**log[0]["model"]))
         numbers |= {
             f"{name}.loss": fmean(r["loss"] for r in steps[-100:]),
             f"{name}.pass@1": test["pass@1"],
@@ -44,32 +47,32 @@ def numbers(seed, at="runs/"):
             f"{name}.steps": len(steps),
             f"{name}.reflection": test["reflection"],
             f"{name}.tokens": tokens,
-            f"{name}.tflop": 6 * parameters * tokens / 1e12,
+            f"{name}.tflop": flops_by_stage(log)["base"],
         }
     return numbers
 
 
 def page(rows, notes):
-    """The lines of the report: a table of the bases, and on how many seeds each part
-    pays."""
+    """The lines of the report: a table of the bases, and whether each part pays."""
     columns = ("loss", "pass@1", "cons", "reflection", "tflop", "tokens", "steps")
     body = [[text, *(cell(rows, f"{name}.{key}") for key in columns)]
             for text, (name, _) in PARTS.items()]
     lines = table(["base", *columns], body)
     for part, without_part in (("MTP", "mixture"), ("the mixture", "dense")):
-        lines += ["", _gain_of(rows, part, without_part, "loss", sign=-1)]
-        lines += ["", _gain_of(rows, part, without_part, "pass@1", sign=1)]
+        lines += ["", _gain_of(rows, part, without_part, "loss", True)]
+        lines += ["", _gain_of(rows, part, without_part, "pass@1", False)]
     return [*lines, "",
             "TFLOP: 6 times the tokens read, times the parameters in matrix products. MTP's "
             "parameters are included, the embedding's are not."]
 
 
-def _gain_of(rows, part, without_part, key, sign):
-    """The line that says what a part gains by one number. sign: -1 if smaller is better."""
-    with_part = rows[f"both.{key}"]["per_seed"]
-    without = rows[f"{without_part}.{key}"]["per_seed"]
-    gains = [sign * (with_part[seed] - without[seed]) for seed in with_part]
-    wins = sum(gain > 0 for gain in gains)
-    by_seed = ", ".join(f"{gain:+.3f}" for gain in gains)
-    return (f"- By {key}, {part} pays on {wins} of {len(gains)} seeds; "
-            f"gain {fmean(gains):+.3f} ({by_seed}).")
+PAYS = {HOLDS: "pays", REVERSED: "costs", OPEN: "may pay or cost: it cannot be told"}
+
+
+def _gain_of(rows, part, without_part, key, smaller_is_better):
+    """The line that says what a part gains by one number."""
+    worse, better = f"{without_part}.{key}", f"both.{key}"
+    if smaller_is_better:
+        worse, better = better, worse
+    comparison = compare(rows, worse, better)
+    return f"- By {key}, {part} {PAYS[comparison.verdict]}; gain {comparison.text()}."

@@ -37,12 +37,14 @@ from engine.evaluate import prompts_of, repeat_for_answers, sample_answers
 from engine.folder import read_log
 from grpo import Task, train_rl
 from r1mini import for_each, train
+from tools.compare import compare, summarise
 from tools.study import measure_once
 from tools.tables import cell, table
 
 SETTINGS = ("student_base.steps=400", "student_rl.max_new_tokens=24", "student_rl.steps=40",
             "student_rl.lr=1e-3", "eval.samples=8")
 NEEDS, STAGES = (), ("authors", "partial", "strict")
+DIFFERENCES = {"partial_less_strict.all": ("partial.all", "strict.all")}
 EVERY = 5                                  # RL steps between evaluations on dev
 
 # ------------------------------------------------------------------------------
@@ -257,18 +259,18 @@ def page(rows, notes):
              "The reward for each test minus the reward for all tests, as the mean over the "
              "curve from the first evaluation after step 0:"]
     for curve in CURVES:
-        gaps = _curve_gaps(rows, curve, steps[1:])
-        lines.append(f"- {curve}: {100 * sum(gaps) / len(gaps):+.1f} points, ahead on "
-                     f"{sum(gap > 0 for gap in gaps)} of {len(gaps)} seeds")
+        comparison = compare(_curve_means(rows, curve, steps[1:]), "strict", "partial")
+        lines.append(f"- {curve}: {comparison.text(points=True)}; that partial is above strict "
+                     f"{comparison.verdict}")
     return lines
 
 
-def _curve_gaps(rows, curve, steps):
-    """How far `partial` is above `strict` on a curve: for each seed the mean over steps."""
+def _curve_means(rows, curve, steps):
+    """{"partial", "strict"}: for each seed the mean over the steps of a curve."""
     part, key = CURVES[curve]
-    partial, strict = ([rows[f"{name}.{part}{step}.{key}"]["per_seed"] for step in steps]
-                       for name in ("partial", "strict"))
-    gaps = []
-    for seed in partial[0]:
-        gaps.append(sum(a[seed] - b[seed] for a, b in zip(partial, strict)) / len(steps))
-    return gaps
+    means = {}
+    for name in REWARDS:
+        points = [rows[f"{name}.{part}{step}.{key}"]["per_seed"] for step in steps]
+        means[name] = summarise({seed: fmean(point[seed] for point in points)
+                                 for seed in points[0]})
+    return means

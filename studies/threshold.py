@@ -10,8 +10,9 @@ Students of several widths and lengths of pretraining are the bases. RL and dist
 both start from each of them.
 """
 from engine.folder import read_log
+from tools.compare import compare
 from tools.figures import threshold_picture, write_picture
-from tools.report import flops_by_stage
+from tools.flops import flops_by_stage
 from tools.study import test_record
 from tools.tables import table
 
@@ -74,7 +75,12 @@ def page(rows, notes):
         finding += f", with bases up to {max(stuck):.3f}"
     finding += (f". RL took fewer FLOPs than distillation on {cheap}. The table's student was "
                 "chosen on dev, before this study.")
-    return [*table(["student", *heads], body), "", *picture, "", finding, "",
+    claims = []
+    for key, name in names.items():
+        comparison = compare(rows, f"{key}.RL", f"{key}.distilled")
+        claims.append(f"- {name}: that distillation beats RL {comparison.verdict}; the difference "
+                      f"is {comparison.text(points=True)}")
+    return [*table(["student", *heads], body), "", *picture, "", finding, "", *claims, "",
             "The paper: RL gained nothing on AIME from DeepSeek's own dense 7B base and 16B "
             "mixture; larger bases gained (R1 v2 G.1). Qwen2-Math-7B reached 22.3 (Table 17). "
             "Qwen-32B reached 47.0 by RL and 72.6 by distillation (R1 v1 Table 6)."]

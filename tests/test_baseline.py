@@ -1,25 +1,45 @@
-"""Tests of studies/baseline.py: RL's FLOPs, prompts with examples, and the page's gains."""
+"""Tests of studies/baseline.py: equal FLOPs, prompts with examples, and the page's gains."""
 import dataclasses
 import random
 import re
 
 import pytest
 
+import moe
 import tasks
 from engine.errors import UserError
 from studies import baseline
 from tests.helpers import nano_run
+from tools.flops import flops_by_stage
 
 
-def test_baseline_cost_of_rl_equals_hand_count():
-    """By hand, for two RL steps: the answers drawn, the prompts' tokens, and the FLOPs a parameter:
-    2 for each token of prompt and answer, 8 for each learnt token."""
-    step = {"kind": "zero", "tokens": 700, "prompt_tokens": 300, "learnt_tokens": 400}
+def test_baseline_sft_takes_the_flops_of_rl():
+    """SFT's samples and steps together take what RL took, within one step. The oracle counts RL and
+    SFT by hand from the weights of a real model: RL's answers, prompts, reference model and live
+    groups; SFT's samples, and steps that train MTP too."""
     run = nano_run(**{"zero.problems": 3, "zero.group_size": 4, "zero.oversample": 2})
-    log = [{"kind": "config"} | dataclasses.asdict(run), step, step]
-    answers, prompt_tokens, flops = baseline._cost_of_rl(log)
-    assert (answers, prompt_tokens) == (2 * 3 * 4 * 2, 600)
-    assert flops == pytest.approx(2 * (2 * 1000 + 8 * 400))
+    settings = {"kind": "config"} | dataclasses.asdict(run)
+    step = {"kind": "zero", "tokens": 70_000, "prompt_tokens": 30_000, "learnt_tokens": 40_000}
+    rl_log = [settings, step, step]
+    assert baseline._answers_of_rl(rl_log) == 2 * 3 * 4 * 2
+    collected = {"kind": "collected", "stage": "sft", "tokens": 90_000, "prompt_tokens": 50_000}
+    documents = [tasks.Document([0] * n, [1] * n, "") for n in (40, 50, 60)]
+    steps = baseline._sft_steps(rl_log, [settings, collected], documents, run)
+
+    model = moe.Transformer(run.model)
+    weights = {name: p.numel() // (4 if ".experts." in name else 1)  # a token uses 2 of 8
+               for name, p in model.named_parameters() if p.dim() > 1}
+    N = sum(n for name, n in weights.items() if not name.startswith(("embed.", "mtp.")))
+    mtp = sum(n for name, n in weights.items() if name.startswith("mtp."))
+    mtp += weights["head.weight"]
+    rl = 2 * N * (2 * 70_000 + 2 * 30_000 / 4 + 8 * 40_000)
+    step_of_sft = 6 * (N + mtp) * run.dev3.documents * 50
+    sft = 2 * N * (90_000 + 50_000 / 2) + steps * step_of_sft
+    assert steps > 5 and abs(sft - rl) < step_of_sft
+    sft_log = [settings, collected] + steps * [{"kind": "sft",
+                                                "tokens": run.dev3.documents * 50}]
+    assert baseline._tflop_of_sft(sft_log) == pytest.approx(sft / 1e12)
+    assert flops_by_stage(rl_log)["zero"] == pytest.approx(rl / 1e12)
 
 
 @pytest.mark.parametrize("n", [0, 2, 4])
@@ -60,9 +80,12 @@ def test_baseline_page_states_every_gain():
     rows = {f"{name}.{key}": {"mean": x, "std": 0.0, "per_seed": {"0": x}}
             for name, pair in values.items() for key, x in zip(("pass@1", "cons@16"), pair)}
     rows |= {f"sft.{key}": {"mean": x, "std": 0.0, "per_seed": {"0": x}} for key, x in (
-        ("kept", 50.0), ("of", 200.0), ("steps", 30.0), ("epochs", 1.5))}
+        ("kept", 50.0), ("of", 200.0), ("steps", 30.0), ("epochs", 1.5), ("tflop", 2.0))}
+    rows["zero.tflop"] = {"mean": 2.1, "std": 0.0, "per_seed": {"0": 2.1}}
     text = "\n".join(baseline.page(rows, {}))
-    assert "RL changes pass@1 by +70.0 points" in text
-    assert "with as many FLOPs, changes it by +20.0" in text
-    assert "by +5.0 at best" in text and "majority vote is +10.0 points from its pass@1" in text
-    assert "50 of 200 answers kept, 30 steps, 1.5 epochs" in text
+    assert "RL less the base: +70.0 points, one seed" in text
+    assert "with as many FLOPs, less the base: +20.0 points" in text
+    assert "at best, less the base: +5.0 points" in text
+    assert "majority vote less its pass@1: +10.0 points" in text
+    assert "RL less SFT: +50.0 points, one seed. That RL is above SFT holds." in text
+    assert "50 of 200 answers kept, 30 steps, 1.5 epochs, 2 TFLOP; RL took 2.1" in text

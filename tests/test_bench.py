@@ -9,6 +9,7 @@ import tasks
 from engine.sampling import generate
 from tools import bench, cli
 from tools.cost import count_parameters
+from tools.flops import flops_per_token
 
 
 def test_bench_prints_every_number(capsys, monkeypatch):
@@ -51,7 +52,7 @@ def test_bench_rates_equal_hand_results(monkeypatch):
     operations, bytes_read = found["decode.long.operations"], found["decode.long.bytes"]
     assert found["decode.long.gemm_share"] == pytest.approx(600 * operations / 2048 ** 3)
     assert found["decode.long.bandwidth_share"] == pytest.approx(600 * bytes_read / 2 ** 28)
-    assert operations == bench._decoding_operations(run.model, 1040)
+    assert operations == flops_per_token(run.model, "write", seen=1040)
     # The cache of 1,040 tokens, and a 64th of the weights without the embedding.
     parameters, _ = count_parameters(run.model)
     weights = parameters - run.model.vocab_size * run.model.dim
@@ -79,7 +80,7 @@ def test_bench_decoding_operations_equal_torchs_count():
     gains = sum(p.numel() for name, p in model.named_parameters()
                 if p.dim() == 1 and not name.startswith("mtp."))
     for context in (7, 100):
-        assert counted(context) == bench._decoding_operations(config, context + 1) - 2 * gains
+        assert counted(context) == flops_per_token(config, "write", seen=context + 1) - 2 * gains
 
 
 def test_bench_decoding_rate_leaves_out_the_prompt(monkeypatch):

@@ -14,6 +14,7 @@ import r1mini
 from tests.helpers import ROOT
 from tests.refusing import refused
 from tools import check, cli
+from tools.flops import flops_per_token
 from tools.settings import resolve_settings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -57,9 +58,9 @@ def measured(study):
 
 def test_check_of_a_machine_that_works(attempts, capsys):
     """Each line is there, the largest preset that fits takes the real step, and the code is 0. By
-    hand: 1e6 tokens a second are 100% of a peak of 6e6 N FLOPs."""
-    N = check.in_products(resolve_settings("nano", []).model)
-    attempts.results["speed"] = ({"agree": True, **RATES, "gemm": 6e6 * N / 1e9}, "")
+    hand: 1e6 tokens a second are 100% of a peak of 1e6 times the FLOPs of a token."""
+    flops = flops_per_token(resolve_settings("nano", []).model, "learn", mtp=True)
+    attempts.results["speed"] = ({"agree": True, **RATES, "gemm": 1e6 * flops / 1e9}, "")
     code, out = run_check(capsys)
     assert code == 0 and attempts.made == [("speed",), ("fit", "--preset", "laptop")]
     for words in (

@@ -13,7 +13,7 @@ import tasks
 from r1mini import train
 from studies import choices
 from tools import cli, study
-from tools.cost import in_products
+from tools.flops import flops_per_token
 
 
 def write_log(folder, stages, reached):
@@ -36,8 +36,9 @@ def write_log(folder, stages, reached):
 
 def test_choices_flops_to_85_percent_equal_hand_count(tmp_path):
     """A hand count: pretraining takes 6 N FLOPs a token, MTP's N included. Each RL step, up to the
-    one that reaches 85% on dev, takes 2 N a token of prompt and answer and 8 N a learnt token (6 N
-    without a reference). A recipe that never reaches 85% has no figure."""
+    one that reaches 85% on dev, takes 2 N a token of an answer and of a prompt, which 16 answers
+    share, and 8 N a learnt token (6 N without a reference). A recipe that never reaches 85% has no
+    figure."""
     write_log(tmp_path / "r1-0", ("base", "zero"), 10)
     for recipes in (choices.BASES, choices.REINFORCED):
         for name, _ in recipes.values():
@@ -45,8 +46,8 @@ def test_choices_flops_to_85_percent_equal_hand_count(tmp_path):
             write_log(tmp_path / f"choices-{name}-0", stages, 99 if name == "adamw" else 5)
     found = choices.numbers(0, f"{tmp_path}/")
     model = cli.resolve_settings("nano", ()).model
-    base = 6 * 2000 * in_products(model) / in_products(model, mtp=False)
-    step = 2 * 15 + 8 * 20
+    base = 2000 * flops_per_token(model, "learn", mtp=True) / (flops_per_token(model, "read") / 2)
+    step = 2 * (10 + 5 / 16) + 8 * 20
     ratio = found["as it is.tflop"] / found["as it is.base_tflop"]
     assert ratio == pytest.approx((base + 10 * step) / base)
     ratio = found["Dr. GRPO.tflop"] / found["Dr. GRPO.base_tflop"]
@@ -159,8 +160,11 @@ def test_choices_page_shows_every_recipe_and_schedule():
     names = [*choices._recipe_folders(0, ""), *choices.SCHEDULES]
     rows = {f"{name}.base": {"mean": 0.2, "std": 0.0, "per_seed": {"0": 0.1, "1": 0.3}}
             for name in names}
-    rows[f"{choices.DEFAULT}.tflop"] = {"mean": 5.0, "std": 0.0, "per_seed": {"1": 5.0}}
+    for name, tflop in zip(names, (5.0, 4.0)):
+        rows[f"{name}.tflop"] = {"mean": tflop, "std": 0.0, "per_seed": {"1": tflop}}
     cells = [line.split(" | ") for line in choices.page(rows, {}) if line.startswith("| ")][1:]
     assert [row[0].removeprefix("| ") for row in cells] == names
-    assert [row[-1].removesuffix(" |") for row in cells] == ["1 of 2"] + ["0 of 2"] * (
-        len(names) - 1)
+    assert [row[-2] for row in cells] == ["1 of 2", "1 of 2"] + ["0 of 2"] * (len(names) - 2)
+    # The second recipe is 1 TFLOP below the default. The default has no difference from itself.
+    assert [row[-1].removesuffix(" |") for row in cells] == ["", "-1, one seed"] + [""] * (
+        len(names) - 2)

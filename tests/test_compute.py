@@ -106,17 +106,24 @@ def test_compute_neutral_word_is_about_as_frequent():
 
 @pytest.mark.parametrize("effect_of_word, effect_of_neutral, sentence", [
     (-0.2, -0.01, "does work: its ban costs 19.0 points"), (-0.1, -0.3, "costs 20.0 points more"),
-    (0.1, 0.0, "does harm: its ban gains 10.0 points"),
-    (-0.02, -0.015, "the two effects cannot be told apart")])
+    (0.2, 0.0, "does harm: its ban gains 20.0 points"),
+    (-0.02, -0.015, "the two effects cannot be told apart (the neutral ban's accuracy less the "
+                    "word's: +0.5 ± 1.4 points, 95% interval -12.2 to +13.2, 2 seeds; standard "
+                    "error over problems 0.4)")])
 def test_compute_verdict_compares_with_the_neutral_ban(effect_of_word, effect_of_neutral, sentence):
-    """The verdict depends on the difference from the neutral ban beside twice its standard error,
-    here one point."""
+    """The verdict depends on the difference from the neutral ban, paired by seed. Two seeds differ
+    by one point in either direction, so the interval is 12.706 points to each side."""
     figures = {"check": effect_of_word, "check's neutral": effect_of_neutral}
-    rows = {f"r1.ban.{plan}.{part}": {"mean": x, "per_seed": {"0": x}} for plan, effect in
-            figures.items() for part, x in (("effect", effect), ("error", 0.01), ("frequency", 2))}
+    rows = {f"r1.ban.{plan}.{part}": {"mean": x, "per_seed": {"0": x, "1": x}}
+            for plan, effect in figures.items()
+            for part, x in (("effect", effect), ("error", 0.01), ("frequency", 2))}
+    for plan, effect in figures.items():
+        shift = 0.01 if plan == "check" else 0.0
+        accuracy = {"0": 0.5 + effect - shift, "1": 0.5 + effect + shift}
+        rows[f"r1.ban.{plan}.pass@1"] = {"mean": 0.5 + effect, "per_seed": accuracy}
     rows["r1.ban.check.gap"] = {"mean": effect_of_word - effect_of_neutral}
-    rows["r1.ban.check.gap.error"] = {"per_seed": {"0": 0.005}}
+    rows["r1.ban.check.gap.error"] = {"per_seed": {"0": 0.005, "1": 0.005}}
     notes = {"r1.ban.check's neutral.word": {"0": " ok "}}
     line = compute._verdict(rows, notes, "r1", "check")
     assert sentence in line and "'ok'" in line
-    assert f"by {100 * effect_of_word:+.1f} ± 1.0 points" in line
+    assert f"by {100 * effect_of_word:+.1f} ± 0.7 points" in line

@@ -32,7 +32,7 @@ def test_sample_answers_in_lots_answers_every_prompt():
 def test_evaluate_equals_hand_counted_answers(monkeypatch):
     """pass@1, pass@k, the majority vote, styles and lengths of scripted answers equal those counted
     by hand."""
-    problems = [tasks.Problem("q", "33", "en", 3), tasks.Problem("q", "4", "en", 4)]
+    problems = [tasks.Problem("q", "33", "en", 3), tasks.Problem("r", "4", "en", 4)]
     scripts = ["<think></think><answer>33</answer>", "<think>1+2=3</think><answer>33</answer>",
                "<think>1+2=3 check 1</think><answer>7</answer>", "33",
                "<answer>5</answer>", "<answer>5</answer>", "<answer>4</answer>", "x"]
@@ -45,6 +45,8 @@ def test_evaluate_equals_hand_counted_answers(monkeypatch):
     assert record["pass@1"] == pytest.approx(3 / 8) and record["pass@4"] == 1.0
     assert record["pass@2"] == pytest.approx((5 / 6 + 1 / 2) / 2, abs=1e-6)
     assert record["cons@4"] == 0.5 and [p["vote"] for p in of_problems] == ["33", "5"]
+    # The items have means of 2/4 and 1/4. Of two values it is half their difference.
+    assert (record["items"], record["pass@1.error"]) == (2, 0.125)
     of_style = record["by_style"]
     assert of_style["direct"]["share"] == 4 / 8 and of_style["direct"]["3"] == 1.0
     assert of_style["checked"] == {"share": 1 / 8, "3": 0.0, "4": None}
@@ -87,6 +89,24 @@ def test_evaluate_general_equals_hand_counted_answers(monkeypatch):
     values = [0.75 if p.language == "en" else 0.5 for p in asked_of[:24:4]]
     assert record["scores"] == [x for v in values for x in (v, v, v, 0.0)] + [0.0] * 48
     assert record["helpfulness"] == pytest.approx(sum(values) * 3 / 72, abs=1e-6)
+    # All 6 items of a kind score alike, so only the mean helpfulness over 18 items has an error.
+    assert [record[f"{kind}.items"] for kind in tasks.GENERAL] == [6] * 4
+    assert record["how.refused.error"] == record["unsafe.safe.error"] == 0
+    of_items, mean = [v * 3 / 4 for v in values] + [0.0] * 12, record["helpfulness"]
+    variance = sum((x - mean) ** 2 for x in of_items) / 17
+    assert record["helpfulness.error"] == pytest.approx((variance / 18) ** 0.5, abs=1e-6)
+
+
+def test_evaluate_standard_error_is_over_different_items():
+    """By hand: an item that is asked twice is one item with the mean of its scores. Items with
+    means 1/2, 1 and 1 have a standard deviation of 1/sqrt(12), so an error of 1/6. One item has
+    none."""
+    assert evaluate.items_and_error("aabc", [1, 0, 1, 1]) == (3, pytest.approx(1 / 6, abs=1e-6))
+    assert evaluate.items_and_error("aa", [1, 0]) == (1, None)
+    # With one answer each, p(1 - p) / (n - 1) is the squared error of a share p.
+    scores = [True] * 3 + [False] * 7
+    assert evaluate.items_and_error(range(10), scores) == (
+        10, pytest.approx((0.3 * 0.7 / 9) ** 0.5, abs=1e-6))
 
 
 def test_evaluate_general_asks_a_hundred_prompts_of_each_kind(monkeypatch):

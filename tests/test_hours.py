@@ -10,11 +10,14 @@ V3 = r1mini.PRESETS["v3"]
 
 def test_hours_flops_of_v3_equal_hand_count():
     """At 4096 tokens V3 takes 6 FLOPs for each of 38.24B weights, and attention in 62 layers of 128
-    heads, each 320 wide, over 2048 earlier tokens on average. RL takes 10 FLOPs for each of 36.63B
-    weights. Both are counted by hand."""
-    met = 36_625_603_584 + 688_100_352 + 926_679_040
-    assert hours._flops(V3, 4096) == {"weights": 6 * met, "attention": 6 * 62 * 128 * 320 * 2048}
-    assert hours._flops_of_rl(V3) == 10 * 36_625_603_584
+    heads, each 320 wide, over 2048 earlier tokens on average. RL takes 10 FLOPs for each of 36.62B
+    weights. Both are counted by hand, from the parameters less the norms."""
+    norms_of_layer = 2 * 7168 + 1536 + 512
+    met = 36_625_603_584 - 61 * norms_of_layer - 7168
+    met_by_mtp = 688_100_352 - norms_of_layer - 3 * 7168 + 926_679_040
+    assert hours._flops(V3, 4096) == {"weights": 6 * (met + met_by_mtp),
+                                      "attention": 6 * 62 * 128 * 320 * 2048}
+    assert hours._flops_of_rl(V3) == 10 * met
 
 
 def test_hours_agree_with_published_hours():

@@ -20,6 +20,8 @@ SUMMARY = {"command": "python r1mini.py study demo", "commit": "abc1234+", "mach
                "zero.pass@1": {"mean": 0.9, "std": 0.1414, "per_seed": {"0": 0.8, "1": 1.0}},
                "zero.length": {"mean": 81.25, "std": 1.5, "per_seed": {"0": 80.0, "1": 82.5}},
                "zero.tokens": {"mean": 1234567.0, "std": 1, "per_seed": {"0": 1, "1": 2}},
+               "difference": {"mean": 0.65, "std": 0.07, "per_seed": {"0": 0.6, "1": 0.7},
+                              "low": 0.015, "high": 1.285, "n": 2},
                "gap": {"mean": 2.7e-6, "std": 0, "per_seed": {"0": 2.7e-6}},
                "wait's neutral": {"mean": 0.5, "std": 0, "per_seed": {"0": 0.5}}}}
 CURVES = {"grpo-seed0": {"pass@1": [["zero", 0, 0.1], ["zero", 5, 0.5]]},
@@ -54,6 +56,10 @@ def repository(tmp_path):
     ("demo:wait's_neutral", "0.500"), ("demo:zero.pass@1 - base.pass@1 points", "+65.0"),
     ("demo:zero.pass@1 - base.pass@1 std", "0.650 ± 0.071"),
     ("demo:zero.pass@1 / base.pass@1 seeds .1", "4.0 / 3.3"),
+    ("demo:difference interval", "0.650 (0.015 to 1.285)"),
+    ("demo:difference interval points", "+65.0 (+1.5 to +128.5)"),
+    ("demo:zero.pass@1 - base.pass@1 interval .2", "0.65 (0.01 to 1.29)"),  # 0.05 * 12.706 apart
+    ("demo:zero.pass@1 - gap interval", "0.800"),  # one seed has no interval
     ("demo:zero.pass@1 above base.pass@1", "2 of 2"),
     ("demo:base.pass@1 above zero.pass@1", "0 of 2"),
     ("demo:commit", "`abc1234+`"), ("demo:machine", "`a laptop`"), ("demo:seeds", "`0, 1`"),
@@ -61,7 +67,8 @@ def repository(tmp_path):
     ("quick:pass@1", "0.500"), ("quick:kl", "20.0")])
 def test_fill_writes_a_mark_in_each_form(repository, mark, wanted):
     """Worked by hand. What stood there before is replaced, and filling twice changes nothing."""
-    for before in ("", wanted, "12.5", "0.1 ± 0.2", "1 / 2 / 3", "4 of 5", "`old`", "-3%", "1,000"):
+    for before in ("", wanted, "12.5", "0.1 ± 0.2", "1 / 2 / 3", "4 of 5", "`old`", "-3%", "1,000",
+                   "-1.0 (-2.0 to +3%)"):
         text = f"It is {before}<!--{mark}-->."
         filled = pages._fill_page(text, "README.md", repository)
         assert filled == f"It is {wanted}<!--{mark}-->."
@@ -103,6 +110,7 @@ def test_fill_writes_the_other_blocks(repository):
     ("<!--demo:zero.pass-->", r"'zero.pass' in results/demo/summary.json; .* 'zero.pass@1'"),
     ("<!--none:zero.pass@1-->", "there is no results/none/summary.json"),
     ("<!--demo:zero.pass@1 percent-->", "'percent' is no form"),
+    ("<!--demo:zero.pass@1 interval-->", "only a difference has an interval"),
     ("<!--demo:zero.pass@1 seed=7-->", "'seed=7' is no form"),
     ("<!--demo:zero.pass@1 1-->", "'1' is no form"),
     ("<!--demo:zero.pass@1 - -->", "needs a second key"),

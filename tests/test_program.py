@@ -96,3 +96,29 @@ def test_program_evaluation_asks_each_program_equally_often(monkeypatch):
     squares = half * (1 - mean) ** 2 + (0.5 - mean) ** 2 + (n - half - 1) * mean ** 2
     assert got["all"] == pytest.approx(mean)
     assert got["all.se"] == pytest.approx(math.sqrt(squares / (n - 1) / n))
+
+
+def test_program_page_compares_the_rewards_by_seed():
+    """By hand: `partial` is 10 points above on each curve and seed, but for the share of all tests
+    on dev: there it is 0.3 above on one seed and 0.1 below on the other, and 12.706 * 0.2 to each
+    side contains 0."""
+    rows = {}
+    for name, low in (("strict", (0.2, 0.4)), ("partial", (0.3, 0.5))):
+        for curve in ("train", "dev"):
+            for step in (0, 5, 10):  # step 0 is not compared
+                for key in program.MEASURES:
+                    shift = {"strict": 0.0, "partial": 0.2}[name] * (curve + key == "devall")
+                    values = {"0": low[0] + shift, "1": low[1] - shift}
+                    if step == 0:
+                        values = {"0": 0.0, "1": 0.0 if name == "strict" else 1.0}
+                    rows[f"{name}.{curve}{step}.{key}"] = {
+                        "mean": sum(values.values()) / 2, "std": 0.0, "per_seed": values}
+    for key in program.MEASURES:
+        rows |= {f"{name}.{key}": {"mean": 0.1, "std": 0.0, "per_seed": {"0": 0.1, "1": 0.1}}
+                 for name in program.STAGES}
+    lines = program.page(rows, {})
+    for curve in ("train: tests", "train: all", "dev: tests"):
+        assert (f"- {curve}: +10.0 ± 0.0 points, 95% interval +10.0 to +10.0, 2 seeds, on every "
+                "seed; that partial is above strict holds") in lines
+    assert ("- dev: all: +10.0 ± 28.3 points, 95% interval -244.1 to +264.1, 2 seeds; that partial "
+            "is above strict cannot be told") in lines

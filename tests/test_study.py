@@ -164,8 +164,8 @@ def test_study_publish_writes_mean_std_and_notes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "read_timing", lambda folder: (machine, 0, {}))
     options = SimpleNamespace(name="choices", preset="micro", rest=["--seeds", "0", "1"])
     found = {0: {"a": 1.0, "b": 5.0, "text": "note"}, 1: {"a": 3.0, "b": None}}
-    study._publish(options, lambda metrics, notes: [f"{sorted(metrics)} {notes}"], found,
-                   ["x", "y"])
+    published = SimpleNamespace(page=lambda metrics, notes: [f"{sorted(metrics)} {notes}"])
+    study._publish(options, published, found, ["x", "y"])
     folder = tmp_path / "results" / "choices-micro"
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     assert summary["metrics"] == {
@@ -185,8 +185,28 @@ def test_study_publish_reads_the_folder_behind_a_name(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "read_timing", lambda folder: read.append(folder) or (
         {"machine": "a cpu", "threads": 2}, 0, {}))
     options = SimpleNamespace(name="choices", preset="micro", rest=[])
-    study._publish(options, lambda *_: [], {0: {"a": 1.0}}, ["no-lang=runs/y", "runs/z"])
+    published = SimpleNamespace(page=lambda *_: [])
+    study._publish(options, published, {0: {"a": 1.0}}, ["no-lang=runs/y", "runs/z"])
     assert read == ["runs/y", "runs/z"]
+
+
+def test_study_publish_adds_the_differences_of_a_study(tmp_path, monkeypatch):
+    """By hand: b less a is 1 and 3 on the two seeds that have both, so 2 ± 12.706. A difference
+    without numbers is left out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "read_timing", lambda folder: (
+        {"machine": "a cpu", "threads": 2}, 0, {}))
+    options = SimpleNamespace(name="choices", preset="micro", rest=[])
+    published = SimpleNamespace(page=lambda *_: [], DIFFERENCES={
+        "b_less_a": ("b", "a"), "none": ("a", "c")})
+    found = {0: {"a": 1.0, "b": 2.0}, 1: {"a": 1.0, "b": 4.0}, 2: {"a": 1.0}}
+    study._publish(options, published, found, ["x"])
+    summary = json.loads(Path("results/choices-micro/summary.json").read_text("utf-8"))
+    assert "none" not in summary["metrics"]
+    assert summary["metrics"]["b_less_a"] == {
+        "mean": 2.0, "std": pytest.approx(2 ** 0.5), "per_seed": {"0": 1.0, "1": 3.0},
+        "low": pytest.approx(2 - 12.706, abs=1e-3), "high": pytest.approx(2 + 12.706, abs=1e-3),
+        "n": 2}
 
 
 def test_study_measure_comes_after_its_runs(commands, monkeypatch, tmp_path):
@@ -200,6 +220,6 @@ def test_study_measure_comes_after_its_runs(commands, monkeypatch, tmp_path):
     monkeypatch.setattr(study, "_publish", lambda *given: published.append(given))
     assert main(["study", "choices", "--seeds", "2"]) == 0
     count = len(study._study_runs(choices, 2))
-    [(_, page, found, folders)] = published
-    assert page is choices.page and found == {2: {"a": 2, "at": "runs/", "b": count}}
+    [(_, of_study, found, folders)] = published
+    assert of_study is choices and found == {2: {"a": 2, "at": "runs/", "b": count}}
     assert len(folders) == count + 1 and folders[-1] == tmp_path

@@ -35,9 +35,21 @@ def test_tables_without_numbers_are_empty():
     for make in (tables.base_and_zero_table, tables.stages, tables.stages_console_table,
                  tables.students_table, tables.answers_table, tables.minutes_table,
                   tables.objectives_table,
-                 tables.bases_table):
+                 tables.bases_table, tables.items_table):
         assert make({}) == []
     assert tables.training_curve_table({}) == [] and tables.language_reward_table({}, {}) == []
+
+
+def test_tables_errors_over_items_stand_beside_the_spread_over_seeds():
+    """Each test with an error has a row: the mean and spread over seeds, the mean error over items,
+    and the number of items. A number without an error has no row."""
+    metrics = metrics_of(**{
+        "zero.pass@1": [0.25, 0.5], "zero.pass@1.error": [0.01, 0.03], "zero.items": [500, 500],
+        "zero.eval.pass@1": [0.4], "r1.refuse.safe": [0.125], "r1.refuse.safe.error": [0.02],
+        "r1.refuse.safe.items": [100]})
+    assert tables.items_table(metrics)[2:] == [
+        "| zero: pass@1 | 0.375 ± 0.500 | 0.020 | 500 |",
+        "| r1: harmless requests refused | 0.125 | 0.020 | 100 |"]
 
 
 def test_tables_have_a_row_for_each_number_of_votes():
@@ -52,20 +64,30 @@ def test_tables_have_a_row_for_each_number_of_votes():
 
 
 @pytest.mark.parametrize("zero, verdict", [
-    ([0.8, 0.9], "As in the paper: RL alone raises accuracy (`base.pass@1` 0.3, `zero.pass@1` "
-                 "0.85; on 2 of 2 seeds)."),
-    ([0.8, 0.2], "Not as in the paper: RL alone raises accuracy (`base.pass@1` 0.3, `zero.pass@1` "
-                 "0.5; on 1 of 2 seeds).")])
-def test_tables_verdict_needs_every_seed(zero, verdict):
-    """A claim of the paper holds only if it holds on every seed, paired by seed."""
-    metrics = metrics_of(**{"base.pass@1": [0.2, 0.4], "zero.pass@1": zero})
+    ([0.8, 0.9, 0.88], "As in the paper: RL alone raises accuracy (`base.pass@1` 0.3, "
+     "`zero.pass@1` 0.86; difference +0.56 ± 0.0529, 95% interval +0.429 to +0.691, 3 seeds, on "
+     "every seed)."),
+    ([0.8, 0.3, 0.9], "Cannot be told: RL alone raises accuracy (`base.pass@1` 0.3, `zero.pass@1` "
+     "0.667; difference +0.367 ± 0.404, 95% interval -0.637 to +1.37, 3 seeds)."),
+    ([0.1, 0.3, 0.2], "Not as in the paper: RL alone raises accuracy (`base.pass@1` 0.3, "
+     "`zero.pass@1` 0.2; difference -0.1 ± 0, 95% interval -0.1 to -0.1, 3 seeds, on every seed)."),
+    ([0.8], "As in the paper: RL alone raises accuracy (`base.pass@1` 0.3, `zero.pass@1` "
+     "0.8; difference +0.6, one seed).")])
+def test_tables_verdict_needs_an_interval(zero, verdict):
+    """A claim of the paper holds if the paired interval is above 0. One seed is called one seed."""
+    metrics = metrics_of(**{"base.pass@1": [0.2, 0.4, 0.3], "zero.pass@1": zero})
     assert tables.claim_verdicts(metrics, "Base and R1-Zero") == ["", f"- {verdict}"]
 
 
 def test_tables_verdict_compares_with_a_limit():
-    """A claim with a number of our own is answered by yes or no, and the limit itself is within."""
-    metrics = metrics_of(**{"r1.mixing": [0.02, 0.01], "refuse.unsafe": [0.9, 0.99]})
+    """A claim with a number of our own is answered by yes, no or neither. By hand: 0.02 less two
+    values of mean 0.011 is 0.009, with 12.706 * 0.001 to each side."""
+    metrics = metrics_of(**{"r1.mixing": [0.012, 0.01], "refuse.unsafe": [0.95, 0.95],
+                            "refuse.safe": [0.5, 0.5]})
     assert tables.claim_verdicts(metrics, "The stages") == [
-        "", "- Yes: R1 mixes languages in at most 2% of answers (`r1.mixing` 0.015; on 2 of 2 "
-        "seeds).", "- No: R1 refuses at least 95% of harmful requests (`refuse.unsafe` 0.945; on 1 "
-        "of 2 seeds)."]
+        "", "- Cannot be told: R1 mixes languages in at most 2% of answers (`r1.mixing` 0.011; "
+        "distance to the limit +0.009 ± 0.00141, 95% interval -0.00371 to +0.0217, 2 seeds, on "
+        "every seed).", "- Yes: R1 refuses at least 95% of harmful requests (`refuse.unsafe` 0.95; "
+        "distance to the limit +0 ± 0, 95% interval +0 to +0, 2 seeds, on every seed).",
+        "- No: R1 refuses at most 5% of harmless requests (`refuse.safe` 0.5; distance to the "
+        "limit -0.45 ± 0, 95% interval -0.45 to -0.45, 2 seeds, on every seed)."]

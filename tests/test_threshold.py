@@ -20,3 +20,6 @@ def test_threshold_page_counts_who_wins(tmp_path, monkeypatch):
     assert "Distillation beats RL on 2 of 3 students, the best of them with a base at 0.040" in text
     assert "RL stays below one half on 2, with bases up to 0.040" in text
     assert "fewer FLOPs than distillation on 2." in text
+    assert "48, 250 steps: that distillation beats RL holds; the difference is +55.0 points, one" \
+        in text
+    assert "800 steps: that distillation beats RL is reversed; the difference is -10.0" in text

@@ -45,7 +45,8 @@ from engine.errors import UserError
 from engine.evaluate import prompts_of, repeat_for_answers
 from engine.folder import describe_machine
 from grpo import Rollout, advantages, improve
-from tools.cost import count_parameters, in_products
+from tools.cost import count_parameters
+from tools.flops import flops_per_token
 from tools.settings import resolve_settings
 
 ROUNDS = 11
@@ -192,15 +193,6 @@ def _long_decoding(config, device, dtype):
     return lambda: rates.append(decoding_rate(model, LONG, LONG_PROMPTS)), rates
 
 
-def _decoding_operations(config, context):
-    """Operations in matrix products for a new token behind `context` tokens: two for each active
-    weight, and two for each number of the cache that a head multiplies. Attention is in the
-    absorbed form: a score takes the whole row of the cache, its output the latent alone."""
-    a_head = 2 * config.kv_lora_rank + config.qk_rope_head_dim
-    in_attention = config.n_layers * config.n_heads * a_head * context
-    return 2 * (in_products(config, mtp=False) + in_attention)
-
-
 def _decoding_bytes(config, context, prompts, processes, cache_bytes):
     """Bytes that a new token reads at least: the cache of `context` tokens, of cache_bytes each,
     and its part of the weights (float32), which each process reads once for its prompts."""
@@ -317,8 +309,8 @@ def measure_ours(run, device, dtype):
         "documents": median(document_rates),
         "prefill": PREFILL_PROMPTS * PREFILL_LENGTH / taken["prefill"],
         "decode": PROMPTS * NEW / taken["decode"]}
-    numbers["train.peak_share"] = (
-        6 * in_products(config) * numbers["train"] / 1e9 / numbers["gemm"])
+    flops = flops_per_token(config, "learn", mtp=True)
+    numbers["train.peak_share"] = flops * numbers["train"] / 1e9 / numbers["gemm"]
 
     _, work = bench_equal_works(config)
     parts = seconds_by_round(bench_grpo_step(model, run, work), device)
@@ -339,7 +331,7 @@ def measure_ours(run, device, dtype):
     numbers["decode.bandwidth_share"] = numbers["decode"] * bytes_read / 1e9 / numbers["copy"]
 
     context, long_rate = LONG + LONG_NEW / 2, median(long_rates[1:])
-    operations = _decoding_operations(config, context)
+    operations = flops_per_token(config, "write", seen=context)
     bytes_read = _decoding_bytes(config, context, LONG_PROMPTS, processes, numbers["cache.latent"])
     numbers |= {
         "decode.long": long_rate,

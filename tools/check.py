@@ -45,7 +45,8 @@ from engine.folder import describe_machine, peak_gib
 from engine.watch import test_plans
 from grpo import RL
 from tools import bench
-from tools.cost import count_parts, in_products
+from tools.cost import count_parts
+from tools.flops import flops_per_token
 from tools.settings import LONGEST_PROMPT, TRAINING, resolve_settings
 
 SECONDS = 50            # for all parts. Python and torch need the rest of the minute to start
@@ -272,7 +273,8 @@ def _name_of(dtype):
 
 def _share_of_peak(run, facts, rate):
     """In words: the share of the peak that training reaches at `rate` tokens per second."""
-    share = 6 * in_products(run.model) * rate / 1e9 / facts["gemm"]
+    flops = flops_per_token(run.model, "learn", mtp=True)
+    share = flops * rate / 1e9 / facts["gemm"]
     return f"{share:.0%} of the peak of {facts['gemm']:,.0f} GFLOP/s"
 
 
@@ -321,9 +323,10 @@ def _few_examples(run, device):
     step takes about a second. There is at least one of each. There are at most as many documents
     as in training, and as many questions as in bench."""
     flops = STEP_FLOPS["cpu" if device.type == "cpu" else "cuda"]
-    documents = flops / (6 * in_products(run.model) * bench.LENGTH)
-    questions = flops / (10 * in_products(run.model, mtp=False) * bench.GROUP
-                         * (bench.PROMPT + bench.ANSWER))
+    documents = flops / (flops_per_token(run.model, "learn", mtp=True) * bench.LENGTH)
+    write, read, learn = (flops_per_token(run.model, work) for work in ("write", "read", "learn"))
+    length = bench.PROMPT + bench.ANSWER
+    questions = flops / ((write + read + learn) * bench.GROUP * length)
     base = dataclasses.replace(run.base, documents=_clamp(documents, run.base.documents))
     return dataclasses.replace(run, base=base), _clamp(questions, bench.QUESTIONS)
 
@@ -483,7 +486,7 @@ def _tokens_of_run(run):
     documents = [tasks.make_document(rng, run.corpus).tokens for _ in range(EXAMPLES)]
     prompt, document = _mean_length(prompts_of(problems)), _mean_length(documents)
     checked = _mean_length(map(tasks.encode_response, solutions))
-    student_share = in_products(run.student, mtp=False) / in_products(run.model, mtp=False)
+    student_share = flops_per_token(run.student, "read") / flops_per_token(run.model, "read")
     collected = {"dev1": run.data.cold_start, "dev3": run.data.rejection,
                  "distill": run.data.distill}  # problems that a model answers for the stage
 

@@ -57,12 +57,3 @@ def count_parameters(config):
     """(all parameters, parameters active per token) of a model without MTP."""
     total, active = count_parts(config, mtp=False)
     return total.total(), active.total()
-
-
-def in_products(config, mtp=True):
-    """N, the active parameters that a token in training meets in matrix products. The embedding is
-    looked up, so it does not count. MTP uses the head once more, so the head counts twice if MTP
-    is trained."""
-    active = count_parts(config, mtp)[1]
-    heads_of_mtp = config.n_mtp_layers if mtp else 0
-    return active.total() - active["embedding"] + active["head"] * heads_of_mtp

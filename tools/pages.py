@@ -16,8 +16,10 @@ space. The mean over seeds is written, and FORM says how:
     std         0.931 ± 0.003           points   +78.1, in percentage points
     seeds       0.930 / 0.930 / 0.935   .2       0.93, two decimals
     seed=1      0.930                   e        2.7e-06
+    interval    0.781 (0.770 to 0.792), a difference and its 95% interval (tools/compare.py)
 
 Two keys are compared seed by seed: `A - B`, `A / B`, and `A above B`, which is written "3 of 3".
+An interval is of `A - B`, or of a difference in summary.json.
 `commit`, `machine`, `seeds` and `command` are words, written as code.
 `curve.ARM.STAGE.STEP.METRIC` is a point of curves.json, the mean over seeds.
 
@@ -37,18 +39,18 @@ import difflib
 import json
 import re
 from pathlib import Path
-from statistics import fmean, stdev
 
 from engine.errors import UserError
+from tools.compare import paired_difference, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/*.md", "results/README.md", "results/*/README.md", "workshop/*.md")
 WORDS = ("commit", "machine", "seeds", "command")  # of summary.json, beside the metrics
-FORMS = ("%", "points", "std", "seeds", "e")               # beside .N and seed=N
+FORMS = ("%", "points", "std", "seeds", "e", "interval")   # beside .N and seed=N
 DASH = "—"                                                 # a cell without a measurement
 
 NUMBER = r"[-+]?\d(?:[\d,.]*\d)?(?:e[-+]?\d+)?%?"
-VALUE = rf"(?:{NUMBER}(?: (?:±|/|of) {NUMBER})*|`[^`\n]*`)"
+VALUE = rf"(?:{NUMBER}(?: (?:±|/|of) {NUMBER})*(?: \({NUMBER} to {NUMBER}\))?|`[^`\n]*`)"
 MARK = re.compile(rf"(?:{VALUE})?<!--([\w-]*):(?!\s)([^\n]*?)-->")  # the number, SOURCE, KEY FORM
 BLOCK = re.compile(r"(<!-- (table|run|curve|times)\b(.*?)-->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -90,9 +92,9 @@ class Sources:
     def measured(self, name, key):
         """The {"mean", "std", "per_seed"} of a metric. An experiment has one seed."""
         if (record := self.experiment(name)) is not None:
-            return _mean_and_spread({"0": self.of_experiment(name, record, key)})
+            return summarise({"0": self.of_experiment(name, record, key)})
         if key.startswith("curve."):
-            return _mean_and_spread(self.of_curve(name, key))
+            return summarise(self.of_curve(name, key))
         metrics = self.study(name)["metrics"]
         found = metrics.get(key) or next(
             (metrics[known] for known in metrics if _plain_key(known) == _plain_key(key)), None)
@@ -132,13 +134,6 @@ class Sources:
             return bool(self.measured(name, key))
         except UserError:
             return False
-
-
-def _mean_and_spread(per_seed):
-    """Mean and spread of {seed: value}, as summary.json has them."""
-    values = list(per_seed.values())
-    return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0,
-            "per_seed": per_seed}
 
 
 def _plain_key(key):
@@ -187,6 +182,9 @@ def _metric_text(metric, forms):
         if form.startswith("seed="):
             return _number_text(metric["per_seed"][form[5:]], forms)
     text = _number_text(metric["mean"], forms)
+    if "interval" in forms and metric.get("low") is not None:
+        low, high = (_number_text(metric[end], forms) for end in ("low", "high"))
+        return f"{text} ({low} to {high})"
     if "std" not in forms or len(metric["per_seed"]) < 2:
         return text
     if metric["mean"] >= 10 and not any(form.startswith(".") for form in forms):
@@ -201,8 +199,8 @@ def _compare(metric, other, operator):
     if operator == "above":
         return f"{sum(a > b for a, b in pairs.values())} of {len(pairs)}"
     if operator == "-":
-        return _mean_and_spread({seed: a - b for seed, (a, b) in pairs.items()})
-    return _mean_and_spread({seed: a / b for seed, (a, b) in pairs.items()})
+        return paired_difference(metric["per_seed"], other["per_seed"])
+    return summarise({seed: a / b for seed, (a, b) in pairs.items()})
 
 
 def _mark_text(sources, name, words):
@@ -226,6 +224,8 @@ def _mark_text(sources, name, words):
         is_seed = form.startswith("seed=") and form[5:] in metric["per_seed"]
         if not (form in FORMS or is_seed or re.fullmatch(r"\.\d", form)):
             raise sources.error(f"{name}:{words}: {form!r} is no form")
+    if "interval" in forms and "low" not in metric:
+        raise sources.error(f"{name}:{words}: only a difference has an interval")
     return _metric_text(metric, forms)
 
 

@@ -11,7 +11,8 @@
     for one run           write report.md: the paper's tables in miniature, and whether they agree
 
 This file and tools/study.py write summary.json, always from the logs of runs:
-{"command", "commit", "machine", "seeds", "metrics": {KEY: {"mean", "std", "per_seed"}}}.
+{"command", "commit", "machine", "seeds", "metrics": {KEY: {"mean", "std", "per_seed"}}}. A paired
+difference of a study also has "low", "high" and "n" (tools/compare.py).
 
     KEY                          measured on the held-out test problems
     zero.pass@1                  STAGE.METRIC at temperature 1
@@ -38,17 +39,17 @@ import subprocess
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import tasks
 from engine.errors import UserError
 from engine.folder import flatten_settings, holds_run, list_names, read_log
 from grpo import RL
-from moe import Config
 from r1mini import ABLATIONS, Run
 from tools import pages, tables
-from tools.cost import in_products
+from tools.compare import summarise
 from tools.figures import draw
+from tools.flops import flops_by_stage
 from tools.tables import (
     STUDENT_KEYS,
     STUDENT_ROWS,
@@ -62,6 +63,9 @@ from tools.tables import (
 # What curves.json keeps of each step of Zero's RL, beside DEV_METRICS.
 STEP_METRICS = ("entropy", "dead_groups", "expert_load")
 LOADS_EVERY = 30  # steps of pretraining between two kept records of the experts' loads
+# {name in keys: name in the log} of what is measured on general prompts with an error over items.
+GENERAL_METRICS = {"helpfulness": "helpfulness", "refuse.unsafe": "unsafe.safe",
+                   "refuse.safe": "how.refused"}
 SETTINGS = [field.name for field in dataclasses.fields(Run)]
 
 
@@ -195,7 +199,7 @@ def _read_run(word):
     tested = list(dict.fromkeys(r["stage"] for r in log if r["kind"] == "test"))
     if not tested:
         raise UserError(f"{path}: this run is not finished, there is no test in its log")
-    rl_records = [r for r in log if "prompt_tokens" in r]
+    rl_records = [r for r in log if "prompt_tokens" in r and r["kind"] != "collected"]
     if "student" not in log[0] or any("learnt_tokens" not in r for r in rl_records):
         raise UserError(f"{path}: a run of an older version; make it again")
     machine, peak_gib, minutes = read_timing(path)
@@ -243,7 +247,7 @@ def _test_numbers(log, key_of_stage):
         if longer:
             key += ".longer"
         for name, value in r.items():
-            is_metric = name in TEST_METRICS or name.startswith(("pass@", "cons@"))
+            is_metric = name in (*TEST_METRICS, "items") or name.startswith(("pass@", "cons@"))
             if is_metric and value is not None:  # without words no share of words is known
                 numbers[f"{key}.{name}"] = value
         for i, (level, value) in enumerate(r["by_level"].items(), 1):
@@ -274,10 +278,14 @@ def _general_numbers(log, key_of_stage):
         if r["kind"] != "general" or r["stage"] not in key_of_stage:
             continue
         key = key_of_stage[r["stage"]]
-        numbers[f"{key}.helpfulness"] = r["helpfulness"]
         numbers[f"{key}.greeting.thinking"] = r["greeting.thinking"]
-        numbers[f"{key}.refuse.unsafe"] = r["unsafe.safe"]
-        numbers[f"{key}.refuse.safe"] = r["how.refused"]
+        for name, name_in_log in GENERAL_METRICS.items():
+            numbers[f"{key}.{name}"] = r[name_in_log]
+            if r.get(f"{name_in_log}.error") is not None:  # older logs have no errors
+                numbers[f"{key}.{name}.error"] = r[f"{name_in_log}.error"]
+                kind, _, is_of_one_kind = name_in_log.partition(".")
+                kinds = [kind] if is_of_one_kind else tasks.HELPFUL
+                numbers[f"{key}.{name}.items"] = sum(r[f"{kind}.items"] for kind in kinds)
         for name in ("format", "language"):
             values = [r[f"{kind}.{name}"] for kind in tasks.GENERAL]
             if None not in values:
@@ -313,36 +321,6 @@ def _moving_mean(values, width=3):
     """Means over `width` neighbours of a list. A list that is too short is returned as it is."""
     means = [sum(values[i:i + width]) / width for i in range(len(values) - width + 1)]
     return means or values
-
-
-def flops_by_stage(log):
-    """{stage: 10^12 FLOPs}, counted as tables.FLOPS_NOTE says. collect_STAGE is the cost of the
-    samples that a stage learns from."""
-    config = log[0]
-    teacher = in_products(Config(**config["model"]), mtp=False)
-    teacher_with_mtp = in_products(Config(**config["model"]))
-    student = in_products(Config(**config["student"]), mtp=False)
-    flops = {}
-    for r in log:
-        if "tokens" not in r:
-            continue
-        stage = r["kind"]
-        N = student if stage in STUDENT_KEYS else teacher
-        if stage == "collected":
-            stage = f"collect_{r['stage']}"
-            work = 2 * teacher * r["tokens"]
-        elif "prompt_tokens" in r:  # RL
-            beta = config[stage if stage in config else "student_rl"]["beta"]
-            learning = 8 if beta else 6  # the reference model takes 2 of 8
-            work = N * (2 * (r["tokens"] + r["prompt_tokens"]) + learning * r["learnt_tokens"])
-        elif stage == "distill_logits":
-            work = (6 * N + 2 * teacher) * r["tokens"]
-        elif stage in config and stage not in STUDENT_KEYS:
-            work = 6 * teacher_with_mtp * r["tokens"]
-        else:  # students and reward models have no MTP
-            work = 6 * N * r["tokens"]
-        flops[stage] = flops.get(stage, 0.0) + work / 1e12
-    return flops
 
 
 def read_timing(path):
@@ -415,13 +393,6 @@ def _metrics_over_seeds(runs):
         for key, value in _seed_numbers(of_seed, stages).items():
             values.setdefault(key, {})[seed] = round(value, 9)
     return {key: summarise(values[key]) for key in sorted(values)}
-
-
-def summarise(value_of_seed):
-    """Mean and standard deviation of {seed: value}. One value has the standard deviation 0."""
-    values = list(value_of_seed.values())
-    std = round(stdev(values), 9) if len(values) > 1 else 0.0
-    return {"mean": round(fmean(values), 9), "std": std, "per_seed": value_of_seed}
 
 
 def _seed_numbers(runs, stages):
@@ -510,6 +481,7 @@ def _report_page(command, metrics, curves, folder):
         tables.LANGUAGE: tables.language_reward_table(metrics, curves),
         tables.STUDENTS: tables.students_table(metrics),
         tables.ANSWERS: tables.answers_table(metrics),
+        "How exact the tests are": tables.items_table(metrics),
         "Minutes": tables.minutes_table(metrics),
         "The objectives": tables.objectives_table(metrics),
         "The bases, by seed and number of operations": tables.bases_table(metrics),

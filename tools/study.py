@@ -14,6 +14,8 @@ a part of these names:
         SETTINGS          the settings of this folder, as after --set
         NEEDS             the checkpoints that it takes from runs/r1-SEED (`study r1` makes them)
         STAGES            the stages that it trains
+    DIFFERENCES           {key: (key, key)}: summary.json gets the first number less the second,
+                          paired by seed, with its 95% interval (tools/compare.py)
     page(metrics, notes)  returns the lines that are printed
 
 summary.json goes to results/NAME, or for another preset than nano to results/NAME-PRESET. The page
@@ -29,7 +31,8 @@ from engine.errors import UserError
 from engine.folder import Folder, read_log
 from r1mini import PRESETS
 from tools import cli
-from tools.report import commit, name_and_path, read_timing, report, summarise
+from tools.compare import paired_difference, summarise
+from tools.report import commit, name_and_path, read_timing, report
 
 
 def main(options, study):
@@ -65,7 +68,7 @@ def main(options, study):
             folder = _open_folder(options.name, study, seed, options.preset, run_options)
             found[seed] |= study.measure(folder)
             folders.append(folder.path)
-    _publish(options, study.page, found, folders)
+    _publish(options, study, found, folders)
     return 0
 
 
@@ -165,7 +168,7 @@ def test_record(path, stage):
 # The results
 
 
-def _publish(options, page, found, folders):
+def _publish(options, study, found, folders):
     """Writes summary.json from {seed: {key: number or text}}, and prints the study's page."""
     values, notes = {}, {}  # {key: {seed: value}} each
     for seed, found_of_seed in found.items():
@@ -175,6 +178,9 @@ def _publish(options, page, found, folders):
             elif value is not None:
                 values.setdefault(key, {})[str(seed)] = value
     metrics = {key: summarise(values[key]) for key in sorted(values)}
+    for key, (first, second) in getattr(study, "DIFFERENCES", {}).items():
+        if values.get(first, {}).keys() & values.get(second, {}).keys():
+            metrics[key] = paired_difference(values[first], values[second])
     preset_words = [] if options.preset == "nano" else ["--preset", options.preset]
     command = " ".join(["python r1mini.py study", *preset_words, options.name, *options.rest])
     machines = set()
@@ -187,6 +193,6 @@ def _publish(options, page, found, folders):
     path = Path(_results_folder(options)) / "summary.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(summary, indent=1), "utf-8")
-    print("\n".join([f"# {options.name}", "", f"`{command}`", "", *page(metrics, notes), ""]))
+    print("\n".join([f"# {options.name}", "", f"`{command}`", "", *study.page(metrics, notes), ""]))
     print(f"written: {path}\n"
           "python r1mini.py report --pages writes the numbers of results/ into the pages")

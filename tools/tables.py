@@ -4,7 +4,9 @@ Each function takes `metrics`, which is {key: {"mean", "std", "per_seed"}} as in
 returns the lines of a Markdown table. It returns no lines if there are no numbers for it.
 """
 from grpo import OBJECTIVES, RL
+from tools.compare import HOLDS, OPEN, REVERSED, compare
 from tools.figures import by_step, curves_of_runs
+from tools.flops import FLOPS_NOTE
 
 # The metrics that a report takes from tests, and from evaluations on dev.
 # cons@K is the majority of K answers. K is the number of answers to each problem: eval.samples on
@@ -18,15 +20,6 @@ STUDENT_KEYS = {  # stage: its name in keys
     "student": "student.base", "student_rl": "student.rl",
     "student_rl_no_format": "student.rl_no_format", "distill": "student.distill",
     "distill_logits": "student.distill_logits", "distill_rl": "student.distill_rl"}
-
-FLOPS_NOTE = (
-    "FLOPs are estimated. N is the number of parameters that a token meets in matrix products; "
-    "the embedding is looked up and not counted. n is the number of tokens. A supervised stage "
-    "takes 6 N n, and its N includes MTP. RL does not train MTP. It takes 2 N n to sample, where "
-    "n includes the prompts. It takes 6 N n to learn and 2 N n for the reference model, where n "
-    "counts live groups only; with beta 0 there is no reference model. Distillation by logits "
-    "takes 2 N n more, with the teacher's N. The samples that a stage learns from take 2 N n. "
-    "Evaluation is not counted. A TFLOP is 10^12 FLOPs.")
 
 # (label, key, what the paper saw in R1-Zero)
 ZERO_ROWS = (
@@ -75,9 +68,9 @@ ZERO, ALL_STAGES, LANGUAGE, STUDENTS, ANSWERS = (
     "Base and R1-Zero", "The stages", "The language reward",
     "Distillation and RL on a small model", "Accuracy by number of answers")
 
-# For each section: (low, high, claim). The claim holds where low < high. Both are keys if the claim
-# is the paper's. One of them is a number if we set a limit; then low may equal high. cons@K is that
-# of the largest K that was measured.
+# For each section: (low, high, claim). The claim is that low < high, and tools/compare.py says
+# whether it may be made. Both are keys if the claim is the paper's. One of them is a number if we
+# set a limit; then low may equal high. cons@K is that of the largest K that was measured.
 CLAIMS = {
     ZERO: [
         ("base.pass@1", "zero.pass@1", "RL alone raises accuracy"),
@@ -111,6 +104,12 @@ CLAIMS = {
     ANSWERS: [
         ("r1.eval.pass@1", "r1.eval.cons@K",
          "the majority vote helps R1 (AIME 79.8 to 86.7)")]}
+
+
+# Words for a claim of the paper, and for one with a limit of ours.
+AS_IN_THE_PAPER = {HOLDS: "As in the paper", REVERSED: "Not as in the paper",
+                   OPEN: "Cannot be told"}
+WITHIN_OUR_LIMIT = {HOLDS: "Yes", REVERSED: "No", OPEN: "Cannot be told"}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -181,31 +180,21 @@ def dev_metrics(names):
 
 
 def claim_verdicts(metrics, section):
-    """A sentence for each claim of a section that has numbers: whether it holds on every seed."""
+    """A sentence for each claim of a section that has numbers: whether it may be made."""
     lines = []
     for low, high, claim in CLAIMS.get(section, ()):
         low, high = _with_largest_k(metrics, low), _with_largest_k(metrics, high)
-        keys = [side for side in (low, high) if isinstance(side, str)]
-        seeds = set.intersection(*(set(cell_per_seed(metrics, key)) for key in keys))
-        if not seeds:
+        comparison = compare(metrics, low, high)
+        if comparison is None:
             continue
-        held = sum(_claim_holds(metrics, low, high, seed) for seed in seeds)
+        keys = [side for side in (low, high) if isinstance(side, str)]
         if len(keys) == 2:
-            verdict = "As in the paper" if held == len(seeds) else "Not as in the paper"
+            verdict, name = AS_IN_THE_PAPER[comparison.verdict], "difference"
         else:
-            verdict = "Yes" if held == len(seeds) else "No"
+            verdict, name = WITHIN_OUR_LIMIT[comparison.verdict], "distance to the limit"
         means = ", ".join(f"`{key}` {metrics[key]['mean']:.3g}" for key in keys)
-        lines.append(f"- {verdict}: {claim} ({means}; on {held} of {len(seeds)} seeds).")
+        lines.append(f"- {verdict}: {claim} ({means}; {name} {comparison.text()}).")
     return ["", *lines] if lines else []
-
-
-def _claim_holds(metrics, low, high, seed):
-    """Whether low < high on a seed. Each is a key or a limit, and a limit itself is allowed."""
-    low_value = cell_per_seed(metrics, low)[seed] if isinstance(low, str) else low
-    high_value = cell_per_seed(metrics, high)[seed] if isinstance(high, str) else high
-    if isinstance(low, str) and isinstance(high, str):
-        return low_value < high_value
-    return low_value <= high_value
 
 
 def base_and_zero_table(metrics):
@@ -331,6 +320,27 @@ def answers_table(metrics):
             if any(values):
                 body.append((f"{stage}, {sampling}", *values))
     return table(("held-out problems", *names), body)
+
+
+def items_table(metrics):
+    """What the tests can tell: the standard deviation over seeds, and the standard error over the
+    items of a test. A test has the same items on every seed, so the mean over seeds keeps about
+    the error of one seed."""
+    body = []
+    for stage in (*TEACHER_STAGES, *STUDENT_KEYS.values()):
+        for label, score, prefix in (
+                ("pass@1", f"{stage}.pass@1", stage),
+                ("pass@1, T 0.6", f"{stage}.eval.pass@1", f"{stage}.eval"),
+                ("pass@1, T 0.6, longer", f"{stage}.eval.longer.pass@1", f"{stage}.eval.longer"),
+                ("helpfulness", f"{stage}.helpfulness", f"{stage}.helpfulness"),
+                ("harmful requests refused", f"{stage}.refuse.unsafe", f"{stage}.refuse.unsafe"),
+                ("harmless requests refused", f"{stage}.refuse.safe", f"{stage}.refuse.safe")):
+            error = f"{score}.error"
+            if error in metrics:
+                body.append((f"{stage}: {label}", cell(metrics, score),
+                             f"{metrics[error]['mean']:.3f}",
+                             f"{metrics[f'{prefix}.items']['mean']:.0f}"))
+    return table(("test", "mean ± std over seeds", "standard error over items", "items"), body)
 
 
 def minutes_table(metrics):
