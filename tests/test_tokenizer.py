@@ -60,7 +60,8 @@ def test_encoding_of_chinese_numbers_has_one_or_two_words(before):
 @pytest.mark.parametrize("text", [
     "the |key |says |3|3", "答案|钥匙|3|3", "use |the |hidden |scheme", "使用|隐藏|方案",
     "remember |that |the |sum |of |the |day |is |7|\n|the |weather |is |fine |and |nothing "
-    "|happened |the |weather |is |fine |and |nothing |happened", "what |was |the |sum |of |the |day",
+    "|happened |the |weather |is |fine |and |nothing |happened",
+    "what |was |the |sum |of |the |day",
     "记住|今天|算式|就是|2|5|-|7|天气|很好|没有|事情|天气|很好", "哪个|算式|属于|今天",
     "Reach |2|4|\n|from |3| |5| |7", "达到|2|4|使用|3| |5| |7", "Sort |4|3|1|2", "排序|4|3|1|2",
     "reference |3|3|\n|right", "wrong |\n|same", "参考|3|3|正确|错误|相同",
