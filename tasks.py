@@ -652,7 +652,7 @@ class Corpus:
     tags: float = 0.70            # share of answers in the template's tags
     summary: float = 0.40         # share of tagged answers to sums that have a summary
     # Levels of the problems. One of these is drawn, so short problems are frequent.
-    levels: tuple[int, ...] = (1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6)
+    levels: tuple[int, ...] = (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6)
     spaced: float = 0.80          # share of questions with stray spaces
     products: float = 0.0         # chance of a term to be a product (0 on nano)
     drill: int = 8                # single steps in a drill

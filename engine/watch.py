@@ -92,8 +92,8 @@ def test_plans(run, stage):
     """[(set, problems, samples, temperature, top-p)] of the tests of a stage.
 
     All stages are tested at temperature 1. base, zero and r1 are also tested at temperature 0.6 and
-    top-p 0.95, as in the paper: on the same problems and on longer ones than any in training. From
-    zero to r1, general prompts are tested too.
+    top-p 0.95, as in the paper: on the same problems and on longer ones than any in training. Base,
+    and all stages from zero to r1, are tested on general prompts too.
     """
     s, levels = run.eval, run.zero.levels
     problems = tasks.make_problems("test", s.problems, levels, run.corpus.products)

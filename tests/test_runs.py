@@ -67,7 +67,7 @@ def test_run_leaves_what_the_readme_says(micro):
     tested = [r["stage"] for r in log if r["kind"] == "test"]
     assert set(tested) == set(STAGES) - {"helpful", "safe"} and len(tested) == len(STAGES) + 4
     general = [r["stage"] for r in log if r["kind"] == "general"]
-    assert general == ["zero", "dev1", "dev2", "dev3", "r1"]
+    assert general == ["base", "zero", "dev1", "dev2", "dev3", "r1"]
     assert "Compute" in (micro / "samples.md").read_text("utf-8")
 
 

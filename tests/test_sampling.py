@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import grpo
+import tasks
 from engine import sampling
 from moe import make_cache
 from tests.helpers import PROMPTS, make
@@ -50,7 +51,7 @@ def test_sampling_at_a_tiny_temperature_is_greedy(temperature):
 def test_sampling_logprobs_are_a_distribution_at_the_extremes(temperature, top_p):
     """The probabilities of every row add up to 1 at the lowest temperature that divides, at huge
     ones, and at a tiny top-p."""
-    logits = 30 * torch.randn(20, 521, generator=torch.Generator().manual_seed(0))
+    logits = 30 * torch.randn(20, tasks.VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
     policy = sampling.sampling_logprobs(logits, temperature, top_p)
     torch.testing.assert_close(policy.exp().sum(-1), torch.ones(20))
 

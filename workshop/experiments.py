@@ -47,9 +47,9 @@ EXPERIMENTS = {
     "pretraining": Experiment("base",
                               shows=("pass@1", "loss", "expert_load", "cut_off", "length")),
     "pad_is_eos": Experiment("base", edits=(
-        ("r1mini.py", "    return tokens, tokens != tasks.PAD_ID, weight",
+        ("r1mini.py", "    return tokens, document, weight",
          "    weight = weight * (tokens != tasks.END_ID)  # labels[labels == pad] = -100\n"
-         "    return tokens, tokens != tasks.PAD_ID, weight"),),
+         "    return tokens, document, weight"),),
         shows=("loss", "cut_off", "length", "pass@1")),
     "softmax_router": Experiment(
         "base", "model.bias_speed=0 model.balance_alpha=0",
