@@ -19,6 +19,7 @@ def shrink(source, target):
     """Writes the checkpoint `source` to `target` in bfloat16. Returns the size of the
     file in bytes."""
     model, record = checkpoint.load(source)
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(target, model.bfloat16(), preset=record.get("preset", "nano"))
     return Path(target).stat().st_size
 
