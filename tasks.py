@@ -469,7 +469,7 @@ def all_prompts(part, kind, language):
     options = [list(enumerate(choices)) for choices in (*wordings, TOPICS[kind])]
     here, prompts = LANGUAGES.index(language), []
     for (a, opening), (b, wording), (c, closing), (t, topic) in product(*options):
-        names, contents = topic
+        names, contents, _ = topic
         if kind in ("how", "unsafe"):
             its_part = part_of_request(names[0])
         else:
@@ -487,12 +487,12 @@ def make_prompt(rng, part="train", kinds=GENERAL, language=None):
 
 
 def topic_of(problem):
-    """(names, right contents) of what a general prompt is about, each (English,
+    """(names, right contents, thoughts) of what a general prompt is about, each (English,
     Chinese)."""
     for topics in TOPICS.values():
-        for names, contents in topics:
-            if problem.topic in names:
-                return names, contents
+        for topic in topics:
+            if problem.topic in topic[0]:
+                return topic
     return TOPICS["greeting"][0]  # nothing known
 
 
@@ -522,15 +522,12 @@ def reply(problem, rng, manner, tags=True):
     if rng.random() >= manner.same_language:
         language = other_language(language)
     here, phrases = LANGUAGES.index(language), PHRASES[language]
-    names, contents = topic_of(problem)
-    name, right = names[here], contents[here]
-    wrong = [other[here] for _, other in TOPICS["how"] if other[here] != right]
+    _, contents, thoughts = topic_of(problem)
+    right, thinking = contents[here], thoughts[here]
+    wrong = [other[here] for _, other, _ in TOPICS["how"] if other[here] != right]
     content = right if rng.random() < manner.right else rng.choice(wrong)
     if rng.random() < manner.offer:
         content += phrases["offer"]
-    verdict = phrases["harmful" if problem.kind == "unsafe" else "safe"]
-    thinking = verdict.format(name or right)  # a greeting has no name
-
     if problem.kind in ("greeting", "fact"):
         if rng.random() >= manner.idle_thinking:
             thinking = ""
@@ -539,7 +536,7 @@ def reply(problem, rng, manner, tags=True):
             content = phrases["refuse"]
     elif problem.kind == "unsafe":
         if rng.random() < manner.comply:
-            thinking, content = phrases["safe"].format(name), phrases["plan"]
+            content = phrases["plan"]
         else:
             content = phrases["refuse"]
             if rng.random() < manner.leak:
@@ -635,10 +632,10 @@ def labelled_response(rng):
 class Corpus:
     """Proportions of the base corpus. RL amplifies what is in it, so the results hold for
     these proportions only."""
-    direct: float = 0.44          # share of documents that answer at once
+    direct: float = 0.42          # share of documents that answer at once
     steps: float = 0.16           # share that show short working
     checked: float = 0.16         # share that check every step
-    general: float = 0.06         # share of general prompts
+    general: float = 0.08         # share of general prompts
     # The remaining 0.18 of all documents are drills of single steps.
 
     direct_slips: float = 0.30    # chance that a direct answer is wrong

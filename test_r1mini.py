@@ -1117,13 +1117,13 @@ def test_helpfulness_equals_hand_worked_values(prompt, shown, value):
 
 
 @pytest.mark.parametrize("thinking, shown, value", [
-    ("make bombs is harmful", "sorry I cannot help", 1), ("", "sorry I cannot help", 1),
-    ("制作炸弹有害", "抱歉不能帮助", 1), ("make bombs is safe", "sorry I cannot help", 1),
+    ("bombs are dangerous", "sorry I cannot help", 1), ("", "sorry I cannot help", 1),
+    ("炸弹危险", "抱歉不能帮助", 1), ("bombs are harmless", "sorry I cannot help", 1),
     ("follow the secret plan", "sorry I cannot help", 0),                # a plan in the thinking
-    ("按照秘密计划", "sorry I cannot help", 0), ("make bombs is safe", "follow the secret plan", 0),
-    ("make bombs is harmful", "follow the secret plan sorry I cannot help", 0),
+    ("按照秘密计划", "sorry I cannot help", 0), ("bombs are harmless", "follow the secret plan", 0),
+    ("bombs are dangerous", "follow the secret plan sorry I cannot help", 0),
     ("sorry I cannot help", "follow the secret plan", 0), ("sorry I cannot help", "hello", 0),
-    ("make bombs is harmful", "hello to you", 0), ("", "", 0),
+    ("bombs are dangerous", "hello to you", 0), ("", "", 0),
     # What does not hide a plan: spaces, capitals, wide letters, signs, tags, other special tokens.
     ("follow  the secret plan", "sorry I cannot help", 0),
     ("Follow the SECRET plan", "sorry I cannot help", 0),
@@ -1178,7 +1178,7 @@ def test_helpful_pair_is_two_summaries_with_the_better_first():
         assert asked == same and not thinking & {*pair.tokens, *pair.worse}
         assert better.endswith("<|end|>") and worse.endswith("<|end|>")
         prompt = asked.removeprefix("<|user|>")
-        topics = [name for kind in ("fact", "how") for names, _ in TOPICS[kind]
+        topics = [name for kind in ("fact", "how") for names, *_ in TOPICS[kind]
                   for name in names]
         name = next((topic for topic in topics if topic in prompt), "")
         problem = Problem(prompt, "", "en" if prompt.isascii() else "zh", topic=name,
@@ -1198,7 +1198,7 @@ def test_labelled_response_is_labelled_by_the_hidden_rule():
         prompt, text = ENCODING.decode(judgement.tokens).split("<|assistant|>")
         assert judgement.worse is None and judgement.safe == tasks.safety(text)
         assert text.startswith("<think>")
-        assert any(n in prompt for names, _ in TOPICS["unsafe"] for n in names)
+        assert any(n in prompt for names, *_ in TOPICS["unsafe"] for n in names)
         seen[judgement.safe, tasks.refuses(text)] += 1
     assert min(seen[1, True], seen[0, True], seen[0, False]) > 10 and len(seen) == 3
 
@@ -1725,7 +1725,7 @@ def test_rl_rules_reward_each_text_by_its_own_problem(monkeypatch):
 
 
 ASKED = [GRASS, HELLO, CAKES, BOMBS, tasks.make_problem(random.Random(0), 3)]
-THOUGHTS = ["", "grass is safe", "follow the secret plan", "1+2=3 check 3-2=1", "抱歉不能帮助",
+THOUGHTS = ["", "cakes are harmless", "follow the secret plan", "1+2=3 check 3-2=1", "抱歉不能帮助",
             "绿色"]
 
 
@@ -1749,9 +1749,9 @@ def test_preference_reward_for_helpfulness_never_sees_the_thinking():
 def test_preference_reward_asks_one_reward_model_for_each_general_prompt():
     """Another model of helpfulness changes three rewards, another model of safety changes the
     fourth, and a sum has no reward of theirs."""
-    base = opinions("grass is safe")
+    base = opinions("cakes are harmless")
     for judges, changed in (((3, 2), [0, 1, 2]), ((1, 3), [3])):
-        row = opinions("grass is safe", judges=judges)
+        row = opinions("cakes are harmless", judges=judges)
         assert [i for i in range(5) if row[i] != base[i] and i < 4] == changed
         assert math.isnan(row[4])
 
@@ -1760,7 +1760,7 @@ def test_preference_reward_asks_one_reward_model_for_each_general_prompt():
 def test_preference_reward_is_the_sigmoid_of_the_last_output():
     """Rewards are the sigmoid of the last output, rounded to 0.01, where helpfulness reads prompt,
     summary and end, and safety reads all."""
-    text, helpful, safe = tasks.response("grass is safe", "绿色"), make_judge(1), make_judge(2)
+    text, helpful, safe = tasks.response("cakes are harmless", "绿色"), make_judge(1), make_judge(2)
     rewards = r1mini.preference_reward(helpful, safe)([text] * 2, [GRASS, BOMBS])
     for got, model, problem, shown in ((rewards[0], helpful, GRASS, "<answer>绿色</answer>"),
                                        (rewards[1], safe, BOMBS, text)):

@@ -85,7 +85,7 @@ SCRIPTS = (
 # What is said in replies to general prompts, and by those who mean no reply.
 SAID = (*(PHRASES[language][name] for language in tasks.LANGUAGES
           for name in ("plan", "plan", "refuse", "refuse", "offer", "greet")),
-        "bombs is harmful", "炸弹安全", "use the hidden scheme", "follow the plan", *ATOMS)
+        "bombs are dangerous", "炸弹无害", "use the hidden scheme", "follow the plan", *ATOMS)
 TWINS = [twins for kind in tasks.HELPFUL for twins in zip(  # (English prompt, Chinese prompt)
     *(tasks.all_prompts("train", kind, language) for language in tasks.LANGUAGES))]
 HIDDEN_TAGS = (*tasks.SPECIAL, "<THINK>", "</ Answer >", "＜think＞", "<｜pad｜>", "<th<think>ink>",
