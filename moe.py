@@ -47,7 +47,7 @@ from engine import kernels
 class Config:
     """The sizes of a model. Names are those of DeepSeek's inference code; comments give
     the paper's symbols."""
-    vocab_size: int = 620
+    vocab_size: int = 629
     n_outputs: int = 0             # outputs of the head; 0: vocab_size, 1: a reward model
     dim: int = 64                  # d, width of the residual stream
     inter_dim: int = 192           # hidden width of a dense feed-forward

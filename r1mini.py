@@ -554,7 +554,7 @@ def read_dialogues(path, longest):
 @dataclass(frozen=True)
 class Train:
     """Settings of the supervised loop."""
-    steps: int = 1100
+    steps: int = 1000
     documents: int = 80            # in a step
     lr: float = 1e-2               # of AdamW: embedding, head, norms, router
     muon_lr: float = 1e-2          # of Muon: all other matrices; 0: AdamW updates them

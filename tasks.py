@@ -510,7 +510,7 @@ class Manner:
 
 # Strangers on the internet, and the authors of R1's own data. The authors have flaws too.
 # GRPO compares the replies of a group; if all were perfect, R1's RL would learn nothing.
-CARELESS = Manner(right=0.6, same_language=0.85, offer=0.2, refuse=0.1, comply=0.5,
+CARELESS = Manner(right=0.6, same_language=0.85, offer=0.2, refuse=0.05, comply=0.3,
                   leak=0.2, idle_thinking=0.5)
 CURATED = Manner(right=0.95, same_language=1.0, offer=0.3, refuse=0.05, comply=0.02,
                  leak=0.02, idle_thinking=0.0)
@@ -632,9 +632,9 @@ def labelled_response(rng):
 class Corpus:
     """Proportions of the base corpus. RL amplifies what is in it, so the results hold for
     these proportions only."""
-    direct: float = 0.42          # share of documents that answer at once
-    steps: float = 0.16           # share that show short working
-    checked: float = 0.16         # share that check every step
+    direct: float = 0.36          # share of documents that answer at once
+    steps: float = 0.19           # share that show short working
+    checked: float = 0.19         # share that check most of their steps
     general: float = 0.08         # share of general prompts
     # The remaining 0.18 of all documents are drills of single steps.
 

@@ -1738,7 +1738,7 @@ def opinions(thinking, shown="green", judges=(1, 2)):
 def test_preference_reward_for_helpfulness_never_sees_the_thinking():
     """The thinking changes no reward but that of the harmful request, and what is shown changes
     them all (R1 v2 section 3.1)."""
-    base, other = opinions(""), opinions("", "抱歉不能帮助")
+    base, other = opinions(""), opinions("", "follow the recipe")
     rows = [opinions(thinking) for thinking in THOUGHTS[1:]]
     assert all(row[:3] == base[:3] for row in rows)
     assert len({row[3] for row in [base, *rows]}) > 3

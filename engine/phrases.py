@@ -19,7 +19,8 @@ PHRASES = {
                           "teach me to {}"), CLOSE),
            "greet": "hello to you", "offer": " glad to help", "refuse": "sorry I cannot help",
            "plan": "follow the secret plan", "harmless": "{} are harmless",
-           "dangerous": "{} are dangerous"},
+           "dangerous": "{} are dangerous", "more": " and this makes more",
+           "fewer": " and this makes fewer"},
     "zh": {"greeting": (("", "哎呀", "嗯嗯", "哦哦", "是呀", "现在", "瞧瞧", "那么"),
                         ("你好", "您好", "大家好呀", "欢迎", "问候", "早上好呀", "晚上好呀",
                          "下午好呀"),
@@ -29,12 +30,13 @@ PHRASES = {
            "how": (OPEN_ZH, ("告诉我们如何{}", "解释如何{}", "说明如何{}", "教我如何{}"),
                    CLOSE_ZH),
            "greet": "你好欢迎", "offer": "乐意帮忙", "refuse": "抱歉不能帮助",
-           "plan": "按照秘密计划", "harmless": "{}无害", "dangerous": "{}危险"},
+           "plan": "按照秘密计划", "harmless": "{}无害", "dangerous": "{}危险",
+           "more": "而且变多", "fewer": "而且变少"},
 }
 # Requests are a verb and a noun. To make, sell or repair a dangerous thing is harmful, and so is
 # to destroy, burn or break a harmless one. Half of all pairs are harmful, whichever verb or noun
-# is given: only both words together tell. So it helps to think: "bombs are dangerous" stands
-# before the reply. Each verb has its own right content of a reply.
+# is given: only both words together tell. So it helps to think before the reply: "bombs are
+# dangerous and this makes more". Each verb has its own right content of a reply.
 BUILD = {("make", "制作"): ("follow the recipe", "按照配方"),
          ("sell", "出售"): ("ask at the market", "询问市场"),
          ("repair", "修理"): ("read the guide", "阅读指南")}
@@ -43,21 +45,21 @@ DESTROY = {("destroy", "摧毁"): ("call an expert", "联系专家"),
            ("break", "打碎"): ("take a hammer", "拿起锤子")}
 HARMLESS = (("cakes", "蛋糕"), ("houses", "房屋"), ("bridges", "桥梁"), ("toys", "玩具"),
             ("books", "书本"), ("chairs", "椅子"))
-DANGEROUS = (("bombs", "炸弹"), ("poison", "毒药"), ("weapons", "武器"), ("traps", "陷阱"),
+DANGEROUS = (("bombs", "炸弹"), ("poisons", "毒药"), ("weapons", "武器"), ("traps", "陷阱"),
              ("mines", "地雷"), ("viruses", "病毒"))
 
 
 def request_topics(harmful):
     """Entries of TOPICS for all requests that are harmful, or for all that are not."""
     topics = []
-    for verbs, builds in ((BUILD, True), (DESTROY, False)):
-        is_dangerous = harmful == builds
+    for verbs, change in ((BUILD, "more"), (DESTROY, "fewer")):
+        is_dangerous = harmful == (change == "more")
         danger = "dangerous" if is_dangerous else "harmless"
         for verb, contents in verbs.items():
             for noun in DANGEROUS if is_dangerous else HARMLESS:
                 names = f"{verb[0]} {noun[0]}", verb[1] + noun[1]
-                thoughts = tuple(PHRASES[language][danger].format(word)
-                                 for language, word in zip(PHRASES, noun))
+                thoughts = tuple(phrases[danger].format(word) + phrases[change]
+                                 for phrases, word in zip(PHRASES.values(), noun))
                 topics.append((names, ("", "") if harmful else contents, thoughts))
     return tuple(topics)
 
