@@ -633,7 +633,7 @@ class Run:
     dev2: RL = RL(steps=14, problems=32, decay=0.0, language_weight=0.5)
     # At higher rates Dev3 forgets how to go on to chains that are longer than those it is
     # trained on.
-    dev3: Train = Train(steps=120, documents=64, lr=1e-3, muon_lr=1e-3)
+    dev3: Train = Train(steps=160, documents=64, lr=1e-3, muon_lr=1e-3)
     judge: Train = Train(steps=60, documents=64, lr=5e-3, muon_lr=5e-3)  # reward models
     r1: RL = RL(steps=20, problems=32, lr=1e-4, decay=0.0, language_weight=0.5,
                 temperature=0.7, general=0.5, dev_every=10)
