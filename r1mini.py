@@ -599,10 +599,10 @@ PRESETS = {
         kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=16),
     "nano": moe.NANO,
     "laptop": moe.Config(
-        dim=512, inter_dim=1536, moe_inter_dim=256, n_layers=8, n_heads=8,
-        n_routed_experts=32, n_activated_experts=4, route_scale=2.5, kv_lora_rank=128,
-        qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=64, init_std=0.02,
-        max_seq_len=2048),
+        dim=256, inter_dim=768, moe_inter_dim=128, n_layers=6, n_heads=8,
+        n_routed_experts=16, n_activated_experts=4, route_scale=2.5, kv_lora_rank=64,
+        qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=32, init_std=0.02,
+        max_seq_len=1024),
     "node": moe.Config(
         dim=1024, inter_dim=4096, moe_inter_dim=512, n_layers=16, n_heads=16,
         n_routed_experts=32, n_activated_experts=4, n_expert_groups=8, n_limited_groups=4,

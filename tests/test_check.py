@@ -333,7 +333,7 @@ def test_check_few_examples_bound_the_work():
         run, asked = check._few_examples(resolve_settings(preset, []), CPU)
         assert (run.base.documents, asked) == (documents, questions)
     run, asked = check._few_examples(resolve_settings("laptop", []), GPU)
-    assert (run.base.documents, asked) == (256, 24)
+    assert (run.base.documents, asked) == (128, 24)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/meminfo")

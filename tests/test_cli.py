@@ -293,7 +293,7 @@ def test_cli_steps_and_rates_stay_with_their_stage():
     """laptop's long pretraining does not lengthen its cold start, but its levels hold for every RL
     stage."""
     run = cli.resolve_settings("laptop", [])
-    assert run.base.steps == 4000 and run.dev1.steps == r1mini.Run().dev1.steps
+    assert run.base.steps == 1200 and run.dev1.steps == r1mini.Run().dev1.steps
     assert run.r1.levels == run.zero.levels == (4, 5, 6, 7) and run.r1.lr == r1mini.Run().r1.lr
 
 
