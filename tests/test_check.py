@@ -125,7 +125,7 @@ def test_check_of_a_type_that_does_not_work(attempts, monkeypatch, capsys, dtype
 def test_check_of_too_little_memory(attempts, monkeypatch, capsys):
     """A preset that does not fit is named with a remedy, and no step of it is tried. Where a real
     step fails, the next smaller preset takes one."""
-    monkeypatch.setattr(check, "_memory_of", lambda device: (10 * check.GIB, 64 * check.GIB))
+    monkeypatch.setattr(check, "_memory_of", lambda device: (4 * check.GIB, 64 * check.GIB))
     attempts.results["fit"] = lambda _, preset: (
         ({}, "out of memory; ask for less") if preset == "nano" else WORKS["fit"])
     code, out = run_check(capsys, "--preset laptop")
