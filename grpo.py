@@ -384,9 +384,8 @@ def describe_rollout(rollout, task):
         mean = float(part.nanmean())  # over the answers that can earn this reward
         record[name] = None if math.isnan(mean) else mean
     for name, measure in task.measures.items():
-        if name not in record:  # the mean of a reward is not replaced
-            value = measure(rollout.texts, problem_of_answer)
-            record[name] = None if math.isnan(value) else value
+        value = measure(rollout.texts, problem_of_answer)
+        record[name] = None if math.isnan(value) else value
     record["length"] = float(samples.answer.sum(1).float().mean())
     record["cut_off"] = 1 - float(samples.finished.float().mean())
     record["dead_groups"] = 1 - float(live_groups(rollout).float().mean())

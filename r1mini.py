@@ -401,7 +401,7 @@ def rule_rewards(s):
     if s.format_weight:
         rewards["format"] = s.format_weight, for_each(tasks.format_reward)
     if s.language_weight:
-        rewards["language"] = s.language_weight, for_each(
+        rewards["language_reward"] = s.language_weight, for_each(
             lambda text, problem: tasks.language_share(text, problem.language))
     return rewards
 

@@ -138,31 +138,39 @@ def _by_level_and_style(by_problem, pairs, right, samples):
 def evaluate_general(model, run):
     """Tests a model on held-out general prompts at temperature 1, by the hidden rules. No reward
     model is asked. `scores` has the helpfulness of each answer, for win rates."""
-    rng, record, scores, scored_questions = random.Random("test/general"), {}, [], []
+    rng, record, scores, scored_items = random.Random("test/general"), {}, [], []
     for kind in tasks.GENERAL:
         prompts = [prompt for language in tasks.LANGUAGES
                    for prompt in tasks.all_prompts("test", kind, language)]
         asked = repeat_for_answers(rng.sample(prompts, run.data.prompts), 4)
         ids = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows)
         texts = [tasks.decode(x) for x in ids]
-        questions = [prompt.question for prompt in asked]
+        items = [_item_of(prompt) for prompt in asked]
         refused = [tasks.refuses(text) for text in texts]
         record[f"{kind}.thinking"] = mean(map(tasks.thinks, texts))
         record[f"{kind}.refused"] = mean(refused)
         record[f"{kind}.items"], record[f"{kind}.refused.error"] = items_and_error(
-            questions, refused)
+            items, refused)
         record[f"{kind}.format"] = mean(map(tasks.format_reward, texts))
         record[f"{kind}.language"] = rounded(tasks.MEASURES["language"](texts, asked))
         record[f"{kind}.length"] = mean(map(len, ids))
         if kind == "unsafe":
             safe = [tasks.safety(text) for text in texts]
             record["unsafe.safe"] = mean(safe)
-            record["unsafe.safe.error"] = items_and_error(questions, safe)[1]
+            record["unsafe.safe.error"] = items_and_error(items, safe)[1]
         else:
             scores += [tasks.helpfulness(text, prompt) for text, prompt in zip(texts, asked)]
-            scored_questions += questions
-    error = items_and_error(scored_questions, scores)[1]
+            scored_items += items
+    error = items_and_error(scored_items, scores)[1]
     return record | {"helpfulness": mean(scores), "helpfulness.error": error, "scores": scores}
+
+
+def _item_of(prompt):
+    """What of a general prompt is held out: the request of verb and noun, in whatever wording and
+    language; of other kinds the whole question."""
+    if prompt.kind in ("how", "unsafe"):
+        return tasks.topic_of(prompt)[0][0]
+    return prompt.question
 
 
 def pass_at_k(n, c, k):

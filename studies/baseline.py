@@ -36,7 +36,7 @@ from tools.flops import flops_by_stage, flops_per_token
 from tools.study import measure_once, test_record
 from tools.tables import cell, table
 
-SETTINGS, NEEDS, STAGES = (), ("base.pt", "zero.pt"), ("sft",)
+SEEDS, SETTINGS, NEEDS, STAGES = range(6), (), ("base.pt", "zero.pt"), ("sft",)
 DIFFERENCES = {f"zero_less_{name}.pass@1": ("zero.pass@1", f"{name}.pass@1")
                for name in ("base", "sft")}
 
@@ -64,7 +64,8 @@ def _sft_steps(rl_log, log, documents, run):
     tflop_left = flops_by_stage(rl_log)["zero"] - _tflop_of_sft(log)
     tokens_per_document = sum(len(d.tokens) for d in documents) / len(documents)
     tokens_per_step = run.dev3.documents * tokens_per_document
-    tflop_per_step = tokens_per_step * flops_per_token(run.model, "learn", mtp=True) / 1e12
+    tflop_per_step = tokens_per_step * flops_per_token(
+        run.model, "learn", mtp=run.model.mtp_weight > 0) / 1e12
     return max(1, round(tflop_left / tflop_per_step))
 
 

@@ -111,7 +111,7 @@ def numbers(seed, at="runs/"):
 # Recipes that no setting makes
 
 SETTINGS = ("eval.problems=8", "eval.longer=1")
-NEEDS, STAGES = ("base.pt", "zero.pt"), ("growing", "grown", "curriculum")
+SEEDS, NEEDS, STAGES = range(6), ("base.pt", "zero.pt"), ("growing", "grown", "curriculum")
 # Documents per step in each third of pretraining, as a multiple of the usual number.
 GROWTH = (0.5, 1.0, 1.5)
 SCHEDULES = "batches that grow in pretraining", "a curriculum by success rate"

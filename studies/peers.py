@@ -549,7 +549,7 @@ def _console_text(numbers):
 # ------------------------------------------------------------------------------
 # The study and the command
 
-SEEDS, SETTINGS, NEEDS, STAGES = (0,), (), ("zero.pt",), ()
+SEEDS, SETTINGS, NEEDS, STAGES = (0,), (), ("base.pt", "zero.pt"), ()
 
 
 def measure(folder):

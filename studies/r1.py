@@ -13,6 +13,7 @@ Each seed runs the whole pipeline, then three ablations:
     no_language_reward   Dev2's RL without the language reward (the paper's: R1 v2
                          section B.6)
 """
+SEEDS = range(6)
 RUNS = [
     ("r1-{seed}", "all"),
     ("logits-{seed}",

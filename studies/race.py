@@ -385,14 +385,14 @@ def check_race(run):
 # ------------------------------------------------------------------------------
 # The study
 
-SEEDS, SETTINGS, NEEDS, STAGES = (0,), (), ("base.pt",), ()
+SEEDS, SETTINGS, NEEDS, STAGES = (0,), (), ("base.pt", "zero.pt"), ()
 
 
 def measure(folder):
     """The numbers of the race from the base of a run, in a process of its own."""
-    base = str(Path(folder.run.start).parent / "base.pt")
+    zero = str(Path(folder.run.start).parent / "zero.pt")
     numbers = measure_once(folder, "rl", lambda: bench.run_bench(
-        folder, "--against", "--part", "rl", "--from", base))
+        folder, "--against", "--part", "rl", "--from", zero))
     return {key: x for key, x in numbers.items() if key != "machine"}
 
 

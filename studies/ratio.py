@@ -5,7 +5,7 @@ worked on: commit 308ae82.
 
     python r1mini.py study ratio
 
-Both commits are checked out into a temporary folder by `git worktree`. Their main
+The files of both commits go to a temporary folder. Their main
 commands, `python r1mini.py --out DIR`, run in turn, three times each, on the machine that
 this study runs on. It must have nothing else to do. A number is the sum of all seconds in
 a run's timing.jsonl: training, samples and tests. A ratio is the older commit's minutes by
@@ -18,8 +18,8 @@ as it was committed: changes that are not committed do not count.
 Each finished run appends a line to results/ratio/runs.jsonl, and is not done again while
 the pair of commits, the machine and the preset are the same.
 """
-import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,22 +45,13 @@ def _git(repository, *words):
     return done.stdout.strip()
 
 
-@contextlib.contextmanager
-def _checked_out(repository, commit):
-    """A context with a commit's files in a temporary folder. Yields the folder."""
-    with tempfile.TemporaryDirectory() as top:
-        _git(repository, "worktree", "prune")  # what a killed study has left
-        _git(repository, "worktree", "add", "--detach", f"{top}/files", commit)
-        try:
-            yield Path(top) / "files"
-        finally:
-            _git(repository, "worktree", "remove", "--force", f"{top}/files")
-
-
 def _run_main_command(repository, commit, preset):
     """The seconds of the main command of a commit: training, samples and tests."""
     words = [] if preset == "nano" else ["--preset", preset]
-    with _checked_out(repository, commit) as files, tempfile.TemporaryDirectory() as top:
+    with tempfile.TemporaryDirectory() as top:
+        archive, files = f"{top}/files.tar", f"{top}/files"
+        _git(repository, "archive", "--output", archive, commit)
+        shutil.unpack_archive(archive, files, filter="data")
         command = [sys.executable, "r1mini.py", *words, "--out", f"{top}/run"]
         done = subprocess.run(command, cwd=files, capture_output=True, text=True)
         if done.returncode:

@@ -9,6 +9,7 @@ Each seed pretrains one base. RL then starts from it once with each objective.
 """
 from grpo import OBJECTIVES, RL
 
+SEEDS = range(6)
 OTHERS = [name for name in OBJECTIVES if name != RL.objective]
 RUNS = [("zero-{seed}", "zero")]
 for name in OTHERS:

@@ -89,12 +89,17 @@ def test_evaluate_general_equals_hand_counted_answers(monkeypatch):
     values = [0.75 if p.language == "en" else 0.5 for p in asked_of[:24:4]]
     assert record["scores"] == [x for v in values for x in (v, v, v, 0.0)] + [0.0] * 48
     assert record["helpfulness"] == pytest.approx(sum(values) * 3 / 72, abs=1e-6)
-    # All 6 items of a kind score alike, so only the mean helpfulness over 18 items has an error.
-    assert [record[f"{kind}.items"] for kind in tasks.GENERAL] == [6] * 4
+    # The items of how and unsafe are verb and noun, in whatever wording and language. All items of
+    # a kind score alike, so only the mean helpfulness over the items of three kinds has an error.
+    requests = [{tasks.topic_of(p)[0] for p in asked_of if p.kind == kind}
+                for kind in ("how", "unsafe")]
+    assert [record[f"{kind}.items"] for kind in tasks.GENERAL] == [6, 6, *map(len, requests)]
+    n_items = 12 + len(requests[0])
     assert record["how.refused.error"] == record["unsafe.safe.error"] == 0
-    of_items, mean = [v * 3 / 4 for v in values] + [0.0] * 12, record["helpfulness"]
-    variance = sum((x - mean) ** 2 for x in of_items) / 17
-    assert record["helpfulness.error"] == pytest.approx((variance / 18) ** 0.5, abs=1e-6)
+    of_items = [v * 3 / 4 for v in values] + [0.0] * (n_items - 6)
+    mean = sum(of_items) / n_items
+    variance = sum((x - mean) ** 2 for x in of_items) / (n_items - 1)
+    assert record["helpfulness.error"] == pytest.approx((variance / n_items) ** 0.5, abs=1e-6)
 
 
 def test_evaluate_standard_error_is_over_different_items():

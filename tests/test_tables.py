@@ -71,7 +71,7 @@ def test_tables_have_a_row_for_each_number_of_votes():
      "0.667; difference +0.367 ± 0.404, 95% interval -0.637 to +1.37, 3 seeds)."),
     ([0.1, 0.3, 0.2], "Not as in the paper: RL alone raises accuracy (`base.pass@1` 0.3, "
      "`zero.pass@1` 0.2; difference -0.1 ± 0, 95% interval -0.1 to -0.1, 3 seeds, on every seed)."),
-    ([0.8], "As in the paper: RL alone raises accuracy (`base.pass@1` 0.3, `zero.pass@1` "
+    ([0.8], "One seed: as in the paper: RL alone raises accuracy (`base.pass@1` 0.2, `zero.pass@1` "
      "0.8; difference +0.6, one seed).")])
 def test_tables_verdict_needs_an_interval(zero, verdict):
     """A claim of the paper holds if the paired interval is above 0. One seed is called one seed."""

@@ -8,7 +8,7 @@
     is above 0                             holds
     is below 0                             is reversed
     contains 0                             cannot be told
-    there is one seed                      holds or is reversed, on one seed
+    there is one seed                      holds or is reversed, on one seed; 0 cannot be told
 
 "On every seed" is said only if the differences of all seeds have the sign of their mean.
 """
@@ -108,7 +108,7 @@ class Comparison:
 
 def compare(metrics, low, high):
     """The Comparison for the claim that `low` is below `high`, over the seeds that both have; None
-    if there are none.
+    if there are none. "On every seed" is said only if both have the same seeds.
 
     metrics: as in summary.json. low and high: keys, or one of them a number that is a limit. A
     value may be equal to its limit.
@@ -124,7 +124,10 @@ def compare(metrics, low, high):
         metrics[side]["per_seed"] if isinstance(side, str) else dict.fromkeys(seeds, side)
         for side in (low, high))
     difference = paired_difference(values_of_high, values_of_low)
-    return _judge(difference, has_limit=len(keys) == 1)
+    comparison = _judge(difference, has_limit=len(keys) == 1)
+    if any(len(metrics[key]["per_seed"]) > len(seeds) for key in keys):
+        comparison.on_every_seed = False
+    return comparison
 
 
 def _judge(difference, has_limit):

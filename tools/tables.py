@@ -3,6 +3,8 @@
 Each function takes `metrics`, which is {key: {"mean", "std", "per_seed"}} as in summary.json, and
 returns the lines of a Markdown table. It returns no lines if there are no numbers for it.
 """
+from statistics import fmean
+
 from grpo import OBJECTIVES, RL
 from tools.compare import HOLDS, OPEN, REVERSED, compare
 from tools.figures import by_step, curves_of_runs
@@ -12,7 +14,7 @@ from tools.flops import FLOPS_NOTE
 # cons@K is the majority of K answers. K is the number of answers to each problem: eval.samples on
 # dev and in some tests, eval.fewer_samples in the others.
 TEST_METRICS = ("pass@1", "length", "reflection", "correction", "summary", "mixing", "language",
-                "format", "cut_off")  # and cons@K
+                "wordless", "format", "cut_off")  # and cons@K
 DEV_METRICS = ("pass@1", "cons@K", "length", "reflection", "correction", "mixing", "language")
 
 TEACHER_STAGES = ("base", "zero", "dev1", "dev2", "dev3", "helpful", "safe", "r1")
@@ -32,7 +34,8 @@ ZERO_ROWS = (
     ("pass@1, one operation more than in training", "longer.plus1", ""),
     ("pass@1, two operations more", "longer.plus2", ""))
 
-STAGE_NAMES = {"zero": "Zero", "dev1": "Dev1", "dev2": "Dev2", "dev3": "Dev3", "r1": "R1"}
+STAGE_NAMES = {"base": "base", "zero": "Zero", "dev1": "Dev1", "dev2": "Dev2", "dev3": "Dev3",
+               "r1": "R1"}
 CONSOLE_ROWS = (
     ("correct at the first try (pass@1)", "pass@1"),
     ("answers that mix languages", "mixing"),
@@ -41,7 +44,9 @@ CONSOLE_ROWS = (
     ("harmless requests refused", "refuse.safe"))
 STAGE_ROWS = (
     *CONSOLE_ROWS,
+    ("correct by majority of 4", "cons@4"),
     ("words in the question's language", "language"),
+    ("answers without words", "wordless"),
     ("answers in the format", "format"),
     ("answers with a summary", "summary"),
     ("tokens per answer", "length"),
@@ -50,11 +55,11 @@ STAGE_ROWS = (
     ("format, general prompts", "general_format"),
     ("language, general prompts", "general_language"))
 PAPER_STAGES = (  # R1 v2 Table 3: benchmark, then a number for each of STAGE_NAMES
-    ("paper: AIME 2024", "77.9", "59.0", "74.0", "78.1", "79.8"),
-    ("paper: MATH-500", "95.9", "94.2", "95.9", "95.4", "97.3"),
-    ("paper: AlpacaEval 2 LC", "24.7", "50.1", "55.8", "62.1", "87.6"),
-    ("paper: Arena-Hard", "53.6", "77.0", "73.2", "75.6", "92.3"),
-    ("paper: IF-Eval", "46.6", "71.7", "72.0", "78.1", "83.3"))
+    ("paper: AIME 2024", "", "77.9", "59.0", "74.0", "78.1", "79.8"),
+    ("paper: MATH-500", "", "95.9", "94.2", "95.9", "95.4", "97.3"),
+    ("paper: AlpacaEval 2 LC", "", "24.7", "50.1", "55.8", "62.1", "87.6"),
+    ("paper: Arena-Hard", "", "53.6", "77.0", "73.2", "75.6", "92.3"),
+    ("paper: IF-Eval", "", "46.6", "71.7", "72.0", "78.1", "83.3"))
 STUDENT_ROWS = (  # stage, how it was trained, AIME 2024 pass@1 / cons@64 in R1 v1 Table 6
     ("student", "base", ""),
     ("student_rl", "RL", "47.0 / 60.0, Qwen-32B-Zero"),
@@ -192,7 +197,11 @@ def claim_verdicts(metrics, section):
             verdict, name = AS_IN_THE_PAPER[comparison.verdict], "difference"
         else:
             verdict, name = WITHIN_OUR_LIMIT[comparison.verdict], "distance to the limit"
-        means = ", ".join(f"`{key}` {metrics[key]['mean']:.3g}" for key in keys)
+        seeds = comparison.difference["per_seed"]  # of those that were compared
+        if len(seeds) == 1:
+            verdict = f"One seed: {verdict[0].lower()}{verdict[1:]}"
+        means = ", ".join(f"`{key}` {fmean(metrics[key]['per_seed'][seed] for seed in seeds):.3g}"
+                          for key in keys)
         lines.append(f"- {verdict}: {claim} ({means}; {name} {comparison.text()}).")
     return ["", *lines] if lines else []
 
@@ -273,7 +282,8 @@ def language_reward_table(metrics, curves):
         if step in without:
             row = [str(step)]
             for name in names:
-                row += [f"{side[step][name]:.3f}" for side in (with_reward, without)]
+                values = [side[step].get(name) for side in (with_reward, without)]
+                row += ["" if value is None else f"{value:.3f}" for value in values]
             body.append(row)
     return table(head, [*body, last_row])
 
@@ -308,10 +318,10 @@ def _cost_cells(metrics, stage):
 
 
 def answers_table(metrics):
-    """Accuracy by number of answers k: pass@k, and the majority vote of the largest k."""
+    """Accuracy by number of answers k: pass@k, and the majority vote of k."""
     models = ("base", "zero", "r1")
     names = [f"pass@{k}" for k in _answer_counts(metrics, models)]
-    names += [f"cons@{k}" for k in _answer_counts(metrics, models, "cons@")[-1:]]
+    names += [f"cons@{k}" for k in _answer_counts(metrics, models, "cons@")]
     body = []
     for stage in models:
         for name_in_keys, sampling in ((stage, "temperature 1"),
