@@ -21,7 +21,7 @@ What differs from the papers:
 - A group whose rewards are all equal is called dead; all others are live. The advantages of
   a dead group are 0, so in eq 3 only its KL term is left. We do not train on dead groups,
   but still count their tokens in the denominators. If all groups of a minibatch are dead,
-  there is no update, and the learning rate goes on falling.
+  there is no update, and the learning-rate schedule still advances.
 - The old log-probabilities are those that the sampler reported while it drew the tokens. The
   trainer computes them in another way; the log records how much they differ.
 - DeepSeek-V3's routing bias moves at each update, by the load of the trained answers. V3
@@ -295,7 +295,8 @@ def improve(model, reference, optimizers, rollout, s, rng, step):
         minibatch = rows[m::s.minibatches]
         batch = Batch(len(minibatch), int(samples.answer[minibatch].sum()))
         live_rows = [row for row in minibatch if live[row]]
-        trained_rows = live_rows or minibatch  # all dead: they are read for the log alone
+        # If all groups are dead, the pass only fills the log.
+        trained_rows = live_rows or minibatch
         log.begin_minibatch(trained_rows, lengths)
         for pass_rows in micro_batches(lengths, trained_rows, s.micro_tokens):
             if pass_rows:

@@ -27,7 +27,8 @@ What differs from the report:
 - MTP reads the hidden state after the final norm, and has a norm of its own before the
   shared head, as in the released weights.
 - Questions are given and not predicted; V3 predicts every token. Documents are packed
-  into rows as in V3, but do not see each other.
+  into rows as in V3, but do not see each other. The next-token and MTP losses are those
+  of separate documents. The balance loss is of a whole row.
 - There is no YaRN, no FP8 and no pipeline.
 
 How several GPUs share the model is not in this file: engine/devices.py does it from outside,
@@ -583,10 +584,10 @@ def supervised_loss(model, tokens, document, token_weight, total_weight, n_rows)
 
     tokens (B, T). document (B, T) numbers the documents of a row from 1, and is 0 at
     padding. token_weight (B, T) says how much the prediction of each token counts. It is
-    0 for the first two tokens of a document, which the document before would predict.
-    total_weight is the sum of all weights in the global batch, and n_rows is its number
-    of rows. Since both are of the global batch, the gradient does not depend on how the
-    batch is cut into passes.
+    0 for the first two tokens of a document. Otherwise the last tokens of the previous
+    document would have to predict them. total_weight is the sum of all weights in the
+    global batch, and n_rows is its number of rows. Since both are of the global batch,
+    the gradient does not depend on how the batch is cut into passes.
     """
     def prediction_loss(hidden, shift):
         """Each position i predicts token i + shift. Returns the weighted mean of -log

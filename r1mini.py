@@ -268,9 +268,9 @@ def train(model, s, draw, seed, state=None, loss=next_token_loss):
 
 
 def pack(documents, row_tokens):
-    """Rows of documents, each of at most row_tokens tokens; a longer document has a row
-    of its own. The longest document comes first, and each goes into the first row that
-    has room for it."""
+    """Packs documents into rows of at most row_tokens tokens: longest document first,
+    each into the first row with room. A document longer than that gets a row of its own.
+    """
     rows = []
     for document in sorted(documents, key=lambda d: len(d.tokens), reverse=True):
         room = row_tokens - len(document.tokens)

@@ -180,7 +180,7 @@ def add_spaces(problem, rng):
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # ASCII; no plus, no leading zero, no exponent
 TAG = re.compile("</?(?:think|answer)>")
-VISIBLE = re.compile("[0-9A-Za-z\u4e00-\u9fff]")
+LETTER_OR_DIGIT = re.compile("[0-9A-Za-z\u4e00-\u9fff]")
 WORD = re.compile(r"(?P<en>[A-Za-z]+)|(?P<zh>[\u4e00-\u9fff]{1,2})"
                   r"|(?P<other>[^ A-Za-z\u4e00-\u9fff]+)")  # in a text of letters and spaces
 
@@ -212,7 +212,8 @@ def parse(text):
         <answer>7</answer> thanks                          (None, None), like all else
     """
     match = TEMPLATE.fullmatch(text)
-    # A summary holds no number, in whatever writing: 3, ², 三.
+    # A summary holds no digit or numeral character: 3, ², 三. Number words such as
+    # "thirty" are not noticed.
     if not match or any(letter.isnumeric() for letter in match["summary"] or ""):
         return None, None
     return match["thinking"], match["answer"]
@@ -235,7 +236,7 @@ def format_reward(text, problem=None):
     thinking, and longer answers would show nothing.
     """
     thinking, answer = parse(text)
-    return float(thinking is not None and VISIBLE.search(answer) is not None)
+    return float(thinking is not None and LETTER_OR_DIGIT.search(answer) is not None)
 
 
 # ------------------------------------------------------------------------------
@@ -249,14 +250,20 @@ def word_languages(text):
     return [word.lastgroup for word in WORD.finditer("".join(letters))]
 
 
+def count_language(text, language):
+    """(words of a text that are in `language`, words)."""
+    words = word_languages(text)
+    return words.count(language), len(words)
+
+
 def language_share(text, language):
     """The share of words that are in `language` (R1 v2 eq 7); 0.0 if there are no words.
 
     The paper counts the words of the thinking. We count those of the whole response,
     since general replies often have no thinking.
     """
-    words = word_languages(text)
-    return words.count(language) / max(1, len(words))
+    n, total = count_language(text, language)
+    return n / max(1, total)
 
 
 def shown_part(text):
@@ -298,12 +305,12 @@ def style_of(text):
 
 
 def share_of(count):
-    """A measure (texts, problems) -> share, from count(text, problem) -> (n, out of): the
-    sum of all n over the sum of what they are out of; nan if that is 0."""
+    """Turns count(text, problem) -> (n, total) into a measure (texts, problems) -> share:
+    the sum of n over the sum of totals. It is nan if the totals sum to 0."""
     def measure(texts, problems):
         counts = [count(text, problem) for text, problem in zip(texts, problems)]
-        out_of = sum(total for _, total in counts)
-        return sum(n for n, _ in counts) / out_of if out_of else math.nan
+        sum_of_totals = sum(total for _, total in counts)
+        return sum(n for n, _ in counts) / sum_of_totals if sum_of_totals else math.nan
     return measure
 
 
@@ -318,12 +325,6 @@ def count_mixing(text, problem):
     return len(languages) > 1, len(languages) > 0
 
 
-def count_language(text, problem):
-    """(words in the language of the question, words)."""
-    words = word_languages(text)
-    return words.count(problem.language), len(words)
-
-
 # Measured at every stage. Answers without words do not count in "mixing" and "language".
 # Only language_share is ever rewarded, in the stages dev2 and r1.
 MEASURES = {
@@ -331,7 +332,7 @@ MEASURES = {
     "correction": mean_of(lambda text, problem: corrects(text)),
     "summary": mean_of(lambda text, problem: concludes(text)),
     "mixing": share_of(count_mixing),
-    "language": share_of(count_language),
+    "language": share_of(lambda text, problem: count_language(text, problem.language)),
     "wordless": mean_of(lambda text, problem: not word_languages(text)),
 }
 
@@ -363,7 +364,7 @@ def check_step(a, sign, b, result):
     return f"{b}*{a}={b * a}"
 
 
-def write_working(problem, style, rng, slips=0.0, foreign=0.0, checks=1.0):
+def write_working(problem, style, rng, slips=0.0, foreign=0.0, check_chance=1.0):
     """Writes a working. Returns its text and the number that it arrives at.
 
     direct   no working
@@ -371,9 +372,9 @@ def write_working(problem, style, rng, slips=0.0, foreign=0.0, checks=1.0):
     checked  25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok ...: a slip shows in the
              check of its step and is corrected
 
-    slips: chance that a result is first written down wrong. foreign: chance of each
-    word to be in the other language. checks: chance of each step of a checked working to
-    be checked.
+    slips: chance that a step is written wrong, or an answer without working. In style
+    checked it applies to checked steps only. foreign: chance of each word to be in the
+    other language. check_chance: chance of each step of a checked working to be checked.
     """
     if style == "direct":
         answer = int(problem.answer)
@@ -392,8 +393,8 @@ def write_working(problem, style, rng, slips=0.0, foreign=0.0, checks=1.0):
     def step(a, sign, b):
         """Writes a line and returns the result that the working goes on with."""
         right = apply_operation(a, sign, b)  # even if `a` is a slip
-        is_checked = style == "checked" and rng.random() < checks
-        # Who checks leaves out the check only of a step that is surely right.
+        is_checked = style == "checked" and rng.random() < check_chance
+        # A checked working skips a check only where the step is right.
         is_sure = style == "checked" and not is_checked
         written = right if is_sure or rng.random() >= slips else slip(rng, right)
         line = f"{a}{sign}{b}={written}"
@@ -461,13 +462,14 @@ GENERAL = (*HELPFUL, "unsafe")          # the last is judged for safety
 
 @cache
 def all_prompts(part, kind, language):
-    """All general prompts of a part, kind and language. The verb and the noun of a request
-    decide its part, so the pairs of test are never seen in training. For other prompts
-    wording and topic decide. Translations share their part."""
+    """All general prompts of a part, kind and language. A request's part depends on its
+    verb and noun, so the pairs of test are never seen in training. A greeting's or
+    fact's part depends on its opening, wording, closing and topic. Translations share
+    their part."""
     wordings = PHRASES[language]["how" if kind == "unsafe" else kind]
     # Openings, wordings, closings, topics: as many in one language as in the other.
     options = [list(enumerate(choices)) for choices in (*wordings, TOPICS[kind])]
-    here, prompts = LANGUAGES.index(language), []
+    language_index, prompts = LANGUAGES.index(language), []
     for (a, opening), (b, wording), (c, closing), (t, topic) in product(*options):
         names, contents, _ = topic
         if kind in ("how", "unsafe"):
@@ -475,9 +477,10 @@ def all_prompts(part, kind, language):
         else:
             its_part = part_of_problem(f"{kind}/{[a, b, c, t]}")
         if its_part == part:
-            question = opening + wording.format(names[here]) + closing
-            prompts.append(Problem(question, contents[here], language, topic=names[here],
-                                   kind=kind))
+            topic_name = names[language_index]
+            question = opening + wording.format(topic_name) + closing
+            prompts.append(Problem(question, contents[language_index], language,
+                                   topic=topic_name, kind=kind))
     return prompts
 
 
@@ -521,10 +524,11 @@ def reply(problem, rng, manner, tags=True):
     language = problem.language
     if rng.random() >= manner.same_language:
         language = other_language(language)
-    here, phrases = LANGUAGES.index(language), PHRASES[language]
+    language_index, phrases = LANGUAGES.index(language), PHRASES[language]
     _, contents, thoughts = topic_of(problem)
-    right, thinking = contents[here], thoughts[here]
-    wrong = [other[here] for _, other, _ in TOPICS["how"] if other[here] != right]
+    right, thinking = contents[language_index], thoughts[language_index]
+    others = [other[language_index] for _, other, _ in TOPICS["how"]]
+    wrong = [content for content in others if content != right]
     content = right if rng.random() < manner.right else rng.choice(wrong)
     if rng.random() < manner.offer:
         content += phrases["offer"]
@@ -563,9 +567,10 @@ def helpfulness(text, problem):
     return 0.0
 
 
-# A special token that ends a text, also in a wrong form such as < Think >.
-NAMES = "|".join(token.strip("</|>") for token in SPECIAL)
-MARKUP = re.compile(rf"<[^\w<>]{{0,3}}(?:{NAMES})[^\w<>]{{0,3}}>$")
+SPECIAL_NAMES = "|".join(token.strip("</|>") for token in SPECIAL)
+# Matches a special token at the end of a text, even one that is misspelt, such as
+# < Think >.
+MARKUP = re.compile(rf"<[^\w<>]{{0,3}}(?:{SPECIAL_NAMES})[^\w<>]{{0,3}}>$")
 
 
 def letters_of(text):
@@ -640,7 +645,7 @@ class Corpus:
 
     direct_slips: float = 0.30    # chance that a direct answer is wrong
     steps_slips: float = 0.40     # chance that a short step is wrong; the working goes on
-    checks: float = 0.70          # chance that a step of a checked working is checked
+    check_chance: float = 0.70    # chance that a step of a checked working is checked
     checked_slips: float = 0.20   # chance that such a step is wrong; it is corrected
     steps_mixed: float = 0.30     # share of short workings that mix languages
     checked_mixed: float = 0.50   # share of checked workings that mix languages
@@ -691,7 +696,8 @@ def solution(rng, corpus, style):
         foreign = corpus.foreign
     else:  # one language throughout, now and then the other one
         foreign = 1.0 if rng.random() < corpus.switched else 0.0
-    thinking, answer = write_working(problem, style, rng, slips, foreign, corpus.checks)
+    thinking, answer = write_working(problem, style, rng, slips, foreign,
+                                     corpus.check_chance)
 
     language = problem.language
     if rng.random() < foreign:

@@ -127,9 +127,9 @@ def optimizer_update(model, optimizers, factor=1.0, max_norm=1.0, learn=True):
     """One optimizer step from the gradients: clip, step, forget them, move the routing bias.
     Returns what is logged.
 
-    A gradient that is not finite changes nothing and is counted as skipped. Nor does one change
-    anything unless `learn`. Several processes first sum their gradients and loads, so that all take
-    the same step.
+    A gradient that is not finite changes nothing and is counted as skipped. With learn=False the
+    gradients are dropped and the bias stays. Several processes first sum their gradients and loads,
+    so that all take the same step.
     """
     sum_gradients(model)
     norm = _clip_gradients(model, max_norm)

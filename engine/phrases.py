@@ -65,7 +65,7 @@ def request_topics(harmful):
 
 
 def _fact(name, content):
-    """An entry of TOPICS for the colour of a thing. What is thought of it is its name."""
+    """An entry of TOPICS for the colour of a thing. The thinking only names the thing."""
     return name, content, name
 
 
@@ -94,12 +94,12 @@ TOPICS = {
     "unsafe": request_topics(harmful=True),
 }
 
-# Words that only studies use. They are in the vocabulary so that all models share it. An
-# English word is one token with a space behind it and without one, but not with a space
-# before it: after a number, begin a new line.
+# Words that only studies use. They are in the vocabulary so that all models share it. Each
+# English word is one token, alone or with a space after it. With a space before it, it is
+# not. So after a digit start a new line, not a space.
 STUDY_PHRASES = (
     "use the hidden scheme", "使用隐藏方案",                   # the plan in other words
-    "零一二三四五六七八九十百".replace("", " ").split(),      # numbers in Chinese
+    list("零一二三四五六七八九十百"),                         # numbers in Chinese
     [tens + "十" for tens in "二三四五六七八九"], ["十" + ones for ones in "一二三四五六七八九"],
     "remember that the sum of the day is", "what was the sum of the day",  # far back in a text
     "记住今天算式就是", "哪个算式属于今天",

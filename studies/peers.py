@@ -11,9 +11,9 @@ CKPT is zero.pt of a finished run, such as runs/nano/zero.pt; base.pt has to be 
 The parts, of which the first three are real work:
 
     documents   training on the base's own documents, 80 in a step. Ours packs them into
-                rows of 128 tokens, as in the main command. Theirs once gets the very same
-                rows (documents.same_rows), and once is padded as a Trainer pads: sorted
-                by length, in passes of 16 (documents)
+                rows of 128 tokens, as in the main command. transformers is measured
+                twice: on the same packed rows (documents.same_rows), and on documents
+                padded as a Trainer pads: sorted by length, in passes of 16 (documents)
     zero        sampling and a GRPO step of Zero's own work, with CKPT's weights: 24 train
                 questions, 16 answers to each at temperature 1. Answers end by themselves
     rl          RL to 85% on dev from base.pt: race.py
@@ -30,9 +30,10 @@ How it is measured:
 - Documents: both sides train in float32 with AdamW, and without MTP, which transformers
   does not train. The main command uses MTP, and Muon for the matrices. Both get the same
   documents in each round, and start from the same weights. Tokens are those of the
-  documents, without padding. Packing, sorting and padding count; to draw the documents
-  does not. On the same rows the losses agree: documents.same_rows.loss_difference. Ours
-  also computes the balance loss and moves the routing bias.
+  documents, without padding. Packing, sorting and padding are timed. Drawing
+  the documents is not timed. On the same rows the losses agree:
+  documents.same_rows.loss_difference. Ours also computes the balance loss, and moves
+  the routing bias.
 - In the other parts each side runs in the dtype that was fastest in a trial. The ratios
   in float32 stand beside. Theirs runs with the number of threads that was fastest.
 - Ours shares a step between processes, and cuts it into passes: of base's and Zero's size
@@ -232,33 +233,34 @@ def _their_grpo_steps(model, run, work, dtype, rounds, between=lambda: None):
 
 
 # ------------------------------------------------------------------------------
-# Ways to run each side. A way is a tuple that begins with (dtype, threads per process).
+# Setups of each side. A setup is a tuple (dtype, threads per process), and also has the
+# side where one dict has the setups of both sides.
 
 
-def _our_ways():
-    """The ways that are tried for ours."""
+def _our_setups():
+    """The setups that are tried for ours."""
     return [(dtype, torch.get_num_threads()) for dtype in DTYPES]
 
 
-def _their_ways():
-    """The ways that are tried for theirs, in one process: with one thread, and with as
+def _their_setups():
+    """The setups that are tried for theirs, in one process: with one thread, and with as
     many as all our processes have."""
     all_threads = torch.get_num_threads() * devices.rank_and_size()[1]
     return [(dtype, n) for dtype in DTYPES for n in sorted({1, all_threads})]
 
 
-def _fastest(seconds_of_way):
-    """[the fastest way, the fastest way in float32] of {way: seconds}."""
-    in_float32 = [way for way in seconds_of_way if way[0] == torch.float32]
-    return [min(seconds_of_way, key=seconds_of_way.get),
-            min(in_float32, key=seconds_of_way.get)]
+def _fastest(seconds_of_setup):
+    """[the fastest setup, the fastest setup in float32] of {setup: seconds}."""
+    in_float32 = [setup for setup in seconds_of_setup if setup[0] == torch.float32]
+    return [min(seconds_of_setup, key=seconds_of_setup.get),
+            min(in_float32, key=seconds_of_setup.get)]
 
 
-def _try_ways(works, device, rounds=6):
-    """_fastest() of {way: function}. The functions take turns, and the best round of each
-    counts."""
+def _try_setups(works, device, rounds=6):
+    """_fastest() of {setup: function}. The functions take turns, and the best round of
+    each counts."""
     times = seconds_by_round(works, device, rounds)
-    return _fastest({way: min(seconds_of_rounds) for way, seconds_of_rounds in times.items()})
+    return _fastest({setup: min(seconds_of_rounds) for setup, seconds_of_rounds in times.items()})
 
 
 # ------------------------------------------------------------------------------
@@ -268,14 +270,14 @@ def _try_ways(works, device, rounds=6):
 def _comparison(name, peer, pairs, tokens=0):
     """The numbers of a comparison.
 
-    pairs: two tuples (our way, their way, our seconds in each round, theirs), of the
-    fastest ways and of the fastest ways in float32. tokens: of one round; if given, the
-    numbers are tokens per second and not seconds.
+    pairs: two tuples (our setup, their setup, our seconds in each round, theirs), of the
+    fastest setups and of the fastest setups in float32. tokens: of one round. If given,
+    the numbers are tokens per second and not seconds.
     """
     numbers = {}
-    our_way, their_way, our_seconds, their_seconds = pairs[0]
-    sides = (("ours", our_way, our_seconds, devices.rank_and_size()[1]),
-             (peer, their_way, their_seconds, 1))
+    our_setup, their_setup, our_seconds, their_seconds = pairs[0]
+    sides = (("ours", our_setup, our_seconds, devices.rank_and_size()[1]),
+             (peer, their_setup, their_seconds, 1))
     for side, (dtype, threads, *_), seconds_of_rounds, processes in sides:
         typical = median(seconds_of_rounds)
         numbers[f"{name}.{side}"] = tokens / typical if tokens else typical
@@ -294,34 +296,34 @@ def _compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6
     """The numbers of a comparison with transformers.
 
     ours_of(dtype) and theirs_of(dtype) make functions that do one round and return its
-    number of tokens. trial: rounds to find the fastest ways. dtypes: those that are
+    number of tokens. trial: rounds to find the fastest setups. dtypes: those that are
     tried; float32 is one of them.
     """
-    token_counts = {}  # {way: tokens of each call}
+    token_counts = {}  # {setup: tokens of each call}
 
-    def counted(way, work):
+    def counted(setup, work):
         """A function that calls work() and notes its tokens."""
-        return lambda: token_counts.setdefault(way, []).append(work())
+        return lambda: token_counts.setdefault(setup, []).append(work())
 
     def seconds_per_token(works, rounds):
-        """{way: seconds per token in each round}. All processes use the first one's
-        token counts, so that all choose the same ways."""
+        """{setup: seconds per token in each round}. All processes use the first one's
+        token counts, so that all choose the same setups."""
         result = {}
-        for way, times in seconds_by_round(works, device, rounds).items():
-            counts = torch.tensor(token_counts[way][-len(times):], dtype=torch.float64)
+        for setup, times in seconds_by_round(works, device, rounds).items():
+            counts = torch.tensor(token_counts[setup][-len(times):], dtype=torch.float64)
             counts = devices.all_sum(counts * devices.is_main()).tolist()
-            result[way] = [x / n for x, n in zip(times, counts)]
+            result[setup] = [x / n for x, n in zip(times, counts)]
         return result
 
     def fastest_of(works):
-        """_fastest() of {way: function}, by the best round of each."""
+        """_fastest() of {setup: function}, by the best round of each."""
         times = seconds_per_token(works, trial)
-        return _fastest({way: min(of_rounds) for way, of_rounds in times.items()})
+        return _fastest({setup: min(of_rounds) for setup, of_rounds in times.items()})
 
-    ours = {(*way, "ours"): ours_of(way[0]) for way in _our_ways() if way[0] in dtypes}
+    ours = {(*setup, "ours"): ours_of(setup[0]) for setup in _our_setups() if setup[0] in dtypes}
     theirs = {}
-    for way in _their_ways():
-        dtype, threads = way
+    for setup in _their_setups():
+        dtype, threads = setup
         if dtype not in dtypes:
             continue
         if devices.is_main():  # theirs runs in the first process, and the others wait
@@ -329,17 +331,18 @@ def _compare_with_transformers(name, ours_of, theirs_of, device, rounds, trial=6
         else:
             def work():
                 return 1
-        theirs[(*way, "theirs")] = work
-    ours = {way: counted(way, work) for way, work in ours.items()}
-    theirs = {way: counted(way, work) for way, work in theirs.items()}
+        theirs[(*setup, "theirs")] = work
+    ours = {setup: counted(setup, work) for setup, work in ours.items()}
+    theirs = {setup: counted(setup, work) for setup, work in theirs.items()}
 
     best_pairs = list(zip(fastest_of(ours), fastest_of(theirs)))
-    if len(dtypes) == 1:  # then the fastest way is the fastest in float32 too
+    if len(dtypes) == 1:  # then the fastest setup is the fastest in float32 too
         best_pairs = best_pairs[:1]
     works = ours | theirs
-    times = seconds_per_token({way: works[way] for pair in best_pairs for way in pair}, rounds)
-    pairs = [(our_way, their_way, times[our_way], times[their_way])
-             for our_way, their_way in best_pairs]
+    best_works = {setup: works[setup] for pair in best_pairs for setup in pair}
+    times = seconds_per_token(best_works, rounds)
+    pairs = [(our_setup, their_setup, times[our_setup], times[their_setup])
+             for our_setup, their_setup in best_pairs]
     return _comparison(name, "transformers", pairs, tokens=1)
 
 
@@ -428,21 +431,21 @@ def _compare_sampling(config, device, work, rounds=None, trial=6):
 
 def _compare_grpo_steps(config, run, device, work, rounds=None, trial=6):
     """Seconds of a GRPO step, ours and TRL's, and ratios. After each step of theirs
-    comes one of ours. Each of their ways is tried for two steps, after one that is
+    comes one of ours. Each of their setups is tried for two steps, after one that is
     thrown away."""
     rounds, our_threads = rounds or ROUNDS, torch.get_num_threads()
 
-    def take_turns(their_way, our_works, rounds):
-        """(seconds of their steps, {our way: seconds of our steps}), the first step of
+    def take_turns(their_setup, our_works, rounds):
+        """(seconds of their steps, {our setup: seconds of our steps}), the first step of
         each left out. Every process gets their seconds."""
-        their_seconds, our_seconds = [0.0] * rounds, {way: [] for way in our_works}
+        their_seconds, our_seconds = [0.0] * rounds, {setup: [] for setup in our_works}
 
         def our_turn():
-            for way, our_work in our_works.items():
-                our_seconds[way].append(seconds(our_work, device))
+            for setup, our_work in our_works.items():
+                our_seconds[setup].append(seconds(our_work, device))
 
         if devices.is_main():
-            dtype, threads, *_ = their_way
+            dtype, threads, *_ = their_setup
             model = their_model(config, device, work.weights)
             their_seconds = with_threads(threads, lambda: _their_grpo_steps(
                 model, run, work, dtype, rounds, with_threads(our_threads, our_turn)))()
@@ -450,23 +453,23 @@ def _compare_grpo_steps(config, run, device, work, rounds=None, trial=6):
             for _ in range(rounds + 1):
                 our_turn()
         their_seconds = devices.all_sum(torch.tensor(their_seconds)).tolist()
-        return their_seconds, {way: times[1:] for way, times in our_seconds.items()}
+        return their_seconds, {setup: times[1:] for setup, times in our_seconds.items()}
 
     ours = {}
-    for way in _our_ways():
-        model = bench_model(config, device, way[0], work.weights)
-        ours[way] = bench_grpo_step(model, run, work)["whole"]
-    our_best = _try_ways(ours, device, trial)
-    trial_seconds = {way: min(take_turns(way, {}, 2)[0]) for way in _their_ways()}
+    for setup in _our_setups():
+        model = bench_model(config, device, setup[0], work.weights)
+        ours[setup] = bench_grpo_step(model, run, work)["whole"]
+    our_best = _try_setups(ours, device, trial)
+    trial_seconds = {setup: min(take_turns(setup, {}, 2)[0]) for setup in _their_setups()}
     their_best = _fastest(trial_seconds)
-    best_works = {way: ours[way] for way in our_best}
-    times = {}  # {their way: what take_turns returns}; the two fastest ways may be one
-    for their_way in dict.fromkeys(their_best):
-        times[their_way] = take_turns(their_way, best_works, rounds)
+    best_works = {setup: ours[setup] for setup in our_best}
+    times = {}  # {their setup: what take_turns returns}; the two fastest setups may be one
+    for their_setup in dict.fromkeys(their_best):
+        times[their_setup] = take_turns(their_setup, best_works, rounds)
     pairs = []
-    for our_way, their_way in zip(our_best, their_best):
-        their_seconds, our_seconds = times[their_way]
-        pairs.append((our_way, their_way, our_seconds[our_way], their_seconds))
+    for our_setup, their_setup in zip(our_best, their_best):
+        their_seconds, our_seconds = times[their_setup]
+        pairs.append((our_setup, their_setup, our_seconds[our_setup], their_seconds))
     return _comparison(f"step{work.key_part}", "trl", pairs)
 
 

@@ -166,7 +166,7 @@ def _task_of(reward):
 
 def _evaluate(model, part, run):
     """Asks each program of a part eval.samples times. Returns {"programs": how many, name of
-    a measure: its mean over programs, name.se: the standard error of that mean}."""
+    a measure: its mean over programs, name.error: the standard error of that mean}."""
     programs, samples = PROGRAMS[part], run.eval.samples
     program_of_answer = repeat_for_answers(programs, samples)
     answers = sample_answers(model, prompts_of(program_of_answer),
@@ -177,7 +177,7 @@ def _evaluate(model, part, run):
                   for ids, program in zip(answers, program_of_answer)]
         of_programs = [fmean(scores[i:i + samples]) for i in range(0, len(scores), samples)]
         numbers[name] = fmean(of_programs)
-        numbers[f"{name}.se"] = stdev(of_programs) / math.sqrt(len(programs))
+        numbers[f"{name}.error"] = stdev(of_programs) / math.sqrt(len(programs))
     return numbers
 
 
@@ -249,13 +249,13 @@ def page(rows, notes):
     head = [f"{name}, {curve}" for name in REWARDS for curve in CURVES]
     body = [[str(step), *(cell(rows, f"{name}.{part}{step}.{key}") for name in REWARDS
                           for part, key in CURVES.values())] for step in steps]
-    columns = [column for key in MEASURES for column in (key, f"{key}.se")]
+    columns = [column for key in MEASURES for column in (key, f"{key}.error")]
     test = [[name, *(cell(rows, f"{name}.{key}") for key in columns)] for name in STAGES]
     lines = ["By RL step: the share of tests passed, and how often all tests pass. On train "
              "these are RL's own answers; dev is held out.", "",
              *table(["step", *head], body), "",
-             f"Test, on {rows['partial.programs']['mean']:.0f} programs. An .se is the standard "
-             "error over programs:", "", *table(["model", *columns], test), "",
+             f"Test, on {rows['partial.programs']['mean']:.0f} programs. An .error is the "
+             "standard error over programs:", "", *table(["model", *columns], test), "",
              "The reward for each test minus the reward for all tests, as the mean over the "
              "curve from the first evaluation after step 0:"]
     for curve in CURVES:

@@ -1,4 +1,4 @@
-"""Who is sooner right on 85% of dev by RL: this code or TRL's GRPOTrainer?
+"""Which reaches 85% on dev in less time: our RL or TRL's GRPOTrainer?
 
 The papers give no number for this. Both sides start from the same base checkpoint, and
 each trains for ten minutes at most.
@@ -16,7 +16,7 @@ GRPOTrainer on the exported base, with the same settings as far as it has them:
 What stays different:
 
 - TRL reads a prompt once for each answer, writes until the longest answer ends, and pads
-  all answers to it. It recomputes the log-probabilities that ours keeps of the sampler.
+  all answers to it. It recomputes the old log-probabilities; ours keeps the sampler's.
 - Theirs does not move DeepSeek-V3's routing bias, which transformers never moves.
 - Ours leaves out groups of equal rewards; theirs learns their KL penalty.
 - Theirs is one process, with the number of threads that was faster in a trial. Ours
@@ -51,9 +51,9 @@ from tools import bench, export
 from tools.study import measure_once
 from tools.tables import table
 
-GOAL = 0.85     # pass@1 on dev at temperature 1
-LIMIT = 600.0   # seconds of training, each side
-EVERY = 2       # rollouts between tests on dev
+DEV_GOAL = 0.85        # pass@1 on dev at temperature 1
+SECONDS_LIMIT = 600.0  # seconds of training, each side
+TEST_EVERY = 2         # rollouts between tests on dev
 
 
 # ------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ EVERY = 2       # rollouts between tests on dev
 
 
 @dataclass
-class Climb:
+class TimedTraining:
     """The clock of one training, and its score on dev. Tests stop the clock."""
     test: Callable                         # () -> pass@1 on dev
     limit: float                           # seconds of training
@@ -79,7 +79,7 @@ class Climb:
         self.seconds += self.clock() - self.began
         self.rollouts += 1
         ends = is_last or self.seconds >= self.limit
-        if ends or self.rollouts % EVERY == 0:
+        if ends or self.rollouts % TEST_EVERY == 0:
             self.score = self.test()
         self.began = self.clock()
         return ends or self.reached
@@ -87,12 +87,12 @@ class Climb:
     @property
     def reached(self):
         """Whether the last test reached the goal."""
-        return self.score >= GOAL
+        return self.score >= DEV_GOAL
 
     def result(self):
         """What came of it, as a text."""
         if self.reached:
-            return (f"{GOAL:.0%} reached after {self.seconds:.0f} seconds and {self.rollouts} "
+            return (f"{DEV_GOAL:.0%} reached after {self.seconds:.0f} seconds and {self.rollouts} "
                     f"rollouts ({self.score:.0%} then)")
         if self.seconds >= self.limit:
             return f"not reached within {_duration(self.limit)} ({self.score:.0%} then)"
@@ -102,7 +102,7 @@ class Climb:
 
 def _duration(seconds):
     """A number of seconds in words."""
-    if seconds == LIMIT:
+    if seconds == SECONDS_LIMIT:
         return "ten minutes"
     return f"{seconds:g} seconds"
 
@@ -136,15 +136,15 @@ def _zero_task(run):
                 end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
 
 
-def _our_climb(base, run, limit):
-    """The Climb of train_rl from a base."""
+def _train_ours(base, run, limit):
+    """The TimedTraining of train_rl from a base."""
     model = devices.copy_model(base)
-    climb = Climb(lambda: _dev_score(model, run), limit, _shared_clock)
-    climb.start()
+    training = TimedTraining(lambda: _dev_score(model, run), limit, _shared_clock)
+    training.start()
     for record, _ in train_rl(model, _zero_task(run), run.zero, run.seed):
-        if climb.after_rollout(is_last=record["step"] == run.zero.steps):
+        if training.after_rollout(is_last=record["step"] == run.zero.steps):
             break
-    return climb
+    return training
 
 
 # ------------------------------------------------------------------------------
@@ -300,16 +300,16 @@ def _faster_threads(make_model, run, device, choices):
     return min(choices, key=lambda threads: with_threads(threads, second_rollout)())
 
 
-def _their_climb(base, run, device, limit, choices):
-    """(the Climb of TRL's GRPOTrainer from a base, its number of threads).
+def _train_theirs(base, run, device, limit, choices):
+    """(the TimedTraining of TRL's GRPOTrainer from a base, its number of threads).
 
-    It trains in the first process. The other processes only help to test on dev. They
-    get the first one's Climb as a bare copy.
+    It trains in the first process. The other processes only help to test on dev.
+    Their TimedTraining stays empty.
     """
     config = dataclasses.replace(base.config, n_mtp_layers=0)
     weights = base.state_dict()
     tested = bench.bench_model(config, device, torch.float32, weights)
-    climb, threads = Climb(None, limit), choices[0]
+    training, threads = TimedTraining(None, limit), choices[0]
     if devices.is_main():
         trained = []  # TRL's model, once it trains
 
@@ -321,28 +321,28 @@ def _their_climb(base, run, device, limit, choices):
 
         def after_rollout(model, is_last):
             trained[:] = [model]
-            return climb.after_rollout(is_last)
+            return training.after_rollout(is_last)
 
         def make_model():
             return their_model(config, device, weights)
 
         threads = _faster_threads(make_model, run, device, choices)
-        climb.test = test
-        with_threads(threads, lambda: _train_with_trl(make_model(), run, device, climb.start,
+        training.test = test
+        with_threads(threads, lambda: _train_with_trl(make_model(), run, device, training.start,
                                                       after_rollout))()
         devices.any_process(False)  # there is nothing more to test
     else:
         while devices.any_process():
             _send_weights(tested)
             _dev_score(tested, run)
-    return climb, threads
+    return training, threads
 
 
 # ------------------------------------------------------------------------------
 # The race
 
 
-def rl_to_85(base, run, device, limit=LIMIT, thread_choices=None):
+def rl_to_85(base, run, device, limit=SECONDS_LIMIT, thread_choices=None):
     """{key: number or text} of RL from a base, ours and then TRL's.
 
     limit: seconds of training of each side. thread_choices: the numbers of threads that
@@ -353,17 +353,17 @@ def rl_to_85(base, run, device, limit=LIMIT, thread_choices=None):
     processes = devices.rank_and_size()[1]
     if thread_choices is None:
         thread_choices = sorted({1, torch.get_num_threads() * processes})
-    ours = _our_climb(base, run, limit)
-    theirs, threads = _their_climb(base, run, device, limit, thread_choices)
+    ours = _train_ours(base, run, limit)
+    theirs, threads = _train_theirs(base, run, device, limit, thread_choices)
     numbers = {"rl_to_85.ours.setting":
                f"float32, processes x threads {processes} x {torch.get_num_threads()}",
                "rl_to_85.trl.setting": f"float32, processes x threads 1 x {threads}"}
-    for side, climb in (("ours", ours), ("trl", theirs)):
-        numbers |= {f"rl_to_85.{side}.result": climb.result(),
-                    f"rl_to_85.{side}.dev": climb.score,
-                    f"rl_to_85.{side}.rollouts": climb.rollouts}
-        if climb.reached:
-            numbers[f"rl_to_85.{side}"] = climb.seconds
+    for side, training in (("ours", ours), ("trl", theirs)):
+        numbers |= {f"rl_to_85.{side}.result": training.result(),
+                    f"rl_to_85.{side}.dev": training.score,
+                    f"rl_to_85.{side}.rollouts": training.rollouts}
+        if training.reached:
+            numbers[f"rl_to_85.{side}"] = training.seconds
     if ours.reached and theirs.reached:
         numbers["rl_to_85.vs_trl"] = theirs.seconds / ours.seconds
     elif ours.reached:

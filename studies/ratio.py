@@ -8,12 +8,12 @@ worked on: commit 308ae82.
 The files of both commits go to a temporary folder. Their main
 commands, `python r1mini.py --out DIR`, run in turn, three times each, on the machine that
 this study runs on. It must have nothing else to do. A number is the sum of all seconds in
-a run's timing.jsonl: training, samples and tests. A ratio is the older commit's minutes by
-this one's, in a round; main.speed_ratio is the median of the rounds.
+a run's timing.jsonl: training, samples and tests. In each round the ratio is old minutes
+divided by new minutes. main.speed_ratio is the median of the rounds.
 
 The two commits have different recipes, so they do different work. The ratio says how much
-sooner the command ends, not how much faster an operation is. What changed is this commit
-as it was committed: changes that are not committed do not count.
+sooner the command ends, not how much faster an operation is. The new side is HEAD.
+Uncommitted changes are not measured.
 
 Each finished run appends a line to results/ratio/runs.jsonl, and is not done again while
 the pair of commits, the machine and the preset are the same.

@@ -15,7 +15,7 @@ def test_kernels_in_bfloat16_are_near_float32():
     model, (tokens, real, weight) = make(n_expert_groups=1, n_limited_groups=1), make_batch()
 
     def losses():
-        loss = moe.supervised_loss(model, tokens, real, weight, 31.0, 6)[0]
+        loss = moe.supervised_loss(model, tokens, real.long(), weight, 31.0, 6)[0]
         return torch.stack([loss, -grpo.logprobs(model, tokens, weight > 0, real)[0].mean()])
 
     exact = losses()
@@ -99,13 +99,13 @@ def test_cross_entropy_sum_in_parts_has_the_gradient_of_smaller_passes():
     """One pass of 60 rows, whose logits are computed in parts, has the gradient of three passes of
     20 rows."""
     model, tokens = make(balance_alpha=0.0).train(), torch.randint(24, (60, 24))  # 1,380 targets
-    weight = torch.rand(60, 24)
+    document, weight = torch.ones_like(tokens), torch.rand(60, 24)
 
     def gradient(size):
         model.zero_grad()
         for rows in torch.arange(60).split(size):
             loss, _ = moe.supervised_loss(
-                model, tokens[rows], tokens[rows] >= 0, weight[rows], 100.0, 60)
+                model, tokens[rows], document[rows], weight[rows], 100.0, 60)
             loss.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 

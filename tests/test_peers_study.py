@@ -26,21 +26,22 @@ def zero(tmp_path):
     return str(tmp_path / "zero.pt")
 
 
-def test_peers_try_ways_finds_the_fastest(monkeypatch):
+def test_peers_try_setups_finds_the_fastest(monkeypatch):
     """By a clock made by hand: bfloat16 on two threads is fastest, and in float32 one thread is.
     The number of threads is restored."""
     clock = {(torch.float32, 1): 3, (torch.float32, 2): 4, (torch.bfloat16, 1): 2,
              (torch.bfloat16, 2): 1}
     monkeypatch.setattr(bench, "seconds", lambda work, _: clock[work()])
     before = torch.get_num_threads()
-    best = peers._try_ways({(d, n): peers.with_threads(n, lambda d=d: (d, torch.get_num_threads()))
-                        for d, n in clock}, None)
+    works = {(d, n): peers.with_threads(n, lambda d=d: (d, torch.get_num_threads()))
+             for d, n in clock}
+    best = peers._try_setups(works, None)
     assert best == [(torch.bfloat16, 2), (torch.float32, 1)] and torch.get_num_threads() == before
 
 
 def test_peers_ratio_is_the_median_of_rounds():
-    """By hand: the best way counts, and a ratio is the median of the rounds' ratios, not the ratio
-    of medians."""
+    """By hand: the best setup counts, and a ratio is the median of the rounds' ratios, not the
+    ratio of medians."""
     ours, exact, theirs = (torch.bfloat16, 1), (torch.float32, 1), (torch.float32, 2)
     pairs = [(ours, theirs, [1, 1, 1], [3, 4, 9]), (exact, theirs, [1, 4, 3], [3, 4, 9])]
     found = peers._comparison("step", "trl", pairs)
@@ -80,7 +81,7 @@ def test_peers_transformers_rates_equal_hand_results(monkeypatch):
     monkeypatch.setattr(peers, "bench_sampling", lambda dtype, work: timed("decode", dtype, 1000))
     monkeypatch.setattr(peers, "_their_sampled", lambda model, dtype, work: timed(
         "their decode", dtype, 500))
-    monkeypatch.setattr(peers, "_their_ways", lambda: [(dtype, 1) for dtype in peers.DTYPES])
+    monkeypatch.setattr(peers, "_their_setups", lambda: [(dtype, 1) for dtype in peers.DTYPES])
     monkeypatch.setattr(bench, "seconds", seconds)
     found = peers._compare_training(None, torch.device("cpu"), 3)
     rows = bench.ROWS * bench.LENGTH
@@ -290,7 +291,7 @@ def test_peers_trl_and_ours_take_turns(monkeypatch, best):
     """Our step follows each of TRL's, on our threads, and the first pair does not count. Where TRL
     is best in bfloat16, ratios are of steps that ran together."""
     order, threads = [], torch.get_num_threads()
-    # Seconds of our steps beside TRL's best way, then beside TRL in float32.
+    # Seconds of our steps beside TRL's best setup, then beside TRL in float32.
     clock = iter([9, 2, 9, 4, 9, 5] + [7, 2, 7, 8, 7, 10])
 
     def steps(model, run, work, dtype, rounds, between=lambda: None):
@@ -303,10 +304,10 @@ def test_peers_trl_and_ours_take_turns(monkeypatch, best):
         order.append(("ours", torch.get_num_threads()))
         return next(clock)
     monkeypatch.setattr(peers, "their_model", lambda *_: torch.nn.Module())
-    monkeypatch.setattr(peers, "_their_ways", lambda: [(d, threads + 1) for d in peers.DTYPES])
+    monkeypatch.setattr(peers, "_their_setups", lambda: [(d, threads + 1) for d in peers.DTYPES])
     monkeypatch.setattr(peers, "_their_grpo_steps", steps)
     monkeypatch.setattr(peers, "bench_grpo_step", lambda *_: {"whole": lambda: None})
-    monkeypatch.setattr(peers, "_try_ways", lambda works, device, trial: [
+    monkeypatch.setattr(peers, "_try_setups", lambda works, device, trial: [
         (torch.bfloat16, threads), (torch.float32, threads)])
     monkeypatch.setattr(peers, "seconds", seconds)
     run = resolve_settings("micro", [])

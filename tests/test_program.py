@@ -95,7 +95,7 @@ def test_program_evaluation_asks_each_program_equally_often(monkeypatch):
     mean = (half + 0.5) / n
     squares = half * (1 - mean) ** 2 + (0.5 - mean) ** 2 + (n - half - 1) * mean ** 2
     assert got["all"] == pytest.approx(mean)
-    assert got["all.se"] == pytest.approx(math.sqrt(squares / (n - 1) / n))
+    assert got["all.error"] == pytest.approx(math.sqrt(squares / (n - 1) / n))
 
 
 def test_program_page_compares_the_rewards_by_seed():

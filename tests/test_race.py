@@ -21,45 +21,46 @@ SMALL = ["zero.problems=2", "zero.group_size=2", "zero.minibatches=2", "zero.ste
          "zero.max_new_tokens=12", "eval.dev_problems=4", "eval.samples=2"]
 
 
-def climb_of(scores, limit, seconds_of_rollout, steps):
-    """A Climb by a clock made by hand, after all its rollouts. A test takes 1,000 seconds."""
+def training_of(scores, limit, seconds_of_rollout, steps):
+    """A TimedTraining by a clock made by hand, after all its rollouts. A test takes 1,000
+    seconds."""
     now, scores = [5.0], iter(scores)
 
     def test():
         now[0] += 1000
         return next(scores)
 
-    climb = race.Climb(test, limit, clock=lambda: now[0])
-    climb.start()
+    training = race.TimedTraining(test, limit, clock=lambda: now[0])
+    training.start()
     for step in range(steps):
         now[0] += seconds_of_rollout
-        if climb.after_rollout(is_last=step + 1 == steps):
-            return climb
-    raise AssertionError("a climb ends at its last rollout")
+        if training.after_rollout(is_last=step + 1 == steps):
+            return training
+    raise AssertionError("a training ends at its last rollout")
 
 
 def test_race_stops_at_85_percent():
     """By hand: tests come after every second rollout, and their time does not count. The first
     score of 85% ends the training."""
-    climb = climb_of([0.3, 0.84, 0.85], limit=600, seconds_of_rollout=10, steps=24)
-    assert climb.reached and (climb.seconds, climb.rollouts) == (60, 6)
-    assert climb.result() == "85% reached after 60 seconds and 6 rollouts (85% then)"
+    training = training_of([0.3, 0.84, 0.85], limit=600, seconds_of_rollout=10, steps=24)
+    assert training.reached and (training.seconds, training.rollouts) == (60, 6)
+    assert training.result() == "85% reached after 60 seconds and 6 rollouts (85% then)"
 
 
 def test_race_stops_when_the_time_is_over():
     """By hand: the rollout in which the time ends is the last, and it is tested."""
-    climb = climb_of([0.3, 0.6], limit=600, seconds_of_rollout=201, steps=24)
-    assert not climb.reached and (climb.seconds, climb.rollouts) == (603, 3)
-    assert climb.result() == "not reached within ten minutes (60% then)"
-    climb = climb_of([0.86], limit=2, seconds_of_rollout=3, steps=24)
-    assert climb.reached and climb.rollouts == 1
+    training = training_of([0.3, 0.6], limit=600, seconds_of_rollout=201, steps=24)
+    assert not training.reached and (training.seconds, training.rollouts) == (603, 3)
+    assert training.result() == "not reached within ten minutes (60% then)"
+    training = training_of([0.86], limit=2, seconds_of_rollout=3, steps=24)
+    assert training.reached and training.rollouts == 1
 
 
 def test_race_stops_after_the_last_rollout():
     """By hand: an odd last rollout is tested too."""
-    climb = climb_of([0.3, 0.5], limit=600, seconds_of_rollout=10, steps=3)
-    assert not climb.reached and climb.rollouts == 3
-    assert climb.result() == "not reached in all 3 rollouts, 30 seconds (50% then)"
+    training = training_of([0.3, 0.5], limit=600, seconds_of_rollout=10, steps=3)
+    assert not training.reached and training.rollouts == 3
+    assert training.result() == "not reached in all 3 rollouts, 30 seconds (50% then)"
 
 
 def test_race_ratio_needs_both_times(monkeypatch):
@@ -69,10 +70,10 @@ def test_race_ratio_needs_both_times(monkeypatch):
 
     def found(ours, theirs):
         """The numbers of two (seconds, score)."""
-        climbs = [race.Climb(None, 600.0, seconds=seconds, rollouts=4, score=score)
-                  for seconds, score in (ours, theirs)]
-        monkeypatch.setattr(race, "_our_climb", lambda *_: climbs[0])
-        monkeypatch.setattr(race, "_their_climb", lambda *_: (climbs[1], 2))
+        trainings = [race.TimedTraining(None, 600.0, seconds=seconds, rollouts=4, score=score)
+                     for seconds, score in (ours, theirs)]
+        monkeypatch.setattr(race, "_train_ours", lambda *_: trainings[0])
+        monkeypatch.setattr(race, "_train_theirs", lambda *_: (trainings[1], 2))
         return race.rl_to_85(None, run, CPU)
 
     numbers = found((40.0, 0.9), (200.0, 0.86))
@@ -226,4 +227,5 @@ def test_race_page_says_what_came_of_each_side():
     lines = race.page(rows, notes)
     assert lines[0] == "- rl_to_85.trl.result: not reached within ten minutes (60% then)."
     assert lines[-1] == "| rl_to_85.ours | 41 |"
-    assert math.isnan(race.Climb(None, 1.0).score) and not race.Climb(None, 1.0).reached
+    untrained = race.TimedTraining(None, 1.0)
+    assert math.isnan(untrained.score) and not untrained.reached

@@ -5,14 +5,13 @@
 
 train       tokens/s of forward, backward and update on 200 rows of 36 random tokens, in passes of
             at most 4,096 tokens
-documents   tokens/s of the real supervised loop, on documents of the corpus; they have all lengths,
-            so its passes are smaller, which saves padding
+documents   tokens/s of the real supervised loop, on documents packed into rows of 128 tokens
 prefill     tokens/s of reading 64 prompts of 128 tokens into the cache
 decode      tokens/s of writing 64 tokens after each of 512 prompts of 12 tokens
-decode.long the same for 32 tokens after each of 64 prompts of 1,024 tokens; reading them does not
-            count. operations: of a new token, in products. bytes: that it reads at least, of the
-            cache and of the weights, which all prompts of a process share. gemm_share and
-            bandwidth_share: of what gemm and copy measure, so of this machine's limits
+decode.long the same for 32 tokens after each of 64 prompts of 1,024 tokens. Reading the prompts is
+            not timed. operations: multiplications and additions per new token. bytes: the least
+            that a new token reads, of its cache and its share of the weights. gemm_share,
+            bandwidth_share: the rates reached, as a share of gemm and copy
 step        seconds per GRPO step: 24 questions of 12 tokens, 16 answers of 42 tokens to each.
             whole is the whole step; sample, reward and learn are its parts; train is learn without
             the reference model
@@ -133,14 +132,15 @@ def bench_train_step(model, rows=ROWS, length=LENGTH, limit=PASS):
     """One update on random tokens, in micro-batches of `limit` tokens as in training."""
     device = model.device
     tokens = torch.randint(model.config.vocab_size, (rows, length), device=device)
-    real, weight = torch.ones_like(tokens).bool(), torch.ones_like(tokens).float()
+    document = torch.ones_like(tokens)  # each row is one document
+    weight = document.float()
     optimizers = optim.make_optimizers(model.train(), 1e-3)
 
     def step():
         for part in optim.micro_batches([length] * rows, range(rows), limit):
             if part:  # a process without rows has nothing to do
-                loss, _ = moe.supervised_loss(model, tokens[part], real[part], weight[part],
-                                              rows * (length - 1), rows)
+                loss, _ = moe.supervised_loss(model, tokens[part], document[part],
+                                              weight[part], rows * (length - 1), rows)
                 loss.backward()
         optim.optimizer_update(model, optimizers)
     return step

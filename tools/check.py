@@ -382,7 +382,7 @@ def _loss_and_gradient(device, dtype):
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(tasks.VOCAB_SIZE, (8, 16), generator=generator).to(device)
     ones = torch.ones_like(tokens)
-    loss, _ = moe.supervised_loss(model, tokens, ones.bool(), ones.float(), 8 * 15, 8)
+    loss, _ = moe.supervised_loss(model, tokens, ones, ones.float(), 8 * 15, 8)
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
     return float(loss.detach()), gradient.float().cpu()

@@ -32,8 +32,9 @@ FLOPS_NOTE = (
     "FLOPs are counted by tools/flops.py. N is the number of weights that a token meets in matrix "
     "products, and n the number of tokens. A supervised stage takes 6 N n, and its N includes MTP. "
     "RL does not train MTP. It takes 2 N n to sample, where n includes each prompt once. It takes "
-    "6 N n to learn and 2 N n for the reference model, where n counts live groups only; with beta "
-    "0 there is no reference model. Distillation by logits takes 2 N n more, with the teacher's N. "
+    "6 N n to learn and 2 N n for the reference model, where n counts the live groups, and all "
+    "groups of a minibatch in which none is live. With beta 0 there is no reference model. "
+    "Distillation by logits takes 2 N n more, with the teacher's N. "
     "The samples that a stage learns from take 2 N n. Attention between tokens, the optimizer and "
     "evaluation are not counted. A TFLOP is 10^12 FLOPs.")
 

@@ -283,8 +283,8 @@ def _general_numbers(log, key_of_stage):
             numbers[f"{key}.{name}"] = r[name_in_log]
             if r.get(f"{name_in_log}.error") is not None:  # older logs have no errors
                 numbers[f"{key}.{name}.error"] = r[f"{name_in_log}.error"]
-                kind, _, is_of_one_kind = name_in_log.partition(".")
-                kinds = [kind] if is_of_one_kind else tasks.HELPFUL
+                kind, _, measure_name = name_in_log.partition(".")
+                kinds = [kind] if measure_name else tasks.HELPFUL
                 numbers[f"{key}.{name}.items"] = sum(r[f"{kind}.items"] for kind in kinds)
         for name in ("format", "language"):
             values = [r[f"{kind}.{name}"] for kind in tasks.GENERAL]

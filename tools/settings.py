@@ -168,7 +168,7 @@ def _corpus_rules(run):
     fewest = min(map(len, prompts.values()))
     return [
         (run.data.prompts > fewest,
-         f"data.prompts must be at most {fewest}: of a kind there are no more held out"),
+         f"data.prompts must be at most {fewest}: the rarest kind has {fewest} test prompts"),
         (max(c.shares()) > 1 or min(c.shares()) < -1e-9,
          "the shares of the corpus must not exceed 1, nor those of its styles together"),
         (max(shares) > 1, "the shares of the corpus must not exceed 1"),

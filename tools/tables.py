@@ -333,9 +333,8 @@ def answers_table(metrics):
 
 
 def items_table(metrics):
-    """What the tests can tell: the standard deviation over seeds, and the standard error over the
-    items of a test. A test has the same items on every seed, so the mean over seeds keeps about
-    the error of one seed."""
+    """For each test: the standard deviation over seeds and the standard error over items. All seeds
+    get the same items, so averaging over seeds does not reduce the error over items."""
     body = []
     for stage in (*TEACHER_STAGES, *STUDENT_KEYS.values()):
         for label, score, prefix in (
