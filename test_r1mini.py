@@ -1689,14 +1689,14 @@ def task_of(stage, monkeypatch):
 @pytest.mark.parametrize("stage, names", [
     ("zero", "accuracy format"), ("student_rl", "accuracy format"),
     ("distill_rl", "accuracy format"),
-    ("dev2", "accuracy format language"), ("student_rl_no_format", "accuracy"),
-    ("r1", "accuracy format language preference")])
+    ("dev2", "accuracy format language_reward"), ("student_rl_no_format", "accuracy"),
+    ("r1", "accuracy format language_reward preference")])
 def test_rl_asks_general_prompts_late_and_in_r1_alone(monkeypatch, stage, names):
     """R1 asks half general prompts once general_from of its steps are done, and no other stage asks
     any."""
     task, s = task_of(stage, monkeypatch)
     assert {name: weight for name, (weight, _) in task.rewards.items()} == {
-        name: getattr(s, f"{name}_weight") for name in names.split()}
+        name: getattr(s, f"{name.removesuffix('_reward')}_weight") for name in names.split()}
     assert (s.general, s.general_from) == (0.5 if stage == "r1" else 0, 0.75)
     first = math.ceil(0.75 * s.steps) if stage == "r1" else s.steps
     for step in range(s.steps):
@@ -1719,7 +1719,8 @@ def test_rl_rules_reward_each_text_by_its_own_problem(monkeypatch):
     got = {name: list(rule(texts, asked)) for name, (_, rule) in task.rewards.items()}
     assert all(map(math.isnan, got["accuracy"][2:]))  # there is no right number
     got["accuracy"] = got["accuracy"][:2]
-    assert got == {"accuracy": [1, 0], "format": [1, 0, 1, 0], "language": [1, 0.5, 1, 1]}
+    assert got == {"accuracy": [1, 0], "format": [1, 0, 1, 0],
+                   "language_reward": [1, 0.5, 1, 1]}
 
 
 # What the reward models see

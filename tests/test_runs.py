@@ -83,13 +83,14 @@ def test_run_gives_each_stage_its_rewards(micro):
     judge in R1's last quarter alone."""
     for r in folder.read_log(micro):
         if r["kind"] in ("zero", "dev2", "r1"):
-            assert ("language" in r) and ("preference" in r) == (r["kind"] == "r1")
+            assert ("language_reward" in r) == (r["kind"] != "zero")
+            assert "language" in r and ("preference" in r) == (r["kind"] == "r1")
             s = getattr(cli.resolve_settings("micro", []), r["kind"])
             if r["kind"] == "r1" and r["step"] == 4:
                 assert r["preference"] > 0
                 continue
-            total = sum(getattr(s, f"{name}_weight") * r.get(name, 0.0)
-                        for name in ("accuracy", "format", "language"))
+            total = sum(getattr(s, f"{name.removesuffix('_reward')}_weight") * r.get(name, 0.0)
+                        for name in ("accuracy", "format", "language_reward"))
             assert r["reward"] == pytest.approx(total, abs=1e-5) and s.accuracy_weight == 1
             assert r.get("preference") is None  # no sum is judged
 

@@ -160,7 +160,7 @@ def _corpus_rules(run):
     """[(whether it is broken, message)] of the corpus and of evaluation."""
     c = run.corpus
     shares = (c.products, c.spaced, c.tags, c.summary, c.foreign, c.switched, c.steps_mixed,
-              c.checked_mixed, c.direct_slips, c.steps_slips, c.checked_slips, c.checks,
+              c.checked_mixed, c.direct_slips, c.steps_slips, c.checked_slips, c.check_chance,
               run.data.general)
     prompts = {kind: [prompt for language in tasks.LANGUAGES
                       for prompt in tasks.all_prompts("test", kind, language)]
