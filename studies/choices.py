@@ -44,7 +44,7 @@ LIMIT = 0.85  # pass@1 on dev at temperature 1, evaluated every fifth RL step an
 BASES = {
     "AdamW, no Muon": ("adamw", "base.muon_lr=0 base.lr=3e-3"),
     "twice the steps, of half the documents": ("small", "base.steps=2000 base.documents=40"),
-    "a third fewer guesses, more drills": ("drills", "corpus.direct=0.3"),
+    "a third fewer guesses, more drills": ("drills", "corpus.direct=0.24"),
     "rates that fall from the start": ("falling", "base.decay=1"),
 }
 # These change RL alone. It starts from the usual base.

@@ -113,6 +113,7 @@ def test_program_page_compares_the_rewards_by_seed():
                         values = {"0": 0.0, "1": 0.0 if name == "strict" else 1.0}
                     rows[f"{name}.{curve}{step}.{key}"] = {
                         "mean": sum(values.values()) / 2, "std": 0.0, "per_seed": values}
+    rows["partial.programs"] = {"mean": 115.0}
     for key in program.MEASURES:
         rows |= {f"{name}.{key}": {"mean": 0.1, "std": 0.0, "per_seed": {"0": 0.1, "1": 0.1}}
                  for name in program.STAGES}
