@@ -29,7 +29,8 @@ What differs from the papers:
 - DAPO samples until its batch is full of live groups. We draw `oversample` times P problems
   once, drop the dead groups, and train on at most P of the rest.
 - A rollout is cut into `minibatches` parts, and each part makes one update (16 in R1).
-- Kimi k1.5 resets the optimizer after each rollout. We do not. Its tau is not published.
+- Kimi k1.5 resets the optimizer after each rollout; here that is a setting. Its tau is not
+  published.
 """
 import math
 import random
@@ -67,6 +68,7 @@ class RL:
     oversample: int = 1             # answer oversample * P problems, train on P (DAPO)
     overlong: int = 0               # L_cache, tokens before the limit (DAPO section 3.4)
     tau: float = 0.1                # how strongly Kimi's objective holds the policy back
+    reset_optimizers: bool = False  # before each rollout (Kimi k1.5 section 2.3.2)
     length_weight: float = 0.0      # of Kimi's length reward
     length_from: float = 0.0        # share of steps before the length reward acts
     accuracy_weight: float = 1.0    # of the accuracy reward
@@ -258,6 +260,8 @@ def train_rl(model, task, s, seed=0, state=None):
             restore(optimizer, saved)
 
     for step in range(first, s.steps):
+        if s.reset_optimizers:
+            optimizers = make_optimizers(model, s.lr)
         rng = random.Random(f"{seed}/rl/{step}")  # all RL stages draw alike
         rollout = make_rollout(model, task, s, rng, step)                   # 1 to 4
         model.train()
