@@ -8,11 +8,11 @@
       5 improve  a few updates: clipped ratios, and a KL penalty to a reference policy
       every `reference_every` rounds, copy the policy into the reference
 
-train_rl is this loop. A method (GRPO, Dr. GRPO, DAPO, GSPO) is one function in OBJECTIVES
-and its settings in SETTINGS, which the command line applies to RL.
+train_rl is this loop. A method (GRPO, Dr. GRPO, DAPO, GSPO, Kimi k1.5's) is one function in
+OBJECTIVES and its settings in SETTINGS, which the command line applies to RL.
 
 Sources: DeepSeekMath (arXiv 2402.03300), R1 (arXiv 2501.12948; v1 is of January 2025, v2 of
-January 2026).
+January 2026), Kimi k1.5 (arXiv 2501.12599).
 
 What differs from the papers:
 - The ratio and the clip are per token, as in DeepSeekMath's eq 3. R1's formula has one
@@ -29,6 +29,8 @@ What differs from the papers:
 - DAPO samples until its batch is full of live groups. We draw `oversample` times P problems
   once, drop the dead groups, and train on at most P of the rest.
 - A rollout is cut into `minibatches` parts, and each part makes one update (16 in R1).
+- Kimi k1.5 resets the optimizer after each rollout; here that is a setting. Its tau is not
+  published.
 """
 import math
 import random
@@ -65,6 +67,10 @@ class RL:
     normalize_std: bool = True      # divide advantages by the group's standard deviation
     oversample: int = 1             # answer oversample * P problems, train on P (DAPO)
     overlong: int = 0               # L_cache, tokens before the limit (DAPO section 3.4)
+    tau: float = 0.1                # how strongly Kimi's objective holds the policy back
+    reset_optimizers: bool = False  # before each rollout (Kimi k1.5 section 2.3.2)
+    length_weight: float = 0.0      # of Kimi's length reward
+    length_from: float = 0.0        # share of steps before the length reward acts
     accuracy_weight: float = 1.0    # of the accuracy reward
     format_weight: float = 0.2      # of the format reward [equal to accuracy's]
     language_weight: float = 0.0    # of the language consistency reward (R1 v2 eq 7)
@@ -82,6 +88,7 @@ SETTINGS = {
     "dr_grpo": {"normalize_std": False, "beta": 0.0},
     "dapo": {"clip_high": 0.28, "beta": 0.0, "oversample": 2, "overlong": 40},
     "gspo": {"clip_low": 3e-4, "clip_high": 4e-4, "beta": 0.0},
+    "kimi": {"normalize_std": False, "beta": 0.0},
 }
 
 
@@ -115,6 +122,15 @@ def overlong_penalty(lengths, limit, buffer):
     return ((limit - buffer - lengths) / buffer).clamp(-1.0, 0.0)
 
 
+def length_reward(lengths, right):
+    """Kimi k1.5, section 2.3.3: from 0.5 for a group's shortest answer to -0.5 for its
+    longest; a wrong answer gets at most 0. (P, G) of lengths and right (P, G)."""
+    shortest, longest = lengths.aminmax(dim=1, keepdim=True)                 # (P, 1)
+    share = (lengths - shortest) / (longest - shortest).clamp(min=1)
+    reward = torch.where(right, 0.5 - share, (0.5 - share).clamp(max=0.0))
+    return reward.masked_fill(longest == shortest, 0.0)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Counts over a whole minibatch. With them as denominators, cutting the minibatch
@@ -127,8 +143,8 @@ class Batch:
 # the old and the reference policy, advantages (n,), a mask (n, T) that is 1 at answer
 # tokens, the Batch and the settings s. It returns (J, info). J is to be maximised; J of
 # a minibatch is the sum over its passes. info has the KL estimate of each token, and
-# where the clip acts. The first
-# three differ only in `weight`; gspo has grpo's weight and another `ratio`.
+# where the clip acts. The first three differ only in `weight`; gspo has grpo's weight and
+# another `ratio`; kimi has neither a clip nor a weight.
 
 
 def grpo(new, old, reference, advantage, mask, batch, s):
@@ -188,7 +204,15 @@ def gspo(new, old, reference, advantage, mask, batch, s):
     return J, {"kl": kl, "clip": clip_acts}
 
 
-OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
+def kimi(new, old, reference, advantage, mask, batch, s):
+    """Kimi k1.5, eq 3: online mirror descent. The ratio is of whole answers, without a
+    clip. A square holds the policy near `old`, which has drawn the answers."""
+    log_ratio = ((new - old) * mask).sum(1)                 # (n,), log pi / pi_i
+    J = (advantage * log_ratio - s.tau / 2 * log_ratio ** 2).sum() / batch.answers
+    return J, {"kl": kl_k3(new, old), "clip": torch.zeros_like(mask).bool()}
+
+
+OBJECTIVES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo, "kimi": kimi}
 
 
 # ------------------------------------------------------------------------------
@@ -236,6 +260,8 @@ def train_rl(model, task, s, seed=0, state=None):
             restore(optimizer, saved)
 
     for step in range(first, s.steps):
+        if s.reset_optimizers:
+            optimizers = make_optimizers(model, s.lr)
         rng = random.Random(f"{seed}/rl/{step}")  # all RL stages draw alike
         rollout = make_rollout(model, task, s, rng, step)                   # 1 to 4
         model.train()
@@ -273,6 +299,12 @@ def make_rollout(model, task, s, rng, step=0):
         lengths = samples.answer.sum(1).cpu()
         reward_parts["overlong"] = overlong_penalty(lengths, s.max_new_tokens, s.overlong)
         rewards = rewards + reward_parts["overlong"]
+    if s.length_weight and step >= s.length_from * s.steps:
+        accuracy = reward_parts["accuracy"].view(len(problems), -1)          # (P, G)
+        lengths = samples.answer.sum(1).cpu().view_as(accuracy)
+        values = length_reward(lengths, accuracy == 1.0).masked_fill(accuracy.isnan(), math.nan)
+        reward_parts["length"] = values.flatten()
+        rewards = rewards + s.length_weight * values.flatten().nan_to_num()
     rewards = rewards.view(len(problems), s.group_size)                      # (P, G)
 
     # 4 compare
@@ -430,6 +462,7 @@ class ImproveLog:
         return record | {
             "learnt_tokens": self.row_tokens,
             "grad_norm": max(u["grad_norm"] for u in self.updates),
+            "grad_clipped": sum(u["grad_clipped"] for u in self.updates),
             "expert_load": max(u["expert_load"] for u in self.updates),
             "loads": self.updates[-1]["loads"],
             "skipped": sum(u["skipped"] for u in self.updates)}

@@ -478,6 +478,68 @@ def test_gspo_takes_the_geometric_mean_of_an_answers_ratios():
     assert float(J) == pytest.approx(1.05154, abs=1e-5)
 
 
+def random_answers():
+    """(log-probabilities with a gradient, old ones, rewards, mask) of two groups of three answers.
+    """
+    torch.manual_seed(0)
+    new = (torch.randn(6, 5) * 0.3 - 2).requires_grad_()
+    mask = (torch.arange(5) < torch.tensor([5, 1, 3, 4, 2, 5]).unsqueeze(1)).float()
+    return new, new.detach() + torch.randn(6, 5) * 0.3, torch.tensor([[1., 0, 1], [0, 0, 1]]), mask
+
+
+def test_kimi_gradient_is_that_of_the_squared_loss():
+    """It is -1/(2 tau) times the gradient of the mean of (r - mean - tau log(pi/pi_i))^2 over
+    answers (Kimi k1.5, section 2.3.2)."""
+    (new, old, rewards, mask), tau = random_answers(), 0.7
+    A = grpo.advantages(rewards, normalize_std=False).flatten()
+    J, _ = grpo.kimi(new, old, None, A, mask, grpo.Batch(6, 20), grpo.RL(tau=tau))
+    squared = 0.0
+    for i in range(6):
+        log_ratio = sum(new[i, t] - old[i, t] for t in range(5) if mask[i, t])
+        baseline = rewards[i // 3].mean()
+        squared += (rewards.flatten()[i] - baseline - tau * log_ratio) ** 2 / 6
+    got, want = (torch.autograd.grad(x, new)[0] for x in (J, squared))
+    torch.testing.assert_close(got, -want / (2 * tau))
+
+
+def test_kimi_begins_as_reinforce():
+    """At the policy that has drawn the answers, the gradient is that of reward minus the group's
+    mean, times the log-probability of the whole answer."""
+    new, _, rewards, mask = random_answers()
+    A = grpo.advantages(rewards, normalize_std=False).flatten()
+    J, info = grpo.kimi(new, new.detach(), None, A, mask, grpo.Batch(6, 20), grpo.RL())
+    reinforce = ((rewards - rewards.mean(1, keepdim=True)).flatten() * (new * mask).sum(1)).mean()
+    got, want = (torch.autograd.grad(x, new)[0] for x in (J, reinforce))
+    torch.testing.assert_close(got, want)
+    assert not info["kl"].any() and not info["clip"].any()
+
+
+def test_length_reward_as_worked_by_hand():
+    """Right answers of 100 and 200 tokens, wrong ones of 300 and 500; the same with the shortest
+    wrong; and a group of one length (Kimi k1.5, section 2.3.3)."""
+    lengths = torch.tensor([[100, 200, 300, 500], [100, 200, 300, 500], [7, 7, 7, 7]])
+    right = torch.tensor([[True, True, False, False], [False, True, False, True], [True] * 4])
+    want = torch.tensor([[.5, .25, 0, -.5], [0, .25, 0, -.5], [0., 0, 0, 0]])
+    assert torch.equal(grpo.length_reward(lengths, right), want)
+
+
+def test_act_adds_the_length_reward_from_its_step_on():
+    """From half of four steps on, a reward has length_weight times the length reward in it; a
+    problem without an accuracy gets none."""
+    torch.manual_seed(0)
+    model = moe.Transformer(MICRO)
+    task = make_task(lambda text, problem: float(len(text) % 2))
+    s = small_rl(steps=4, length_weight=0.3, length_from=0.5, max_new_tokens=300)
+    early, late = (grpo.make_rollout(model, task, s, random.Random(0), step) for step in (1, 2))
+    right = early.rewards == 1.0
+    lengths = early.samples.answer.sum(1).view_as(early.rewards)
+    added = late.rewards - early.rewards
+    torch.testing.assert_close(added, 0.3 * grpo.length_reward(lengths, right))
+    assert "length" not in early.reward_parts and added.abs().max() > 0.1
+    task.rewards["accuracy"] = 1.0, lambda texts, problems: [math.nan] * len(texts)
+    assert not grpo.make_rollout(model, task, s, random.Random(0), 2).rewards.any()
+
+
 def test_act_rewards_are_the_weighted_sum():
     """Each reward sees all texts in order with their own problems, and the rollout's rewards are
     the sum of the rewards times their weights."""
@@ -561,7 +623,7 @@ def test_improve_gradient_does_not_depend_on_micro_batches(monkeypatch):
         twin = copy.deepcopy(model).train()
         monkeypatch.setattr(grpo, "optimizer_update", lambda m, *_, **__: gradients.append(
             {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None})
-            or {"grad_norm": 0, "expert_load": 0, "loads": [], "skipped": 0})
+            or {"grad_norm": 0, "grad_clipped": 0, "expert_load": 0, "loads": [], "skipped": 0})
         grpo.improve(twin, model, [], rollout, dataclasses.replace(s, micro_tokens=limit),
                      random.Random(0), 0)
     for name, gradient in gradients[0].items():

@@ -142,7 +142,8 @@ def optimizer_update(model, optimizers, factor=1.0, max_norm=1.0, learn=True):
     model.zero_grad()
     loads = update_routing_bias(model, finite and learn)
     busiest = max(map(max, loads), default=0.0)  # of all experts; 0 without a mixture
-    return {"grad_norm": norm if finite else 0.0, "skipped": int(not finite),
+    return {"grad_norm": norm if finite else 0.0, "grad_clipped": int(finite and norm > max_norm),
+            "skipped": int(not finite),
             "expert_load": busiest, "loads": loads}
 
 

@@ -10,7 +10,7 @@ Each seed pretrains one base. RL then starts from it once with each objective.
 from grpo import OBJECTIVES, RL
 
 SEEDS = range(6)
-OTHERS = [name for name in OBJECTIVES if name != RL.objective]
+OTHERS = [name for name in OBJECTIVES if name not in (RL.objective, "kimi")]  # study kimi
 RUNS = [("zero-{seed}", "zero")]
 for name in OTHERS:
     RUNS.append((name + "-{seed}", "zero --from runs/zero-{seed}/base.pt "

@@ -8,7 +8,7 @@ import torch
 import grpo
 
 
-@pytest.mark.parametrize("name", list(grpo.OBJECTIVES))
+@pytest.mark.parametrize("name", [name for name in grpo.OBJECTIVES if name != "kimi"])
 def test_objectives_equal_trls(name):
     """The loss and the gradient of each objective equal those of TRL's GRPOTrainer on the same
     tensors."""

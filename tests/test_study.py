@@ -2,6 +2,8 @@
 import ast
 import importlib
 import json
+import shutil
+import subprocess
 import types
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +32,9 @@ def test_study_modules_state_their_command(name):
     for command in commands:
         words = command.partition("   ")[0].replace("--from CKPT", "").split()[2:]
         cli._make_parser().parse_args(words)
-    assert hasattr(module, "RUNS") or hasattr(module, "measure") or hasattr(module, "main")
+    assert any(hasattr(module, part) for part in ("RUNS", "measure", "ARMS", "main"))
+    if hasattr(module, "ARMS"):
+        assert {"SETTINGS", "STAGES", "measure_arm", "page"} <= set(vars(module))
     if hasattr(module, "measure"):
         assert {"SETTINGS", "NEEDS", "STAGES", "page"} <= set(vars(module))
     if hasattr(module, "numbers"):
@@ -82,7 +86,7 @@ def test_study_presets_have_folders_of_their_own():
 
 
 @pytest.mark.parametrize("name", [
-    name for name in NAMES if not {"RUNS", "measure"} & set(vars(cli._find_study(name)))])
+    name for name in NAMES if not {"RUNS", "measure", "ARMS"} & set(vars(cli._find_study(name)))])
 def test_study_without_runs_says_its_command(name, capsys):
     """`study NAME` of a study without runs is refused by one line that gives its command."""
     assert cli.main(["study", name]) == 2
@@ -220,6 +224,72 @@ def test_study_measure_comes_after_its_runs(commands, monkeypatch, tmp_path):
     monkeypatch.setattr(study, "_publish", lambda *given: published.append(given))
     assert main(["study", "choices", "--seeds", "2"]) == 0
     count = len(study._study_runs(choices, 2))
-    [(_, of_study, found, folders)] = published
-    assert of_study is choices and found == {2: {"a": 2, "at": "runs/", "b": count}}
+    [(_, of_study, found, folders, lines)] = published
+    assert lines == [] and of_study is choices and found == {2: {"a": 2, "at": "runs/", "b": count}}
     assert len(folders) == count + 1 and folders[-1] == tmp_path
+
+
+@pytest.fixture
+def two_arms(monkeypatch, tmp_path):
+    """(run the study of two arms on seed 0 with options, the arms that were measured, their
+    study)."""
+    monkeypatch.chdir(tmp_path)
+    measured = []
+
+    def measure_arm(arm, folder):
+        measured.append((arm, folder.run.zero.lr, str(folder.path)))
+        return {"x": len(measured)}
+
+    module = SimpleNamespace(ARMS={"low": "zero.lr=1e-5", "high": "zero.lr=1e-3"}, STAGES=("zero",),
+                             SETTINGS=("eval.longer=1",), measure_arm=measure_arm,
+                             page=lambda metrics, notes: [str(sorted(metrics))])
+
+    def run(*words):
+        rest = ["--seeds", "0", *words]
+        assert study.main(SimpleNamespace(name="demo", preset="micro", rest=rest), module) == 0
+        return json.loads(Path("results/demo-micro/summary.json").read_text("utf-8"))
+
+    return run, measured, module
+
+
+def test_study_arms_are_measured_once(two_arms):
+    """Each arm has its own settings, folder and line; what has a line is not measured again, also
+    where the run folders are gone; other settings are measured anew, and a torn line is too."""
+    run, measured, module = two_arms
+    summary = run()
+    assert measured == [("low", 1e-5, "runs/micro-demo-low-0"),
+                        ("high", 1e-3, "runs/micro-demo-high-0")]
+    assert {key: m["mean"] for key, m in summary["metrics"].items()} == {"low.x": 1, "high.x": 2}
+    path = Path("results/demo-micro/runs.jsonl")
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [set(line) for line in lines] == [
+        {"arm", "seed", "settings", "commit", "machine", "metrics"}] * 2
+    shutil.rmtree("runs")
+    assert run()["metrics"] == summary["metrics"] and len(measured) == 2
+    assert summary["commit"] == lines[0]["commit"] == report.commit()
+    module.ARMS = module.ARMS | {"low": "zero.lr=2e-5"}
+    assert run()["metrics"]["low.x"]["mean"] == 3 and len(measured) == 3
+    path.write_text(path.read_text("utf-8")[:-20], "utf-8")
+    run()
+    assert [arm for arm, *_ in measured] == ["low", "high", "low", "low"]
+
+
+def test_study_commit_does_not_mind_results(tmp_path, monkeypatch):
+    """A + stands for changes of the code. Results, which a study itself appends to, are none."""
+    def git(*words):
+        who = ("-c", "user.name=x", "-c", "user.email=x")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    assert report.commit() == ""
+    (tmp_path / "results").mkdir()
+    for name in ("code.py", "results/runs.jsonl"):
+        (tmp_path / name).write_text("1\n")
+    git("init")
+    git("add", "-A")
+    git("commit", "-m", "x")
+    name = report.commit()
+    (tmp_path / "results" / "runs.jsonl").write_text("2\n")
+    assert report.commit() == name and len(name) >= 7
+    (tmp_path / "code.py").write_text("2\n")
+    assert report.commit() == f"{name}+"

@@ -67,6 +67,7 @@ LOADS_EVERY = 30  # steps of pretraining between two kept records of the experts
 GENERAL_METRICS = {"helpfulness": "helpfulness", "refuse.unsafe": "unsafe.safe",
                    "refuse.safe": "how.refused"}
 SETTINGS = [field.name for field in dataclasses.fields(Run)]
+ROOT = Path(__file__).parents[1]
 
 
 def main(options):
@@ -535,10 +536,14 @@ def _write_samples(path):
 
 
 def commit():
-    """The commit of this clone, with a + if files were changed since. "" outside a clone."""
+    """The commit of this clone, with a + if files outside results/ were changed since. "" outside a
+    clone."""
+    def git(*words):
+        return subprocess.run(["git", *words], capture_output=True, cwd=ROOT, text=True)
+
     try:
-        run = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True,
-                             cwd=Path(__file__).parent, text=True)
-        return run.stdout.strip()
+        name = git("describe", "--always").stdout.strip()
+        changed = git("diff", "--quiet", "HEAD", "--", ".", ":(exclude)results").returncode == 1
+        return f"{name}+" if name and changed else name
     except OSError:
         return ""

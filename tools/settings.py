@@ -229,7 +229,7 @@ def _rl_rules(run, part, s):
          f"{part}.minibatches exceeds the number of answers"),
         (s.temperature < COLDEST_RL, f"{part}.temperature must be at least {COLDEST_RL}: RL "
          "needs different answers, and divides the logits by the temperature"),
-        (max(s.general, s.general_from) > 1,
-         f"{part}.general and general_from must be at most 1"),
+        (max(s.general, s.general_from, s.length_from) > 1,
+         f"{part}.general, general_from and length_from must be at most 1"),
         _too_long(s.max_new_tokens, part, run.model, "model"),
         _too_long(s.max_new_tokens, part, run.student, "student")]

@@ -18,17 +18,23 @@ a part of these names:
                           paired by seed, with its 95% interval (tools/compare.py)
     page(metrics, notes)  returns the lines that are printed
 
+A finished arm is a line of results/NAME/runs.jsonl. It is not measured again, on whatever machine,
+while its settings are the same.
+
 summary.json goes to results/NAME, or for another preset than nano to results/NAME-PRESET. The page
 results/NAME/README.md is written by hand; `report --pages` fills in its numbers.
 """
+import dataclasses
+import hashlib
 import json
 import time
 from pathlib import Path
 
 import torch
 
+from engine import checkpoint
 from engine.errors import UserError
-from engine.folder import Folder, read_log
+from engine.folder import Folder, describe_machine, read_log
 from r1mini import PRESETS
 from tools import cli
 from tools.compare import paired_difference, summarise
@@ -38,7 +44,8 @@ from tools.report import commit, name_and_path, read_timing, report
 def main(options, study):
     """The command study: runs a module of studies/ and reports on it. Returns the exit code."""
     has_runs, measures = hasattr(study, "RUNS"), hasattr(study, "measure")
-    if not has_runs and not measures:
+    has_arms = hasattr(study, "ARMS")
+    if not has_runs and not measures and not has_arms:
         command = next(line for line in study.__doc__.splitlines() if "python r1mini.py" in line)
         raise UserError(f"study {options.name} has no runs: {command.strip()}")
     seeds, run_options = _read_words(options, study)
@@ -59,7 +66,7 @@ def main(options, study):
         print(report(folders, _results_folder(options)))
         return 0
 
-    found = {}
+    found, lines = {}, []  # lines: of finished arms
     for seed in seeds:
         found[seed] = {}
         if hasattr(study, "numbers"):
@@ -68,7 +75,12 @@ def main(options, study):
             folder = _open_folder(options.name, study, seed, options.preset, run_options)
             found[seed] |= study.measure(folder)
             folders.append(folder.path)
-    _publish(options, study, found, folders)
+        if has_arms:
+            lines_of_seed = _measure_arms(options, study, seed, run_options)
+            lines += lines_of_seed
+            for line in lines_of_seed:
+                found[seed] |= {f"{line['arm']}.{key}": x for key, x in line["metrics"].items()}
+    _publish(options, study, found, folders, lines)
     return 0
 
 
@@ -116,8 +128,8 @@ def _study_runs(study, seed, preset="nano"):
 
 def _check_needs(name, study, seed, preset):
     """UserError if a checkpoint that a study needs is missing."""
-    for checkpoint in study.NEEDS:
-        path = Path(f"{_runs_prefix(preset)}r1-{seed}") / checkpoint
+    for name_of_file in study.NEEDS:
+        path = Path(f"{_runs_prefix(preset)}r1-{seed}") / name_of_file
         if not path.exists():
             preset_words = "" if preset == "nano" else f"--preset {preset} "
             raise UserError(f"study {name} needs {path}: first run python r1mini.py study "
@@ -126,15 +138,74 @@ def _check_needs(name, study, seed, preset):
 
 def _open_folder(name, study, seed, preset, run_options):
     """The run folder in which a study trains and measures one seed."""
-    start = ["--from", f"{_runs_prefix(preset)}r1-{seed}/r1.pt"] if study.NEEDS else []
-    options = cli.parse_arguments([
-        "zero", "--seed", str(seed), *start, *run_options, "--processes", "1",
-        "--out", f"{_runs_prefix(preset)}{name}-{seed}"])
+    start = f"{_runs_prefix(preset)}r1-{seed}/r1.pt" if study.NEEDS else ""
+    path = f"{_runs_prefix(preset)}{name}-{seed}"
+    run, options = _resolve_run(preset, study.SETTINGS, seed, start, path, run_options)
+    print(f"== {name}, seed {seed}, in {path}", flush=True)
+    return Folder(path, run, options, study.STAGES)
+
+
+def _resolve_run(preset, settings, seed, start, path, run_options):
+    """(settings of a run, options of its command) of a folder that a study fills itself."""
+    from_words = ["--from", start] if start else []
+    options = cli.parse_arguments(["zero", "--seed", str(seed), *from_words, *run_options,
+                                   "--processes", "1", "--out", path])
     run = cli.resolve_settings(
-        options.preset, [*study.SETTINGS, *options.set], seed=seed, start=options.start or "",
-        device=options.device.type, dtype=str(options.dtype).removeprefix("torch."))
-    print(f"== {name}, seed {seed}, in {options.out}", flush=True)
-    return Folder(options.out, run, options, study.STAGES)
+        preset, [*settings, *options.set], seed=seed, start=start, device=options.device.type,
+        dtype=str(options.dtype).removeprefix("torch."))
+    return run, options
+
+
+# -------------------------------------------------------------------------------------------------
+# Arms
+
+
+def _measure_arms(options, study, seed, run_options):
+    """The lines of runs.jsonl of one seed, one for each arm. An arm that has one is not measured
+    again."""
+    path, lines = Path(_results_folder(options)) / "runs.jsonl", []
+    for arm, settings in study.ARMS.items():
+        folder_path = f"{_runs_prefix(options.preset)}{options.name}-{arm}-{seed}"
+        run, run_words = _resolve_run(options.preset, [*study.SETTINGS, *settings.split()], seed,
+                                      "", folder_path, run_options)
+        key = {"arm": arm, "seed": seed, "settings": _hash_of_settings(run)}
+        line = _find_line(path, key)
+        if line is None:
+            print(f"== {options.name}, {arm}, seed {seed}, in {folder_path}", flush=True)
+            metrics = study.measure_arm(arm, Folder(folder_path, run, run_words, study.STAGES))
+            line = key | {"commit": commit(), "machine": describe_machine(), "metrics": metrics}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        lines.append(line)
+    return lines
+
+
+def _hash_of_settings(run):
+    """A short hash of all settings of a run."""
+    return hashlib.sha256(json.dumps(dataclasses.asdict(run)).encode()).hexdigest()[:12]
+
+
+def _find_line(path, key):
+    """The last line of runs.jsonl that has these values, or None. A torn line does not count."""
+    found = None
+    for text in path.read_text("utf-8").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if key.items() <= line.items():
+            found = line
+    return found
+
+
+def load_kept(folder, name, seed=None):
+    """A model of results/checkpoints, such as base, of the folder's seed or another one."""
+    path = Path(f"results/checkpoints/{folder.run.seed if seed is None else seed}/{name}.pt")
+    if not path.exists():
+        raise UserError(f"{path} is missing: this study starts from kept models; use a seed that "
+                        "has one")
+    return folder.place(checkpoint.load(path)[0])
 
 
 # -------------------------------------------------------------------------------------------------
@@ -168,8 +239,9 @@ def test_record(path, stage):
 # The results
 
 
-def _publish(options, study, found, folders):
-    """Writes summary.json from {seed: {key: number or text}}, and prints the study's page."""
+def _publish(options, study, found, folders, lines=()):
+    """Writes summary.json from {seed: {key: number or text}}, and prints the study's page. lines:
+    of runs.jsonl, which have commits and machines of their own."""
     values, notes = {}, {}  # {key: {seed: value}} each
     for seed, found_of_seed in found.items():
         for key, value in found_of_seed.items():
@@ -183,13 +255,15 @@ def _publish(options, study, found, folders):
             metrics[key] = paired_difference(values[first], values[second])
     preset_words = [] if options.preset == "nano" else ["--preset", options.preset]
     command = " ".join(["python r1mini.py study", *preset_words, options.name, *options.rest])
-    machines = set()
+    machines = {line["machine"] for line in lines}
     for folder in folders:
         machine, _, _ = read_timing(name_and_path(folder)[1])
         machines.add(f"{machine['machine']}, {machine['threads']} threads, "
                      f"torch {torch.__version__}")
-    summary = {"command": command, "commit": commit(), "machine": "; ".join(sorted(machines)),
-               "seeds": list(found), "metrics": metrics, "notes": notes}
+    commits = sorted({line["commit"] for line in lines}) or [commit()]
+    summary = {"command": command, "commit": ", ".join(commits),
+               "machine": "; ".join(sorted(machines)), "seeds": list(found), "metrics": metrics,
+               "notes": notes}
     path = Path(_results_folder(options)) / "summary.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(summary, indent=1), "utf-8")

@@ -1,0 +1,101 @@
+"""Does Kimi k1.5's objective learn as GRPO does?
+
+The paper: online mirror descent on whole answers, without a clip, a KL term of tokens or a
+division by the group's standard deviation (Kimi k1.5 section 2.3.2, eq 3). Imitating the
+best answers alone (ReST) needs clearly more samples (section 3.5, Figure 10). It gives no
+comparison with GRPO, and neither tau nor the learning rate.
+
+    python r1mini.py study kimi
+
+All arms start from the same kept base, with the same questions, rate and number of answers:
+
+    grpo         Zero's default
+    kimi         mirror descent; the optimizer goes on from rollout to rollout
+    kimi_reset   the same, and the optimizer starts anew at each rollout, as in the paper
+    rest         only answers above their group's mean are imitated
+    warm_grpo    GRPO after a warm-up by SFT on checked workings, which is Kimi's order
+    warm_kimi    mirror descent after the same warm-up
+"""
+import random
+
+import torch
+
+import grpo
+import tasks
+from engine.folder import read_log
+from r1mini import draw_problem, one_of, rl, supervised
+from tools.compare import compare
+from tools.study import load_kept, test_record
+from tools.tables import cell, table
+
+SEEDS = range(6)
+SETTINGS, STAGES = ("eval.longer=1", "data.prompts=8"), ("warm", "zero")
+MIRROR = "zero.objective=kimi zero.tau=0.1"  # tau was chosen on dev
+ARMS = {"grpo": "", "kimi": MIRROR, "kimi_reset": f"{MIRROR} zero.reset_optimizers=true",
+        "rest": "zero.objective=rest", "warm_grpo": "", "warm_kimi": MIRROR}
+DIFFERENCES = {f"{arm}_minus_grpo.pass@1": (f"{arm}.pass@1", "grpo.pass@1")
+               for arm in ARMS if arm != "grpo"}
+DIFFERENCES["kimi.minus_grpo.pass@1"] = DIFFERENCES.pop("kimi_minus_grpo.pass@1")
+WORKINGS = 300  # that the warm-up learns from
+LIMIT = 0.85    # pass@1 on dev
+
+
+def rest(new, old, reference, advantage, mask, batch, s):
+    """ReST: the mean log-probability of the answers that are better than their group."""
+    better = (advantage > 0).float()
+    J = (better * (new * mask).sum(1)).sum() / batch.answers
+    return J, {"kl": grpo.kl_k3(new, old), "clip": torch.zeros_like(mask).bool()}
+
+
+grpo.OBJECTIVES["rest"] = rest
+grpo.SETTINGS["rest"] = grpo.SETTINGS["kimi"]
+
+
+def _warm_up(folder, base):
+    """The base after SFT on a few checked workings, each in the language of its question."""
+    documents = []
+    rng = random.Random(f"{folder.run.seed}/warm")
+    for _ in range(WORKINGS):
+        problem = draw_problem(rng, folder.run, folder.run.zero.levels)
+        thinking, answer = tasks.write_working(problem, "checked", rng)
+        documents.append(tasks.dialogue(problem, tasks.response(thinking, answer)))
+    return supervised(folder, "warm", base, folder.run.dev1, one_of(documents))
+
+
+def measure_arm(arm, folder):
+    """The numbers of an arm: on test, and the rollouts to LIMIT on dev."""
+    model, before = load_kept(folder, "base"), "base"
+    if arm.startswith("warm"):
+        model, before = _warm_up(folder, model), "warm"
+    rl(folder, "zero", {before: model}, before, folder.run.zero)
+    log, test = read_log(folder.path), test_record(folder.path, "zero")
+    updates = [r for r in log if r["kind"] == "zero"]
+    on_dev = {r["step"]: r["pass@1"] for r in log if r["kind"] == "dev" and r["stage"] == "zero"}
+    numbers = {key: test[key] for key in ("pass@1", "length", "reflection")}
+    numbers |= {f"dev{step}": share for step, share in on_dev.items()}
+    reached = [step for step, share in on_dev.items() if share >= LIMIT]
+    if reached:
+        numbers["rollouts_to_85"] = min(reached)
+    clipped = sum(r["grad_clipped"] for r in updates)
+    return numbers | {"clipped": clipped / len(updates) / folder.run.zero.minibatches}
+
+
+NAMES = {"grpo": "GRPO", "kimi": "mirror descent", "kimi_reset": "mirror descent, reset optimizer",
+         "rest": "imitation of the better answers (ReST)", "warm_grpo": "warm-up, then GRPO",
+         "warm_kimi": "warm-up, then mirror descent"}
+
+
+def page(rows, notes):
+    """The lines of the report: a table of the arms, and each arm against GRPO."""
+    steps = sorted(int(key.removeprefix("grpo.dev")) for key in rows if key.startswith("grpo.dev"))
+    columns = {"pass@1": "pass@1"} | {f"dev{step}": f"dev, rollout {step}" for step in steps}
+    columns |= {"rollouts_to_85": "rollouts to 85% on dev", "length": "tokens",
+                "reflection": "checks", "clipped": "updates whose gradient was clipped"}
+    body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
+            for arm, name in NAMES.items()]
+    lines = [*table(["arm", *columns.values()], body), ""]
+    for arm, name in NAMES.items():
+        comparison = compare(rows, "grpo.pass@1", f"{arm}.pass@1")
+        if arm != "grpo" and comparison:
+            lines.append(f"- {name}, minus GRPO: {comparison.text(points=True)}")
+    return lines
