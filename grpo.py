@@ -139,6 +139,13 @@ class Batch:
     tokens: int    # of these answers, the sum of |o_i|
 
 
+def clipped_surrogate(ratio, A, s):
+    """PPO's min(r A, clip(r) A), and where the minimum is the clipped side. Shapes of ratio.
+    """
+    clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
+    return torch.minimum(ratio * A, clipped * A), clipped * A < ratio * A
+
+
 # Arguments and result of an objective: it takes log-probabilities (n, T) of the new,
 # the old and the reference policy, advantages (n,), a mask (n, T) that is 1 at answer
 # tokens, the Batch and the settings s. It returns (J, info). J is to be maximised; J of
@@ -151,9 +158,7 @@ def grpo(new, old, reference, advantage, mask, batch, s):
     """DeepSeekMath eq 3: the mean over an answer's tokens, then the mean over answers."""
     A = advantage.unsqueeze(1)                              # (n, 1), A_i
     ratio = (new - old).exp()                               # (n, T), r_it
-    clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
-    surrogate = torch.minimum(ratio * A, clipped * A)
-    clip_acts = clipped * A < ratio * A  # there the minimum is the clipped side
+    surrogate, clip_acts = clipped_surrogate(ratio, A, s)
     kl = kl_k3(new, reference)                              # (n, T), D_it
     length = mask.sum(1, keepdim=True).clamp(min=1)         # (n, 1), |o_i|
     weight = mask / length / batch.answers
@@ -166,9 +171,7 @@ def dr_grpo(new, old, reference, advantage, mask, batch, s):
     each token of a wrong answer less if the answer is long."""
     A = advantage.unsqueeze(1)
     ratio = (new - old).exp()
-    clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
-    surrogate = torch.minimum(ratio * A, clipped * A)
-    clip_acts = clipped * A < ratio * A
+    surrogate, clip_acts = clipped_surrogate(ratio, A, s)
     kl = kl_k3(new, reference)
     weight = mask / (batch.answers * s.max_new_tokens)
     J = (weight * (surrogate - s.beta * kl)).sum()
@@ -180,9 +183,7 @@ def dapo(new, old, reference, advantage, mask, batch, s):
     Its wider upper clip is in SETTINGS."""
     A = advantage.unsqueeze(1)
     ratio = (new - old).exp()
-    clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
-    surrogate = torch.minimum(ratio * A, clipped * A)
-    clip_acts = clipped * A < ratio * A
+    surrogate, clip_acts = clipped_surrogate(ratio, A, s)
     kl = kl_k3(new, reference)
     weight = mask / batch.tokens
     J = (weight * (surrogate - s.beta * kl)).sum()
@@ -195,9 +196,7 @@ def gspo(new, old, reference, advantage, mask, batch, s):
     A = advantage.unsqueeze(1)
     length = mask.sum(1, keepdim=True).clamp(min=1)                     # (n, 1), |o_i|
     ratio = (((new - old) * mask).sum(1, keepdim=True) / length).exp()  # (n, 1), s_i
-    clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
-    surrogate = torch.minimum(ratio * A, clipped * A)                   # (n, 1)
-    clip_acts = clipped * A < ratio * A                                 # (n, 1)
+    surrogate, clip_acts = clipped_surrogate(ratio, A, s)               # (n, 1)
     kl = kl_k3(new, reference)                                          # (n, T)
     weight = mask / length / batch.answers
     J = (weight * (surrogate - s.beta * kl)).sum()
