@@ -28,7 +28,7 @@ from engine.errors import UserError
 ROOT = Path(__file__).parent.parent
 # The lesson files in reading order. A number without a paper belongs to this paper.
 OWN_PAPER = {"moe": "V3", "grpo": "DeepSeekMath", "tasks": "R1 v2", "r1mini": "R1 v2"}
-PAPERS = r"V3|V2|DeepSeekMath|R1\sv1|R1\sv2|R1|Dr\.\sGRPO|DAPO|GSPO"
+PAPERS = r"V3|V2|DeepSeekMath|R1\sv1|R1\sv2|R1|Dr\.\sGRPO|DAPO|GSPO|Kimi\sk1\.5"
 NUMBER = r"\d+(?:\.\d+)*"
 MENTION = re.compile(
     rf"(?:\b(?P<paper>{PAPERS})(?:'s|\sreport)?,?\s)?\b(?P<kind>eq|section)"
