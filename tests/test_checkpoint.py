@@ -104,10 +104,13 @@ def test_load_refuses_another_vocabulary(tmp_path, monkeypatch, change):
     assert checkpoint.load(tmp_path / "imported.pt")[1] == {}
 
 
-def test_checkpoints_of_older_versions_load():
-    """workshop/base.pt, which has no fingerprint, loads."""
-    assert "vocabulary" not in torch.load(ROOT / "workshop/base.pt", weights_only=True)
-    assert checkpoint.load(ROOT / "workshop/base.pt")[0].config.vocab_size == tasks.VOCAB_SIZE
+def test_checkpoints_of_older_versions_load(tmp_path):
+    """workshop/base.pt loads, also without a fingerprint, as older versions wrote it."""
+    record = torch.load(ROOT / "workshop/base.pt", weights_only=True)
+    assert record.pop("vocabulary")
+    torch.save(record, tmp_path / "old.pt")
+    for path in (ROOT / "workshop/base.pt", tmp_path / "old.pt"):
+        assert checkpoint.load(path)[0].config.vocab_size == tasks.VOCAB_SIZE
 
 
 def test_load_names_a_missing_checkpoint(tmp_path):
