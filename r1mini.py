@@ -158,8 +158,8 @@ def distill_logits(folder, models):
 
 
 def student_rl(folder, models):
-    """Zero's recipe on the student's base. It gets more FLOPs than distillation, so
-    that RL is not short of compute in the comparison (R1 v1 section 4.1)."""
+    """Zero's recipe on the student's base, for the comparison with distillation (R1 v1
+    section 4.1). The report has the FLOPs of both."""
     return rl(folder, "student_rl", models, "student", folder.run.student_rl)
 
 
