@@ -136,13 +136,13 @@ def _wrong_steps(texts, problems):
     return {
         "wrong_steps": _share(step["wrong"] for step in all_steps),
         "caught": _share(step["noticed"] for step in wrong),
-        "mended": _share(step["corrected"] for step in wrong),
+        "corrected": _share(step["corrected"] for step in wrong),
         "false_alarms": _share(step["noticed"] for step in right),
         "slipped": len(slipped) / len(texts),
-        "slipped_mended": _share(corrected for corrected, _ in slipped),
+        "slipped_corrected": _share(corrected for corrected, _ in slipped),
         "slipped_right": _share(answer_right for _, answer_right in slipped),
-        "mended_right": _share(answer_right for corrected, answer_right in slipped if corrected),
-        "unmended_right": _share(answer_right for corrected, answer_right in slipped
+        "corrected_right": _share(answer_right for corrected, answer_right in slipped if corrected),
+        "uncorrected_right": _share(answer_right for corrected, answer_right in slipped
                                  if not corrected),
     }
 
@@ -278,13 +278,13 @@ def measure(folder):
 
 ROWS = {"wrong_steps": "steps that are wrong as first written",
         "caught": "of the wrong steps, noticed",
-        "mended": "of the wrong steps, noticed and corrected",
+        "corrected": "of the wrong steps, noticed and corrected",
         "false_alarms": "of the right steps, called in question",
         "slipped": "answers with a wrong step",
-        "slipped_mended": "of these answers, all wrong steps corrected",
+        "slipped_corrected": "of these answers, all wrong steps corrected",
         "slipped_right": "of these answers, right in the end",
-        "mended_right": "with all wrong steps corrected: right in the end",
-        "unmended_right": "with a wrong step not corrected: right in the end"}
+        "corrected_right": "with all wrong steps corrected: right in the end",
+        "uncorrected_right": "with a wrong step not corrected: right in the end"}
 PLANS = ("nothing", "wait", "wait's neutral", "check", "check's neutral")
 
 

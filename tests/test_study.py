@@ -254,7 +254,8 @@ def two_arms(monkeypatch, tmp_path):
 
 def test_study_arms_are_measured_once(two_arms):
     """Each arm has its own settings, folder and line; what has a line is not measured again, also
-    where the run folders are gone; other settings are measured anew, and a torn line is too."""
+    where the run folders are gone; other settings, other kept models and a torn line are measured
+    anew."""
     run, measured, module = two_arms
     summary = run()
     assert measured == [("low", 1e-5, "runs/micro-demo-low-0"),
@@ -272,6 +273,13 @@ def test_study_arms_are_measured_once(two_arms):
     path.write_text(path.read_text("utf-8")[:-20], "utf-8")
     run()
     assert [arm for arm, *_ in measured] == ["low", "high", "low", "low"]
+    run()
+    assert len(measured) == 4  # the torn line did not spoil the one behind it
+    kept = Path("results/checkpoints/0")
+    kept.mkdir(parents=True)
+    (kept / "base.pt").write_bytes(b"other weights")
+    run()
+    assert len(measured) == 6
 
 
 def test_study_commit_does_not_mind_results(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ a part of these names:
     page(metrics, notes)  returns the lines that are printed
 
 A finished arm is a line of results/NAME/runs.jsonl. It is not measured again, on whatever machine,
-while its settings are the same.
+while its settings and the kept models of its seed are the same.
 
 summary.json goes to results/NAME, or for another preset than nano to results/NAME-PRESET. The page
 results/NAME/README.md is written by hand; `report --pages` fills in its numbers.
@@ -168,22 +168,27 @@ def _measure_arms(options, study, seed, run_options):
         folder_path = f"{_runs_prefix(options.preset)}{options.name}-{arm}-{seed}"
         run, run_words = _resolve_run(options.preset, [*study.SETTINGS, *settings.split()], seed,
                                       "", folder_path, run_options)
-        key = {"arm": arm, "seed": seed, "settings": _hash_of_settings(run)}
+        key = {"arm": arm, "seed": seed, "settings": _hash_of_arm(run)}
         line = _find_line(path, key)
         if line is None:
             print(f"== {options.name}, {arm}, seed {seed}, in {folder_path}", flush=True)
             metrics = study.measure_arm(arm, Folder(folder_path, run, run_words, study.STAGES))
             line = key | {"commit": commit(), "machine": describe_machine(), "metrics": metrics}
             path.parent.mkdir(parents=True, exist_ok=True)
+            text = path.read_text("utf-8") if path.exists() else ""
+            torn = "\n" if text and not text.endswith("\n") else ""  # a kill tore the last line
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(torn + json.dumps(line) + "\n")
         lines.append(line)
     return lines
 
 
-def _hash_of_settings(run):
-    """A short hash of all settings of a run."""
-    return hashlib.sha256(json.dumps(dataclasses.asdict(run)).encode()).hexdigest()[:12]
+def _hash_of_arm(run):
+    """A short hash of all settings of a run, and of the kept models of its seed."""
+    sha256 = hashlib.sha256(json.dumps(dataclasses.asdict(run)).encode())
+    for file in sorted(Path(f"results/checkpoints/{run.seed}").glob("*.pt")):
+        sha256.update(file.name.encode() + file.read_bytes())
+    return sha256.hexdigest()[:12]
 
 
 def _find_line(path, key):
