@@ -1340,6 +1340,22 @@ def test_make_document_keeps_the_corpus_proportions():
     assert len(z) == 14 and all(abs(value) < 3 for value in z.values()), z
 
 
+@pytest.mark.parametrize("chance, checks", [(0.0, 0), (0.7, 0.7), (1.0, 1)])
+def test_write_working_is_right_where_it_does_not_check(chance, checks):
+    """With slips at every step, a checked working checks this share of its steps, corrects each of
+    them, and writes all others right."""
+    rng, n, n_checked = random.Random(0), 0, 0
+    for _ in range(200):
+        problem = tasks.make_problem(rng, 4)
+        text, number = tasks.write_working(problem, "checked", rng, slips=1.0, check_chance=chance)
+        n_waits = text.count("wait") + text.count("等等")
+        steps = re.findall(r"([0-9]+)([-+][0-9]+)=(-?[0-9]+)", text)
+        wrong = [step for step in steps if int(step[0]) + int(step[1]) != int(step[2])]
+        assert str(number) == problem.answer and len(wrong) == n_waits <= 4
+        n, n_checked = n + 4, n_checked + n_waits
+    assert n_checked / n == pytest.approx(checks, abs=0.05)
+
+
 def test_make_document_checks_itself_rarely():
     """At most a quarter of the documents check themselves, and at most a fifth are of the longest
     style."""
