@@ -366,27 +366,31 @@ def one_of(documents):
 
 def rl(folder, name, models, before, s, reward_models=None):
     """A stage of RL: a copy of the model of the stage before is trained, then tested."""
-    run = folder.run
     rewards = rule_rewards(s)
     if reward_models:
         rewards["preference"] = (s.preference_weight, preference_reward(*reward_models))
-
-    def draw(rng, n, step):
-        share = s.general if step >= s.general_from * s.steps else 0.0
-        return [tasks.make_prompt(rng) if rng.random() < share
-                else draw_problem(rng, run, s.levels) for _ in range(n)]
-
-    task = Task(draw=draw, encode=lambda problem: tasks.encode_prompt(problem.question),
-                decode=tasks.decode, rewards=rewards, measures=tasks.MEASURES,
-                end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
+    task = make_task(folder.run, s, rewards)
 
     def loop(m, state):
-        return train_rl(m, task, s, run.seed, state)
+        return train_rl(m, task, s, folder.run.seed, state)
 
     watch = Watch(folder, name, every=s.dev_every, steps=s.steps, settings=s, before=before)
     model = folder.stage(name, copy_model(models[before]), loop, s.steps, watch)
     test_stage(folder, name, model)
     return model
+
+
+def make_task(run, s, rewards):
+    """The problems of RL, and these rewards, for train_rl. General prompts join late in the
+    run."""
+    def draw(rng, n, step):
+        share = s.general if step >= s.general_from * s.steps else 0.0
+        return [tasks.make_prompt(rng) if rng.random() < share
+                else draw_problem(rng, run, s.levels) for _ in range(n)]
+
+    return Task(draw=draw, encode=lambda problem: tasks.encode_prompt(problem.question),
+                decode=tasks.decode, rewards=rewards, measures=tasks.MEASURES,
+                end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
 
 
 def rule_rewards(s):

@@ -29,8 +29,8 @@ import tasks
 from engine import checkpoint
 from engine.folder import read_log
 from engine.watch import Watch
-from grpo import Task, train_rl
-from r1mini import draw_problem, for_each, rl, train
+from grpo import train_rl
+from r1mini import draw_problem, make_task, rl, rule_rewards, train
 from tools.compare import compare
 from tools.flops import FLOPS_NOTE, flops_by_stage
 from tools.tables import cell, cell_per_seed, table
@@ -150,11 +150,7 @@ def _levels_by_success(folder, s):
         weights = _level_weights(past[-1], s.levels)
         return [draw_problem(rng, folder.run, rng.choices(s.levels, weights)) for _ in range(n)]
 
-    rewards = {"accuracy": (s.accuracy_weight, for_each(tasks.accuracy)),
-               "format": (s.format_weight, for_each(tasks.format_reward))}
-    return Task(draw=draw, encode=lambda problem: tasks.encode_prompt(problem.question),
-                decode=tasks.decode, rewards=rewards, measures=tasks.MEASURES,
-                end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
+    return dataclasses.replace(make_task(folder.run, s, rule_rewards(s)), draw=draw)
 
 
 def _train_growing(folder):

@@ -45,8 +45,8 @@ from engine import devices
 from engine.errors import UserError
 from engine.evaluate import evaluate
 from engine.optim import learning_rate_at
-from grpo import Task, train_rl
-from r1mini import draw_problem, rule_rewards
+from grpo import train_rl
+from r1mini import make_task, rule_rewards
 from tools import bench, export
 from tools.study import measure_once
 from tools.tables import table
@@ -127,21 +127,13 @@ def _dev_score(model, run):
 # Ours
 
 
-def _zero_task(run):
-    """Zero's problems and rewards."""
-    s = run.zero
-    return Task(draw=lambda rng, n, step: [draw_problem(rng, run, s.levels) for _ in range(n)],
-                encode=lambda problem: tasks.encode_prompt(problem.question),
-                decode=tasks.decode, rewards=rule_rewards(s), measures=tasks.MEASURES,
-                end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
-
-
 def _train_ours(base, run, limit):
     """The TimedTraining of train_rl from a base."""
     model = devices.copy_model(base)
     training = TimedTraining(lambda: _dev_score(model, run), limit, _shared_clock)
     training.start()
-    for record, _ in train_rl(model, _zero_task(run), run.zero, run.seed):
+    task = make_task(run, run.zero, rule_rewards(run.zero))
+    for record, _ in train_rl(model, task, run.zero, run.seed):
         if training.after_rollout(is_last=record["step"] == run.zero.steps):
             break
     return training
@@ -190,7 +182,8 @@ def trl_settings(s, path, device, dtype, answers, group, new, rollouts, **others
 
 def _questions_of_rollouts(run):
     """The problems of all rollouts, one after the other. They are those of train_rl."""
-    s, task, problems = run.zero, _zero_task(run), []
+    s, problems = run.zero, []
+    task = make_task(run, s, rule_rewards(s))
     for step in range(s.steps):
         problems += task.draw(random.Random(f"{run.seed}/rl/{step}"), s.problems, step)
     return problems

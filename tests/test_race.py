@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import moe
+import r1mini
 import tasks
 from engine import optim
 from engine.errors import UserError
@@ -155,7 +156,8 @@ def test_race_trl_learns_by_our_schedule_from_our_questions(monkeypatch):
                 for i in range(updates)]
     assert rates == pytest.approx(expected)
 
-    task, problems = race._zero_task(run), []
+    task = r1mini.make_task(run, run.zero, r1mini.rule_rewards(run.zero))
+    problems = []
     for i in range(s.steps):  # as train_rl draws them
         problems += task.draw(random.Random(f"{run.seed}/rl/{i}"), s.problems, i)
     assert problems == race._questions_of_rollouts(run)

@@ -14,6 +14,10 @@ a part of these names:
         SETTINGS          the settings of this folder, as after --set
         NEEDS             the checkpoints that it takes from runs/r1-SEED (`study r1` makes them)
         STAGES            the stages that it trains
+    ARMS                  {arm: its settings}, for a study that starts from the kept models. With it
+                          come SETTINGS, STAGES and
+        measure_arm(arm, folder)  returns {key: number, or a text for a note}
+    combine(numbers)      more numbers of a seed, made of those of its arms, {ARM.key: number}
     DIFFERENCES           {key: (key, key)}: summary.json gets the first number less the second,
                           paired by seed, with its 95% interval (tools/compare.py)
     page(metrics, notes)  returns the lines that are printed
@@ -29,12 +33,18 @@ import hashlib
 import json
 import time
 from pathlib import Path
+from statistics import fmean
 
 import torch
+from tqdm import tqdm
 
+import tasks
 from engine import checkpoint
+from engine.devices import copy_model
 from engine.errors import UserError
+from engine.evaluate import evaluate
 from engine.folder import Folder, describe_machine, read_log
+from grpo import train_rl
 from r1mini import PRESETS
 from tools import cli
 from tools.compare import paired_difference, summarise
@@ -80,6 +90,8 @@ def main(options, study):
             lines += lines_of_seed
             for line in lines_of_seed:
                 found[seed] |= {f"{line['arm']}.{key}": x for key, x in line["metrics"].items()}
+        if hasattr(study, "combine"):
+            found[seed] |= study.combine(found[seed])
     _publish(options, study, found, folders, lines)
     return 0
 
@@ -238,6 +250,34 @@ def test_record(path, stage):
                 and r["temperature"] == 1.0:
             return r
     raise UserError(f"{path}: {stage} is not finished, there is no test of it in its log")
+
+
+def train_in_memory(model, task, s, run):
+    """RL on a copy of a model, without a folder: a stopped arm of a study begins anew. Returns
+    (model, the records of train_rl, {"devSTEP": pass@1 on dev every s.dev_every rollouts})."""
+    model, records, on_dev = copy_model(model), [], {}
+    problems = tasks.make_problems("dev", run.eval.dev_problems, s.levels, run.corpus.products)
+    for record, _ in tqdm(train_rl(model, task, s, run.seed), total=s.steps):
+        records.append(record)
+        if record["step"] % s.dev_every == 0:
+            means, _ = evaluate(model, problems, run.eval.samples, 1.0, 1.0, s.max_new_tokens,
+                                run.eval.rows)
+            on_dev[f"dev{record['step']}"] = means["pass@1"]
+    return model, records, on_dev
+
+
+def test_numbers(model, run):
+    """A model on the test problems at temperature 1: pass@1, length, measures such as reflection,
+    and length@LEVEL. Lengths are in tokens."""
+    s, levels = run.eval, run.zero.levels
+    problems = tasks.make_problems("test", s.problems, levels, run.corpus.products)
+    means, by_problem = evaluate(model, problems, s.fewer_samples, 1.0, 1.0,
+                                 run.zero.max_new_tokens, s.rows, seed=1)
+    numbers = {key: means[key] for key in ("pass@1", "length", "cut_off", *tasks.MEASURES)}
+    for level in levels:
+        numbers[f"length@{level}"] = fmean(
+            r["length"] for r in by_problem if r["level"] == level)
+    return {key: value for key, value in numbers.items() if value is not None}
 
 
 # -------------------------------------------------------------------------------------------------

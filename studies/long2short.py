@@ -1,0 +1,222 @@
+"""How can long answers be made short again?
+
+The paper: four ways (Kimi k1.5 section 2.4). RL is best: on AIME 2024 its answers have 3,272
+tokens and are right in 60.8% of runs, where the long model has 63.3% (Figure 7).
+
+    python r1mini.py study long2short
+
+The study has a base of its own. Half of its checked workings check every step, the others
+three in ten, so that a shorter answer is not only one without checks. All arms start from
+the long model, which is RL from this base:
+
+    long             the long model
+    short            the base after SFT on short workings
+    merge            the mean of the weights of long and short
+    shortest         long after SFT on its own shortest right answer of 8
+    merge_shortest   the same after merge, as in the paper's figure
+    dpo              long after DPO. The shortest right answer is chosen; wrong ones are
+                     rejected, and right ones that are at least 1.5 times as long
+    rl               long after more RL, with the length reward and room for fewer tokens
+"""
+import dataclasses
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import moe
+import tasks
+from engine.devices import copy_model
+from engine.errors import UserError
+from engine.evaluate import prompts_of, repeat_for_answers, sample_answers
+from engine.folder import Folder
+from engine.sampling import pad_right
+from grpo import logprobs
+from r1mini import draw_problem, make_task, one_of, rl, rule_rewards, supervised, train
+from tools.study import test_numbers, train_in_memory
+from tools.tables import cell, table
+
+SEEDS = range(3)
+SETTINGS, STAGES = ("zero.objective=kimi", "dev1.steps=40", "eval.longer=1", "data.prompts=8"), (
+    "full_base", "long", "short")
+ARMS = dict.fromkeys(("long", "short", "merge", "shortest", "merge_shortest", "dpo", "rl"), "")
+CHECK_CHANCES = (0.3, 1.0)   # of a step, in the two lengths of checked working
+PROBLEMS, SAMPLES = 400, 8   # that a model answers to learn from itself
+DPO_BETA = 0.1
+LONGER = 1.5                 # times the length of the chosen answer; such answers are rejected
+RL_PHASE = {"steps": 16, "lr": 2e-4, "length_weight": 0.3, "max_new_tokens": 70}
+# Tokens and percent right in Kimi's Figure 7: MATH-500, AIME 2024. In that figure the shortest
+# answers are learnt from after the merge only.
+FIGURE_7 = {"long": "1,320 / 94.1, 4,199 / 63.3", "rl": "1,197 / 94.6, 3,257 / 60.8",
+            "dpo": "1,102 / 91.6, 3,109 / 47.1", "merge_shortest": "901 / 90.2, 3,022 / 42.9",
+            "merge": "856 / 89.2, 3,128 / 39.0", "short": "644 / 88.2, 1,440 / 25.9"}
+
+
+# ------------------------------------------------------------------------------
+# The long model and the short one
+
+
+def _start_models(folder):
+    """{"long", "short": model} of a seed. They are trained once, in a folder of their own."""
+    run = folder.run
+    path = Path(folder.path).with_name(f"{folder.path.name.split('-')[0]}-start-{run.seed}")
+    start = Folder(path, run, folder.options, STAGES)
+
+    def draw(rng):
+        chance = rng.choice(CHECK_CHANCES)
+        return tasks.make_document(rng, dataclasses.replace(run.corpus, check_chance=chance))
+
+    torch.manual_seed(run.seed)
+    base = supervised(start, "full_base", start.place(moe.Transformer(run.model)), run.base, draw)
+    long = rl(start, "long", {"full_base": base}, "full_base", run.zero)
+    rng, documents = random.Random(f"{run.seed}/short"), []
+    for _ in range(PROBLEMS):
+        problem = draw_problem(rng, run, run.zero.levels)
+        thinking, answer = tasks.write_working(problem, "steps", rng)
+        documents.append(tasks.dialogue(problem, tasks.response(thinking, answer)))
+    short = supervised(start, "short", base, run.dev1, one_of(documents))
+    return {"long": long, "short": short}
+
+
+def _merge(model, other):
+    """A model with the mean of two models' weights."""
+    merged, other_weights = copy_model(model), other.state_dict()
+    mean = {name: (weight + other_weights[name]) / 2
+            for name, weight in model.state_dict().items()}
+    merged.load_state_dict(mean)
+    return merged
+
+
+# ------------------------------------------------------------------------------
+# Learning from one's own short answers
+
+
+def _own_answers(model, run):
+    """[(problem, [(token ids, whether it is right) of each answer])], shortest answers first."""
+    rng = random.Random(f"{run.seed}/own")
+    problems = [draw_problem(rng, run, run.zero.levels) for _ in range(PROBLEMS)]
+    problem_of_answer = repeat_for_answers(problems, SAMPLES)
+    ids = sample_answers(model, prompts_of(problem_of_answer), run.zero.max_new_tokens,
+                         run.eval.rows, seed=run.seed)
+    groups = []
+    for i, problem in enumerate(problems):
+        answers = sorted(ids[i * SAMPLES:(i + 1) * SAMPLES], key=len)
+        groups.append((problem, [(answer, tasks.accuracy(tasks.decode(answer), problem) == 1.0)
+                                 for answer in answers]))
+    return groups
+
+
+def _shortest(model, run):
+    """A model after SFT on the shortest right answer to each problem."""
+    documents = []
+    for problem, answers in _own_answers(model, run):
+        right = [answer for answer, is_right in answers if is_right]
+        if right:
+            documents.append(tasks.dialogue(problem, tasks.decode(right[0])))
+    return _after(model, run.dev1, documents, run.seed)
+
+
+def _after(model, s, examples, seed, **loss):
+    """A copy of a model after supervised training on some examples, in memory."""
+    if not examples:
+        raise UserError("long2short: no answer is right, so there is nothing to learn from")
+    model = copy_model(model)
+    for _ in train(model, s, one_of(examples), seed, **loss):
+        pass
+    return model
+
+
+@dataclass
+class Pair:
+    """Two answers to one question, as DPO learns from them."""
+    tokens: list[int]   # question and chosen answer
+    worse: list[int]    # question and rejected answer
+    prompt: int         # tokens of the question
+
+
+def _pairs_of(groups):
+    """The Pairs of answers sorted by length: the shortest right answer is chosen. Wrong ones are
+    rejected, and right ones that are LONGER."""
+    pairs = []
+    for problem, answers in groups:
+        right = [answer for answer, is_right in answers if is_right]
+        if not right:
+            continue
+        chosen, question = right[0], tasks.encode_prompt(problem.question)
+        for answer, is_right in answers:
+            if not is_right or len(answer) >= LONGER * len(chosen):
+                pairs.append(Pair(question + chosen, question + answer, len(question)))
+    return pairs
+
+
+def _dpo_loss(reference):
+    """DPO's loss (arXiv 2305.18290, eq 7): -log sigmoid(beta times how much more the policy prefers
+    the chosen answer than the reference does)."""
+    def log_ratio(model, sequences, pairs):
+        """log policy / reference of whole answers: (n,)."""
+        tokens = pad_right(sequences, tasks.PAD_ID, model.device)                  # (n, T)
+        place = torch.arange(tokens.size(1), device=tokens.device)
+        end = torch.tensor([len(ids) for ids in sequences], device=tokens.device).unsqueeze(1)
+        begin = torch.tensor([pair.prompt for pair in pairs], device=tokens.device).unsqueeze(1)
+        real, wanted = place < end, (place >= begin) & (place < end)
+        new, _ = logprobs(model, tokens, wanted, real)
+        with torch.no_grad():
+            old, _ = logprobs(reference, tokens, wanted, real)
+        return (new - old).sum(1)
+
+    def loss(model, pairs, step_pairs):
+        chosen = log_ratio(model, [pair.tokens for pair in pairs], pairs)
+        rejected = log_ratio(model, [pair.worse for pair in pairs], pairs)
+        value = -F.logsigmoid(DPO_BETA * (chosen - rejected)).sum() / len(step_pairs)
+        return value, value.detach()
+    return loss
+
+
+def _dpo(model, run):
+    """A model after DPO on pairs of its own answers."""
+    s = dataclasses.replace(run.dev1, documents=32, lr=2e-4, muon_lr=0.0)
+    pairs = _pairs_of(_own_answers(model, run))
+    return _after(model, s, pairs, run.seed, loss=_dpo_loss(copy_model(model).eval()))
+
+
+def _more_rl(model, run):
+    """A model after RL with the length reward and a smaller limit on length."""
+    s = dataclasses.replace(run.zero, **RL_PHASE)
+    return train_in_memory(model, make_task(run, s, rule_rewards(s)), s, run)[0]
+
+
+# ------------------------------------------------------------------------------
+
+
+def measure_arm(arm, folder):
+    """The numbers of an arm on test."""
+    run, models = folder.run, _start_models(folder)
+    long, short = models["long"], models["short"]
+    make = {"long": lambda: long, "short": lambda: short, "merge": lambda: _merge(long, short),
+            "shortest": lambda: _shortest(long, run),
+            "merge_shortest": lambda: _shortest(_merge(long, short), run),
+            "dpo": lambda: _dpo(long, run), "rl": lambda: _more_rl(long, run)}
+    return test_numbers(make[arm](), run)
+
+
+def combine(numbers):
+    """pass@1 and tokens of the methods."""
+    return {f"long2short.{arm}.{name}": numbers[f"{arm}.{key}"]
+            for arm in ("merge", "shortest", "merge_shortest", "dpo", "rl")
+            for key, name in (("pass@1", "pass@1"), ("length", "tokens"))}
+
+
+NAMES = {"long": "the long model", "rl": "RL with the length reward", "dpo": "DPO",
+         "shortest": "SFT on the shortest right answer",
+         "merge_shortest": "merge, then SFT on the shortest", "merge": "merge",
+         "short": "the short model"}
+
+
+def page(rows, notes):
+    """The lines of the report: accuracy and tokens of the arms, beside Kimi's Figure 7."""
+    columns = {"length": "tokens", "pass@1": "pass@1", "reflection": "checks"}
+    body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns), FIGURE_7.get(arm, "")]
+            for arm, name in NAMES.items()]
+    return table(["arm", *columns.values(), "Kimi's tokens / accuracy: MATH-500, AIME"], body)

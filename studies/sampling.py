@@ -1,0 +1,216 @@
+"""Which problems should RL ask, and may a long answer be written in parts?
+
+The paper: problems are drawn easy to hard, and in proportion to 1 - success rate (Kimi k1.5
+section 2.3.4). Uniform sampling and then only hard problems reaches 0.590 where uniform
+sampling has 0.553 (section 3.5, Figure 9). Long answers are written in parts, so that no
+rollout waits for them (section 2.6).
+
+    python r1mini.py study sampling
+
+All arms start from the same kept base, with Kimi's objective. They ask problems of one pool,
+and stop at the same number of generated tokens:
+
+    uniform       problems of the pool, evenly
+    hard          evenly up to halfway, then only those with five or six operations
+    prioritized   in proportion to 1 - success rate. It begins with the base's, from eight
+                  answers (section 2.1), and is replaced when a problem is asked again
+    parts         uniform; an answer gets PART tokens in a rollout, and an unfinished one goes
+                  on in the next rollout, by the newer policy. A group waits for its last
+                  answer. Each token keeps the log-probability with which it was drawn
+    parts_last    the same, but only the last part of an answer is learnt from
+"""
+import random
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import torch
+
+import tasks
+from engine.devices import copy_model
+from engine.evaluate import evaluate
+from engine.optim import make_optimizers
+from engine.sampling import Samples, generate
+from grpo import Rollout, advantages, improve
+from r1mini import draw_problem, make_task, rule_rewards
+from tools.compare import compare
+from tools.study import load_kept, test_numbers
+from tools.tables import cell, table
+
+SEEDS = range(6)
+SETTINGS, STAGES = ("zero.objective=kimi", "eval.samples=8"), ()
+ARMS = {"uniform": "", "hard": "", "prioritized": "", "parts": "", "parts_last": ""}
+DIFFERENCES = {f"{arm}_minus_uniform.pass@1": (f"{arm}.pass@1", "uniform.pass@1")
+               for arm in ARMS if arm not in ("uniform", "prioritized")}
+DIFFERENCES["sampling.prioritized.minus_uniform.pass@1"] = "prioritized.pass@1", "uniform.pass@1"
+POOL = 512            # problems, of the training part
+TOKENS = 65           # of an answer, in Zero's run; the budget is as many for each of its answers
+PART = 48             # tokens that an answer gets in a rollout
+HARD = (5, 6)         # operations
+FLOOR = 0.02          # of the weight of a problem that is always answered right
+
+
+# ------------------------------------------------------------------------------
+# The pool
+
+
+class Pool:
+    """Problems, and how often each was answered right when it was last asked."""
+
+    def __init__(self, arm, model, run):
+        rng = random.Random(f"{run.seed}/pool")
+        self.arm = arm
+        self.problems = [draw_problem(rng, run, run.zero.levels) for _ in range(POOL)]
+        self.success = {}
+        if arm == "prioritized":
+            _, by_problem = evaluate(model, self.problems, 8, 1.0, 1.0,
+                                     run.zero.max_new_tokens, run.eval.rows)
+            for problem, r in zip(self.problems, by_problem):
+                self.success[problem.question] = r["right"] / 8
+
+    def draw(self, rng, n, progress):
+        """n different problems. progress: the share of the budget that is spent."""
+        problems = self.problems
+        if self.arm == "hard" and progress >= 0.5:
+            problems = [problem for problem in problems if problem.level in HARD]
+        if self.arm != "prioritized":
+            return rng.sample(problems, n)
+        # Each problem gets a random number to the power of 1 / weight; the n largest are drawn.
+        # That is drawing one after the other in proportion to the weights.
+        keys = {}
+        for i, problem in enumerate(problems):
+            weight = max(FLOOR, 1 - self.success[problem.question])
+            keys[i] = rng.random() ** (1 / weight)
+        return [problems[i] for i in sorted(keys, key=keys.get)[-n:]]
+
+    def update(self, problems, right):
+        """Keeps the success rates of a rollout. right: (P, G), 1.0 for a right answer."""
+        for problem, share in zip(problems, right.mean(1).tolist()):
+            self.success[problem.question] = share
+
+
+# ------------------------------------------------------------------------------
+# Answers that are written in parts
+
+
+@dataclass
+class Answer:
+    """An answer, finished or not."""
+    prompt: list[int]
+    ids: list[int] = field(default_factory=list)         # written so far
+    logprobs: list[float] = field(default_factory=list)  # of each, by the policy that drew it
+    last_part: int = 0        # tokens of its last part
+    finished: bool = False    # it ended by itself
+
+    def is_done(self, limit):
+        """Whether nothing is to be written any more."""
+        return self.finished or len(self.ids) >= limit
+
+
+def _write_on(model, answers, part, s, seed):
+    """Each unfinished answer gets up to `part` more tokens. Returns these answers."""
+    rows = [answer for answer in answers if not answer.is_done(s.max_new_tokens)]
+    samples = generate(model, [answer.prompt + answer.ids for answer in rows], part,
+                       tasks.END_ID, tasks.PAD_ID, s.temperature, seed=seed)
+    for i, answer in enumerate(rows):
+        room = s.max_new_tokens - len(answer.ids)
+        written = samples.answer[i]
+        ids = samples.tokens[i][written].tolist()[:room]
+        answer.ids += ids
+        answer.logprobs += samples.logprobs[i][written].tolist()[:room]
+        answer.last_part = len(ids)
+        answer.finished = ids[-1] == tasks.END_ID
+    return rows
+
+
+def _as_samples(answers, only_last):
+    """The Samples of finished answers. only_last: earlier parts are read, but not learnt from."""
+    N, T = len(answers), max(len(answer.prompt) + len(answer.ids) for answer in answers)
+    samples = Samples(torch.full((N, T), tasks.PAD_ID), torch.zeros(N, T, dtype=torch.bool),
+                      torch.zeros(N, T), torch.tensor([answer.finished for answer in answers]))
+    for i, answer in enumerate(answers):
+        begin, end = len(answer.prompt), len(answer.prompt) + len(answer.ids)
+        samples.tokens[i, :end] = torch.tensor(answer.prompt + answer.ids)
+        samples.logprobs[i, begin:end] = torch.tensor(answer.logprobs)
+        samples.answer[i, (end - answer.last_part if only_last else begin):end] = True
+    return samples
+
+
+def _score(problems, answers, task, s, only_last):
+    """The Rollout of groups that are finished."""
+    problem_of_answer = [problem for problem in problems for _ in range(s.group_size)]
+    texts = [task.decode(answer.ids) for answer in answers]
+    parts, rewards = {}, 0.0
+    for name, (weight, reward) in task.rewards.items():
+        parts[name] = torch.tensor(reward(texts, problem_of_answer))
+        rewards = rewards + weight * parts[name]
+    rewards = rewards.view(len(problems), s.group_size)
+    return Rollout(problems, _as_samples(answers, only_last), texts, parts, rewards,
+                   advantages(rewards, s.normalize_std))
+
+
+# ------------------------------------------------------------------------------
+# The loop: that of grpo.train_rl, which ends when the budget is spent
+
+
+def measure_arm(arm, folder):
+    """The numbers of an arm: on test, and how it spent its tokens."""
+    run, s = folder.run, folder.run.zero
+    base = load_kept(folder, "base")
+    model, reference = copy_model(base), copy_model(base).eval()
+    optimizers, task = make_optimizers(model, s.lr), make_task(run, s, rule_rewards(s))
+    pool, in_parts = Pool(arm, base, run), arm.startswith("parts")
+    part = PART if in_parts else s.max_new_tokens
+    budget = s.steps * s.problems * s.group_size * TOKENS
+    groups, spent, rollouts, idle, kept_back = [], 0, 0, [], []
+    while spent < budget:
+        rng = random.Random(f"{run.seed}/rl/{rollouts}")
+        new_problems = pool.draw(rng, s.problems - len(groups), spent / budget)
+        groups += [(problem, [Answer(task.encode(problem)) for _ in range(s.group_size)])
+                   for problem in new_problems]
+        rows = _write_on(model, [answer for _, answers in groups for answer in answers], part, s,
+                        rng.getrandbits(60))
+        lengths = [answer.last_part for answer in rows]
+        idle.append(1 - sum(lengths) / (len(rows) * max(lengths)))
+        # The schedule of the learning rate goes by tokens, so that it ends with the budget.
+        step = int(s.steps * spent / budget)
+        spent, rollouts = spent + sum(lengths), rollouts + 1
+
+        done, waiting = [], []
+        for problem, answers in groups:
+            is_done = all(answer.is_done(s.max_new_tokens) for answer in answers)
+            (done if is_done else waiting).append((problem, answers))
+        groups = waiting
+        kept_back.append(len(groups) / s.problems)
+        if done:
+            problems = [problem for problem, _ in done]
+            answers = [answer for _, group in done for answer in group]
+            rollout = _score(problems, answers, task, s, only_last=arm == "parts_last")
+            right = rollout.reward_parts["accuracy"].view(len(problems), s.group_size)
+            pool.update(problems, right)
+            model.train()
+            improve(model, reference, optimizers, rollout, s, rng, step)
+        if rollouts % s.reference_every == 0:
+            reference.load_state_dict(model.state_dict())
+    return test_numbers(model, run) | {
+        "rollouts": rollouts, "tokens_generated": spent, "idle": fmean(idle),
+        "idle_late": fmean(idle[len(idle) // 2:]), "kept_back": fmean(kept_back)}
+
+
+NAMES = {"uniform": "uniform", "hard": "uniform, then hard ones",
+         "prioritized": "by 1 - success rate", "parts": "in parts, all tokens learnt from",
+         "parts_last": "in parts, the last one learnt from"}
+
+
+def page(rows, notes):
+    """The lines of the report: the arms, and each against uniform."""
+    columns = {"pass@1": "pass@1", "length": "tokens", "rollouts": "rollouts",
+               "idle": "share of idle rows", "idle_late": "in the second half",
+               "kept_back": "groups that wait for the next rollout"}
+    body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
+            for arm, name in NAMES.items()]
+    lines = [*table(["arm", *columns.values()], body), ""]
+    for arm, name in NAMES.items():
+        comparison = compare(rows, "uniform.pass@1", f"{arm}.pass@1")
+        if arm != "uniform" and comparison:
+            lines.append(f"- {name}, minus uniform: {comparison.text(points=True)}")
+    return lines
