@@ -642,8 +642,8 @@ class Run:
     r1: RL = RL(steps=20, problems=32, lr=1e-4, decay=0.0, language_weight=0.5,
                 temperature=0.7, general=0.5, dev_every=10)
     student_base: Train = Train(steps=400)
-    distill: Train = Train(steps=200, documents=48)
-    student_rl: RL = RL(steps=48, problems=48, minibatches=4, dev_every=16,
+    distill: Train = Train(steps=320, documents=48)
+    student_rl: RL = RL(steps=96, problems=48, minibatches=4, dev_every=24,
                         max_new_tokens=140)
     distill_rl: RL = RL(steps=12, lr=1e-4, dev_every=6)
     data: Data = Data()

@@ -17,12 +17,10 @@ from tools.study import test_record
 from tools.tables import table
 
 POINTS = ((48, 250), (64, 500), (64, 800))  # width and pretraining steps of the new students
-# A narrow student's answers shrink to eight tokens under RL, and then a step costs
-# little. 60 steps give RL at least the FLOPs of distillation.
 RUNS = [(f"threshold-{dim}-{steps}-{{seed}}",
          "distill --from runs/r1-{seed}/r1.pt --only student student_rl distill "
          f"--set student.dim={dim} student.inter_dim={3 * dim} "
-         f"student_base.steps={steps} student_rl.steps=60")
+         f"student_base.steps={steps}")
         for dim, steps in POINTS]
 # {name in keys: stage} of a student: its base, then what RL and distillation make of it.
 FATES = {"base": "student", "RL": "student_rl", "distilled": "distill"}
