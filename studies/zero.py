@@ -5,13 +5,14 @@ together 50 (DAPO Table 1).
 
     python r1mini.py study zero
 
-Each seed pretrains one base. RL then starts from it once with each objective.
+RL starts with each objective from the bases that `study r1` made (run it first).
 """
 from grpo import OBJECTIVES, RL
 
 SEEDS = range(6)
-OTHERS = [name for name in OBJECTIVES if name not in (RL.objective, "kimi")]  # study kimi
-RUNS = [("zero-{seed}", "zero")]
-for name in OTHERS:
-    RUNS.append((name + "-{seed}", "zero --from runs/zero-{seed}/base.pt "
-                                   f"--set zero.objective={name} eval.longer=1"))
+RUNS = []
+for name in OBJECTIVES:
+    if name != "kimi":  # it has a study of its own
+        folder = "zero" if name == RL.objective else name
+        RUNS.append((folder + "-{seed}", "zero --from runs/r1-{seed}/base.pt "
+                                         f"--set zero.objective={name} eval.longer=1"))
