@@ -686,9 +686,10 @@ def make_document(rng, corpus):
     return solution(rng, corpus, style)
 
 
-def solution(rng, corpus, style):
-    """The document of a random problem and somebody's solution."""
-    problem = make_problem(rng, rng.choice(corpus.levels), products=corpus.products)
+def solution(rng, corpus, style, make=make_problem):
+    """The document of a random problem and somebody's solution. make: the function that
+    draws the problem."""
+    problem = make(rng, rng.choice(corpus.levels), products=corpus.products)
     slips, mixed = {"direct": (corpus.direct_slips, 0.0),
                     "steps": (corpus.steps_slips, corpus.steps_mixed),
                     "checked": (corpus.checked_slips, corpus.checked_mixed)}[style]

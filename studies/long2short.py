@@ -21,7 +21,6 @@ the long model, which is RL from this base:
 import dataclasses
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +30,10 @@ import tasks
 from engine.devices import copy_model
 from engine.errors import UserError
 from engine.evaluate import prompts_of, repeat_for_answers, sample_answers
-from engine.folder import Folder
 from engine.sampling import pad_right
 from grpo import logprobs
 from r1mini import draw_problem, make_task, one_of, rl, rule_rewards, supervised, train
-from tools.study import test_numbers, train_in_memory
+from tools.study import start_folder, test_numbers, train_in_memory
 from tools.tables import cell, table
 
 SEEDS = range(3)
@@ -58,11 +56,10 @@ FIGURE_7 = {"long": "1,320 / 94.1, 4,199 / 63.3", "rl": "1,197 / 94.6, 3,257 / 6
 # The long model and the short one
 
 
-def _start_models(folder):
-    """{"long", "short": model} of a seed. They are trained once, in a folder of their own."""
-    run = folder.run
-    path = Path(folder.path).with_name(f"{folder.path.name.split('-')[0]}-start-{run.seed}")
-    start = Folder(path, run, folder.options, STAGES)
+def _start_models(folder, arm):
+    """(long, short): the models of a seed. They are trained once, in a folder that the arms
+    share."""
+    run, start = folder.run, start_folder(folder, arm, STAGES)
 
     def draw(rng):
         chance = rng.choice(CHECK_CHANCES)
@@ -77,7 +74,7 @@ def _start_models(folder):
         thinking, answer = tasks.write_working(problem, "steps", rng)
         documents.append(tasks.dialogue(problem, tasks.response(thinking, answer)))
     short = supervised(start, "short", base, run.dev1, one_of(documents))
-    return {"long": long, "short": short}
+    return long, short
 
 
 def _merge(model, other):
@@ -192,8 +189,7 @@ def _more_rl(model, run):
 
 def measure_arm(arm, folder):
     """The numbers of an arm on test."""
-    run, models = folder.run, _start_models(folder)
-    long, short = models["long"], models["short"]
+    run, (long, short) = folder.run, _start_models(folder, arm)
     make = {"long": lambda: long, "short": lambda: short, "merge": lambda: _merge(long, short),
             "shortest": lambda: _shortest(long, run),
             "merge_shortest": lambda: _shortest(_merge(long, short), run),

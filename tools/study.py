@@ -252,6 +252,12 @@ def test_record(path, stage):
     raise UserError(f"{path}: {stage} is not finished, there is no test of it in its log")
 
 
+def start_folder(folder, arm, stages):
+    """The folder in which what all arms of a seed start from is trained, beside an arm's folder."""
+    path = folder.path.with_name(folder.path.name.replace(f"-{arm}-", "-start-"))
+    return Folder(path, folder.run, folder.options, stages)
+
+
 def train_in_memory(model, task, s, run):
     """RL on a copy of a model, without a folder: a stopped arm of a study begins anew. Returns
     (model, the records of train_rl, {"devSTEP": pass@1 on dev every s.dev_every rollouts})."""

@@ -1,0 +1,69 @@
+"""What does a higher limit on length do in the middle of RL?
+
+The paper: R1-Zero's limit rose from 32,768 to 65,536 tokens at step 8,200. Accuracy and
+length jumped (R1 v2 section 2.2).
+
+    python r1mini.py study limit
+
+Both arms start from the same kept base, on problems with five and six operations, whose
+checked answers need 60 to 150 tokens. The first half has a limit of LIMIT tokens:
+
+    fixed     the second half has the same limit
+    raised    the second half has twice as many
+
+Both are tested with room for 200 tokens, and with the limit that they were trained with.
+"""
+import dataclasses
+
+import tasks
+from engine.evaluate import evaluate
+from r1mini import make_task, rule_rewards
+from tools.compare import compare
+from tools.study import load_kept, test_numbers, train_in_memory
+from tools.tables import cell, table
+
+SEEDS = range(6)
+LIMIT = 80
+SETTINGS, STAGES = ("zero.levels=5,6", "zero.dev_every=4", "eval.samples=8"), ()
+ARMS = {"fixed": "", "raised": ""}
+DIFFERENCES = {"limit.raised.minus_fixed.pass@1": ("raised.pass@1", "fixed.pass@1")}
+
+
+def measure_arm(arm, folder):
+    """The numbers of an arm: on test, on dev with its limit, and of its rollouts."""
+    run = folder.run
+    model, rollouts, numbers = load_kept(folder, "base"), 0, {}
+    for half, limit in enumerate((LIMIT, 2 * LIMIT if arm == "raised" else LIMIT)):
+        s = dataclasses.replace(run.zero, steps=run.zero.steps // 2, max_new_tokens=limit,
+                                decay=0.6 * half)  # the rate falls in the second half only
+        half_run = dataclasses.replace(run, zero=s, seed=run.seed + 1000 * half)
+        task = make_task(half_run, s, rule_rewards(s))
+        model, records, on_dev = train_in_memory(model, task, s, half_run)
+        for record in records:
+            step = rollouts + record["step"]
+            if record["step"] % s.dev_every == 0:
+                numbers[f"dev{step}"] = on_dev[f"dev{record['step']}"]
+                numbers[f"length{step}"] = record["length"]
+                numbers[f"cut{step}"] = record["cut_off"]
+        rollouts += s.steps
+    problems = tasks.make_problems("test", run.eval.problems, run.zero.levels)
+    own, _ = evaluate(model, problems, run.eval.fewer_samples, 1.0, 1.0, limit, run.eval.rows,
+                      seed=1)
+    return numbers | test_numbers(model, run) | {"own_limit": own["pass@1"]}
+
+
+def page(rows, notes):
+    """The lines of the report: both arms by rollout, and the difference."""
+    begin, lines = "fixed.dev", []
+    steps = sorted(int(key.removeprefix(begin)) for key in rows if key.startswith(begin))
+    for key, name in (("dev", "right on dev"), ("length", "tokens"), ("cut", "cut off")):
+        body = [[arm, *(cell(rows, f"{arm}.{key}{step}") for step in steps)] for arm in ARMS]
+        lines += [*table([name, *(f"rollout {step}" for step in steps)], body), ""]
+    columns = {"pass@1": "pass@1, 200 tokens", "own_limit": "pass@1, its own limit",
+               "length": "tokens"}
+    body = [[arm, *(cell(rows, f"{arm}.{key}") for key in columns)] for arm in ARMS]
+    lines += [*table(["on test", *columns.values()], body), ""]
+    comparison = compare(rows, "fixed.pass@1", "raised.pass@1")
+    if comparison:
+        lines.append(f"- raised minus fixed: {comparison.text(points=True)}")
+    return lines

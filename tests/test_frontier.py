@@ -1,0 +1,136 @@
+"""Tests of the studies of RL's reach: frontier, emergence, limit."""
+import dataclasses
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import moe
+import tasks
+from studies import emergence, frontier, limit
+from tests.helpers import MICRO
+from tools import study
+from tools.settings import resolve_settings
+
+FEW = ["zero.problems=4", "zero.group_size=2", "zero.steps=2", "zero.minibatches=1",
+       "zero.max_new_tokens=9", "eval.problems=4", "eval.dev_problems=4", "eval.samples=2",
+       "eval.fewer_samples=1", "base.steps=3", "base.documents=8", "zero.dev_every=1"]
+
+
+@pytest.fixture
+def arm(monkeypatch, tmp_path):
+    """A function that runs an arm of a study on a random micro model and returns its line."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = moe.Transformer(MICRO)
+    monkeypatch.setattr(limit, "load_kept", lambda *_: model)
+
+    def run(module, name):
+        one = SimpleNamespace(
+            ARMS={name: module.ARMS[name]}, STAGES=module.STAGES, page=lambda *_: [],
+            SETTINGS=(*module.SETTINGS, *FEW), measure_arm=module.measure_arm)
+        options = SimpleNamespace(name="demo", preset="micro", rest=["--seeds", "0"])
+        study.main(options, one)
+        lines = study._measure_arms(options, one, 0, [])
+        return lines[0]["metrics"]
+    return run
+
+
+def test_frontier_problems():
+    """Operands recur, the total stays within 0 to 99, and a problem is of its part by the hash that
+    all problems have. The corpus' documents have up to six operations."""
+    problems = frontier._problems("test", 12, 50)
+    assert problems == frontier._problems("test", 12, 50)
+    for problem in problems:
+        assert tasks.part_of_problem(problem.expression) == "test"
+        assert eval(problem.expression) == int(problem.answer)  # an oracle, on our own text
+        numbers = problem.expression.replace("-", "+").split("+")
+        assert len(numbers) == 13 and problem.level == 12
+        assert len(set(numbers[1:])) < 12
+    rng, corpus = random.Random(0), tasks.Corpus()
+    documents = [frontier._draw_document(rng, corpus) for _ in range(400)]
+    solved = [d.problem for d in documents if d.style in tasks.STYLES]
+    assert {p.level for p in solved} == {1, 2, 3, 4, 5, 6}
+    recurring = [p for p in solved if len(set(p.expression.replace("-", "+").split("+")[1:]))
+                 < p.level]
+    assert len(recurring) > 0.2 * len(solved)
+    shares = [sum(d.style == style for d in documents) / 400 for style in tasks.STYLES]
+    assert shares == pytest.approx(corpus.shares()[:3], abs=0.08)
+
+
+def test_frontier_moves_when_half_are_right():
+    """By hand."""
+    rollouts = [{"frontier": share} for share in (0.2, 0.5, None, 0.49, 0.9)]
+    assert [frontier._frontier(rollouts[:i]) for i in range(6)] == [6, 6, 7, 7, 7, 8]
+    assert frontier._frontier([{"frontier": 1.0}] * 99) == frontier.LAST
+    problems = [dataclasses.replace(p, level=level) for p, level in
+                zip(tasks.make_problems("train", 3, (3,)), (5, 6, 6))]
+    texts = [f"<answer>{p.answer}</answer>" for p in problems]
+    assert frontier._frontier_accuracy(texts, problems) == 1.0
+    assert frontier._frontier_accuracy([*texts[:2], "8"], problems) == 0.5
+
+
+def test_frontier_bound():
+    """The rule of three; and with k right answers a chance at which k or fewer have a probability
+    of 5%, by adding up the binomial distribution."""
+    from math import comb
+    assert frontier._upper_bound(0, 10_000) == pytest.approx(2.9957 / 10_000, rel=1e-3)
+    for right, n in ((1, 10_000), (7, 10_000), (40, 2_000)):
+        p = frontier._upper_bound(right, n)
+        below = sum(comb(n, k) * p ** k * (1 - p) ** (n - k) for k in range(right + 1))
+        assert below == pytest.approx(0.05, abs=0.005)
+
+
+def test_frontier_level_is_the_highest_with_half_right():
+    """By hand."""
+    assert frontier._highest({3: (0.9, 1), 4: (0.4, 1), 5: (0.5, 1), 6: (0.49, 1)}) == 5
+    assert frontier._highest({3: (0.2, 1)}) == 0
+
+
+@pytest.mark.parametrize("name", ["curriculum", "expert_iteration"])
+def test_frontier_arm_ends_with_its_budget(arm, monkeypatch, name):
+    """A tiny run of all parts: it stops at the budget, goes on where it stopped, and has numbers of
+    every kind."""
+    monkeypatch.setattr(frontier, "BUDGET", 300)
+    monkeypatch.setattr(frontier, "FURTHER", frontier.FURTHER | {"max_new_tokens": 12})
+    monkeypatch.setattr(frontier, "PROBLEMS", 2)
+    monkeypatch.setattr(frontier, "BASE_ANSWERS", 4)
+    numbers = arm(frontier, name)
+    assert 300 <= numbers["generated"] < 300 + 4 * 2 * 12
+    assert numbers["level"] == 0 and numbers["frontier"] == frontier.FIRST
+    if name == "curriculum":
+        assert numbers["base.bound"] == pytest.approx(3 / 4, rel=0.01)
+        assert numbers["base.tested_level"] == 7
+
+
+def test_emergence_arms(arm):
+    """The arms differ in the corpus as they say, and a tiny run has numbers of base and Zero."""
+    for name, settings in emergence.ARMS.items():
+        corpus = resolve_settings("nano", settings.split()).corpus
+        if name.isdigit():
+            assert corpus.checked == int(name) / 100
+            assert corpus.checked + corpus.steps == pytest.approx(0.38)
+            assert corpus.shares()[3:] == pytest.approx(tasks.Corpus().shares()[3:])
+        else:
+            assert {corpus.steps_mixed, corpus.checked_mixed} == {0.5 * (name == "mixed")}
+    numbers = arm(emergence, "0")
+    assert {"base.pass@1", "zero.pass@1", "zero.hot", "zero.cool"} <= set(numbers)
+
+
+def test_limit_arms(arm):
+    """A tiny run: the raised arm writes more in its second half, the fixed one does not."""
+    fixed, raised = arm(limit, "fixed"), arm(limit, "raised")
+    assert fixed["length1"] == raised["length1"] <= limit.LIMIT
+    assert fixed["length2"] <= limit.LIMIT < raised["length2"] <= 2 * limit.LIMIT
+    assert fixed["dev1"] == raised["dev1"]
+
+
+def test_studies_share_a_start(tmp_path, monkeypatch):
+    """The folder of what all arms start from is beside theirs, whatever their names are."""
+    monkeypatch.chdir(tmp_path)
+    run, options = study._resolve_run("micro", [], 3, "", "x", [])
+    for arm_name in ("merge", "merge_shortest"):
+        folder = study.Folder(f"runs/micro-long2short-{arm_name}-3", run, options, ("base",))
+        start = study.start_folder(folder, arm_name, ("base",))
+        assert str(start.path) == "runs/micro-long2short-start-3"
