@@ -114,7 +114,7 @@ def test_fp8_measured_product_is_exact_and_finds_errors():
         found = []
         dx, dw = torch.autograd.grad(fp8.Measured.apply(x, w, found), (x, w), dy)
         assert torch.allclose(dx, dy @ w) and torch.allclose(dw, dy.T @ x)
-        assert len(found) == 9
+        assert len(found) == 18
         errors = {(rule, product): error for rule, product, error in found}
         x, w = x.detach(), w.detach()
         if exact:
@@ -125,6 +125,9 @@ def test_fp8_measured_product_is_exact_and_finds_errors():
                              ("tile", slow_round(x, 1, 128), slow_round(w, 128, 128))):
             expected = float((x8 @ w8.T - y).norm() / y.norm())
             assert errors[rule, "y"] == pytest.approx(expected, rel=1e-3)
+            of_rows = [float(row.norm() / exact_row.norm())
+                       for row, exact_row in zip(x8 @ w8.T - y, y)]
+            assert errors[rule, "y.rows"] == pytest.approx(sum(of_rows) / 12, rel=1e-3)
         assert 1e-4 < errors["bfloat16", "y"] < 4e-3 < errors["tile", "y"] < 0.1
 
 
