@@ -128,6 +128,10 @@ def test_fp8_measured_product_is_exact_and_finds_errors():
             of_rows = [float(row.norm() / exact_row.norm())
                        for row, exact_row in zip(x8 @ w8.T - y, y)]
             assert errors[rule, "y.rows"] == pytest.approx(sum(of_rows) / 12, rel=1e-3)
+        x_again = slow_round(slow_round(x, 1, 128).T, 1, 128).T
+        dw = dy.double().T @ x.double()
+        expected = slow_round(dy.T, 1, 128) @ x_again - dw
+        assert errors["tile", "dw"] == pytest.approx(float(expected.norm() / dw.norm()), rel=1e-3)
         assert 1e-4 < errors["bfloat16", "y"] < 4e-3 < errors["tile", "y"] < 0.1
 
 
