@@ -2,6 +2,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 import moe
 import r1mini
@@ -58,3 +59,51 @@ def test_cost_options_of_training_need_gpus(option, capsys):
     assert cli.main(["cost", "--preset", "micro", option, "1"]) == 2
     out, error = capsys.readouterr()
     assert out == "" and "go with --gpus" in error and error.count("\n") == 1
+
+
+def test_cost_experts_touched_as_the_router_chooses():
+    """The mean over 2,000 batches that a real router routes, within five standard errors. The
+    scores of its experts are random and independent; tokens may use 2 groups of 4."""
+    config = moe.Config(dim=16, n_routed_experts=16, n_activated_experts=3, n_expert_groups=4,
+                        n_limited_groups=2)
+    torch.manual_seed(0)
+    router = moe.Router(config)
+    router.weight.data = torch.eye(16)
+    for batch in (1, 2, 5, 12, 40):
+        expert_ids = router(torch.randn(2000 * batch, 16))[2].view(2000, -1)
+        touched = torch.tensor([len(ids.unique()) for ids in expert_ids], dtype=torch.float64)
+        error = max(float(touched.std()) / 2000 ** 0.5, 1e-9)
+        assert abs(float(touched.mean()) - cost._experts_touched(config, batch)) < 5 * error
+
+
+def test_cost_bytes_read_by_adding_up_weights():
+    """The bytes that a batch reads, by adding up the weights of a real model: all but the
+    embedding and idle experts, once. One token reads all active weights; a huge batch all."""
+    config = dataclasses.replace(r1mini.PRESETS["micro"], n_mtp_layers=0, n_layers=3)
+    model = moe.Transformer(config)
+    E, K, batch, trials = config.n_routed_experts, config.n_activated_experts, 3, 2000
+    generator = torch.Generator().manual_seed(0)
+    others = sum(p.numel() for name, p in model.named_parameters()
+                 if ".experts." not in name and not name.startswith("embed."))
+    stacks = [p for name, p in model.named_parameters() if ".experts." in name]
+    read = []
+    for _ in range(trials):
+        chosen = torch.rand(batch, E, generator=generator).topk(K).indices.unique()
+        read.append(2 * (others + sum(stack[chosen].numel() for stack in stacks)) / batch)
+    read = torch.tensor(read)
+    error = float(read.std()) / trials ** 0.5
+    assert abs(float(read.mean()) - cost._bytes_read(config, batch)) < 5 * error
+    total, active = (x.total() - x["embedding"] for x in cost.count_parts(config))
+    assert cost._bytes_read(config, 1) == pytest.approx(2 * active)
+    assert cost._bytes_read(config, 4096) == pytest.approx(2 * total / 4096)
+
+
+def test_cost_prints_what_decoding_reads(capsys):
+    """V3 by hand: one answer reads 2 bytes of 36.63B active weights (V3's README_WEIGHTS, without
+    the embedding); 8 of 256 experts. A dense model has no such table."""
+    assert cli.main(["cost", "--preset", "v3"]) == 0
+    out = capsys.readouterr().out
+    assert "| 1 | 8.0 of 256 | 0.03 | 73,251 | 73,251 | 1,340,199 |" in out
+    assert "| 4,096 | 256.0 of 256 | 128.00 | 327 |" in out
+    assert cli.main(["cost", "--preset", "student"]) == 0
+    assert "experts" not in capsys.readouterr().out

@@ -1,9 +1,19 @@
-"""cost: the parameters of a preset and the size of its cache.
+"""cost: the parameters of a preset, the size of its cache, and the bytes that decoding reads.
 
     python r1mini.py cost --preset v3
 
 The parameters are counted on the meta device, which takes no memory. With --gpus, studies/hours.py
 adds what training takes.
+
+A step of decoding writes one token for each of B answers. It reads every weight that one of these
+tokens needs, once. A token uses K of E experts. If all are equally likely, an expert is idle for
+one token with probability 1 - K/E, and for B tokens with (1 - K/E)^B:
+
+    experts touched     E (1 - (1 - K/E)^B) in each layer
+    bytes of a token    2 (weights of the other parts + experts touched x weights of one) / B
+
+A weight in bfloat16 has 2 bytes. The embedding is looked up and not read. A limit on groups changes
+nothing, since each expert stays equally likely. Uneven loads touch fewer experts.
 """
 import dataclasses
 from collections import Counter
@@ -13,6 +23,10 @@ import torch
 import moe
 from engine.errors import UserError
 from r1mini import PRESETS
+from tools.tables import table
+
+BATCHES = (1, 4, 16, 64, 256, 1024, 4096)  # answers that are written at once
+BYTES = 2                                  # of a weight in bfloat16
 
 # {part of the model: a piece of its parameters' names}. The first piece that fits decides. Names
 # without any of them are norms.
@@ -35,6 +49,8 @@ def main(options):
           "(without MTP)")
     print(f"cache: {latent:,} numbers per token; multi-head attention with the same heads would "
           f"keep {heads:,} ({heads / latent:.0f} times)")
+    if config.n_dense_layers < config.n_layers:
+        print("\n".join(["", *_decoding_table(config)]))
     return 0
 
 
@@ -57,3 +73,40 @@ def count_parameters(config):
     """(all parameters, parameters active per token) of a model without MTP."""
     total, active = count_parts(config, mtp=False)
     return total.total(), active.total()
+
+
+def _experts_touched(config, batch):
+    """How many experts of a layer at least one of `batch` tokens uses, in the mean."""
+    E, K = config.n_routed_experts, config.n_activated_experts
+    return E * (1 - (1 - K / E) ** batch)
+
+
+def _bytes_read(config, batch):
+    """Bytes of weights that decoding reads for each token, if `batch` answers are written at
+    once."""
+    total, _ = count_parts(config, mtp=False)
+    share = _experts_touched(config, batch) / config.n_routed_experts
+    others = total.total() - total["embedding"] - total["routed experts"]
+    return BYTES * (others + share * total["routed experts"]) / batch
+
+
+def _decoding_table(config):
+    """The lines about decoding: what a mixture reads by batch, beside two dense models."""
+    total, active = count_parts(config, mtp=False)
+    dense = [BYTES * (count.total() - count["embedding"]) for count in (active, total)]
+    E, K = config.n_routed_experts, config.n_activated_experts
+    body = []
+    for batch in BATCHES:
+        megabytes = [_bytes_read(config, batch), *(size / batch for size in dense)]
+        body.append([f"{batch:,}", f"{_experts_touched(config, batch):.1f} of {E}",
+                     f"{batch * K / E:.2f}", *(f"{x / 1e6:,.3g}" if x < 1e9 else f"{x / 1e6:,.0f}"
+                                               for x in megabytes)])
+    return ["decoding in bfloat16: weights read for each token, by answers written at once", "",
+            *table(["batch", "experts touched in a layer", "tokens of an expert",
+                    "MB a token", "dense, as many active", "dense, as many in all"], body), "",
+            "One answer reads its own experts alone. Soon a batch touches all experts, and few "
+            "tokens share each.\nA dense model with as many active parameters reads them once "
+            f"for the whole batch: a mixture\nneeds about {E / K:.0f} times its batch to share "
+            "an expert's weights among as many tokens.\nThe cache is read on top: "
+            f"{BYTES * config.n_layers * (config.kv_lora_rank + config.qk_rope_head_dim):,} "
+            "bytes for each token that a token sees."]
