@@ -27,6 +27,7 @@ The hidden state is fed back after the final norm, as in the paper.
 import random
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -214,7 +215,7 @@ def _loss(feeds_back):
         weight = pad_right([x.weight for x in examples], 0, model.device)
         real = pad_right([[1] * len(x.tokens) for x in examples], 0, model.device) > 0
         predicting = F.pad(weight[:, 1:] > 0, (0, 1))  # the logits at t predict token t + 1
-        run = think if feeds_back else model
+        run = partial(think, model) if feeds_back else model
         logits = run(tokens, real, logits_at=predicting).logits                 # (wanted, V)
         total = F.cross_entropy(logits, tokens[weight > 0], reduction="sum")
         value = total / count_targets(step_examples)

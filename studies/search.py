@@ -33,6 +33,7 @@ import math
 import random
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import permutations
 
 import torch
@@ -219,9 +220,9 @@ class Node:
     depth: int = 0         # number of steps
     prior: float = 1.0     # P, the policy's probability of the last step
     tokens: int = 0        # of the last step
-    value: float | None = None  # by the value model; None before it is read
     visits: int = 0        # N
     total: float = 0.0     # W, the sum of the values of all visits
+    closed: bool = False   # whether all answers below are known
     children: list = field(default_factory=list)
 
 
@@ -233,19 +234,26 @@ def _puct(parent, child):
 
 
 def _select(root):
-    """The path from the root to a leaf, along the highest PUCT."""
+    """The path from the root to a leaf, along the highest PUCT. A whole answer is not visited
+    again: its value is known."""
     path = [root]
     while path[-1].children:
         parent = path[-1]
-        path.append(max(parent.children, key=lambda child: _puct(parent, child)))
+        children = [child for child in parent.children if not child.closed]
+        path.append(max(children, key=lambda child: _puct(parent, child)))
     return path
 
 
-def _back_up(path):
-    """Adds the value of the path's leaf to all of its nodes."""
-    for node in path:
+def _back_up(path, value):
+    """Adds the value of the path's leaf to all of its nodes, and closes those below which all is
+    known."""
+    leaf = path[-1]
+    leaf.closed = leaf.depth == NUMBERS - 1
+    for node in reversed(path):
         node.visits += 1
-        node.total += path[-1].value
+        node.total += value
+        if node.children:
+            node.closed = all(child.closed for child in node.children)
 
 
 def _expand(node, steps):
@@ -268,53 +276,39 @@ def _next_steps(policy, problems, texts, seed):
     return [steps[i:i + EXTENSION] for i in range(0, len(steps), EXTENSION)]
 
 
+@dataclass
 class Tree:
     """The search for one problem."""
-
-    def __init__(self, problem):
-        self.problem, self.root, self.spent = problem, Node(), 0
-        self.finished = []    # (tokens spent by then, text, value) of each whole answer
-
-    def next_path(self):
-        """The path to a leaf that is not finished; None if the search has ended. A finished leaf
-        is visited again without cost."""
-        for _ in range(100):
-            path = _select(self.root)
-            if path[-1].depth < NUMBERS - 1 or path[-1].value is None:
-                return path
-            _back_up(path)
-        return None
+    problem: tasks.Problem
+    root: Node = field(default_factory=Node)
+    spent: int = 0                                # tokens
+    answers: list = field(default_factory=list)   # (tokens spent by then, text, value) of each
 
 
-def _search(problems, write, value):
+def _search(problems, write, read):
     """Searches for each problem, all trees at once. write(problems, texts, seed) gives the next
-    steps, value(problems, texts) the values. Returns the answers of each problem as _choices
-    takes them."""
+    steps, read(problems, texts) the values. Returns the trees."""
     trees, round_number = [Tree(problem) for problem in problems], 0
-    while True:
-        paths = []
-        for tree in trees:
-            path = tree.next_path() if tree.spent < BUDGETS[-1] else None
-            if path:
-                paths.append((tree, path))
-        if not paths:
-            return [tree.finished for tree in trees]
-        leaves = [path[-1] for _, path in paths]
-        asked, texts = [tree.problem for tree, _ in paths], [leaf.text for leaf in leaves]
-        for (tree, path), leaf, x in zip(paths, leaves, value(asked, texts)):
-            leaf.value = x
-            tree.spent += leaf.tokens         # the value model reads the last step
-            _back_up(path)
-            if leaf.depth == NUMBERS - 1:
-                tree.finished.append((tree.spent, leaf.text, x))
-        open_paths = [(tree, path[-1]) for tree, path in paths if path[-1].depth < NUMBERS - 1]
-        if open_paths:
-            steps_of_leaf = write([tree.problem for tree, _ in open_paths],
-                                  [leaf.text for _, leaf in open_paths], round_number)
-            for (tree, leaf), steps in zip(open_paths, steps_of_leaf):
+    while busy := [tree for tree in trees if tree.spent < BUDGETS[-1] and not tree.root.closed]:
+        # Walk to a leaf, and read its value.
+        paths = [_select(tree.root) for tree in busy]
+        leaves = [path[-1] for path in paths]
+        values = read([tree.problem for tree in busy], [leaf.text for leaf in leaves])
+        for tree, path, leaf, value in zip(busy, paths, leaves, values):
+            tree.spent += leaf.tokens
+            _back_up(path, value)
+            if leaf.closed:
+                tree.answers.append((tree.spent, leaf.text, value))
+        # Write the next steps after it.
+        growing = [(tree, leaf) for tree, leaf in zip(busy, leaves) if not leaf.closed]
+        if growing:
+            steps_of_leaf = write([tree.problem for tree, _ in growing],
+                                  [leaf.text for _, leaf in growing], round_number)
+            for (tree, leaf), steps in zip(growing, steps_of_leaf):
                 _expand(leaf, steps)
                 tree.spent += sum(tokens for _, _, tokens in steps)
         round_number += 1
+    return trees
 
 
 # ------------------------------------------------------------------------------
@@ -383,8 +377,9 @@ def measure_arm(arm, folder, part="test"):
     if arm in ("vote", "best"):
         answers = _sample(problems, policy, value if arm == "best" else None, run, arm)
     else:
-        judge = _exact_values if arm == "exact" else lambda *words: _values(value, *words)
-        answers = _search(problems, lambda *words: _next_steps(policy, *words), judge)
+        read = _exact_values if arm == "exact" else partial(_values, value)
+        trees = _search(problems, partial(_next_steps, policy), read)
+        answers = [tree.answers for tree in trees]
     numbers = _scores(arm, problems, answers)
     if arm == "vote":  # the policy alone: its first answer
         numbers["one"] = sum(_is_right(found[0][1], problem) for problem, found

@@ -135,7 +135,8 @@ def test_coconut_loss_is_the_mean_over_what_is_written(model):
     examples = [coconut._document(*coconut._make_sum(rng), 2, 2) for _ in range(3)]
     total, n = 0.0, 0
     for x in examples:
-        logp = coconut.think(model, torch.tensor([x.tokens])).logits[0].log_softmax(-1)
+        logits = coconut.think(model, torch.tensor([x.tokens])).logits[0].detach()
+        logp = logits.log_softmax(-1)
         for t, weight in enumerate(x.weight):
             if weight:
                 total, n = total - float(logp[t - 1, x.tokens[t]]), n + 1

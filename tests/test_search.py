@@ -120,43 +120,41 @@ def test_search_statistics_against_a_slow_loop(monkeypatch):
     """Every simulation ends at a leaf. So N of a node is the number of simulations whose leaf
     begins with the node's text, and W is the sum of their values. Tokens are those of all steps
     that were written, and of those whose value was read."""
-    monkeypatch.setattr(search, "BUDGETS", (400,))
-    rng, leaves, trees, written = random.Random(0), [], [], []
-    value_of = {}
+    monkeypatch.setattr(search, "BUDGETS", (250,))
+    rng, leaves, written, value_of = random.Random(0), [], [], {}
 
-    def value(problems, texts):
+    def read(problems, texts):
         return [value_of.setdefault((p.answer, t), rng.random()) for p, t in zip(problems, texts)]
 
     def write(problems, texts, seed):
-        steps = [[(f"{rng.randint(1, 6)}\n", rng.random(), 3) for _ in range(4)] for _ in texts]
+        steps = [[(f"{rng.randint(1, 9)}\n", rng.random(), 3) for _ in range(4)] for _ in texts]
         written.extend(problem.answer for problem in problems)
         return steps
 
-    class Spy(search.Tree):
-        def __init__(self, problem):
-            super().__init__(problem)
-            trees.append(self)
-
     back_up = search._back_up
-    monkeypatch.setattr(search, "_back_up", lambda path: leaves.append(path) or back_up(path))
-    monkeypatch.setattr(search, "Tree", Spy)
+    monkeypatch.setattr(search, "_back_up",
+                        lambda *words: leaves.append(words[0]) or back_up(*words))
     problems = [tasks.Problem("", str(i), "en") for i in range(3)]
-    found = search._search(problems, write, value)
-    for tree, answers in zip(trees, found):
+    for tree in search._search(problems, write, read):
         paths = [path for path in leaves if path[0] is tree.root]
         nodes = all_nodes(tree.root)
         for node in nodes:
             through = [path[-1] for path in paths if path[-1].text.startswith(node.text)]
             assert node.visits == len(through)
-            assert node.total == pytest.approx(sum(leaf.value for leaf in through))
+            assert node.total == pytest.approx(
+                sum(value_of[tree.problem.answer, leaf.text] for leaf in through))
             if node.children:
                 assert sum(child.prior for child in node.children) == pytest.approx(1.0)
-        read = [node for node in nodes if node.value is not None and node.depth]
-        tokens = 12 * written.count(tree.problem.answer) + 3 * len(read)
-        assert tree.spent == tokens and 400 <= tokens < 400 + 15
-        finished = {node.text for node in read if node.depth == search.NUMBERS - 1}
-        assert {text for _, text, _ in answers} == finished and finished
-        assert all(value_of[tree.problem.answer, text] == x for _, text, x in answers)
+        below_root = [path[-1] for path in paths if len(path) > 1]
+        tokens = 12 * written.count(tree.problem.answer) + 3 * len(below_root)
+        assert tree.spent == tokens and 250 <= tokens < 250 + 15
+        assert len({leaf.text for leaf in below_root}) == len(below_root)  # none is visited again
+        finished = [leaf for leaf in below_root if leaf.depth == search.NUMBERS - 1]
+        assert [(text, x) for _, text, x in tree.answers] == [
+            (leaf.text, value_of[tree.problem.answer, leaf.text]) for leaf in finished]
+        for node in nodes:
+            below = [x for x in all_nodes(node) if not x.children]
+            assert node.closed == all(leaf in finished for leaf in below)
 
 
 def test_search_finds_the_answer_that_values_show(monkeypatch):
@@ -177,8 +175,8 @@ def test_search_finds_the_answer_that_values_show(monkeypatch):
         return steps
 
     problems = search._problems("test", 5)
-    for problem, answers in zip(problems, search._search(problems, write, search._exact_values)):
-        assert search._is_right(search._choose("tree", answers), problem)
+    for tree in search._search(problems, write, search._exact_values):
+        assert search._is_right(search._choose("tree", tree.answers), tree.problem)
 
 
 # -------------------------------------------------------------------------------------------------
