@@ -4,7 +4,7 @@ The paper (Coconut, arXiv 2412.06769): a latent thought is the model's last hidd
 back as its next input. It is learnt in stages: stage k replaces the first k written steps by
 thoughts. On GSM8k written reasoning is right in 42.9%, no reasoning in 16.5%, latent thoughts
 in 34.1%, and pause tokens in their place, after the same stages, in 24.1%. On two tasks of
-logic pauses do as well as thoughts (section 4, Table 1).
+logic pauses do as well as thoughts (Table 1).
 
     python r1mini.py study coconut
 
@@ -72,7 +72,7 @@ def _forward(model, tokens, inputs, *words, **named_words):
         hook.remove()
 
 
-def think(model, tokens, real=None, logits_at=None):
+def _think(model, tokens, real=None, logits_at=None):
     """model(tokens), where the input of each thought is the hidden state before it.
 
     The i-th pass makes the i-th thought of each row; what it computes behind that is not used.
@@ -215,7 +215,7 @@ def _loss(feeds_back):
         weight = pad_right([x.weight for x in examples], 0, model.device)
         real = pad_right([[1] * len(x.tokens) for x in examples], 0, model.device) > 0
         predicting = F.pad(weight[:, 1:] > 0, (0, 1))  # the logits at t predict token t + 1
-        run = partial(think, model) if feeds_back else model
+        run = partial(_think, model) if feeds_back else model
         logits = run(tokens, real, logits_at=predicting).logits                 # (wanted, V)
         total = F.cross_entropy(logits, tokens[weight > 0], reduction="sum")
         value = total / count_targets(step_examples)

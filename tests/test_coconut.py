@@ -41,9 +41,9 @@ def padded(rows):
 def test_coconut_without_thoughts_is_the_plain_model(model):
     """Bit for bit; and the model keeps no hook."""
     tokens, real = padded([[3, 5, START, END, 7], [4, START, END]])
-    assert torch.equal(coconut.think(model, tokens, real).logits, model(tokens, real).logits)
+    assert torch.equal(coconut._think(model, tokens, real).logits, model(tokens, real).logits)
     tokens, real = padded(ROWS)
-    coconut.think(model, tokens, real)
+    coconut._think(model, tokens, real)
     assert not model.embed._forward_hooks
 
 
@@ -51,7 +51,7 @@ def test_coconut_thoughts_against_a_slow_loop(model):
     """Row by row and position by position, without padding: each input is a token's embedding, or
     the hidden state of the position before."""
     tokens, real = padded(ROWS)
-    logits = coconut.think(model, tokens, real).logits
+    logits = coconut._think(model, tokens, real).logits
     with torch.no_grad():
         for i, row in enumerate(ROWS):
             inputs, output = torch.zeros(1, 0, MICRO.dim), None
@@ -74,7 +74,7 @@ def test_coconut_gradients_flow_through_all_thoughts(model):
     direction, weight = torch.randn(MICRO.dim), torch.randn(MICRO.vocab_size)
 
     def loss():
-        return (coconut.think(model, tokens).logits[0, -1] * weight).sum()
+        return (coconut._think(model, tokens).logits[0, -1] * weight).sum()
 
     loss().backward()
     slope = float(model.embed.weight.grad[START] @ direction)
@@ -88,10 +88,10 @@ def test_coconut_gradients_flow_through_all_thoughts(model):
 
 
 def test_coconut_sampling_is_the_training_pass(model):
-    """With the cache, the thoughts and the logits behind them are those of think(), whatever the
+    """With the cache, the thoughts and the logits behind them are those of _think(), whatever the
     lengths of the prompts. Pauses are those of the plain model."""
     prompts = [[3, 5], [3, 5, 9, 4], [7]]
-    for feeds_back, run in ((True, coconut.think), (False, model)):
+    for feeds_back, run in ((True, coconut._think), (False, model)):
         _, cache = coconut._read(model, prompts, 3, feeds_back, 1)
         fed = torch.full((3, 1), END)
         with torch.no_grad():
@@ -103,7 +103,7 @@ def test_coconut_sampling_is_the_training_pass(model):
     answers = coconut._answers(model, prompts, 3, True)
     tokens = [*prompts[0], START, THOUGHT, THOUGHT, THOUGHT, END]
     for token in answers[0][:4]:  # greedy, token by token
-        assert token == int(coconut.think(model, torch.tensor([tokens])).logits[0, -1].argmax())
+        assert token == int(coconut._think(model, torch.tensor([tokens])).logits[0, -1].argmax())
         tokens.append(token)
 
 
@@ -135,7 +135,7 @@ def test_coconut_loss_is_the_mean_over_what_is_written(model):
     examples = [coconut._document(*coconut._make_sum(rng), 2, 2) for _ in range(3)]
     total, n = 0.0, 0
     for x in examples:
-        logits = coconut.think(model, torch.tensor([x.tokens])).logits[0].detach()
+        logits = coconut._think(model, torch.tensor([x.tokens])).logits[0].detach()
         logp = logits.log_softmax(-1)
         for t, weight in enumerate(x.weight):
             if weight:

@@ -201,6 +201,24 @@ def test_search_choices_by_hand():
     assert [best[f"pass@1.{b}"] for b in (10, 20, 59, 60)] == [0, 0, 0, 0]
 
 
+def test_search_sampling_costs(monkeypatch):
+    """By hand: a token is written once, and with a value model read once more. The answers of a
+    problem fill the largest budget."""
+    text = "3*7=21\n21+5=26\n26-2=24\n"
+    n = len(tasks.encode_response(text))
+    monkeypatch.setattr(search, "BUDGETS", (360,))
+    ids = tasks.encode_response(text)
+    monkeypatch.setattr(search, "sample_answers",
+                        lambda model, prompts, *_, **__: [ids] * len(prompts))
+    monkeypatch.setattr(search, "_values", lambda model, problems, texts: [0.5] * len(texts))
+    run = SimpleNamespace(eval=SimpleNamespace(rows=8))
+    for value, passes, value_of_answer in ((None, 1, 0.0), ("a model", 2, 0.5)):
+        of_first, of_second = search._sample([PROBLEM] * 2, None, value, run, "")
+        assert of_first == of_second and of_first[-1][0] >= 360
+        assert of_first[:2] == [(passes * n, text, value_of_answer),
+                                (2 * passes * n, text, value_of_answer)]
+
+
 def test_search_labels(monkeypatch):
     """Each beginning of an answer has the label of the whole answer."""
     texts = ["3*7=21\n21+5=26\n26-2=24\n", "3*7=21\n21+5=27\n27-2=25\n"]
