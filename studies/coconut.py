@@ -32,6 +32,7 @@ from statistics import fmean
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 import tasks
 from engine.devices import copy_model
@@ -241,7 +242,8 @@ def _train(arm, model, run):
             share = LAST_SHARE
         steps = max(1, round(share * PASSES / length / run.dev1.documents))
         s = replace(run.dev1, steps=steps)
-        for _ in train(model, s, draw, run.seed + i, loss=_loss(arm in FEEDS_BACK)):
+        updates = train(model, s, draw, run.seed + i, loss=_loss(arm in FEEDS_BACK))
+        for _ in tqdm(updates, f"{arm}: stage {i}", total=steps):
             pass
     return model.eval()
 

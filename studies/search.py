@@ -41,15 +41,15 @@ import torch
 import tasks
 from engine.devices import copy_model
 from engine.evaluate import majority, prompts_of, repeat_for_answers, sample_answers
-from engine.sampling import generate, reading_passes
-from grpo import judge_scores
-from r1mini import pointwise_loss, train, train_reward_model
+from engine.sampling import generate, pad_right, reading_passes
+from grpo import judge_scores, safety_loss
+from r1mini import count_targets, train, train_reward_model
 from tools.compare import compare
 from tools.study import load_kept, start_folder
 from tools.tables import cell, table
 
 SETTINGS = "dev1.steps=600", "dev1.documents=80", "dev1.lr=5e-3", "dev1.muon_lr=5e-3"
-SETTINGS += "judge.steps=400", "judge.documents=128", "judge.lr=2e-3", "judge.muon_lr=2e-3"
+SETTINGS += "judge.steps=600", "judge.documents=128"
 STAGES = "policy", "value"
 ARMS = dict.fromkeys(("tree", "vote", "best", "exact"), "")
 DIFFERENCES = {f"tree_minus_{arm}.pass@1": ("search.tree.pass@1", f"search.{arm}.pass@1")
@@ -57,14 +57,15 @@ DIFFERENCES = {f"tree_minus_{arm}.pass@1": ("search.tree.pass@1", f"search.{arm}
 NUMBERS = 4                             # digits of a question; an answer has one step less
 BUDGETS = 64, 128, 256, 512, 1024       # tokens for a question
 LINE, ANSWER = 12, 40                   # tokens that a step and an answer may have
-OWN_PROBLEMS, OWN_ANSWERS = 1500, 8     # that the value model learns from
-EXTENSION = 6                           # steps that the policy writes at a node
-EXPLORATION = 1.0                       # c_puct; both chosen on dev, one seed
+OWN_PROBLEMS, OWN_ANSWERS = 3000, 8     # that the value model learns from
+EXTENSION = 4                           # steps that the policy writes at a node
+EXPLORATION = 0.3                       # c_puct; both chosen on dev, one seed
 
 
 # ------------------------------------------------------------------------------
 # Countdown
 
+NEWLINE = tasks.ENCODING.encode_single_token("\n")
 STEP = re.compile(r"(0|[1-9][0-9]?)([-+*])(0|[1-9][0-9]?)=(0|[1-9][0-9]?)")
 WORDS = {"en": ("Reach ", "\nfrom "), "zh": ("达到", "使用")}
 
@@ -163,31 +164,51 @@ def _start_models(folder, arm):
 
     policy = start.stage("policy", copy_model(load_kept(folder, "base")), loop, run.dev1.steps,
                          no_watch)
-    examples = []
+    attempts = []
 
     def draw(rng):
-        if not examples:
-            examples.extend(_labelled_prefixes(policy, run))
-        return rng.choice(examples)
+        if not attempts:
+            attempts.extend(_attempts(policy, run))
+        return rng.choice(attempts)
 
-    value = train_reward_model(start, "value", policy, draw, pointwise_loss)
+    value = train_reward_model(start, "value", policy, draw, _value_loss)
     return policy.eval(), value.eval()
 
 
-def _labelled_prefixes(policy, run):
-    """What the value model learns from: each beginning of the policy's own answers to train
-    problems, and whether the answer was right in the end. The mean of these labels is the
-    probability that the policy ends well (Monte Carlo)."""
+@dataclass(frozen=True)
+class Attempt:
+    """An answer of the policy, as the value model learns from it."""
+    tokens: list[int]  # question and answer
+    weight: list[int]  # 1 where a step ends, else 0
+    right: float       # 1.0 if the answer was right in the end, else 0.0
+
+
+def _attempts(policy, run):
+    """The policy's own answers to train problems. The mean label of a beginning is the probability
+    that the policy ends well (Monte Carlo)."""
     rng = random.Random(f"{run.seed}/value")
     asked = repeat_for_answers([_make_problem(rng)[0] for _ in range(OWN_PROBLEMS)], OWN_ANSWERS)
-    examples = []
-    for ids, problem in zip(sample_answers(policy, prompts_of(asked), ANSWER, run.eval.rows,
-                                           seed=run.seed, name="value: samples"), asked):
-        text = tasks.decode(ids)
-        label, lines = float(_is_right(text, problem)), text.splitlines(keepends=True)
-        for n in range(1, NUMBERS):
-            examples.append(tasks.Judgement(_prefix(problem, "".join(lines[:n])), safe=label))
-    return examples
+    answers = sample_answers(policy, prompts_of(asked), ANSWER, run.eval.rows, seed=run.seed,
+                             name="value: samples")
+    attempts = []
+    for ids, problem in zip(answers, asked):
+        question = tasks.encode_prompt(problem.question)
+        ends = [int(token == NEWLINE) for token in ids]
+        right = float(_is_right(tasks.decode(ids), problem))
+        attempts.append(Attempt(question + ids, [0] * len(question) + ends, right))
+    return attempts
+
+
+def _value_loss(model, attempts, step_attempts):
+    """The loss of the value model: cross-entropy after each step, for train."""
+    tokens = pad_right([x.tokens for x in attempts], tasks.PAD_ID, model.device)     # (B, T)
+    real = pad_right([[1] * len(x.tokens) for x in attempts], 0, model.device) > 0
+    ends = pad_right([x.weight for x in attempts], 0, model.device) > 0
+    scores = model(tokens, real, logits_at=ends).logits.squeeze(-1)                  # (steps,)
+    right = torch.tensor([x.right for x in attempts], device=model.device).unsqueeze(1)
+    n_steps = max(1, count_targets(step_attempts))
+    loss = safety_loss(scores, right.expand_as(ends)[ends]) / n_steps
+    return loss, loss.detach()
 
 
 @torch.no_grad()
@@ -209,8 +230,6 @@ def _exact_values(problems, texts):
 
 # ------------------------------------------------------------------------------
 # Tree search
-
-NEWLINE = tasks.ENCODING.encode_single_token("\n")
 
 
 @dataclass

@@ -1,4 +1,5 @@
 """Tests of the study of search: Countdown, PUCT, the tree's statistics, budgets."""
+import math
 import random
 from itertools import permutations, product
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import torch
 import moe
 import tasks
 from studies import search
-from tests.helpers import MICRO
+from tests.helpers import MICRO, make_judge
 from tools import study
 
 PROBLEM = tasks.Problem("Reach 24\nfrom 2,3,5,7", "24", "en", 3, "2,3,5,7", kind="countdown")
@@ -26,7 +27,8 @@ PROBLEM = tasks.Problem("Reach 24\nfrom 2,3,5,7", "24", "en", 3, "2,3,5,7", kind
     ("3*7=21\n21+5=26\n26-2=24\n24+0=24\n", False),         # nothing is left for a fourth step
     ("3*7=21\n21+3=24\n5-5=0\n", False),                    # 3 and 5 twice
     ("7*3=21\n5-2=3\n21+3=24\n", True),
-    ("3*7=22\n22+2=24\n", False),                           # a wrong result, and 5 is not used
+    ("3*7=21\n21+5=26\n26+2=24\n", False),                  # a wrong result
+    ("3*7=21\n21+3=24\n", False),                           # 3 twice; 2 and 5 are not used
     ("2-7=-5\n5--5=10\n3*10=30\n", False),                  # below 0
     ("3*7=021\n21+5=26\n26-2=24\n", False),
     ("3*7=21\n\n21+5=26\n26-2=24\n", False),
@@ -219,20 +221,22 @@ def test_search_sampling_costs(monkeypatch):
                                 (2 * passes * n, text, value_of_answer)]
 
 
-def test_search_labels(monkeypatch):
-    """Each beginning of an answer has the label of the whole answer."""
-    texts = ["3*7=21\n21+5=26\n26-2=24\n", "3*7=21\n21+5=27\n27-2=25\n"]
+def test_search_value_learns_from_whole_answers(monkeypatch):
+    """The loss is the mean over all beginnings of the answers: read one by one, each with the label
+    of the whole answer."""
+    texts = ["3*7=21\n21+5=26\n26-2=24\n", "3*7=21\n21+5=27\n27-2"]
     monkeypatch.setattr(search, "OWN_PROBLEMS", 1)
     monkeypatch.setattr(search, "OWN_ANSWERS", 2)
     monkeypatch.setattr(search, "_make_problem", lambda rng: (PROBLEM, texts[0]))
     monkeypatch.setattr(search, "sample_answers",
                         lambda *_, **__: [tasks.encode_response(text) for text in texts])
-    run = SimpleNamespace(seed=0, eval=SimpleNamespace(rows=8))
-    examples = search._labelled_prefixes(None, run)
-    prompt = tasks.encode_prompt(PROBLEM.question)
-    seen = [(tasks.decode(x.tokens[len(prompt):]), x.safe) for x in examples]
-    assert seen == [("3*7=21\n", 1.0), ("3*7=21\n21+5=26\n", 1.0), (texts[0], 1.0),
-                    ("3*7=21\n", 0.0), ("3*7=21\n21+5=27\n", 0.0), (texts[1], 0.0)]
+    attempts = search._attempts(None, SimpleNamespace(seed=0, eval=SimpleNamespace(rows=8)))
+    beginnings = ["3*7=21\n", "3*7=21\n21+5=26\n", texts[0], "3*7=21\n", "3*7=21\n21+5=27\n"]
+    model = make_judge(0)
+    values = search._values(model, [PROBLEM] * 5, beginnings)
+    expected = [math.log(x) for x in values[:3]] + [math.log(1 - x) for x in values[3:]]
+    loss, _ = search._value_loss(model, attempts, attempts)
+    assert float(loss.detach()) == pytest.approx(-sum(expected) / 5, rel=1e-4)
 
 
 @pytest.mark.parametrize("arm", list(search.ARMS))
