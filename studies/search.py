@@ -58,7 +58,7 @@ NUMBERS = 4                             # digits of a question; an answer has on
 BUDGETS = 64, 128, 256, 512, 1024       # tokens for a question
 LINE, ANSWER = 12, 40                   # tokens that a step and an answer may have
 OWN_PROBLEMS, OWN_ANSWERS = 3000, 8     # that the value model learns from
-EXTENSION = 4                           # steps that the policy writes at a node
+EXTENSION = 4                           # steps written at a node; the paper has such a limit too
 EXPLORATION = 0.3                       # c_puct; both chosen on dev, one seed
 
 
