@@ -1,0 +1,338 @@
+"""Can a model think in hidden states instead of words?
+
+The paper (Coconut, arXiv 2412.06769): a latent thought is the model's last hidden state, fed
+back as its next input. It is learnt in stages: stage k replaces the first k written steps by
+thoughts. On GSM8k written reasoning is right in 42.9%, no reasoning in 16.5%, latent thoughts
+in 34.1%, and pause tokens in their place, after the same stages, in 24.1%. On two tasks of
+logic pauses do as well as thoughts (Table 1).
+
+    python r1mini.py study coconut
+
+All arms start from the same kept base, and learn sums with four operations:
+
+    written   all steps are written
+    none      the answer at once
+    latent    the paper's stages: one thought for each step
+    pause     the same stages, with a pause token in place of each thought
+    stages    the same stages, with nothing in place of the steps
+    graph     latent thoughts on another task: which of two nodes can be reached, in a graph
+              of ten nodes? After each thought the model is asked for the next step
+
+Each arm is trained with as many forward passes. A token's position counts once, and so does a
+thought. Answers are the likeliest ones (temperature 0), as in the paper.
+
+What differs from the paper: its model is GPT-2, and it has two thoughts for a step of GSM8k.
+The hidden state is fed back after the final norm, as in the paper.
+"""
+import random
+from collections import deque
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import tasks
+from engine.devices import copy_model
+from engine.sampling import pad_left, pad_right, reading_passes
+from moe import make_cache
+from r1mini import count_targets, train
+from tools.compare import compare
+from tools.study import load_kept
+from tools.tables import cell, table
+
+SETTINGS = "dev1.documents=64", "dev1.lr=5e-3", "dev1.muon_lr=5e-3"
+STAGES = ()                 # nothing is kept: a stopped arm begins anew
+ARMS = dict.fromkeys(("written", "none", "latent", "pause", "stages", "graph"), "")
+DIFFERENCES = {f"latent_minus_{arm}.pass@1": ("latent.pass@1", f"{arm}.pass@1")
+               for arm in ("pause", "none", "stages")}
+OPERATIONS, DEPTH = 4, 3    # steps of a sum, and of a path in a graph
+PASSES = 1_000_000          # positions that an arm is trained on
+LAST_SHARE = 0.5            # of them in the last stage; the others have equal shares
+MIXED = 0.3                 # of graph: documents of another stage, so that none is forgotten
+LIMIT = 80                  # tokens of an answer
+FEEDS_BACK = "latent", "graph"
+
+START, THOUGHT, END = (tasks.ENCODING.encode_single_token(token)
+                       for token in (tasks.LATENT, tasks.PAUSE, tasks.END_LATENT))
+
+
+# ------------------------------------------------------------------------------
+# Latent thoughts
+
+
+def _forward(model, tokens, inputs, *words, **named_words):
+    """The model's Output with these inputs (B, T, C) in place of the tokens' embeddings. A hook
+    replaces what the embedding returns, so moe.py is as it was."""
+    hook = model.embed.register_forward_hook(lambda *_: inputs)
+    try:
+        return model(tokens, *words, **named_words)
+    finally:
+        hook.remove()
+
+
+def _think(model, tokens, real=None, logits_at=None):
+    """model(tokens), where the input of each thought is the hidden state before it.
+
+    The i-th pass makes the i-th thought of each row; what it computes behind that is not used.
+    So n thoughts take n + 1 passes, and gradients flow through all of them.
+    """
+    is_thought = tokens == THOUGHT                                        # (B, T)
+    number = is_thought.cumsum(1) * is_thought                            # 1, 2, .. at thoughts
+    inputs = model.embed(tokens)                                          # (B, T, C)
+    for i in range(1, int(number.max()) + 1):
+        T = int((number == i).any(0).nonzero().max())  # what comes behind is not needed
+        real_part = None if real is None else real[:, :T]
+        nowhere = torch.zeros_like(tokens[:, :T], dtype=torch.bool)
+        hidden = _forward(model, tokens[:, :T], inputs[:, :T], real_part,
+                          logits_at=nowhere).hidden                       # (B, T, C)
+        before = F.pad(hidden, (0, 0, 1, tokens.size(1) - T - 1))         # moved by one position
+        inputs = torch.where((number == i).unsqueeze(-1), before, inputs)
+    return _forward(model, tokens, inputs, real, logits_at=logits_at)
+
+
+@torch.no_grad()
+def _read(model, prompts, thoughts, feeds_back, room):
+    """Reads prompts with the cache, and makes as many thoughts after each. Returns the last
+    Output and the cache, which has room for more tokens."""
+    tokens, real = pad_left([[*ids, START] for ids in prompts], tasks.PAD_ID, model.device)
+    N, T = tokens.size()
+    cache = make_cache(model, N, T + thoughts + room)
+    output = model(tokens, real, cache)
+    thought = tokens.new_full((N, 1), THOUGHT)
+    for _ in range(thoughts):
+        inputs = output.hidden[:, -1:] if feeds_back else model.embed(thought)  # (N, 1, C)
+        output = _forward(model, thought, inputs, cache=cache)
+    return output, cache
+
+
+@torch.no_grad()
+def _answers(model, prompts, thoughts, feeds_back):
+    """The token ids of the likeliest answer to each prompt, after some thoughts."""
+    answers = []
+    for part in reading_passes(prompts):
+        _, cache = _read(model, part, thoughts, feeds_back, LIMIT + 1)
+        fed = torch.full((len(part), 1), END, device=model.device)
+        ids = []
+        for _ in range(LIMIT):
+            fed = model(fed, cache=cache).logits[:, -1].argmax(-1, keepdim=True)  # (N, 1)
+            ids.append(fed)
+            if (torch.cat(ids, 1) == tasks.END_ID).any(1).all():
+                break
+        for row in torch.cat(ids, 1).tolist():
+            end = row.index(tasks.END_ID) + 1 if tasks.END_ID in row else len(row)
+            answers.append(row[:end])
+    return answers
+
+
+# ------------------------------------------------------------------------------
+# Graphs: which of two nodes can be reached
+
+
+def _distances(edges, start):
+    """{node: steps from the start} of all nodes that can be reached."""
+    distance, queue = {start: 0}, deque([start])
+    while queue:
+        node = queue.popleft()
+        for a, b in edges:
+            if a == node and b not in distance:
+                distance[b] = distance[node] + 1
+                queue.append(b)
+    return distance
+
+
+def _make_graph(rng, part="train"):
+    """(problem, its steps). The path to the node that can be reached has DEPTH steps."""
+    while True:
+        nodes, edges = rng.sample(range(10), 10), []
+        for i in range(2, 10):  # the first two nodes have no parents
+            edges += [(parent, nodes[i]) for parent in rng.sample(nodes[:i], rng.choice((1, 2)))]
+        start, distance = nodes[0], _distances(edges, nodes[0])
+        near = [node for node in nodes if distance.get(node) == DEPTH]
+        unreachable = [node for node in nodes[2:] if node not in distance]
+        rng.shuffle(edges)
+        text = ",".join(f"{a}>{b}" for a, b in edges)
+        if near and unreachable and tasks.part_of_problem(text) == part:
+            break
+    target = rng.choice(near)
+    path = [target]
+    while path[0] != start:
+        parents = [a for a, b in edges if b == path[0] and distance.get(a, DEPTH) < distance[b]]
+        path.insert(0, rng.choice(parents))
+    goals = [target, rng.choice(unreachable)]
+    rng.shuffle(goals)
+    question = f"Reach {goals[0]},{goals[1]}\nfrom {start}\n{text}"
+    steps = [f"{a}>{b}" for a, b in zip(path, path[1:])]
+    return tasks.Problem(question, str(target), "en", DEPTH, text), steps
+
+
+def _make_sum(rng, part="train"):
+    """(problem, its steps)."""
+    problem = tasks.make_problem(rng, OPERATIONS, part)
+    working, _ = tasks.write_working(problem, "steps", rng)
+    return problem, working.split(tasks.WORDS[problem.language]["then"])
+
+
+def _problems(make, part, n):
+    """n problems of a part, the same in every run."""
+    rng = random.Random(f"{part}/coconut")
+    return [make(rng, part) for _ in range(n)]
+
+
+# ------------------------------------------------------------------------------
+# The curriculum
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document: question, thoughts, and what is written after them."""
+    tokens: list[int]
+    weight: list[int]  # in the loss: 1 for what is written, 0 for question, thoughts and marks
+
+
+def _document(problem, steps, dropped, thoughts):
+    """The Example in which the first `dropped` steps are replaced by thoughts."""
+    given = tasks.encode_prompt(problem.question) + [START] + [THOUGHT] * thoughts + [END]
+    written = tasks.WORDS[problem.language]["then"].join(steps[dropped:])
+    response = tasks.encode_response(tasks.response(written, problem.answer))
+    return Example(given + response, [0] * len(given) + [1] * len(response))
+
+
+def _stages(arm, n_steps):
+    """[(steps that are dropped, thoughts)] of each stage of an arm."""
+    if arm == "written":
+        return [(0, 0)]
+    if arm == "none":
+        return [(n_steps, 0)]
+    return [(k, 0 if arm == "stages" else k) for k in range(n_steps + 1)]
+
+
+def _loss(feeds_back):
+    """The next-token loss, for train. Thoughts are hidden states, or else pause tokens."""
+    def loss(model, examples, step_examples):
+        tokens = pad_right([x.tokens for x in examples], tasks.PAD_ID, model.device)  # (B, T)
+        weight = pad_right([x.weight for x in examples], 0, model.device)
+        real = pad_right([[1] * len(x.tokens) for x in examples], 0, model.device) > 0
+        predicting = F.pad(weight[:, 1:] > 0, (0, 1))  # the logits at t predict token t + 1
+        run = partial(_think, model) if feeds_back else model
+        logits = run(tokens, real, logits_at=predicting).logits                 # (wanted, V)
+        total = F.cross_entropy(logits, tokens[weight > 0], reduction="sum")
+        value = total / count_targets(step_examples)
+        return value, value.detach()
+    return loss
+
+
+def _train(arm, model, run):
+    """A copy of a model after all stages of an arm. The optimizer starts anew at each stage, as in
+    the paper."""
+    make, n_steps = (_make_graph, DEPTH) if arm == "graph" else (_make_sum, OPERATIONS)
+    model, stages = copy_model(model), _stages(arm, n_steps)
+    for i, stage in enumerate(stages):
+        def draw(rng, stage=stage):
+            if arm == "graph" and rng.random() < MIXED:
+                stage = rng.choice(stages)
+            return _document(*make(rng), *stage)
+
+        rng = random.Random(0)
+        length = fmean(len(draw(rng).tokens) for _ in range(200))
+        share = 1.0 if len(stages) == 1 else (1 - LAST_SHARE) / (len(stages) - 1)
+        if stage == stages[-1] and len(stages) > 1:
+            share = LAST_SHARE
+        steps = max(1, round(share * PASSES / length / run.dev1.documents))
+        s = replace(run.dev1, steps=steps)
+        updates = train(model, s, draw, run.seed + i, loss=_loss(arm in FEEDS_BACK))
+        for _ in tqdm(updates, f"{arm}: stage {i}", total=steps):
+            pass
+    return model.eval()
+
+
+# ------------------------------------------------------------------------------
+# Tests
+
+
+def _next_nodes(model, prompts, thoughts):
+    """(N, 10): after some thoughts, the probability of each node to be where the next written step
+    begins."""
+    _, cache = _read(model, prompts, thoughts, True, 2)
+    think_id = tasks.ENCODING.encode_single_token(tasks.THINK)
+    fed = torch.tensor([[END, think_id]] * len(prompts), device=model.device)
+    with torch.no_grad():
+        logits = model(fed, cache=cache).logits[:, -1]
+    digits = [tasks.ENCODING.encode_single_token(str(node)) for node in range(10)]
+    return logits[:, digits].softmax(-1)
+
+
+def _picture(model, problems):
+    """What a search in breadth would show, after each number of thoughts: the probability of nodes
+    that are as many steps away, of those on a path to the goal, and how many nodes the model
+    considers (e to the entropy). Also the probabilities for the first problem, as a text."""
+    prompts = [tasks.encode_prompt(problem.question) for problem in problems]
+    numbers = {}
+    for k in range(DEPTH):
+        p = _next_nodes(model, prompts, k).cpu()                              # (N, 10)
+        at_depth, on_path, children = [], [], []
+        for row, problem in zip(p.tolist(), problems):
+            edges = [tuple(map(int, edge.split(">"))) for edge in problem.expression.split(",")]
+            start, goal = int(problem.question.split("\n")[1][-1]), int(problem.answer)
+            distance = _distances(edges, start)
+            near = [node for node in distance if distance[node] == k]
+            right = [node for node in near if goal in _distances(edges, node)]
+            at_depth.append(sum(row[node] for node in near))
+            on_path.append(sum(row[node] for node in right))
+            children.append(len(near))
+        entropy = -(p * p.clamp(min=1e-9).log()).sum(-1)
+        numbers |= {f"depth.{k}": fmean(at_depth), f"path.{k}": fmean(on_path),
+                    f"near.{k}": fmean(children), f"considered.{k}": float(entropy.exp().mean())}
+        likely = sorted(range(10), key=lambda node: -p[0, node])[:4]
+        numbers[f"picture.{k}"] = ", ".join(f"{node}: {p[0, node]:.2f}" for node in likely)
+    question = problems[0].question.replace("\n", " ")
+    return numbers | {"question": f"{question} (it is {problems[0].answer})"}
+
+
+def measure_arm(arm, folder, part="test"):
+    """The numbers of an arm."""
+    run = folder.run
+    model = _train(arm, load_kept(folder, "base"), run)
+    make = _make_graph if arm == "graph" else _make_sum
+    problems = [problem for problem, _ in _problems(make, part, run.eval.problems)]
+    _, thoughts = _stages(arm, DEPTH if arm == "graph" else OPERATIONS)[-1]
+    prompts = [tasks.encode_prompt(problem.question) for problem in problems]
+    ids = _answers(model, prompts, thoughts, arm in FEEDS_BACK)
+    length = fmean(map(len, ids))
+    numbers = {"pass@1": fmean(tasks.accuracy(tasks.decode(x), problem)
+                               for x, problem in zip(ids, problems)),
+               "length": length, "passes": length + thoughts}
+    return numbers | (_picture(model, problems) if arm == "graph" else {})
+
+
+def combine(numbers):
+    """pass@1 of the arms, and passes of each answer."""
+    return {f"coconut.{arm}.{key}": numbers[f"{arm}.{key}"]
+            for arm in ARMS for key in ("pass@1", "passes")}
+
+
+NAMES = {"written": "written steps", "none": "no steps", "latent": "latent thoughts",
+         "pause": "pauses as thoughts", "stages": "the stages alone", "graph": "graph, latent"}
+
+
+def page(rows, notes):
+    """The lines of the report: the arms, latent thoughts against the others, and the graph."""
+    columns = {"pass@1": "pass@1", "length": "tokens", "passes": "forward passes for an answer"}
+    body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
+            for arm, name in NAMES.items()]
+    lines = [*table(["arm", *columns.values()], body), ""]
+    for arm in ("pause", "stages", "none"):
+        comparison = compare(rows, f"{arm}.pass@1", "latent.pass@1")
+        if comparison:
+            lines.append(f"- latent thoughts minus {NAMES[arm]}: {comparison.text(points=True)}")
+    columns = {"near": "nodes at this distance", "considered": "nodes considered",
+               "depth": "probability of these nodes", "path": "of those that lead to the goal"}
+    body = [[str(k), *(cell(rows, f"graph.{key}.{k}") for key in columns)] for k in range(DEPTH)]
+    lines += ["", *table(["thoughts", *columns.values()], body), ""]
+    for seed, question in notes.get("graph.question", {}).items():
+        lines.append(f"- seed {seed}: {question}")
+        lines += [f"    after {k} thoughts: {notes[f'graph.picture.{k}'][seed]}"
+                  for k in range(DEPTH)]
+    return lines

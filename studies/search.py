@@ -1,0 +1,430 @@
+"""Does tree search at inference beat as many tokens of plain sampling?
+
+The paper: Monte Carlo tree search, guided by a value model, helps at inference. But the
+space of tokens is far larger than that of chess, and a value model of single steps is hard
+to train, so search did not go on to improve the model (R1 v1 section 4.2). Kimi k1.5 has no
+tree: it lets the model search within one long answer (section 2.3.1).
+
+    python r1mini.py study search
+
+Sums have one right next step. So the task is Countdown, where four digits have to give a
+number, each used once:
+
+    question    Reach 24
+                from 2,3,5,7
+    answer      3*7=21
+                21+5=26
+                26-2=24
+
+A policy learns from random solutions, and a value model from the policy's own answers: how
+often does such a beginning end well? All arms start from these two models, and know the
+rules no more than the models do:
+
+    tree     tree search: PUCT, with the policy's probabilities as prior
+    vote     the most frequent of n answers
+    best     the answer of n that has the highest value
+    exact    the tree with exact values: whether the number can still be reached
+
+A token that a model writes or reads counts once. The question counts nowhere. Here a node of
+the tree is a whole line, and there are few good ones. So the explosion of the token space,
+the first of the paper's reasons, is not tested here.
+"""
+import math
+import random
+import re
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import permutations
+
+import torch
+
+import tasks
+from engine.devices import copy_model
+from engine.evaluate import majority, prompts_of, repeat_for_answers, sample_answers
+from engine.sampling import generate, pad_right, reading_passes
+from grpo import judge_scores, safety_loss
+from r1mini import count_targets, train, train_reward_model
+from tools.compare import compare
+from tools.study import load_kept, start_folder
+from tools.tables import cell, table
+
+SETTINGS = "dev1.steps=600", "dev1.documents=80", "dev1.lr=5e-3", "dev1.muon_lr=5e-3"
+SETTINGS += "judge.steps=600", "judge.documents=128"
+STAGES = "policy", "value"
+ARMS = dict.fromkeys(("tree", "vote", "best", "exact"), "")
+DIFFERENCES = {f"tree_minus_{arm}.pass@1": ("search.tree.pass@1", f"search.{arm}.pass@1")
+               for arm in ("vote", "best")}
+NUMBERS = 4                             # digits of a question; an answer has one step less
+BUDGETS = 64, 128, 256, 512, 1024       # tokens for a question
+LINE, ANSWER = 12, 40                   # tokens that a step and an answer may have
+OWN_PROBLEMS, OWN_ANSWERS = 3000, 8     # that the value model learns from
+EXTENSION = 4                           # steps written at a node; the paper has such a limit too
+EXPLORATION = 0.3                       # c_puct; both chosen on dev, one seed
+
+
+# ------------------------------------------------------------------------------
+# Countdown
+
+NEWLINE = tasks.ENCODING.encode_single_token("\n")
+STEP = re.compile(r"(0|[1-9][0-9]?)([-+*])(0|[1-9][0-9]?)=(0|[1-9][0-9]?)")
+WORDS = {"en": ("Reach ", "\nfrom "), "zh": ("达到", "使用")}
+
+
+def _take_step(numbers, line):
+    """The numbers after a step such as 3*7=21, sorted; None if it breaks the rules. Its operands
+    must be there, and its result must be right, from 0 to 99."""
+    match = STEP.fullmatch(line)
+    if match is None:
+        return None
+    a, b, result = int(match[1]), int(match[3]), int(match[4])
+    left = list(numbers)
+    for operand in (a, b):
+        if operand not in left:
+            return None
+        left.remove(operand)
+    if tasks.apply_operation(a, match[2], b) != result:
+        return None
+    return sorted([*left, result])
+
+
+def _state_after(text, problem):
+    """The numbers that are left after some steps, each with a line end; None if one breaks the
+    rules."""
+    numbers = [int(digit) for digit in problem.expression.split(",")]
+    *lines, rest = text.split("\n")
+    for line in lines:
+        numbers = _take_step(numbers, line) if numbers else None
+    return numbers if not rest else None
+
+
+def _is_right(text, problem):
+    """Whether an answer keeps the rules, uses all numbers, and ends with the wanted one."""
+    return _state_after(text, problem) == [int(problem.answer)]
+
+
+def _can_reach(numbers, target):
+    """Whether some steps lead from these numbers to the target."""
+    if len(numbers) == 1:
+        return numbers[0] == target
+    for a, b, *rest in permutations(numbers):
+        for sign in "+-*":
+            result = tasks.apply_operation(a, sign, b)
+            if 0 <= result <= 99 and _can_reach([*rest, result], target):
+                return True
+    return False
+
+
+def _make_problem(rng, part="train"):
+    """(problem, one of its solutions). The digits decide the part: no test question has the digits
+    of a question in training."""
+    while True:
+        digits = sorted(rng.randint(1, 9) for _ in range(NUMBERS))
+        left, lines = list(digits), ""
+        while len(left) > 1 and 0 <= left[-1] <= 99:
+            rng.shuffle(left)
+            a, b, *rest = left
+            sign = rng.choice("+-*")
+            result = tasks.apply_operation(a, sign, b)
+            lines += f"{a}{sign}{b}={result}\n"
+            left = [*rest, result]
+        expression = ",".join(map(str, digits))
+        if 10 <= left[-1] <= 99 and tasks.part_of_problem(expression) == part:
+            language = rng.choice(tasks.LANGUAGES)
+            reach, use = WORDS[language]
+            question = f"{reach}{left[-1]}{use}{expression}"
+            return tasks.Problem(question, str(left[-1]), language, NUMBERS - 1, expression,
+                                 kind="countdown"), lines
+
+
+def _problems(part, n):
+    """n problems of a part, the same in every run."""
+    rng = random.Random(f"{part}/countdown")
+    return [_make_problem(rng, part)[0] for _ in range(n)]
+
+
+# ------------------------------------------------------------------------------
+# Policy and value model
+
+
+def _prefix(problem, text):
+    """The token ids of a question and the beginning of an answer."""
+    return tasks.encode_prompt(problem.question) + tasks.ENCODING.encode_ordinary(text)
+
+
+def _start_models(folder, arm):
+    """(policy, value model) of a seed. They are trained once, in a folder that the arms share."""
+    run, start = folder.run, start_folder(folder, arm, STAGES)
+
+    def loop(model, state):
+        return train(model, run.dev1, lambda rng: tasks.dialogue(*_make_problem(rng)), run.seed,
+                     state)
+
+    def no_watch(model, record, bar):
+        """The dev problems of the stages are sums."""
+
+    policy = start.stage("policy", copy_model(load_kept(folder, "base")), loop, run.dev1.steps,
+                         no_watch)
+    attempts = []
+
+    def draw(rng):
+        if not attempts:
+            attempts.extend(_attempts(policy, run))
+        return rng.choice(attempts)
+
+    value = train_reward_model(start, "value", policy, draw, _value_loss)
+    return policy.eval(), value.eval()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An answer of the policy, as the value model learns from it."""
+    tokens: list[int]  # question and answer
+    weight: list[int]  # 1 where a step ends, else 0
+    right: float       # 1.0 if the answer was right in the end, else 0.0
+
+
+def _attempts(policy, run):
+    """The policy's own answers to train problems. The mean label of a beginning is the probability
+    that the policy ends well (Monte Carlo)."""
+    rng = random.Random(f"{run.seed}/value")
+    asked = repeat_for_answers([_make_problem(rng)[0] for _ in range(OWN_PROBLEMS)], OWN_ANSWERS)
+    answers = sample_answers(policy, prompts_of(asked), ANSWER, run.eval.rows, seed=run.seed,
+                             name="value: samples")
+    attempts = []
+    for ids, problem in zip(answers, asked):
+        question = tasks.encode_prompt(problem.question)
+        ends = [int(token == NEWLINE) for token in ids]
+        right = float(_is_right(tasks.decode(ids), problem))
+        attempts.append(Attempt(question + ids, [0] * len(question) + ends, right))
+    return attempts
+
+
+def _value_loss(model, attempts, step_attempts):
+    """The loss of the value model: cross-entropy after each step, for train."""
+    tokens = pad_right([x.tokens for x in attempts], tasks.PAD_ID, model.device)     # (B, T)
+    real = pad_right([[1] * len(x.tokens) for x in attempts], 0, model.device) > 0
+    ends = pad_right([x.weight for x in attempts], 0, model.device) > 0
+    scores = model(tokens, real, logits_at=ends).logits.squeeze(-1)                  # (steps,)
+    right = torch.tensor([x.right for x in attempts], device=model.device).unsqueeze(1)
+    n_steps = max(1, count_targets(step_attempts))
+    loss = safety_loss(scores, right.expand_as(ends)[ends]) / n_steps
+    return loss, loss.detach()
+
+
+@torch.no_grad()
+def _values(model, problems, texts):
+    """The value model's probabilities that answers which begin so will be right."""
+    sequences = [_prefix(problem, text) for problem, text in zip(problems, texts)]
+    return [float(score.sigmoid()) for part in reading_passes(sequences)
+            for score in judge_scores(model, part, tasks.PAD_ID)]
+
+
+def _exact_values(problems, texts):
+    """1.0 where the wanted number can still be reached, else 0.0."""
+    values = []
+    for problem, text in zip(problems, texts):
+        numbers = _state_after(text, problem)
+        values.append(float(bool(numbers) and _can_reach(numbers, int(problem.answer))))
+    return values
+
+
+# ------------------------------------------------------------------------------
+# Tree search
+
+
+@dataclass
+class Node:
+    """The beginning of an answer."""
+    text: str = ""         # its steps, each with a line end
+    depth: int = 0         # number of steps
+    prior: float = 1.0     # P, the policy's probability of the last step
+    tokens: int = 0        # of the last step
+    visits: int = 0        # N
+    total: float = 0.0     # W, the sum of the values of all visits
+    closed: bool = False   # whether all answers below are known
+    children: list = field(default_factory=list)
+
+
+def _puct(parent, child):
+    """Q + c P sqrt(N of the parent) / (1 + N) (AlphaZero, arXiv 1712.01815)."""
+    mean = child.total / child.visits if child.visits else 0.0          # Q, 0 at first
+    bonus = EXPLORATION * child.prior * math.sqrt(parent.visits) / (1 + child.visits)
+    return mean + bonus
+
+
+def _select(root):
+    """The path from the root to a leaf, along the highest PUCT. A whole answer is not visited
+    again: its value is known."""
+    path = [root]
+    while path[-1].children:
+        parent = path[-1]
+        children = [child for child in parent.children if not child.closed]
+        path.append(max(children, key=lambda child: _puct(parent, child)))
+    return path
+
+
+def _back_up(path, value):
+    """Adds the value of the path's leaf to all of its nodes, and closes those below which all is
+    known."""
+    leaf = path[-1]
+    leaf.closed = leaf.depth == NUMBERS - 1
+    for node in reversed(path):
+        node.visits += 1
+        node.total += value
+        if node.children:
+            node.closed = all(child.closed for child in node.children)
+
+
+def _expand(node, steps):
+    """Gives a node its children. steps: (text, probability, tokens) of each step that the policy
+    wrote. Steps that are alike are one child. The priors sum to 1."""
+    distinct = {text: (probability, tokens) for text, probability, tokens in steps}
+    total = sum(probability for probability, _ in distinct.values())
+    for text, (probability, tokens) in distinct.items():
+        node.children.append(Node(node.text + text, node.depth + 1, probability / total, tokens))
+
+
+def _next_steps(policy, problems, texts, seed):
+    """EXTENSION steps of the policy after each beginning: (text, probability, tokens) of each."""
+    prompts = [_prefix(problem, text) for problem, text in zip(problems, texts)]
+    samples = generate(policy, repeat_for_answers(prompts, EXTENSION), LINE, NEWLINE,
+                       tasks.PAD_ID, seed=seed)
+    probabilities = samples.logprobs.sum(1).exp().tolist()
+    steps = [(tasks.decode(ids), probability, len(ids))
+             for ids, probability in zip(samples.answers(), probabilities)]
+    return [steps[i:i + EXTENSION] for i in range(0, len(steps), EXTENSION)]
+
+
+@dataclass
+class Tree:
+    """The search for one problem."""
+    problem: tasks.Problem
+    root: Node = field(default_factory=Node)
+    spent: int = 0                                # tokens
+    answers: list = field(default_factory=list)   # (tokens spent by then, text, value) of each
+
+
+def _search(problems, write, read):
+    """Searches for each problem, all trees at once. write(problems, texts, seed) gives the next
+    steps, read(problems, texts) the values. Returns the trees."""
+    trees, round_number = [Tree(problem) for problem in problems], 0
+    while busy := [tree for tree in trees if tree.spent < BUDGETS[-1] and not tree.root.closed]:
+        # Walk to a leaf, and read its value.
+        paths = [_select(tree.root) for tree in busy]
+        leaves = [path[-1] for path in paths]
+        values = read([tree.problem for tree in busy], [leaf.text for leaf in leaves])
+        for tree, path, leaf, value in zip(busy, paths, leaves, values):
+            tree.spent += leaf.tokens
+            _back_up(path, value)
+            if leaf.closed:
+                tree.answers.append((tree.spent, leaf.text, value))
+        # Write the next steps after it.
+        growing = [(tree, leaf) for tree, leaf in zip(busy, leaves) if not leaf.closed]
+        if growing:
+            steps_of_leaf = write([tree.problem for tree, _ in growing],
+                                  [leaf.text for _, leaf in growing], round_number)
+            for (tree, leaf), steps in zip(growing, steps_of_leaf):
+                _expand(leaf, steps)
+                tree.spent += sum(tokens for _, _, tokens in steps)
+        round_number += 1
+    return trees
+
+
+# ------------------------------------------------------------------------------
+# Sampling, and the choice of one answer
+
+
+def _sample(problems, policy, value, run, part):
+    """Whole answers for each problem, until the largest budget is spent: as _choices takes them.
+    With a value model each answer is read once more."""
+    passes = 2 if value else 1
+    n = BUDGETS[-1] // (passes * 6 * (NUMBERS - 1))  # a step has at least 6 tokens
+    asked = repeat_for_answers(problems, n)
+    ids = sample_answers(policy, prompts_of(asked), ANSWER, run.eval.rows, seed=1, name=part)
+    texts = [tasks.decode(x) for x in ids]
+    values = _values(value, asked, texts) if value else [0.0] * len(texts)
+    answers = []
+    for i in range(0, len(asked), n):
+        spent, of_problem = 0, []
+        for j in range(i, i + n):
+            spent += passes * len(ids[j])
+            of_problem.append((spent, texts[j], values[j]))
+        answers.append(of_problem)
+    return answers
+
+
+def _solution(text):
+    """The steps of an answer in an order that does not matter: 7*3=21 is 3*7=21."""
+    steps = []
+    for line in text.splitlines():
+        match = STEP.fullmatch(line)
+        if match is None:
+            return None
+        operands = [match[1], match[3]] if match[2] == "-" else sorted((match[1], match[3]))
+        steps.append((*operands, match[2]))
+    return tuple(sorted(steps))
+
+
+def _choose(arm, answers):
+    """The text of the answer that an arm gives, of (tokens, text, value) of all that it has; None
+    if it has none."""
+    if arm != "vote":
+        return max(answers, key=lambda answer: answer[2])[1] if answers else None
+    winner = majority([_solution(text) for _, text, _ in answers])
+    return next((text for _, text, _ in answers if _solution(text) == winner), None)
+
+
+def _scores(arm, problems, answers_of_problem):
+    """For each budget: how often the chosen answer is right, and how often any is."""
+    numbers = {}
+    for budget in BUDGETS:
+        right, found = 0, 0
+        for problem, answers in zip(problems, answers_of_problem):
+            affordable = [answer for answer in answers if answer[0] <= budget]
+            chosen = _choose(arm, affordable)
+            right += chosen is not None and _is_right(chosen, problem)
+            found += any(_is_right(text, problem) for _, text, _ in affordable)
+        numbers[f"pass@1.{budget}"] = right / len(problems)
+        numbers[f"found.{budget}"] = found / len(problems)
+    return numbers
+
+
+def measure_arm(arm, folder, part="test"):
+    """The numbers of an arm at each budget."""
+    run, (policy, value) = folder.run, _start_models(folder, arm)
+    problems = _problems(part, run.eval.problems)
+    if arm in ("vote", "best"):
+        answers = _sample(problems, policy, value if arm == "best" else None, run, arm)
+    else:
+        read = _exact_values if arm == "exact" else partial(_values, value)
+        trees = _search(problems, partial(_next_steps, policy), read)
+        answers = [tree.answers for tree in trees]
+    numbers = _scores(arm, problems, answers)
+    if arm == "vote":  # the policy alone: its first answer
+        numbers["one"] = sum(_is_right(found[0][1], problem) for problem, found
+                             in zip(problems, answers)) / len(problems)
+    return numbers
+
+
+def combine(numbers):
+    """pass@1 of each arm at the largest budget."""
+    return {f"search.{arm}.pass@1": numbers[f"{arm}.pass@1.{BUDGETS[-1]}"] for arm in ARMS}
+
+
+NAMES = {"tree": "tree search", "vote": "majority vote", "best": "best of n by value",
+         "exact": "tree search, exact values"}
+
+
+def page(rows, notes):
+    """The lines of the report: both tables by budget, and the tree against the other two."""
+    lines = [f"One answer of the policy is right in {cell(rows, 'vote.one')}.", ""]
+    for key, head in (("pass@1", "right, by tokens"), ("found", "a right answer is among them")):
+        body = [[name, *(cell(rows, f"{arm}.{key}.{budget}") for budget in BUDGETS)]
+                for arm, name in NAMES.items()]
+        lines += [*table([head, *map(str, BUDGETS)], body), ""]
+    for arm in ("vote", "best"):
+        comparison = compare(rows, f"search.{arm}.pass@1", "search.tree.pass@1")
+        if comparison:
+            lines.append(f"- tree search minus {NAMES[arm]}, {BUDGETS[-1]} tokens: "
+                         f"{comparison.text(points=True)}")
+    return lines
