@@ -55,10 +55,10 @@ ARMS = dict.fromkeys(("outcome", "rule", "model", "prefixes"), "")
 DIFFERENCES = {f"{arm}_minus_outcome.pass@1": (f"{arm}.pass@1", "outcome.pass@1")
                for arm in ("rule", "model", "prefixes")}
 DIFFERENCES["rerank_minus_vote"] = "model.rerank", "model.rerank.cons@16"
-BUDGET = 2.0e12        # FLOPs of an arm
+BUDGET = 3e12          # FLOPs of an arm; Zero's recipe takes half as many
 PARTS = 8              # the course of an arm is shown by eighths of its FLOPs
 LABELLED, TRIES = 600, 2    # problems whose answers are cut into prefixes; answers to each
-PREFIXES, GO_ON = 3, 8      # prefixes of an answer that get a label; answers from each prefix
+PREFIXES, GO_ON = 2, 8      # prefixes of an answer that get a label; answers from each prefix
 RERANKED, SAMPLES = 200, 16  # test problems, and answers of the base to each
 
 
@@ -252,40 +252,41 @@ def _give_advantages(arm, rollout, judge):
     return rewards
 
 
-def _train_policy(arm, folder, base, judge, spent):
+def _train_policy(arm, folder, base, judge, before):
     """(the policy, numbers of each part of the budget, examples). The loop is grpo.train_rl's, and
-    ends when the FLOPs are spent."""
+    ends when the FLOPs are spent. before: what the labels and the reward model took of them."""
     run, s = folder.run, folder.run.zero
     model, reference = copy_model(base), copy_model(base).eval()
     optimizers, task = make_optimizers(model, s.lr), make_task(run, s, rule_rewards(s))
     write, read, learn = (flops_per_token(model.config, work)
                           for work in ("write", "read", "learn"))
-    log, examples, rollouts = {}, [], 0
+    learnt = learn + (read if s.beta else 0)  # the reference model reads what is learnt from
+    spent, by_part, examples, rollouts = before, {}, [], 0
     with tqdm(total=BUDGET, initial=spent, unit="FLOP", unit_scale=True) as bar:
         while spent < BUDGET:
             rng = random.Random(f"{run.seed}/rl/{rollouts}")
             rollout = make_rollout(model, task, s, rng)
             rewards = _give_advantages(arm, rollout, judge)
             model.train()
-            # The learning rate falls to 0 with the budget.
-            learnt = improve(model, reference, optimizers, rollout, s, rng,
-                             int(s.steps * spent / BUDGET))["learnt_tokens"]
+            # The learning rate falls to 0 when the budget ends.
+            step = int(s.steps * (spent - before) / (BUDGET - before))
+            log = improve(model, reference, optimizers, rollout, s, rng, step)
             rollouts += 1
             if rollouts % s.reference_every == 0:
                 reference.load_state_dict(model.state_dict())
 
             part = int(PARTS * spent / BUDGET) + 1
-            log.setdefault(part, []).append(_describe(rollout, rewards))
+            by_part.setdefault(part, []).append(_describe(rollout, rewards))
             examples = _overpaid(rollout, rewards) or examples
             written = int(rollout.samples.answer.sum())
             prompts = sum(len(task.encode(problem)) for problem in rollout.problems)
-            cost = write * written + read * prompts + (learn + read * bool(s.beta)) * learnt
+            cost = write * written + read * prompts + learnt * log["learnt_tokens"]
             if arm == "model":
                 cost += flops_per_token(judge.config, "read") * (written + prompts * s.group_size)
             spent += cost
             bar.update(cost)
     numbers = {"rollouts": rollouts}
-    for part, records in log.items():
+    for part, records in by_part.items():
         for key in records[0]:
             numbers[f"{key}.{part}"] = fmean(record[key] for record in records)
     return model, numbers, examples
@@ -346,11 +347,11 @@ def measure_arm(arm, folder):
     """The numbers of an arm: on test, and by part of the budget; of the reward model also what it
     costs and how it reranks."""
     run, base = folder.run, load_kept(folder, "base")
-    judge, spent, numbers = None, 0.0, {}
+    judge, before, numbers = None, 0.0, {}
     if arm == "model":
-        judge, spent = _train_judge(folder, base)
-        numbers = _rerank(base, judge, run) | {"judge_flops": spent / BUDGET}
-    model, of_parts, examples = _train_policy(arm, folder, base, judge, spent)
+        judge, before = _train_judge(folder, base)
+        numbers = _rerank(base, judge, run) | {"judge_flops": before / BUDGET}
+    model, of_parts, examples = _train_policy(arm, folder, base, judge, before)
     return numbers | of_parts | test_numbers(model, run) | {
         "examples": "; ".join(examples[:3]) or "none"}
 

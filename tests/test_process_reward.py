@@ -307,12 +307,12 @@ def test_faithful_changes_by_hand():
     assert faithful._change_answer(steps, PROBLEM, rng).approved is None
 
 
-def keep_on(rest, problem, begin):
-    """Writes the rest of a working from the number that it has come to."""
-    total = int(re.search("=([0-9]+)[^=]*$", re.sub("(check|检查).*$", "", begin))[1])
-    done = len(re.findall("ok|正确", begin)) + 1
-    terms = re.findall("[+-][0-9]", problem.expression)[done:]
-    for term in terms:
+def keep_on(problem, begin):
+    """The rest of a working, from the number that it has come to."""
+    step = re.split("ok|正确", begin)[-1]
+    total = int(re.search("=([0-9]+)", step)[1])
+    done, rest = len(re.findall("ok|正确", begin)) + 1, ""
+    for term in re.findall("[+-][0-9]", problem.expression)[done:]:
         rest += f" ok {total}{term}={total + int(term)}"
         total += int(term)
     return f"{rest}</think><answer>{total}</answer>"
@@ -337,7 +337,7 @@ def test_faithful_outcomes(arm, monkeypatch, outcome):
             done = len(re.findall("ok|正确", begin)) + 1
             total = sum(map(int, terms[:done]))
             equation = f" wait {total}{terms[done]}={total + int(terms[done])}"
-            rest = {"follows": keep_on("", problem, begin), "other": "</think>",
+            rest = {"follows": keep_on(problem, begin), "other": "</think>",
                     "corrected": f"{equation}</think><answer>{right}</answer>",
                     "ignored": f"</think><answer>{right}</answer>"}[outcome]
             answers.append(ids_of(rest))
