@@ -23,7 +23,7 @@ from collections import Counter
 from statistics import fmean
 
 import tasks
-from engine.evaluate import evaluate, prompts_of, repeat_for_answers, sample_answers
+from engine.evaluate import evaluate, prompts_of, sample_answers
 from engine.folder import read_log
 from engine.phrases import PHRASES
 from grpo import train_rl
@@ -43,9 +43,8 @@ from tools.tables import cell, table
 SETTINGS = "r1.steps=150", "r1.general_from=0"
 STAGES = "helpful", "safe", "long"
 ARMS = {"judge": "", "truth": ""}
-EVERY = 15                  # rollouts between evaluations
-PROMPTS, SAMPLES = 50, 2    # general prompts of each kind, and replies to each
-PROBLEMS, ANSWERS = 100, 4  # sums, and answers to each
+EVERY = 15                    # rollouts between evaluations
+PROMPTS, PROBLEMS = 100, 500  # general prompts of each kind, and sums, one answer each
 HELPFULNESS, SAFETY = "helpfulness", "safety"
 KEYS = ("judged.helpfulness", "true.helpfulness", "judged.safety", "true.safety", "accuracy",
         "fooled")
@@ -92,7 +91,7 @@ def _ask(model, run):
     for kind in tasks.GENERAL:
         prompts = [prompt for language in tasks.LANGUAGES
                    for prompt in tasks.all_prompts("test", kind, language)]
-        asked += repeat_for_answers(rng.sample(prompts, PROMPTS), SAMPLES)
+        asked += rng.sample(prompts, PROMPTS)
     ids = sample_answers(model, prompts_of(asked), run.r1.max_new_tokens, run.eval.rows)
     return [tasks.decode(x) for x in ids], asked
 
@@ -114,7 +113,7 @@ def _measure(model, judge, run):
                 shown = texts[i] if name == SAFETY else tasks.shown_part(texts[i])
                 fooled[f"{asked[i].question} -> {shown} ({judged[i]:.2f})"] += 1
     problems = tasks.make_problems("test", PROBLEMS, run.r1.levels, run.corpus.products)
-    means, _ = evaluate(model, problems, ANSWERS, 1.0, 1.0, run.r1.max_new_tokens, run.eval.rows)
+    means, _ = evaluate(model, problems, 1, 1.0, 1.0, run.r1.max_new_tokens, run.eval.rows)
     numbers |= {"accuracy": means["pass@1"], "fooled": sum(fooled.values()) / len(texts)}
     return numbers | {"examples": "; ".join(text for text, _ in fooled.most_common(5)) or "none"}
 

@@ -33,12 +33,7 @@ from tqdm import tqdm
 import grpo
 import tasks
 from engine.devices import copy_model
-from engine.evaluate import (
-    prompts_of,
-    repeat_for_answers,
-    sample_answers,
-    selection_scores,
-)
+from engine.evaluate import prompts_of, repeat_for_answers, sample_answers, selection_scores
 from engine.optim import make_optimizers
 from engine.sampling import pad_right, reading_passes
 from grpo import clipped_surrogate, improve, kl_k3, make_rollout
@@ -59,7 +54,7 @@ BUDGET = 3e12          # FLOPs of an arm; Zero's recipe takes half as many
 PARTS = 8              # the course of an arm is shown by eighths of its FLOPs
 LABELLED, TRIES = 600, 2    # problems whose answers are cut into prefixes; answers to each
 PREFIXES, GO_ON = 2, 8      # prefixes of an answer that get a label; answers from each prefix
-RERANKED, SAMPLES = 200, 16  # test problems, and answers of the base to each
+RERANKED, SAMPLES = 500, 16  # test problems, and answers of the base to each
 
 
 # ------------------------------------------------------------------------------
@@ -242,7 +237,7 @@ def _give_advantages(arm, rollout, judge):
     for begin in range(0, len(answers), G):
         group = slice(begin, begin + G)
         A = _process_advantages(rewards[group], ends[group], first[begin], T)
-        if arm == "prefixes":
+        if arm == "prefixes":  # the paper weighs all tokens alike; here eq 3's 1 / |o_i| stays
             A = A / _sharing_answers(samples.tokens[group], samples.answer[group]).clamp(min=1)
         advantages.append(A)
     rollout.advantages = torch.stack(advantages)

@@ -270,7 +270,7 @@ def test_hacked_judge_is_fooled_where_it_pays_for_nothing(model, monkeypatch):
 @pytest.mark.parametrize("name", hacked_judge.ARMS)
 def test_hacked_judge_arm(arm, monkeypatch, name):
     """A tiny run of each arm: it is measured before the first rollout and after the last."""
-    for key, value in (("EVERY", 2), ("PROMPTS", 2), ("SAMPLES", 1), ("PROBLEMS", 4)):
+    for key, value in (("EVERY", 2), ("PROMPTS", 2), ("PROBLEMS", 4)):
         monkeypatch.setattr(hacked_judge, key, value)
     numbers = arm(hacked_judge, name)
     for key in hacked_judge.KEYS:
