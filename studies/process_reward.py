@@ -198,7 +198,7 @@ def _sharing_answers(tokens, answer):
     return F.pad(same[..., begin:].int().cumprod(-1).sum(1), (begin, 0))
 
 
-def token_grpo(new, old, reference, advantage, mask, batch, s):
+def _token_grpo(new, old, reference, advantage, mask, batch, s):
     """grpo.grpo with an advantage for each token: advantage (n, columns)."""
     A = advantage[:, :new.size(1)]                                   # (n, T), A_it
     surrogate, clip_acts = clipped_surrogate((new - old).exp(), A, s)
@@ -208,7 +208,7 @@ def token_grpo(new, old, reference, advantage, mask, batch, s):
     return J, {"kl": kl, "clip": clip_acts}
 
 
-grpo.OBJECTIVES["token_grpo"] = token_grpo
+grpo.OBJECTIVES["token_grpo"] = _token_grpo
 grpo.SETTINGS["token_grpo"] = {}
 
 

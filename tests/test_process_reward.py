@@ -116,7 +116,7 @@ def test_process_reward_token_objective_is_grpo_for_equal_tokens():
     mask = (torch.arange(6) < torch.tensor([[6], [2], [5], [4]])).float()
     A, batch = torch.randn(4), grpo.Batch(8, 17)
     expected, info = grpo.grpo(new, old, reference, A, mask, batch, RUN.zero)
-    found, found_info = process_reward.token_grpo(
+    found, found_info = process_reward._token_grpo(
         new, old, reference, A.unsqueeze(1).expand(4, 9), mask, batch, RUN.zero)
     assert torch.allclose(found, expected)
     assert all(torch.equal(info[key], found_info[key]) for key in info)
@@ -158,7 +158,7 @@ def test_process_reward_that_grpo_contains():
     for A in (advantage.unsqueeze(1).expand(5, 7), mean):
         table = torch.randn(10, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
         logp = table.log_softmax(-1)[tokens.roll(1, 1), tokens]
-        J, _ = process_reward.token_grpo(logp, logp.detach(), logp.detach(), A, answer.float(),
+        J, _ = process_reward._token_grpo(logp, logp.detach(), logp.detach(), A, answer.float(),
                                          grpo.Batch(5, 25), RUN.zero)
         J.backward()
         gradients.append(table.grad)
@@ -223,10 +223,10 @@ def test_process_reward_overpaid():
     """By hand: wrong answers that earn more than the mean right answer to their problem. Without a
     right answer there are none."""
     rollout = SimpleNamespace(
-        reward_parts={"accuracy": torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])},
+        reward_parts={"accuracy": torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])},
         rewards=torch.zeros(2, 3), problems=[PROBLEM, PROBLEM], texts=list("abcdef"))
-    rewards = [[0.5, 0.5], [0.4, 0.4, 0.4], [0.9], [9.0], [0.0], [1.0]]
-    assert process_reward._overpaid(rollout, rewards) == ["25-7+9: b (1.20, right ones 1.00)"]
+    rewards = [[0.25, 0.25], [1.5], [0.4, 0.4, 0.4], [9.0], [0.0], [1.0]]
+    assert process_reward._overpaid(rollout, rewards) == ["25-7+9: c (1.20, right ones 1.00)"]
 
 
 # -------------------------------------------------------------------------------------------------
