@@ -369,7 +369,7 @@ class RolloutPart:
         self.mask = samples.answer[rows, :T] & busy                     # (n, T) bool
         self.real = before_end & busy                                   # (n, T) no padding
         self.old = samples.logprobs[rows, :T] * busy                    # (n, T)
-        self.advantage = rollout.advantages.flatten().to(device)[rows]  # (n,)
+        self.advantage = rollout.advantages.flatten(0, 1).to(device)[rows]  # (n,)
 
 
 def logprobs(model, tokens, wanted, real=None, temperature=1.0):

@@ -1,0 +1,391 @@
+"""Do rewards for single steps help?
+
+The paper: a process reward model is good for reranking answers. In large RL it is not worth its
+cost: steps are hard to define and to judge, and the policy hacks it (R1 v1 section 4.2). In
+DeepSeekMath, process supervision was a little better than outcome supervision (section 4.1.3
+and Figure 5).
+
+    python r1mini.py study process_reward
+
+Steps end at " then ", " ok " or </think>; the last one is the answer. All arms start from the
+same kept base, and end when they have spent the same FLOPs, labels and reward models included:
+
+    outcome    one reward, for a right answer
+    rule       a reward for each right step, by a rule that knows the solution. No real task has
+               one
+    model      a reward model scores each step. It learns from Monte Carlo labels: how often the
+               base gets from a prefix to a right answer
+    prefixes   the outcome reward. Where answers of a group share a prefix, GRPO gives its tokens
+               their mean advantage, once for each answer: that is a Monte Carlo process reward
+               already. This arm counts each shared token once (lambda-GRPO, arXiv 2509.21154)
+
+The reward model of the third arm also reranks 16 answers of the base.
+"""
+import random
+import re
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import grpo
+import tasks
+from engine.devices import copy_model
+from engine.evaluate import prompts_of, repeat_for_answers, sample_answers, selection_scores
+from engine.optim import make_optimizers
+from engine.sampling import pad_right, reading_passes
+from grpo import clipped_surrogate, improve, kl_k3, make_rollout
+from r1mini import draw_problem, make_task, one_of, pointwise_loss, rule_rewards, train_reward_model
+from tools.compare import compare
+from tools.flops import flops_per_token
+from tools.study import load_kept, test_numbers
+from tools.tables import cell, table
+
+SETTINGS = ("zero.objective=token_grpo", "zero.format_weight=0", "judge.steps=200",
+            "judge.documents=48", "judge.lr=2e-3", "judge.muon_lr=2e-3")
+STAGES = "process",
+ARMS = dict.fromkeys(("outcome", "rule", "model", "prefixes"), "")
+DIFFERENCES = {f"{arm}_minus_outcome.pass@1": (f"{arm}.pass@1", "outcome.pass@1")
+               for arm in ("rule", "model", "prefixes")}
+DIFFERENCES["rerank_minus_vote"] = "model.rerank", "model.rerank.cons@16"
+BUDGET = 3e12          # FLOPs of an arm; Zero's recipe takes half as many
+PARTS = 8              # the course of an arm is shown by eighths of its FLOPs
+LABELLED, TRIES = 600, 2    # problems whose answers are cut into prefixes; answers to each
+PREFIXES, GO_ON = 2, 8      # prefixes of an answer that get a label; answers from each prefix
+RERANKED, SAMPLES = 500, 16  # test problems, and answers of the base to each
+
+
+# ------------------------------------------------------------------------------
+# Steps
+
+ENDS = {tasks.ENCODING.encode_single_token(tasks.END_THINK)}
+for words in tasks.WORDS.values():
+    ENDS |= {tasks.ENCODING.encode_ordinary(words[name])[0] for name in ("then", "ok")}
+
+
+def _step_ends(ids):
+    """Where the steps of an answer end: the index of the last token of each."""
+    last = len(ids) - 1
+    return [t for t, token in enumerate(ids[:last]) if token in ENDS] + [last]
+
+
+def _right_steps(ids, problem):
+    """1.0 for each right step of an answer, else 0.0. Step k is right if it states the k-th
+    operation of the sum with the right result, at last. The last step is right if the answer is.
+    """
+    first, *terms = re.findall(r"[+-]?[0-9]+", problem.expression)  # 25-7+9: 25, -7, +9
+    wanted, total = [], int(first)
+    for term in terms:
+        wanted.append(f"{total}{term}={total + int(term)}")
+        total += int(term)
+    ends, rewards, begin = _step_ends(ids), [], 0
+    for k, end in enumerate(ends[:-1]):
+        text = tasks.TAG.sub("", tasks.decode(ids[begin:end]))
+        final = re.split("wait|等等", text)[-1]                      # what replaces a slip
+        statement = re.split("check|检查", final)[0].strip()
+        rewards.append(float(k < len(wanted) and statement == wanted[k]))
+        begin = end + 1
+    return [*rewards, tasks.accuracy(tasks.decode(ids), problem)]
+
+
+# ------------------------------------------------------------------------------
+# The reward model of steps
+
+
+@dataclass
+class Labels:
+    """What the reward model learns from, and what it cost."""
+    examples: list   # of tasks.Judgement: a prefix, and how often it leads to a right answer
+    tokens: int      # written for the labels
+    prompts: int     # tokens of prompts and prefixes that were read
+
+
+def _label_prefixes(base, run):
+    """Labels by Monte Carlo: the base answers problems, and goes on from prefixes of its answers
+    (Math-Shepherd, arXiv 2312.08935). A whole answer's label is whether it is right."""
+    rng, asked = random.Random(f"{run.seed}/labels"), []
+    for _ in range(LABELLED):
+        asked += [draw_problem(rng, run, run.zero.levels)] * TRIES
+    limit, rows = run.zero.max_new_tokens, run.eval.rows
+    prompts = prompts_of(asked)
+    answers = sample_answers(base, prompts, limit, rows, seed=run.seed)
+    labels = Labels([], sum(map(len, answers)), sum(map(len, prompts)) // TRIES)
+    begins, problem_of_begin = [], []
+    for ids, prompt, problem in zip(answers, prompts, asked):
+        right = tasks.accuracy(tasks.decode(ids), problem)
+        labels.examples.append(tasks.Judgement(prompt + ids, safe=right))
+        ends = _step_ends(ids)[:-1]
+        for end in rng.sample(ends, min(PREFIXES, len(ends))):
+            begins.append((prompt, ids[:end + 1]))
+            problem_of_begin.append(problem)
+    rests = sample_answers(base, repeat_for_answers([p + begin for p, begin in begins], GO_ON),
+                           limit, rows, seed=run.seed + 1)
+    labels.tokens += sum(map(len, rests))
+    for i, ((prompt, begin), problem) in enumerate(zip(begins, problem_of_begin)):
+        share = fmean(tasks.accuracy(tasks.decode(begin + rest), problem)
+                      for rest in rests[i * GO_ON:(i + 1) * GO_ON])
+        labels.examples.append(tasks.Judgement(prompt + begin, safe=share))
+        labels.prompts += len(prompt + begin)
+    return labels
+
+
+def _train_judge(folder, base):
+    """(the reward model, the FLOPs of its labels and its training)."""
+    run, labels = folder.run, _label_prefixes(base, folder.run)
+    judge = train_reward_model(folder, "process", base, one_of(labels.examples), pointwise_loss)
+    mean_length = fmean(len(example.tokens) for example in labels.examples)
+    learnt = run.judge.steps * run.judge.documents * mean_length
+    write, read = (flops_per_token(base.config, work) for work in ("write", "read"))
+    flops = write * labels.tokens + read * labels.prompts
+    return judge.eval(), flops + flops_per_token(judge.config, "learn") * learnt
+
+
+@torch.no_grad()
+def _judge_steps(judge, prompts, answers):
+    """The scores of the steps of each answer, from 0 to 1: N lists. One pass reads all prefixes,
+    since no token sees what follows it."""
+    sequences = [prompt + ids for prompt, ids in zip(prompts, answers)]
+    places = [[len(prompt) + end for end in _step_ends(ids)]
+              for prompt, ids in zip(prompts, answers)]
+    scores = []
+    for rows in reading_passes(sequences):
+        tokens = pad_right(rows, tasks.PAD_ID, judge.device)
+        wanted = torch.zeros_like(tokens, dtype=torch.bool)
+        places_of_rows = places[len(scores):len(scores) + len(rows)]
+        for row, ends in enumerate(places_of_rows):
+            wanted[row, ends] = True
+        length = torch.tensor([[len(ids)] for ids in rows], device=tokens.device)
+        real = torch.arange(tokens.size(1), device=tokens.device) < length
+        values = judge(tokens, real, logits_at=wanted).logits.flatten().sigmoid().tolist()
+        values = iter(round(value, 2) for value in values)  # noise must not become an advantage
+        scores += [[next(values) for _ in ends] for ends in places_of_rows]
+    return scores
+
+
+# ------------------------------------------------------------------------------
+# Advantages and objective
+
+
+def _process_advantages(step_rewards, ends, first, T):
+    """DeepSeekMath section 4.1.3: the advantage of a token is the sum of the normalised rewards of
+    all steps that end at it or later. (G, T) of a group of G answers. With one step an answer it
+    is the outcome's advantage (section 4.1.2).
+
+    step_rewards: G lists. ends: where each step ends, G lists. first: the column of the answers'
+    first token, behind the prompt that they share.
+    """
+    rewards = torch.tensor([reward for of_answer in step_rewards for reward in of_answer])
+    advantage = torch.zeros(len(ends), T)
+    if (rewards == rewards[0]).all():
+        return advantage  # exactly 0; see grpo.advantages
+    for i, of_answer in enumerate(step_rewards):
+        normalised = (torch.tensor(of_answer) - rewards.mean()) / rewards.std()
+        begin = first
+        for k, end in enumerate(ends[i]):
+            advantage[i, begin:first + end + 1] = normalised[k:].sum()
+            begin = first + end + 1
+    return advantage
+
+
+def _sharing_answers(tokens, answer):
+    """How many answers of a group begin with the same tokens, up to each token: (G, T) of tokens
+    and answer (G, T). answer is True at the tokens of an answer; the count is 0 elsewhere."""
+    begin = int(answer[0].int().argmax())  # all answers follow the same prompt
+    both = answer.unsqueeze(0) & answer.unsqueeze(1)                 # (G, G, T)
+    same = (tokens.unsqueeze(0) == tokens.unsqueeze(1)) & both
+    return F.pad(same[..., begin:].int().cumprod(-1).sum(1), (begin, 0))
+
+
+def _token_grpo(new, old, reference, advantage, mask, batch, s):
+    """grpo.grpo with an advantage for each token: advantage (n, columns)."""
+    A = advantage[:, :new.size(1)]                                   # (n, T), A_it
+    surrogate, clip_acts = clipped_surrogate((new - old).exp(), A, s)
+    kl = kl_k3(new, reference)
+    length = mask.sum(1, keepdim=True).clamp(min=1)                  # (n, 1), |o_i|
+    J = (mask / length / batch.answers * (surrogate - s.beta * kl)).sum()
+    return J, {"kl": kl, "clip": clip_acts}
+
+
+grpo.OBJECTIVES["token_grpo"] = _token_grpo
+grpo.SETTINGS["token_grpo"] = {}
+
+
+# ------------------------------------------------------------------------------
+# RL
+
+
+def _give_advantages(arm, rollout, judge):
+    """Replaces the advantages of a rollout by those of an arm, one for each token: (P, G, T).
+    Returns the rewards of the steps of each answer, N lists."""
+    samples, answers = rollout.samples, rollout.samples.answers()
+    G, T = rollout.rewards.size(1), samples.tokens.size(1)
+    first = samples.answer.int().argmax(1).tolist()                  # N, also the prompts' lengths
+    ends = [_step_ends(ids) for ids in answers]
+    if arm == "rule":
+        problem_of_answer = repeat_for_answers(rollout.problems, G)
+        rewards = [_right_steps(*pair) for pair in zip(answers, problem_of_answer)]
+    elif arm == "model":
+        prompts = [row[:begin].tolist() for row, begin in zip(samples.tokens, first)]
+        rewards = _judge_steps(judge, prompts, answers)
+    else:
+        ends = [of_answer[-1:] for of_answer in ends]
+        rewards = [[right] for right in rollout.reward_parts["accuracy"].tolist()]
+
+    advantages = []
+    for begin in range(0, len(answers), G):
+        group = slice(begin, begin + G)
+        A = _process_advantages(rewards[group], ends[group], first[begin], T)
+        if arm == "prefixes":  # the paper weighs all tokens alike; here eq 3's 1 / |o_i| stays
+            A = A / _sharing_answers(samples.tokens[group], samples.answer[group]).clamp(min=1)
+        advantages.append(A)
+    rollout.advantages = torch.stack(advantages)
+    # improve() takes groups of equal rewards for dead. This is the advantage of the first token.
+    of_first = torch.tensor(first).view(-1, G, 1)
+    rollout.rewards = rollout.advantages.gather(2, of_first).squeeze(2)
+    return rewards
+
+
+def _train_policy(arm, folder, base, judge, before):
+    """(the policy, numbers of each part of the budget, examples). The loop is grpo.train_rl's, and
+    ends when the FLOPs are spent. before: what the labels and the reward model took of them."""
+    run, s = folder.run, folder.run.zero
+    model, reference = copy_model(base), copy_model(base).eval()
+    optimizers, task = make_optimizers(model, s.lr), make_task(run, s, rule_rewards(s))
+    write, read, learn = (flops_per_token(model.config, work)
+                          for work in ("write", "read", "learn"))
+    learnt = learn + (read if s.beta else 0)  # the reference model reads what is learnt from
+    spent, by_part, examples, rollouts = before, {}, [], 0
+    with tqdm(total=BUDGET, initial=spent, unit="FLOP", unit_scale=True) as bar:
+        while spent < BUDGET:
+            rng = random.Random(f"{run.seed}/rl/{rollouts}")
+            rollout = make_rollout(model, task, s, rng)
+            rewards = _give_advantages(arm, rollout, judge)
+            model.train()
+            # The learning rate falls to 0 when the budget ends.
+            step = int(s.steps * (spent - before) / (BUDGET - before))
+            log = improve(model, reference, optimizers, rollout, s, rng, step)
+            rollouts += 1
+            if rollouts % s.reference_every == 0:
+                reference.load_state_dict(model.state_dict())
+
+            part = int(PARTS * spent / BUDGET) + 1
+            by_part.setdefault(part, []).append(_describe(rollout, rewards))
+            examples = _overpaid(rollout, rewards) or examples
+            written = int(rollout.samples.answer.sum())
+            prompts = sum(len(task.encode(problem)) for problem in rollout.problems)
+            cost = write * written + read * prompts + learnt * log["learnt_tokens"]
+            if arm == "model":
+                cost += flops_per_token(judge.config, "read") * (written + prompts * s.group_size)
+            spent += cost
+            bar.update(cost)
+    numbers = {"rollouts": rollouts}
+    for part, records in by_part.items():
+        for key in records[0]:
+            numbers[f"{key}.{part}"] = fmean(record[key] for record in records)
+    return model, numbers, examples
+
+
+def _describe(rollout, rewards):
+    """A rollout in numbers, before it is learnt from."""
+    right, sums = rollout.reward_parts["accuracy"], torch.tensor([sum(r) for r in rewards])
+    samples, G = rollout.samples, rollout.rewards.size(1)
+    shared = [_sharing_answers(samples.tokens[i:i + G], samples.answer[i:i + G]) > 1
+              for i in range(0, len(right), G)]
+    return {"reward": float(sums.mean()), "right": float(right.mean()),
+            "steps": fmean(len(_step_ends(ids)) for ids in samples.answers()),
+            "length": float(samples.answer.sum(1).float().mean()),
+            "shared": float(torch.cat(shared).sum() / samples.answer.sum()),
+            "overpaid": len(_overpaid(rollout, rewards)) / len(right)}
+
+
+def _overpaid(rollout, rewards):
+    """The wrong answers that earn more than the mean right answer to the same problem, as texts;
+    those that earn most come first."""
+    right, G, found = rollout.reward_parts["accuracy"].tolist(), rollout.rewards.size(1), []
+    for i, text in enumerate(rollout.texts):
+        group = range(i - i % G, i - i % G + G)
+        of_right = [sum(rewards[j]) for j in group if right[j]]
+        if of_right and not right[i] and sum(rewards[i]) > fmean(of_right):
+            problem = rollout.problems[i // G]
+            found.append((sum(rewards[i]), f"{problem.expression}: {text} ({sum(rewards[i]):.2f}, "
+                                           f"right ones {fmean(of_right):.2f})"))
+    return [text for _, text in sorted(found, reverse=True)]
+
+
+# ------------------------------------------------------------------------------
+# Numbers
+
+
+def _rerank(base, judge, run):
+    """How often the best of the base's answers by the reward model is right, beside the majority.
+    An answer is as good as its worst step."""
+    problems = tasks.make_problems("test", RERANKED, run.zero.levels, run.corpus.products)
+    asked = repeat_for_answers(problems, SAMPLES)
+    prompts = prompts_of(asked)
+    ids = sample_answers(base, prompts, run.zero.max_new_tokens, run.eval.rows, seed=1)
+    texts, scores = [tasks.decode(x) for x in ids], _judge_steps(judge, prompts, ids)
+    numbers = {}
+    for name, value in (("rerank", min), ("rerank.last", lambda steps: steps[-1])):
+        right = []
+        for begin in range(0, len(asked), SAMPLES):
+            best = max(range(begin, begin + SAMPLES), key=lambda i: value(scores[i]))
+            right.append(tasks.accuracy(texts[best], asked[best]))
+        numbers[name] = fmean(right)
+    selected = selection_scores(texts, problems)
+    return numbers | {f"rerank.{key}": selected[key]
+                      for key in ("pass@1", f"cons@{SAMPLES}", f"pass@{SAMPLES}")}
+
+
+def measure_arm(arm, folder):
+    """The numbers of an arm: on test, and by part of the budget; of the reward model also what it
+    costs and how it reranks."""
+    run, base = folder.run, load_kept(folder, "base")
+    judge, before, numbers = None, 0.0, {}
+    if arm == "model":
+        judge, before = _train_judge(folder, base)
+        numbers = _rerank(base, judge, run) | {"judge_flops": before / BUDGET}
+    model, of_parts, examples = _train_policy(arm, folder, base, judge, before)
+    return numbers | of_parts | test_numbers(model, run) | {
+        "examples": "; ".join(examples[:3]) or "none"}
+
+
+def combine(numbers):
+    """pass@1 of each arm that the issue asks for, and of reranking."""
+    found = {f"process_reward.{arm}.pass@1": numbers[f"{arm}.pass@1"] for arm in ARMS}
+    return found | {"process_reward.rerank": numbers["model.rerank"]}
+
+
+NAMES = {"outcome": "outcome", "rule": "steps, exact rule", "model": "steps, reward model",
+         "prefixes": "outcome, shared tokens count once"}
+
+
+def page(rows, notes):
+    """The lines of the report: the arms, their course, reranking, and answers that earn too much.
+    """
+    columns = {"pass@1": "pass@1", "length": "tokens", "reflection": "checks",
+               "rollouts": "rollouts"}
+    body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
+            for arm, name in NAMES.items()]
+    lines = [*table(["reward", *columns.values()], body), ""]
+    for arm, name in NAMES.items():
+        comparison = compare(rows, "outcome.pass@1", f"{arm}.pass@1")
+        if arm != "outcome" and comparison:
+            lines.append(f"- {name}, minus outcome: {comparison.text(points=True)}")
+    parts = range(1, PARTS + 1)
+    for key, head in (("right", "right answers in rollouts"), ("reward", "reward of an answer"),
+                      ("steps", "steps of an answer"), ("shared", "tokens in shared prefixes"),
+                      ("overpaid", "wrong answers that earn more than right ones")):
+        body = [[name, *(cell(rows, f"{arm}.{key}.{part}") for part in parts)]
+                for arm, name in NAMES.items()]
+        lines += ["", *table([f"{head}, by eighth of the FLOPs", *map(str, parts)], body)]
+    columns = {"rerank.pass@1": "one answer", f"rerank.cons@{SAMPLES}": f"majority of {SAMPLES}",
+               "rerank": "best worst step", "rerank.last": "best last step",
+               f"rerank.pass@{SAMPLES}": "any is right"}
+    body = [["right", *(cell(rows, f"model.{key}") for key in columns)]]
+    lines += ["", *table(["answers of the base", *columns.values()], body), ""]
+    for arm in ("rule", "model"):
+        for seed, examples in notes.get(f"{arm}.examples", {}).items():
+            lines.append(f"- wrong and paid too much ({NAMES[arm]}), seed {seed}: `{examples}`")
+    return lines
