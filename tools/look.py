@@ -70,8 +70,7 @@ def make_page(folder, log):
     """The HTML of a run's page."""
     run, template = _run_of(log[0]), TEMPLATE.read_text("utf-8")
     data = {
-        "run": {"name": folder.resolve().name, "preset": run.preset, "seed": run.seed,
-                "parameters": None},
+        "run": {"name": folder.resolve().name, "preset": run.preset, "seed": run.seed},
         "names": NAMES,
         "vocabulary": [tasks.ENCODING.decode_single_token_bytes(i).decode("utf-8", "replace")
                        for i in range(tasks.VOCAB_SIZE)],
@@ -147,6 +146,9 @@ def _groups(run, recorded):
 def _group_for_page(run, group, s):
     """One group for the page: its answers with rewards and advantages, as training gives them."""
     problem = look_problem(run)
+    if group["question"] != problem.question:
+        raise UserError("look.jsonl was written by another version of r1mini: delete it, and the "
+                        "page is made without the groups")
     ids = [answer_ids(answer) for answer in group["answers"]]
     parts = reward_parts([tasks.decode(x) for x in ids], problem, s, [len(x) for x in ids],
                          group["step"] - 1)
