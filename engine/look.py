@@ -78,21 +78,22 @@ class Look:
     def write_answers(self, model, step):
         """Logs new answers."""
         s, texts = self.settings, []
-        samples = generate(model, [self.prompt] * s.group_size, s.max_new_tokens, tasks.END_ID,
-                           tasks.PAD_ID, s.temperature, seed=self.seed)
-        for ids in samples.answers():
+        answers = generate(model, [self.prompt] * s.group_size, s.max_new_tokens, tasks.END_ID,
+                           tasks.PAD_ID, s.temperature, seed=self.seed).answers()
+        for ids in answers:
             text = tasks.decode(ids)
             texts.append(text if tasks.encode_response(text) == ids else ids)
         self.folder.log({"stage": self.stage, "step": step, "question": self.problem.question,
-                         "answers": texts, "before": self.surprise(model, samples.answers())},
-                        LOOK)
+                         "answers": texts, "before": self.surprise(model, answers)}, LOOK)
 
     def read_answers(self, model, step):
         """Logs what the model now thinks of the last answers. They are read from the file, so that
         a continued run knows them too."""
-        *_, last = None, *_records(self.folder.path)
-        if last and last[0] == (self.stage, step - 1):
-            answers = [answer_ids(answer) for answer in last[1]["answers"]]
+        point, record = None, {}
+        for point, record in _records(self.folder.path):
+            pass  # the last one counts
+        if point == (self.stage, step - 1) and "answers" in record:
+            answers = [answer_ids(answer) for answer in record["answers"]]
             self.folder.log({"stage": self.stage, "step": step,
                              "after": self.surprise(model, answers)}, LOOK)
 
@@ -109,5 +110,6 @@ class Look:
         answer[:, :len(self.prompt)] = False
         logp, _ = logprobs(model, tokens, answer, real, self.settings.temperature)
         model.train(was_training)
+        logp = logp.nan_to_num(-99, neginf=-99)  # broken weights are not this file's to report
         return [" ".join(str(round(-100 * x)) for x in row[wanted].tolist())
                 for row, wanted in zip(logp, answer)]

@@ -85,7 +85,7 @@ def test_look_answers_keep_their_tokens():
     assert look.answer_ids([5, 6]) == [5, 6]
 
 
-@pytest.mark.parametrize("killed", [1, 2, 4])
+@pytest.mark.parametrize("killed", [1, 4])
 def test_look_goes_on_to_the_same_file(recorded, tmp_path, monkeypatch, killed):
     """A run that was killed after a step, with the last line torn, goes on to the same bytes."""
     call = look.Look.__call__

@@ -69,6 +69,8 @@ def main(options):
 def make_page(folder, log):
     """The HTML of a run's page."""
     run, template = _run_of(log[0]), TEMPLATE.read_text("utf-8")
+    kinds = {r["kind"] for r in log}
+    stages = [stage for stage in r1mini.STAGES if stage in kinds and _settings_of(run, stage)]
     data = {
         "run": {"name": folder.resolve().name, "preset": run.preset, "seed": run.seed},
         "names": NAMES,
@@ -77,10 +79,8 @@ def make_page(folder, log):
         "end": tasks.END_ID,
         "question": _problem_for_page(look_problem(run)),
         "groups": _groups(run, read_look(folder)),
-        "settings": {stage: {"weights": _weights(getattr(run, _settings_of(stage))),
-                             "normalize": getattr(run, _settings_of(stage)).normalize_std}
-                     for stage in _rl_stages(log)},
-        "curves": {stage: _curves(log, stage) for stage in _rl_stages(log)},
+        "settings": {stage: _settings_for_page(_settings_of(run, stage)) for stage in stages},
+        "curves": {stage: _curves(log, stage) for stage in stages},
         "prompts": _prompts(log),
         "loads": _loads(log, run),
         "inside": _inside(folder, run),
@@ -111,35 +111,31 @@ def _run_of(config):
     return change(r1mini.Run(), config)
 
 
-def _rl_stages(log):
-    """The stages of RL in a log, in the order of r1mini.STAGES."""
-    kinds = {r["kind"] for r in log}
-    return [name for name in r1mini.STAGES if name in kinds
-            and isinstance(getattr(r1mini.Run(), _settings_of(name), None), RL)]
-
-
-def _settings_of(stage):
-    """The name of a stage's settings in a Run."""
-    return stage.removesuffix("_no_format")
+def _settings_of(run, stage):
+    """The settings of a stage of RL; None for another stage."""
+    s = getattr(run, stage.removesuffix("_no_format"), None)
+    if not isinstance(s, RL):
+        return None
+    return dataclasses.replace(s, format_weight=0.0) if stage.endswith("_no_format") else s
 
 
 # -------------------------------------------------------------------------------------------
 # The groups
 
 
-def _weights(s):
-    """{reward: weight} of the rules of a stage."""
-    return {name: weight for name, (weight, _) in r1mini.rule_rewards(s).items()}
+def _settings_for_page(s):
+    """The weights of the rules of a stage, and whether it divides by the standard deviation."""
+    return {"weights": {name: weight for name, (weight, _) in r1mini.rule_rewards(s).items()},
+            "normalize": s.normalize_std}
 
 
 def _groups(run, recorded):
     """{stage: groups} for the page, of the groups in look.jsonl."""
     groups = {}
     for group in recorded:
-        s = getattr(run, _settings_of(group["stage"]))
-        if group["stage"].endswith("_no_format"):
-            s = dataclasses.replace(s, format_weight=0.0)
-        groups.setdefault(group["stage"], []).append(_group_for_page(run, group, s))
+        s = _settings_of(run, group["stage"])
+        if s:  # a study may have stages that the page does not know
+            groups.setdefault(group["stage"], []).append(_group_for_page(run, group, s))
     return groups
 
 
