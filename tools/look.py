@@ -55,7 +55,7 @@ KINDS = ("question", "operand", "sign", "=", "result", "check", "ok", "tag", "ot
 
 
 def main(options):
-    """Writes the page of a run."""
+    """Writes the page of a run. Returns the exit code."""
     folder = Path(options.run)
     log = read_log(folder, repaired=True)
     if not log:
@@ -64,6 +64,7 @@ def main(options):
     path = folder / "look.html"
     path.write_text(page, "utf-8")
     print(f"{path}: {len(page.encode()) / 1e6:.1f} MB; open it in a browser")
+    return 0
 
 
 def make_page(folder, log):

@@ -27,7 +27,7 @@ GREEN, RED, GREY, BOLD = 32, 31, 90, 1  # ANSI colours
 
 
 def main(options):
-    """Prints a group of answers of each model."""
+    """Prints a group of answers of each model. Returns the exit code."""
     paths = [ROOT / name for name in KEPT if (ROOT / name).exists()] or [ROOT / INSTEAD]
     if not paths[0].exists():
         raise UserError(f"{paths[0]} is missing: show needs a model of the repository's")
@@ -38,6 +38,7 @@ def main(options):
         _show_group(NAMES[path.stem], model, problem)
     print("\nGRPO makes the tokens of answers with a positive advantage likelier, and those of "
           "the others\nless likely. Your own run, step by step: python r1mini.py look RUN")
+    return 0
 
 
 def _show_group(name, model, problem):
