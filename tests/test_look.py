@@ -156,7 +156,7 @@ def test_look_attention_weights_give_attention_s_output(changes):
     model = make(**changes)
     mla, x = model.layers[0].attn, torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(0))
     rotation = model.rotations[:7]
-    weights = page_of.attention_weights(mla, x, rotation)
+    weights = page_of._attention_weights(mla, x, rotation)
     latent = mla.kv_norm(mla.wkv_a(x)[..., :mla.rank])
     values = mla.wkv_b(latent).unflatten(-1, (mla.heads, -1))[..., mla.nope_dim:]
     out = mla.wo(torch.einsum("bhts,bshv->bthv", weights, values).flatten(2))
@@ -190,7 +190,7 @@ def test_look_kinds_of_tokens():
     """A worked example, token by token."""
     prompt = tasks.encode_prompt("Compute 3-4")
     ids = tasks.encode_response("<think>3-4=-1 check 1ok</think>the answer is <answer>1</answer>")
-    kinds = page_of.kinds_of_tokens(prompt, ids)
+    kinds = page_of._kinds_of_tokens(prompt, ids)
     assert kinds[:len(prompt)] == ["question"] * len(prompt)
     assert kinds[len(prompt):] == [
         "tag", "operand", "sign", "operand", "=", "sign", "result", "check", "operand", "other",
@@ -200,7 +200,7 @@ def test_look_kinds_of_tokens():
 def test_look_page_of_a_whole_run():
     """The page has all stages of RL, all curves and the same prompts for each stage; it is one file
     that is small and names nothing outside."""
-    page = page_of.make_page(micro_run(), read_log(micro_run()))
+    page = page_of._make_page(micro_run(), read_log(micro_run()))
     data = data_of(page)
     assert list(data["groups"]) == ["zero", "dev2", "r1", "student_rl", "distill_rl"]
     assert list(data["curves"]) == list(data["groups"])
@@ -218,9 +218,9 @@ def test_look_page_of_a_whole_run():
 
 def test_look_page_stays_small(monkeypatch):
     """Of a run with too many groups every second one is left out until the page is small."""
-    whole = data_of(page_of.make_page(micro_run(), read_log(micro_run())))
+    whole = data_of(page_of._make_page(micro_run(), read_log(micro_run())))
     monkeypatch.setattr(page_of, "LIMIT", len(json.dumps(whole)) - 1)
-    page = page_of.make_page(micro_run(), read_log(micro_run()))
+    page = page_of._make_page(micro_run(), read_log(micro_run()))
     assert len(data_of(page)["groups"]["zero"]) < len(whole["groups"]["zero"])
 
 
@@ -229,7 +229,7 @@ def test_look_text_of_a_run_cannot_end_the_script(recorded, tmp_path):
     evil = "</script><script>alert(1)</script><!--"
     log = [*read_log(recorded), {"kind": "samples", "stage": "zero", "step": 9,
                                  "answers": [[evil, "1", evil]]}]
-    page = page_of.make_page(tmp_path, log)
+    page = page_of._make_page(tmp_path, log)
     assert page.count("<script") == page_of.TEMPLATE.read_text("utf-8").count("<script")
     assert data_of(page)["prompts"][-1]["question"] == evil
 
@@ -329,7 +329,7 @@ def browser():
 def address(tmp_path_factory):
     """Where the page of a whole run is."""
     path = tmp_path_factory.mktemp("page") / "look.html"
-    path.write_text(page_of.make_page(micro_run(), read_log(micro_run())), "utf-8")
+    path.write_text(page_of._make_page(micro_run(), read_log(micro_run())), "utf-8")
     return path.as_uri()
 
 

@@ -60,14 +60,14 @@ def main(options):
     log = read_log(folder, repaired=True)
     if not log:
         raise UserError(f"{folder}: nothing is logged yet; wait for the first steps")
-    page = make_page(folder, log)
+    page = _make_page(folder, log)
     path = folder / "look.html"
     path.write_text(page, "utf-8")
     print(f"{path}: {len(page.encode()) / 1e6:.1f} MB; open it in a browser")
     return 0
 
 
-def make_page(folder, log):
+def _make_page(folder, log):
     """The HTML of a run's page."""
     run, template = _run_of(log[0]), TEMPLATE.read_text("utf-8")
     kinds = {r["kind"] for r in log}
@@ -248,7 +248,7 @@ class Probe:
     def keep_attention(self, number):
         """A hook for a layer's MLA."""
         def hook(mla, inputs, _):
-            self.attention[number] = attention_weights(mla, *inputs[:2])
+            self.attention[number] = _attention_weights(mla, *inputs[:2])
         return hook
 
     def keep_experts(self, number):
@@ -265,7 +265,7 @@ class Probe:
             hook.remove()
 
 
-def attention_weights(mla: MLA, x, rotation):
+def _attention_weights(mla: MLA, x, rotation):
     """What MLA's fused kernel does not show: the weights (B, H, T, T) of causal attention."""
     q = mla.wq_b(mla.q_norm(mla.wq_a(x).float())) if mla.compresses_queries else mla.wq(x)
     q_nope, q_rope = q.unflatten(-1, (mla.heads, -1)).split((mla.nope_dim, mla.rope_dim), -1)
@@ -338,7 +338,7 @@ def _what_experts_read(model, probe, run):
     prompts = prompts_of(problems)
     samples = generate(model, prompts, run.zero.max_new_tokens, tasks.END_ID, tasks.PAD_ID)
     kinds = [kind for prompt, ids in zip(prompts, samples.answers())
-             for kind in kinds_of_tokens(prompt, ids)]
+             for kind in _kinds_of_tokens(prompt, ids)]
     real = samples.answer.clone()
     for row, prompt in zip(real, prompts):
         row[:len(prompt)] = True
@@ -354,7 +354,7 @@ def _what_experts_read(model, probe, run):
     return tables
 
 
-def kinds_of_tokens(prompt, ids):
+def _kinds_of_tokens(prompt, ids):
     """The kind, one of KINDS, of each token of a prompt and an answer."""
     words = {name: {words[name].strip() for words in tasks.WORDS.values()}
              for name in ("check", "ok", "wait", "then")}
