@@ -30,6 +30,7 @@ distill_logits and student_rl_no_format.
     python r1mini.py chat CKPT           a conversation; thinking and answer apart
     python r1mini.py export CKPT DIR     a Hugging Face folder; `import DIR CKPT` reads one
     python r1mini.py report RUN ...      mean and spread over runs
+    python r1mini.py look RUN            a page that shows RL on a run; `show`: in the terminal
     python r1mini.py study NAME          the runs behind a page of results/
     python r1mini.py check               what works on this machine, within a minute
     python r1mini.py bench               tokens per second on this machine

@@ -7,6 +7,7 @@
     STAGE.pt             the model of a finished stage
     STAGE.partial.pt     the last save of an unfinished stage
     STAGE.jsonl          the dialogues that a stage learns from
+    look.jsonl           one group of answers at every second step of RL (engine/look.py)
     tensorboard/         the log's curves for TensorBoard, with --tensorboard
 """
 import contextlib
@@ -37,6 +38,7 @@ except ImportError:  # on Windows; there, only the log shows that two commands w
 LOCKS = {}  # {folder that this process writes: lock}; the system frees them when it ends
 PATIENCE = 10  # skipped updates in a row
 MARK = ".r1mini"  # the file that every run's folder has
+LOOK = "look.jsonl"
 FILES = ("start", "data_file")  # the settings that name a file
 
 
@@ -223,7 +225,7 @@ class Folder:
         stage_files = [stage + end for stage in self.stages
                        for end in (".pt", ".partial.pt", ".jsonl")]
         return ["config.json", "log.jsonl", "timing.jsonl", "samples.md", "report.md",
-                "report.html", *stage_files]
+                "report.html", LOOK, "look.html", *stage_files]
 
     def check_fresh(self):
         """UserError if --fresh would delete what the run needs."""
@@ -395,6 +397,22 @@ class Folder:
             if shorter:
                 self.draw()
 
+    def cut_look(self, stage, step):
+        """Removes from look.jsonl what a stage wrote after a step, and a torn last line."""
+        if not (self.path / LOOK).exists():
+            return
+        position = 0
+        for line in (self.path / LOOK).read_bytes().splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+                later = record["stage"] == stage and record["step"] > step
+            except (ValueError, KeyError, TypeError):
+                later = False  # damaged: who reads the file skips this line
+            if later or not line.endswith(b"\n"):
+                break
+            position += len(line)
+        self.cut(position, LOOK)
+
     def begun(self, name, collected=False):
         """The position in log.jsonl of a stage's first record, or the end if there is none. The
         record of what was collected for the stage counts only with `collected`."""
@@ -469,6 +487,7 @@ class Folder:
         self.check_order(name, read_log(self.path))
         devices.any_process()
         self.cut(state["log"] if state else self.begun(name))
+        self.cut_look(name, state["step"] if state else -1)
         devices.any_process()
         began, saved, skipped = time.monotonic(), state["step"] if state else 0, 0
         with tqdm(total=steps, initial=saved, desc=name, dynamic_ncols=True) as bar:

@@ -8,6 +8,7 @@ import tasks
 from engine.doctor import advice, doctor_note, on_track
 from engine.evaluate import evaluate, evaluate_general, prompts_of, sample_answers
 from engine.folder import read_log
+from engine.look import Look
 
 ALSO_AS_THE_PAPER = ("base", "zero", "r1")  # tested at temperature 0.6 and top-p 0.95 too
 GENERAL = ("base", "zero", "dev1", "dev2", "dev3", "r1")  # tested on general prompts
@@ -26,6 +27,7 @@ class Watch:
         self.folder, self.run, self.stage, self.before = folder, run, stage, before
         self.every, self.steps, self.settings = every, steps, settings
         self.first_record, self.already_said = {}, set()
+        self.look = Look(folder, stage, settings) if settings else None
         levels, products = run.zero.levels, run.corpus.products
         self.dev = tasks.make_problems("dev", run.eval.dev_problems, levels, products)
         self.shown = tasks.make_problems("test", 2 * len(levels), levels, products, "shown")
@@ -40,6 +42,8 @@ class Watch:
             self.advise(record, bar)
         elif self.settings is None:
             return  # a supervised stage starts from random weights, or from another stage's
+        if self.look:
+            self.look(model, step)
         known = self.records_of_before() if step == 0 else {}
         if step % self.every == 0 or step == self.steps:
             self.evaluate_on_dev(model, step, known.get("dev"), bar)

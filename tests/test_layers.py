@@ -13,7 +13,7 @@ LAYERS = (
     ("moe.py", "tasks.py"),
     ("engine/devices.py", "engine/checkpoint.py", "engine/optim.py", "engine/sampling.py"),
     ("grpo.py",),
-    ("engine/evaluate.py", "engine/folder.py", "engine/watch.py"),
+    ("engine/evaluate.py", "engine/folder.py", "engine/look.py", "engine/watch.py"),
     ("r1mini.py",),
     ("tools/",),
     ("studies/",),

@@ -50,7 +50,8 @@ def test_run_leaves_what_the_readme_says(micro):
     samples and a report, and the log has every step and every test."""
     kept = {f"{stage}.pt" for stage in STAGES} | {f"{stage}.jsonl" for stage in COLLECTED}
     assert {f.name for f in micro.iterdir()} - {"figures"} == kept | {  # figures need matplotlib
-        ".r1mini", "config.json", "log.jsonl", "timing.jsonl", "samples.md", "report.md"}
+        ".r1mini", "config.json", "log.jsonl", "timing.jsonl", "look.jsonl", "samples.md",
+        "report.md"}
     log = folder.read_log(micro)
     assert log[0]["kind"] == "config" and log[0]["zero"]["group_size"] == 4
     assert not any("seconds" in json.dumps(r) for r in log)

@@ -29,7 +29,7 @@ COMMANDS = {"all": "every stage", "base": "pretraining", "zero": "up to R1-Zero"
             "dev3": "up to rejection sampling and SFT", "r1": "up to R1",
             "distill": "up to the students"}
 TOOLS = ("eval", "chat", "export", "report", "study", "bench", "cost", "check",
-         "annotate")
+         "annotate", "look", "show")
 
 CLOSED_PIPE = 128 + 13  # what a shell says of a command that SIGPIPE has ended
 # Signals that ask a training to end. Windows has no SIGHUP, which a closed terminal sends.
@@ -261,6 +261,11 @@ def _make_parser():
                                   help="what works on this machine, in a minute")
     command.add_argument("--part", choices=["step", "speed", "fit"],  # only check itself gives it
                          help=argparse.SUPPRESS)
+
+    command = commands.add_parser("look", help="a page that shows RL on a run")
+    command.add_argument("run", metavar="RUN", help="the run's folder; the page is its look.html")
+
+    commands.add_parser("show", help="a group of answers, rewards and advantages, in ten seconds")
 
     one = commands.add_parser("annotate", help="the lesson files as pages beside the equations")
     one.add_argument("folder", nargs="?", default="annotated", help="default annotated")
