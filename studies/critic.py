@@ -210,14 +210,16 @@ class Credit:
         """Adds the answers of a rollout."""
         group_advantages = rollout.advantages.flatten()
         for row, ids in enumerate(rollout.samples.answers()):
-            text, offsets = tasks.ENCODING.decode_with_offsets(ids)
-            wrong, right = _result_spans(text)
+            wrong, right = _result_spans(tasks.decode(ids))
             if not wrong or rollout.reward_parts["accuracy"][row] != 1.0:
                 continue
             begin = int(rollout.samples.answer[row].int().argmax())
+            place_of_letter = []  # the column of the token that each letter of the text is in
+            for i, token in enumerate(ids):
+                place_of_letter += [begin + i] * len(tasks.ENCODING.decode([token]))
             for name, spans in (("wrong", wrong), ("right", right)):
                 for low, high in spans:
-                    places = [begin + i for i, x in enumerate(offsets) if low <= x < high]
+                    places = place_of_letter[low:high]
                     self.count(f"{name}.grpo", float(group_advantages[row]))
                     for lam, advantages in judged.advantages.items():
                         self.count(f"{name}.{lam}", float(advantages[row, places].mean()))
