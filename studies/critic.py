@@ -20,7 +20,8 @@ PPO adds to GRPO's loop:
     compare   the advantage of each token by GAE, normalised over the rollout
     improve   clipped ratios for the policy, squared errors for the value network
 
-In the first rollouts only the value network learns. These count in PPO's tokens.
+In the first rollouts only the value network learns. These count in PPO's tokens. GRPO does
+not train on groups of equal rewards; PPO trains on all answers.
 """
 import random
 import re
