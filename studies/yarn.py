@@ -1,0 +1,254 @@
+"""Can a model read texts that are longer than those it has learnt from?
+
+The paper: V3 is pretrained on 4,096 tokens. YaRN and 2,000 more steps make it read 131,072
+(V3 section 4.3). YaRN changes the rotary part of attention only. Frequencies that turn often
+within a text stay; slow ones are divided by the factor of the extension, so that no angle is
+new; and the softmax is sharpened, since more tokens share it.
+
+    python r1mini.py study yarn
+
+A needle is a sum that is stated far back in a text:
+
+    the weather is fine and nothing happened
+    remember that the sum of the day is
+    25-7+9
+    the weather is fine and nothing happened
+    what was the sum of the day
+
+The kept base is trained further, on rows of 512 tokens with needles in them. Then four arms
+look for needles in texts of up to 8,192 tokens:
+
+    nothing      this base as it is
+    continued    after a short training on 2,048 tokens, where positions go on as before
+    before       with YaRN, before any training
+    yarn         with YaRN, after the same short training
+
+As in V3, the factor is that of the longest text, not that of the training: 8,192 / 512.
+"""
+import math
+import random
+from dataclasses import replace
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+
+import moe
+import tasks
+from r1mini import train
+from tools.compare import compare
+from tools.figures import Panel, Picture, write_picture
+from tools.study import load_kept, start_folder
+from tools.tables import cell, table
+
+SEEDS = range(3)
+SETTINGS, STAGES = ("base.steps=200", "base.documents=32", "base.lr=4e-3", "base.muon_lr=4e-3",
+                    "base.row_tokens=512"), ("needle_base",)
+ARMS = dict.fromkeys(("nothing", "continued", "before", "yarn"), "")
+EXTENSION = {"steps": 30, "documents": 16, "lr": 3e-3, "muon_lr": 3e-3, "warmup": 3}
+ORIGINAL, EXTENDED = 512, 2048              # tokens of a row in the two trainings
+LENGTHS = (512, 1024, 2048, 4096, 8192)     # tokens of the texts in the test
+DEPTHS = (0, 25, 50, 75, 100)               # percent of the weather that stands before the sum
+PROBLEMS = 8                                # of each length and depth
+LEVEL = 2                                   # operations of a sum
+FACTOR = LENGTHS[-1] / ORIGINAL             # s [40]
+ALPHA, BETA = 1, 32                         # turns: from slow to fast frequencies [1, 32]
+DIFFERENCES = {f"yarn_minus_{arm}.needle@{length}":
+               (f"yarn.needle@{length}", f"{arm}.needle@{length}")
+               for arm in ("continued", "before") for length in (EXTENDED, LENGTHS[-1])}
+
+
+# ------------------------------------------------------------------------------
+# YaRN
+
+
+def _yarn_frequencies(width, theta, original, factor):
+    """YaRN's rotary frequencies (width / 2,), as V3's code has them.
+
+    A frequency that makes more than BETA turns within the original length stays. One that makes
+    fewer than ALPHA is divided by the factor. Between them is a ramp.
+    """
+    index = torch.arange(width // 2, dtype=torch.float32)
+    frequency = theta ** (-2 * index / width)
+
+    def index_of(turns):
+        """The index, a fraction, of the frequency that makes so many turns."""
+        return width * math.log(original / (2 * math.pi * turns)) / (2 * math.log(theta))
+
+    low = max(math.floor(index_of(BETA)), 0)
+    high = min(math.ceil(index_of(ALPHA)), width - 1)
+    slow = ((index - low) / (high - low)).clamp(0, 1)  # 0: stays, 1: is divided
+    return frequency * (1 - slow + slow / factor)
+
+
+def _sharpening(factor):
+    """m^2, by which YaRN multiplies the softmax scale: m = 0.1 ln s + 1 (V3 section 4.3)."""
+    return (0.1 * math.log(factor) + 1) ** 2
+
+
+def _use_yarn(model, original=ORIGINAL, factor=FACTOR):
+    """Gives a model YaRN, from outside: other rotations, and queries that are m^2 times as long,
+    which multiplies all scores."""
+    config = model.config
+    frequency = _yarn_frequencies(config.qk_rope_head_dim, config.rope_theta, original, factor)
+    angle = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float32), frequency)
+    model.rotations = torch.polar(torch.ones_like(angle), angle).to(model.device)
+    for module in model.modules():
+        if isinstance(module, moe.MLA):
+            to_queries = module.wq_b if module.compresses_queries else module.wq
+            to_queries.register_forward_hook(
+                lambda _, inputs, queries: queries * _sharpening(factor))
+
+
+def _lengthened(folder, model):
+    """A copy of a model that can read the longest text. Its positions go on as before."""
+    longer = folder.place(moe.Transformer(replace(model.config, max_seq_len=LENGTHS[-1])))
+    longer.load_state_dict(model.state_dict())
+    return longer
+
+
+# ------------------------------------------------------------------------------
+# Needles
+
+# By language: a line of weather, the line before the sum, and the question for it.
+LINES = {"en": ("the weather is fine and nothing happened\n",
+                "remember that the sum of the day is\n", "what was the sum of the day"),
+         "zh": ("天气很好没有事情\n", "记住今天算式就是\n", "哪个算式属于今天")}
+
+
+def _make_needle(rng, length, depth, part="train"):
+    """The document of a text with a sum in it, and its solution: at most `length` tokens, if so
+    many are enough. depth: the share of the weather that stands before the sum."""
+    problem = tasks.make_problem(rng, LEVEL, part)
+    weather, remember, question = LINES[problem.language]
+    needle = f"{remember}{problem.expression}\n"
+    response = tasks.response(*tasks.write_working(problem, "steps", rng))
+
+    def document(n_before, n_after):
+        text = weather * n_before + needle + weather * n_after + question
+        return tasks.dialogue(replace(problem, question=text), response, "needle")
+
+    room = length - len(document(0, 0).tokens)
+    lines = max(0, room // len(tasks.ENCODING.encode(weather)))
+    before = round(depth * lines)
+    return document(before, lines - before)
+
+
+def _draw_from(run, longest):
+    """The corpus with needles, as a function (rng) -> a document of at most `longest` tokens. Half
+    of the documents have a needle, at any depth."""
+    def draw(rng):
+        if rng.random() < 0.5:
+            return _make_needle(rng, rng.randint(longest // 16, longest), rng.random())
+        return tasks.make_document(rng, run.corpus)
+    return draw
+
+
+# ------------------------------------------------------------------------------
+# The arms
+
+
+def _needle_base(folder, arm):
+    """The kept base after training on rows of 512 tokens. The arms of a seed share it."""
+    run, start = folder.run, start_folder(folder, arm, STAGES)
+
+    def loop(model, state):
+        return train(model, run.base, _draw_from(run, ORIGINAL), run.seed, state)
+
+    return start.stage("needle_base", load_kept(folder, "base"), loop, run.base.steps,
+                       watch=lambda *_: None)
+
+
+@torch.no_grad()
+def _passes(model, document):
+    """Whether the model, always taking the likeliest token, writes the solution letter by letter.
+    One pass over the text with its solution tells: each token must be the likeliest after those
+    before it."""
+    tokens = torch.tensor([document.tokens], device=model.device)            # (1, T)
+    written = torch.tensor([document.weight], device=model.device) > 0
+    predicting = F.pad(written[:, 1:], (0, 1))  # the logits at t predict token t + 1
+    logits = model(tokens, logits_at=predicting).logits                      # (written, V)
+    return bool((logits.argmax(-1) == tokens[written]).all())
+
+
+def _test(model, part="test"):
+    """{key: share of needles that are found and computed}, by length and by length and depth."""
+    model.eval()
+    numbers = {}
+    for length in LENGTHS:
+        rng, shares = random.Random(f"{part}/needle/{length}"), []
+        for depth in DEPTHS:
+            documents = [_make_needle(rng, length, depth / 100, part) for _ in range(PROBLEMS)]
+            shares.append(fmean(_passes(model, document) for document in documents))
+            numbers[f"needle@{length}.{depth}"] = shares[-1]
+        numbers[f"needle@{length}"] = fmean(shares)
+    return numbers
+
+
+def measure_arm(arm, folder):
+    """The numbers of an arm by length and depth."""
+    run = folder.run
+    model = _lengthened(folder, _needle_base(folder, arm))
+    if arm in ("before", "yarn"):
+        _use_yarn(model)
+    if arm in ("continued", "yarn"):
+        s = replace(run.base, row_tokens=EXTENDED, **EXTENSION)
+        for _ in train(model, s, _draw_from(run, EXTENDED), run.seed + 1):
+            pass
+    return _test(model)
+
+
+# ------------------------------------------------------------------------------
+# The page
+
+NAMES = {"nothing": "nothing", "continued": "trained, positions continued",
+         "before": "YaRN, not trained", "yarn": "YaRN, trained"}
+
+
+def _draw_map(plot, rows, arm):
+    """Draws the heat map of an arm: depth over length."""
+    shares = [[rows[f"{arm}.needle@{length}.{depth}"]["mean"] for length in LENGTHS]
+              for depth in DEPTHS]
+    plot.imshow(shares, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    for i, row in enumerate(shares):
+        for j, share in enumerate(row):
+            plot.text(j, i, f"{share:.0%}", ha="center", va="center", size=7,
+                      color="white" if share < 0.5 else "black")
+    plot.grid(False)
+    plot.set_xticks(range(len(LENGTHS)), [f"{length:,}" for length in LENGTHS], rotation=60)
+    plot.set_yticks(range(len(DEPTHS)), [f"{depth}%" for depth in DEPTHS])
+    plot.tick_params(labelsize=9)
+
+
+def _picture(rows):
+    """The four heat maps. Each title says how many needles are found."""
+    titles = {"nothing": "As it is", "continued": "Trained", "before": "YaRN alone",
+              "yarn": "YaRN, trained"}
+    panels = []
+    for arm, title in titles.items():
+        found = [f"{rows[f'{arm}.needle@{length}']['mean']:.0%} at {length:,}"
+                 for length in (EXTENDED, LENGTHS[-1])]
+        panels.append(Panel("\n".join([title, *found]),
+                            lambda plot, arm=arm: _draw_map(plot, rows, arm)))
+    return Picture(panels, "needles found, by tokens of the text and depth of the needle")
+
+
+def page(rows, notes):
+    """The lines of the report: the needles found by length; for each arm by length and depth; a
+    picture of that; and what YaRN adds."""
+    heads = [f"{length:,} tokens" for length in LENGTHS]
+    body = [[name, *(cell(rows, f"{arm}.needle@{length}") for length in LENGTHS)]
+            for arm, name in NAMES.items()]
+    lines = [*table(["needles found", *heads], body), ""]
+    for arm, name in NAMES.items():
+        body = [[f"{depth}%", *(cell(rows, f"{arm}.needle@{length}.{depth}") for length in LENGTHS)]
+                for depth in DEPTHS]
+        lines += [*table([f"{name}: depth", *heads], body), ""]
+    lines += [*write_picture("results/yarn", "needles", _picture(rows)), ""]
+    for arm in ("continued", "before"):
+        for length in (EXTENDED, LENGTHS[-1]):
+            comparison = compare(rows, f"{arm}.needle@{length}", f"yarn.needle@{length}")
+            if comparison:
+                lines.append(f"- {length:,} tokens, {NAMES['yarn']}, minus {NAMES[arm]}: "
+                             f"{comparison.text(points=True)}")
+    return lines
