@@ -1,7 +1,7 @@
 """Is R1 worse with examples in its prompt?
 
-The paper: few-shot prompts make R1 worse, so it is asked without examples (R1 v1 sections 3 and
-5). It gives no numbers.
+The paper: few-shot prompts make R1 worse, so it is asked without examples (R1 v1 section 3). It
+gives no numbers.
 
     python r1mini.py study few_shot
 

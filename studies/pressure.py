@@ -135,10 +135,10 @@ def _test(model, run, part="test"):
 
 
 def measure_arm(arm, folder):
-    """The numbers of an arm before and after RL."""
+    """The numbers of an arm after RL; in none also those before it, which are the same in all."""
     run = folder.run
     policy = _policy(load_kept(folder, "base"), run)
-    before = _test(policy, run)
+    before = _test(policy, run) if arm == "none" else {}
     for record, _ in train_rl(policy, _make_task(arm, run), run.zero, run.seed):
         print(f"  rollout {record['step']}: right {record['accuracy']:.2f}  "
               f"penalised {record['judge']:.2f}  tokens {record['length']:.0f}", flush=True)

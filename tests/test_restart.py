@@ -161,8 +161,9 @@ def test_pressure_questions_have_the_right_key(model, monkeypatch):
 
 
 def test_pressure_arm(arm):
-    """A tiny run of an arm has use and leak before and after."""
-    assert {"use", "leak", "before.use", "before.leak"} <= set(arm(pressure, "both"))
+    """A tiny run of an arm has use and leak; without a penalty also those before RL."""
+    assert {"use", "leak", "before.use", "before.leak"} <= set(arm(pressure, "none"))
+    assert {"use", "leak"} <= set(arm(pressure, "both"))
 
 
 # -------------------------------------------------------------------------------------------------
