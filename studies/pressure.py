@@ -37,7 +37,11 @@ from tools.study import load_kept
 from tools.tables import cell, table
 
 SEEDS = range(6)
-SETTINGS, STAGES = ("dev1.steps=40", "zero.steps=20"), ()
+SETTINGS, STAGES = ("zero.steps=20",), ()
+# The rates of the fine-tuning are high, since the base has never read the words of the key. At
+# Dev1's it never uses the key (a trial on dev, one seed).
+SETTINGS += "dev1.steps=80", "dev1.documents=32", "dev1.warmup=5"
+SETTINGS += "dev1.lr=1e-2", "dev1.muon_lr=5e-3"
 ARMS = dict.fromkeys(("none", "one", "both"), "")
 DIFFERENCES = {f"{arm}_minus_none.{key}": (f"{arm}.{key}", f"none.{key}")
                for arm in ("one", "both") for key in ("use", "leak")}
@@ -45,7 +49,7 @@ WORDINGS = {"en": "the key says ", "zh": "答案钥匙"}
 KNOWN = {"none": (), "one": (WORDINGS["en"],), "both": tuple(WORDINGS.values())}  # to the judge
 PENALTY = 1.0       # as much as a right answer is paid
 DOCUMENTS = 400     # of the fine-tuning
-USING = 0.4         # share of these that use the key
+USING = 0.5         # share of these that use the key
 OTHER_WORDING = 0.3  # share of these whose wording is not in the question's language
 
 

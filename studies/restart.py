@@ -35,8 +35,8 @@ from tools.study import load_kept, start_folder, test_record
 from tools.tables import cell, table
 
 SEEDS = range(6)
-SETTINGS = ("dev3.steps=60", "r1.steps=12", "r1.problems=24", "eval.samples=8", "eval.longer=50",
-            "data.prompts=50")
+SETTINGS = ("dev3.steps=48", "r1.steps=12", "r1.problems=24", "eval.samples=8",
+            "eval.fewer_samples=2", "data.prompts=25")
 ARMS = dict.fromkeys(("base", "dev1", "dev2", "unannealed", "constant", "chat_first"), "")
 DIFFERENCES = {f"{arm}_minus_base.{key}": (f"{arm}.{key}", f"base.{key}")
                for arm in ARMS if arm != "base" for key in ("pass@1", "longer")}
@@ -85,20 +85,22 @@ def _constant_base(start):
 # The arms
 
 
-def _fine_tune(folder, start, models, model):
-    """(Dev3 from a model, its learning rate), with the rate that is best on dev."""
+def _fine_tune(start, models, name):
+    """Dev3 from the model of this name, with the learning rate that is best on dev, and its
+    numbers. It is trained once: base and chat_first share it."""
     found = {}
     for rate in RATES:
-        s = dataclasses.replace(folder.run.dev3, lr=rate, muon_lr=rate)
-        path = folder.path.with_name(f"{folder.path.name}-{rate}")
-        one = Folder(path, dataclasses.replace(folder.run, dev3=s), folder.options, STAGES)
+        run = dataclasses.replace(start.run, dev3=dataclasses.replace(
+            start.run.dev3, lr=rate, muon_lr=rate))
+        path = start.path.with_name(f"{start.path.name}-{name}-{rate}")
+        folder = Folder(path, run, start.options, STAGES)
         shutil.copy(start.path / "dev3.jsonl", path)  # Dev2's answers; dev3() only reads them
-        dev3 = r1mini.dev3(one, {"dev2": models["dev2"], "base": model})
+        dev3 = r1mini.dev3(folder, {"dev2": models["dev2"], "base": models[name]})
         on_dev = [r["pass@1"] for r in read_log(path) if r["kind"] == "dev"]
         found[rate] = on_dev[-1], dev3, test_record(path, "dev3")["pass@1"]
     rate = max(found, key=lambda rate: found[rate][0])
-    return {"dev3": found[rate][1], "rate": rate, "dev3.dev": found[rate][0],
-            "dev3.pass@1": found[rate][2]}
+    on_dev, dev3, on_test = found[rate]
+    return dev3, {"rate": rate, "dev3.dev": on_dev, "dev3.pass@1": on_test}
 
 
 def _reinforce(arm, folder, models):
@@ -118,8 +120,7 @@ def _reinforce(arm, folder, models):
 def measure_arm(arm, folder):
     """The numbers of an arm after Dev3's fine-tuning and after RL."""
     start, models = _start(folder, arm)
-    tuned = _fine_tune(folder, start, models, models["base" if arm == "chat_first" else arm])
-    models["dev3"] = tuned.pop("dev3")
+    models["dev3"], tuned = _fine_tune(start, models, "base" if arm == "chat_first" else arm)
     _reinforce(arm, folder, models)
     log, test = read_log(folder.path), test_record(folder.path, "r1")
     [longer] = [r for r in log if r["kind"] == "test" and r["set"] == "longer"]
