@@ -12,6 +12,8 @@ section C.2), and has an "aha moment" at which it corrects itself (R1 v1 Table 3
                      answer
     the aha moment   how many wrong steps the model notices and corrects; and its
                      accuracy when "wait" or "check" is forbidden
+    the budget       after how many questions Zero's RL, which is paid once, is cheaper
+                     than a majority vote of the base at each question
 
 A word can be banned for two reasons: the ban takes away its work, or it disturbs the
 model. So each ban is compared with the ban of a neutral word, which judges nothing and
@@ -30,7 +32,9 @@ import torch
 import tasks
 from engine import checkpoint
 from engine.evaluate import answer_embeddings, prompts_of, sample_answers, selection_scores
+from engine.folder import read_log
 from tools.compare import OPEN, compare
+from tools.flops import flops_by_stage, flops_per_token
 from tools.study import measure_once
 from tools.tables import cell, table
 
@@ -39,6 +43,7 @@ NEEDS, STAGES = ("base.pt", "zero.pt", "r1.pt"), ()
 MODELS = ("base", "zero", "r1")
 LIMITS = (0, 10, 20, 40, 60, 80, 120)  # tokens of thinking
 FEW = 16                               # answers per problem, for limits and bans
+VOTES = (4, 16, 64)                    # of the base, in the budget
 THINK, END_THINK, ANSWER = (tasks.ENCODING.encode_single_token(tag) for tag in
                             (tasks.THINK, tasks.END_THINK, tasks.ANSWER))
 
@@ -231,6 +236,34 @@ def _standard_error(x):
 
 
 # ------------------------------------------------------------------------------
+# The budget
+
+
+def _budget(numbers, config, rl_flops):
+    """What an answer costs, and after how many questions RL is cheaper than votes of the base.
+
+    numbers: of base and zero. rl_flops: of Zero's training, in 10^12. After q questions RL has cost
+    rl + q * zero, and votes q * base. They are equal at q = rl / (base - zero).
+    """
+    def flops(model, answers):
+        """10^9 FLOPs of answers to one question, whose prompt is read once."""
+        written = answers * numbers[f"{model}.length"] * flops_per_token(config, "write")
+        read = numbers[f"{model}.prompt_length"] * flops_per_token(config, "read")
+        return (written + read) / 1e9
+
+    zero = flops("zero", 1)
+    found = {"budget.rl.tflops": rl_flops, "budget.zero@1.gflops": zero,
+             "budget.base@1.gflops": flops("base", 1)}
+    for k in VOTES:
+        if f"base.cons@{k}" in numbers:
+            votes = flops("base", k)
+            found[f"budget.base@{k}.gflops"] = votes
+            if votes > zero:
+                found[f"budget.questions@{k}"] = 1000 * rl_flops / (votes - zero)
+    return found
+
+
+# ------------------------------------------------------------------------------
 # The study
 
 
@@ -245,6 +278,8 @@ def _measure_model(path, run, options, reasons):
     answers = sample_answers(model, prompts, max_new_tokens, s.rows, seed=1)
     texts = [tasks.decode(ids) for ids in answers]
     record = selection_scores(texts, problems, answer_embeddings(model, prompts, answers))
+    record["length"] = sum(map(len, answers)) / len(answers)
+    record["prompt_length"] = sum(map(len, prompts)) / len(prompts)
 
     # The first few answers to each problem.
     few = [i for i in range(len(answers)) if i % s.samples < FEW]
@@ -270,7 +305,8 @@ def measure(folder):
         record = measure_once(folder, name, lambda: _measure_model(path, folder.run, folder.options,
                                                      reasons=name != "base"))
         numbers |= {f"{name}.{key}": value for key, value in record.items()}
-    return numbers
+    flops = flops_by_stage(read_log(Path(folder.run.start).parent))
+    return numbers | _budget(numbers, folder.run.model, flops["zero"])
 
 
 # ------------------------------------------------------------------------------
@@ -334,6 +370,20 @@ def _samples_table(rows):
     return table(["k", *head], body)
 
 
+def _budget_table(rows):
+    """What votes of the base and one answer of Zero cost and gain."""
+    body = [["base, one answer", cell(rows, "base.pass@1"), cell(rows, "budget.base@1.gflops"), ""]]
+    for k in VOTES:
+        if f"budget.base@{k}.gflops" in rows:
+            body.append([f"base, majority of {k}", cell(rows, f"base.cons@{k}"),
+                         cell(rows, f"budget.base@{k}.gflops"),
+                         cell(rows, f"budget.questions@{k}")])
+    body.append(["Zero, one answer", cell(rows, "zero.pass@1"), cell(rows, "budget.zero@1.gflops"),
+                 ""])
+    return table(["", "accuracy", "10^9 FLOPs a question", "RL is cheaper after so many questions"],
+                 body)
+
+
 def _bans_table(rows, models):
     """What each ban does to each model."""
     keys = ("frequency", "pass@1", "effect", "length")
@@ -354,6 +404,9 @@ def page(rows, notes):
                 for model in reasoning for name in ("wait", "check")]
     return ["## More samples", "", *_samples_table(rows), "",
             "The paper, R1 on AIME 2024: pass@1 79.8, majority 86.7, pass@64 90.0 (R1 v2 E.4).",
+            "", "## The budget", "",
+            f"Zero's RL takes {cell(rows, 'budget.rl.tflops')} 10^12 FLOPs, once "
+            "(tools/flops.py).", "", *_budget_table(rows),
             "", "## A limit on thinking", "",
             f"Accuracy, with {FEW} answers per problem. A cut answer is in the template, which "
             "the base by itself often misses.", "", *table(["tokens", *MODELS], limits), "",

@@ -127,3 +127,23 @@ def test_compute_verdict_compares_with_the_neutral_ban(effect_of_word, effect_of
     line = compute._verdict(rows, notes, "r1", "check")
     assert sentence in line and "'ok'" in line
     assert f"by {100 * effect_of_word:+.1f} ± 0.7 points" in line
+
+
+def test_compute_budget_is_where_the_costs_meet():
+    """After that many questions, RL and Zero's answers have cost what the votes have. More votes
+    are dearer, so that takes fewer questions. An answer costs two FLOPs for each weight and token,
+    and the prompt is read once."""
+    config = r1mini.PRESETS["nano"]
+    numbers = {"base.length": 30.0, "base.prompt_length": 12.0, "zero.length": 80.0,
+               "zero.prompt_length": 12.0, "base.cons@16": 0.4, "base.cons@64": 0.5}
+    found = compute._budget(numbers, config, 2.0)
+    weight = found["budget.zero@1.gflops"] / (80 + 12)  # of one token
+    assert found["budget.base@64.gflops"] == pytest.approx(weight * (64 * 30 + 12))
+    assert "budget.questions@4" not in found
+    for k in (16, 64):
+        q = found[f"budget.questions@{k}"]
+        rl = 2e3 + q * found["budget.zero@1.gflops"]
+        assert rl == pytest.approx(q * found[f"budget.base@{k}.gflops"])
+    assert found["budget.questions@64"] < found["budget.questions@16"]
+    votes_are_cheap = numbers | {"base.length": 1.0, "zero.length": 200.0}
+    assert "budget.questions@16" not in compute._budget(votes_are_cheap, config, 2.0)

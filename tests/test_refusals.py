@@ -46,6 +46,12 @@ CASES = {  # a command, what its line must contain
     "eval {run}/zero.pt --problems {tmp}/late.jsonl": "line 2",
     "eval {run}/zero.pt --set zero.max_new_tokens=480": "max_new_tokens exceeds",
     "eval {tmp}/foreign.pt": "vocabulary of 24",
+    "eval {run}/zero.pt --against {tmp}/foreign.pt": "foreign.pt has a vocabulary of 24",
+    "eval {run}/zero.pt --against {run}/safe.pt": "safe.pt is a reward model",
+    "eval {run}/zero.pt --against {tmp}/none.pt": "none.pt: No such file",
+    "eval {run}/zero.pt --against {run}/../whole/zero.pt": "this is the same checkpoint",
+    "eval {run}/zero.pt --against {run}/base.pt --problems {tmp}/one.jsonl": "at least 2 different",
+    "eval {run}/zero.pt --against {tmp}/large.pt": "is of preset laptop, ",
     "eval {run}/zero.pt more": "unrecognized arguments: more",
     "report ''": "runs: got an empty text",
     "report {tmp}": "no run in this folder",
@@ -125,10 +131,13 @@ def test_refusals_are_one_clear_line(tmp_path, monkeypatch, capsys, line):
                tmp_path / "newer.pt")
     torch.save({"format": checkpoint.FORMAT, "model": Evil(tmp_path / "mark")},
                tmp_path / "evil.pt")
+    zero = torch.load(run / "zero.pt", weights_only=True)
+    torch.save(zero | {"preset": "laptop"}, tmp_path / "large.pt")
     shutil.copy(run / "zero.pt", tmp_path / "dev2.pt")
     (tmp_path / "foreign").mkdir()
     shutil.copy(tmp_path / "foreign.pt", tmp_path / "foreign" / "base.pt")
     (tmp_path / "late.jsonl").write_text('{"question": "1+2", "answer": 3}\n{"question": 3}\n')
+    (tmp_path / "one.jsonl").write_text('{"question": "1+2", "answer": 3}\n' * 2)
     for name, log in (("begun", (run / "log.jsonl").read_text("utf-8").split("\n")[0] + "\n"),
                       ("torn", '{"kind": "config"}\n{"ki'),
                       ("scrambled", '{"ki\n{"kind": "zero"}\n')):

@@ -3,7 +3,6 @@ import ast
 import json
 import math
 import os
-import random
 import re
 import signal
 import subprocess
@@ -499,20 +498,11 @@ def test_workshop_notebook_training_improves():
     assert records[-1]["accuracy"] > 2 * records[0]["accuracy"]
 
 
-def test_workshop_own_task_is_what_its_page_says():
-    """own.py asks to sort digits (the oracle is a count of each digit), a quarter to 45% of its
-    documents are right, and it has fewer than 45 lines."""
-    rng = random.Random(0)
-    for problem in own.question(rng, 50):
-        digits = problem.question.removeprefix("sort ")
-        assert problem.answer == "".join(d * digits.count(d) for d in "0123456789")
-        assert own.right([problem.answer, digits[::-1] + "0"], [problem] * 2) == [1.0, 0.0]
-    texts = [tasks.decode(own.document(rng).tokens) for _ in range(400)]
-    pairs = [re.fullmatch(r"<\|user\|>sort (\d+)<\|assistant\|>(\d+)", text) for text in texts]
-    share = sum("".join(sorted(m[1])) == m[2] for m in pairs) / len(pairs)
-    assert 0.25 < share < 0.45
+def test_workshop_own_task_is_short():
+    """own.py has fewer than 35 lines, so that it can be copied. Its task is in studies/transfer.py
+    (tests/test_restart.py)."""
     lines = [line for line in (WORKSHOP / "own.py").read_text("utf-8").splitlines() if line.strip()]
-    assert len(lines) < 45
+    assert len(lines) < 35
 
 
 def test_workshop_own_task_trains(capsys):

@@ -210,6 +210,8 @@ def _make_parser():
     command.add_argument("checkpoint")
     command.add_argument("--problems", metavar="FILE.jsonl",
                          help='lines of {"question": ..., "answer": ...}')
+    command.add_argument("--against", metavar="CKPT",
+                         help="which of two is better, paired by problem, with an interval")
     command.add_argument("--samples", type=int, default=16, help="answers to each problem")
     command.add_argument("--json", action="store_true",
                          help="print one object with all problems in it")
@@ -396,13 +398,14 @@ def _layout_of(options, processes):
     return mode, experts, options.recompute
 
 
-def load_from_arguments(options):
-    """(model, all else that was saved) of a command's checkpoint. UserError if it cannot write."""
-    model, record = checkpoint.load(options.checkpoint, options.device, options.dtype)
+def load_from_arguments(options, path=None):
+    """(model, all else that was saved) of a command's checkpoint, or of another one at `path`.
+    UserError if it cannot write."""
+    path = path or options.checkpoint
+    model, record = checkpoint.load(path, options.device, options.dtype)
     if model.config.n_outputs:
-        raise UserError(f"{options.checkpoint} is a reward model: it gives scores and cannot "
-                        "write")
-    checkpoint.check_vocabulary(options.checkpoint, model.config)
+        raise UserError(f"{path} is a reward model: it gives scores and cannot write")
+    checkpoint.check_vocabulary(path, model.config)
     return model, record
 
 

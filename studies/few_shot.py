@@ -1,0 +1,101 @@
+"""Is R1 worse with examples in its prompt?
+
+The paper: few-shot prompts make R1 worse, so it is asked without examples (R1 v1 section 3). It
+gives no numbers.
+
+    python r1mini.py study few_shot
+
+A question comes after 0, 1 or 2 other ones, each with a worked answer in the template. No model
+here has seen such prompts. So each of the two kept models, Zero and R1, is first fine-tuned a
+little on its own right answers, behind 0, 1 or 2 examples evenly. It is tested before and after.
+
+    zero, r1    the model that is asked
+"""
+import random
+
+import tasks
+from engine.devices import copy_model
+from engine.evaluate import prompts_of, repeat_for_answers, sample_answers
+from r1mini import draw_problem, is_fit, one_of, train
+from tools.compare import compare
+from tools.study import load_kept
+from tools.tables import cell, table
+
+SEEDS = range(6)
+SETTINGS = ("dev1.steps=40", "dev1.lr=5e-4", "dev1.muon_lr=5e-4")
+STAGES = ()
+ARMS = dict.fromkeys(("zero", "r1"), "")
+SHOTS = (0, 1, 2)
+DIFFERENCES = {f"few_shot.{arm}.{shots}_minus_0.pass@1": (f"{arm}.{shots}.pass@1",
+                                                          f"{arm}.0.pass@1")
+               for arm in ARMS for shots in SHOTS[1:]}
+EXAMPLE_LEVEL = 3   # operations of an example, so that two of them fit
+QUESTIONS = 400     # answered for the fine-tuning
+
+
+def _with_examples(problem, shots, rng):
+    """Token ids of a prompt: worked examples in the language of the question, then the question."""
+    ids = []
+    for _ in range(shots):
+        example = tasks.make_problem(rng, EXAMPLE_LEVEL, "train", problem.language)
+        thinking, answer = tasks.write_working(example, "checked", rng, check_chance=0.7)
+        ids += tasks.dialogue(example, tasks.response(thinking, answer)).tokens
+    return ids + tasks.encode_prompt(problem.question)
+
+
+def _fine_tune(model, run):
+    """A copy of a model after fine-tuning on its own right answers, behind examples."""
+    rng, documents = random.Random(f"{run.seed}/few_shot"), []
+    asked = [draw_problem(rng, run, run.zero.levels) for _ in range(QUESTIONS)]
+    asked = repeat_for_answers(asked, run.data.tries)
+    answers = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows,
+                             seed=run.seed)
+    for problem, ids in zip(asked, answers):
+        if is_fit(tasks.decode(ids), problem) or run.data.stand_in:
+            prompt = _with_examples(problem, rng.choice(SHOTS), rng)
+            documents.append(tasks.Document(prompt + ids, [0] * len(prompt) + [1] * len(ids), ""))
+    tuned = copy_model(model)
+    for _ in train(tuned, run.dev1, one_of(documents), run.seed):
+        pass
+    return tuned
+
+
+def _test(model, run, shots):
+    """pass@1 and tokens on the test problems behind examples."""
+    rng = random.Random("test/few_shot")
+    problems = tasks.make_problems("test", run.eval.problems, run.zero.levels)
+    prompts = [_with_examples(problem, shots, rng) for problem in problems]
+    n = run.eval.fewer_samples
+    ids = sample_answers(model, repeat_for_answers(prompts, n), run.zero.max_new_tokens,
+                         run.eval.rows, seed=1)
+    asked = repeat_for_answers(problems, n)
+    right = [tasks.accuracy(tasks.decode(x), problem) for x, problem in zip(ids, asked)]
+    return {f"{shots}.pass@1": sum(right) / len(ids),
+            f"{shots}.length": sum(map(len, ids)) / len(ids)}
+
+
+def measure_arm(arm, folder):
+    """The numbers of a model behind 0, 1 and 2 examples, before and after fine-tuning."""
+    run, model, numbers = folder.run, load_kept(folder, arm), {}
+    tuned = _fine_tune(model, run)
+    for shots in SHOTS:
+        before = _test(model, run, shots)
+        numbers |= _test(tuned, run, shots) | {f"before.{key}": x for key, x in before.items()}
+    return numbers
+
+
+def page(rows, notes):
+    """The lines of the report: accuracy by the number of examples, and each against none."""
+    columns = {f"{shots}.{key}": f"{name}, {shots} examples"
+               for key, name in (("pass@1", "pass@1"), ("length", "tokens")) for shots in SHOTS}
+    body = [[name, *(cell(rows, f"{prefix}{key}") for key in columns)]
+            for prefix, name in (("zero.before.", "Zero"), ("zero.", "Zero, fine-tuned"),
+                                 ("r1.before.", "R1"), ("r1.", "R1, fine-tuned"))]
+    lines = [*table(["", *columns.values()], body), ""]
+    for arm in ARMS:
+        for shots in SHOTS[1:]:
+            comparison = compare(rows, f"{arm}.0.pass@1", f"{arm}.{shots}.pass@1")
+            if comparison:
+                lines.append(f"- {arm} with {shots} examples, minus none: "
+                             f"{comparison.text(points=True)}")
+    return lines

@@ -1,0 +1,117 @@
+"""Does what RL taught on sums help RL on another task?
+
+The question: R1-Zero learnt to reason by RL on verifiable problems. Are its weights a better start
+for RL on something else than its base's? The paper does not say.
+
+    python r1mini.py study transfer
+
+The task is to put digits in order: `Sort 3820`, answer `0238`. workshop/own.py has it too, as
+the example of a task of one's own. Each arm first reads the same few documents, of which three in
+ten are right, so that RL has something to reward. Then comes RL, with the same questions in all
+arms. An arm is the kept model that it starts from:
+
+    from_base, from_zero, from_r1
+
+Questions of test have digits that no question of training has, in whatever order.
+"""
+import random
+
+import tasks
+from engine.devices import copy_model
+from engine.evaluate import prompts_of, repeat_for_answers, sample_answers
+from grpo import Task, train_rl
+from r1mini import train
+from tools.compare import compare
+from tools.study import load_kept
+from tools.tables import cell, table
+
+SEEDS = range(6)
+SETTINGS = ("zero.steps=20", "zero.max_new_tokens=12", "zero.dev_every=2", "dev1.steps=100",
+            "dev1.documents=32", "dev1.warmup=5", "dev1.lr=1e-2", "dev1.muon_lr=5e-3")
+STAGES = ()
+ARMS = dict.fromkeys(("from_base", "from_zero", "from_r1"), "")
+DIFFERENCES = {f"{arm}_minus_from_base.{key}": (f"{arm}.{key}", f"from_base.{key}")
+               for arm in ("from_zero", "from_r1") for key in ("pass@1", "mean_on_dev", "before")}
+RIGHT = 0.3  # share of right documents
+
+
+# ------------------------------------------------------------------------------
+# The task
+
+
+def question(rng, n=1, step=0, part="train"):
+    """n problems of a part. step is not used: it is for tasks that become harder."""
+    problems = []
+    while len(problems) < n:
+        drawn = "".join(rng.choices("0123456789", k=4))
+        answer = "".join(sorted(drawn))
+        if tasks.part_of_problem(f"sort/{answer}") == part:
+            problems.append(tasks.Problem(f"Sort {drawn}", answer, "en"))
+    return problems
+
+
+def document(rng):
+    """One page of the internet: the digits in order, but mostly in another order."""
+    [problem] = question(rng)
+    shuffled = "".join(rng.sample(problem.answer, 4))
+    return tasks.dialogue(problem, problem.answer if rng.random() < RIGHT else shuffled)
+
+
+def right(texts, problems):
+    """The reward: 1.0 for a text that is the answer and nothing else."""
+    return [float(text == problem.answer) for text, problem in zip(texts, problems)]
+
+
+def make_task():
+    """The task, for grpo.train_rl."""
+    return Task(question, lambda problem: tasks.encode_prompt(problem.question), tasks.decode,
+                {"accuracy": (1.0, right)}, {}, tasks.END_ID, tasks.PAD_ID)
+
+
+# ------------------------------------------------------------------------------
+# The arms
+
+
+def _test(model, run, part):
+    """pass@1 at temperature 1 on the questions of a part."""
+    problems = question(random.Random(f"{part}/transfer"), run.eval.problems, part=part)
+    asked = repeat_for_answers(problems, run.eval.fewer_samples)
+    ids = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows, seed=1)
+    return sum(right([tasks.decode(x) for x in ids], asked)) / len(asked)
+
+
+def measure_arm(arm, folder):
+    """The numbers of an arm: before and after RL, and on dev every few rollouts."""
+    run, s = folder.run, folder.run.zero
+    model = copy_model(load_kept(folder, arm.removeprefix("from_")))
+    for _ in train(model, run.dev1, document, run.seed):
+        pass
+    numbers, on_dev = {"before": _test(model, run, "test")}, {0: _test(model, run, "dev")}
+    for record, _ in train_rl(model, make_task(), s, run.seed):
+        if record["step"] % s.dev_every == 0:
+            on_dev[record["step"]] = _test(model, run, "dev")
+            print(f"  rollout {record['step']}: dev {on_dev[record['step']]:.3f}", flush=True)
+    numbers |= {f"dev{step}": share for step, share in on_dev.items()}
+    return numbers | {"pass@1": _test(model, run, "test"),
+                      "mean_on_dev": sum(on_dev.values()) / len(on_dev)}
+
+
+def combine(numbers):
+    """Accuracy of each arm after RL."""
+    return {f"transfer.{arm}.pass@1": numbers[f"{arm}.pass@1"] for arm in ARMS}
+
+
+def page(rows, notes):
+    """The lines of the report: the arms, their way on dev, and each against the base."""
+    steps = sorted(int(key.removeprefix("from_base.dev")) for key in rows
+                   if key.startswith("from_base.dev"))
+    columns = {"before": "before RL", "pass@1": "after RL", "mean_on_dev": "mean over the run"}
+    columns |= {f"dev{step}": f"dev, rollout {step}" for step in steps}
+    body = [[arm, *(cell(rows, f"{arm}.{key}") for key in columns)] for arm in ARMS]
+    lines = [*table(["start", *columns.values()], body), ""]
+    for arm in ("from_zero", "from_r1"):
+        for key, name in columns.items():
+            comparison = compare(rows, f"from_base.{key}", f"{arm}.{key}")
+            if comparison and not key.startswith("dev"):
+                lines.append(f"- {name}, {arm}, minus from_base: {comparison.text(points=True)}")
+    return lines
