@@ -225,7 +225,7 @@ def update_of_moe(bias, load, speed):
     return router.bias
 
 
-BIASES, LOADS = torch.tensor([0.02, -0.01, 0.0, 0.03]), torch.tensor([4.0, 0.0, 2.0, 2.0])
+BIASES, LOADS = torch.tensor([0.02, -0.01, 0.0, 0.03]), torch.tensor([5.0, 0.0, 2.0, 1.0])
 STEPS_OF_BIAS = [(BIASES, LOADS, 0.1), (BIASES, 10 * LOADS, 0.01)]
 UPDATE = Exercise("update_bias", update_of_moe, STEPS_OF_BIAS, {
     "moves the biases in the wrong direction. An expert with too little load should be chosen "
@@ -445,12 +445,18 @@ def gradients(exercise, function):
     return dict(zip(wanted, found))
 
 
-def check_gradient(exercise, function, right):
-    """Fault if a function that gives the right values has no gradient, or a wrong one."""
+def check_gradient(exercise, function, right, file):
+    """Fault if a student's function that gives the right values has no gradient, or a wrong
+    one."""
     if not exercise.gradient:
         return
     wanted = gradients(exercise, right)
-    for name, found in gradients(exercise, function).items():
+    try:
+        found_of_argument = gradients(exercise, function)
+    except BaseException as error:  # such as .numpy() of a tensor with a gradient
+        raise Fault("gives the right values, but once a gradient is wanted it "
+                    f"{describe(error, file)}") from None
+    for name, found in found_of_argument.items():
         if found is None:
             raise Fault(f"gives the right values, but no gradient reaches `{name}`. Something "
                         "cuts it off: .detach(), .item(), .tolist(), torch.tensor() or "
@@ -477,7 +483,7 @@ def judge(exercise, function, file):
                             "still needs. Write x = x - y instead of x -= y")
             if fault := exercise.also(function, exercise.cases[0]):
                 raise Fault(fault)
-            check_gradient(exercise, function, variant)
+            check_gradient(exercise, function, variant, file)
             return sentence
 
     i = next(i for i in range(len(results)) if not same(results[i], expected[i]))
