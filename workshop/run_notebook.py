@@ -50,15 +50,14 @@ def write():
     """Runs all cells in order, and writes the notebook with their outputs."""
     os.environ["MPLBACKEND"] = "Agg"  # draws into files
     notebook, names = json.loads(NOTEBOOK.read_text("utf-8")), {}
-    for number, cell in enumerate(code_cells(notebook), 1):
-        print(f"notebook, cell {number}", flush=True)
-        cell["outputs"] = run_cell("".join(cell["source"]), names)
-        cell["execution_count"] = number
+    with contextlib.chdir(NOTEBOOK.parent):
+        for number, cell in enumerate(code_cells(notebook), 1):
+            print(f"notebook, cell {number}", flush=True)
+            cell["outputs"] = run_cell("".join(cell["source"]), names)
+            cell["execution_count"] = number
     text = json.dumps(notebook, indent=1, ensure_ascii=False)
     NOTEBOOK.write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(NOTEBOOK.parent.parent))
-    os.chdir(NOTEBOOK.parent)
     write()
