@@ -166,8 +166,10 @@ def test_workshop_edit_that_does_not_fit_is_refused():
 # A random model earns nothing for right answers; words in the right language make groups live.
 TINY_RUN = {"zero": "zero.steps=2 zero.dev_every=1 eval.samples=2 zero.problems=2 "
                     "zero.group_size=4 zero.max_new_tokens=8 zero.minibatches=1 "
-                    "zero.language_weight=1 data.prompts=1 eval.longer=1",
-            "base": "base.steps=2 base.dev_every=1 eval.samples=2"}
+                    "zero.language_weight=1 data.prompts=1 eval.longer=1 eval.problems=2 "
+                    "eval.dev_problems=2",
+            "base": "base.steps=2 base.dev_every=1 eval.samples=2 eval.problems=2 eval.longer=1 "
+                    "data.prompts=1"}
 
 
 @pytest.fixture
@@ -190,11 +192,12 @@ def tiny(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", experiments.USES)
 def test_workshop_students_function_trains(name, tiny, capfd):
     """A run with the solution in the loop gives the same log as the run without it, but for
-    rounding. The solution was called: it leaves a mark."""
+    rounding. The solution was called there, and not only by the checker: it leaves a mark."""
     (tiny / "mine").mkdir()
     mark = tiny / "called"
     text = (WORKSHOP / f"solutions/{name}.py").read_text("utf-8")
-    text = text.replace("    return", f"    open({str(mark)!r}, 'w').close()\n    return")
+    leave_mark = f"    if __name__ == 'mine':\n        open({str(mark)!r}, 'w').close()\n"
+    text = text.replace("    return", f"{leave_mark}    return")
     (tiny / f"mine/{name}.py").write_text(text, "utf-8")
     use = experiments.USES[name]
     assert measure.main(["try", "--mine", name, use.start]) == 0
@@ -207,8 +210,10 @@ def test_workshop_students_function_trains(name, tiny, capfd):
     assert not mark.exists() and len(plain) == 2
     assert use.start == "base" or plain[0]["dead_groups"] < 1
     for one, other in zip(mine, plain):
-        assert one.pop("loads") and other.pop("loads")
-        assert one == pytest.approx(other, rel=1e-3, abs=1e-6)
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            if isinstance(value, float):
+                assert value == pytest.approx(other[key], rel=1e-3, abs=1e-6), key
 
 
 def test_workshop_students_function_may_be_wrong_but_not_missing(tiny, capfd):
@@ -423,8 +428,8 @@ def test_workshop_experiments_show_their_main_result(name, tmp_path, monkeypatch
             "language": lambda: end["language"] > 0.8,
             "group_of_2": lambda: end["pass@1"] < 0.5 and end["dead_groups"] > 0.3,
             "length_reward": lambda: end["pass@1"] > 0.6 and end["length"] < 76,
-            "from_base": lambda: end["pass@1"] < 0.5,
-            "frontier": lambda: end["pass@1"] > 0.5,
+            "from_base": lambda: end["pass@1"] > 0.2,
+            "frontier": lambda: end["pass@1"] > 0.7,
             "pretraining": lambda: end["cut_off"] < 0.1,
             "pad_is_eos": lambda: end["cut_off"] > 0.7 and end["pass@1"] == 0,
             "softmax_router": lambda: end["expert_load"] > 2.5,
