@@ -35,8 +35,7 @@ EXPERIMENT = {"command": "python r1mini.py zero", "edits": [], "seconds": 90, "c
 def repository(tmp_path):
     """A repository with one study, one experiment and one page."""
     for path, content in {"results/demo/summary.json": SUMMARY, "results/demo/curves.json": CURVES,
-                          "workshop/curves/quick.json": EXPERIMENT,
-                          "workshop/curves/plain.json": EXPERIMENT}.items():
+                          "workshop/curves/quick.json": EXPERIMENT}.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(json.dumps(content), "utf-8")
     (tmp_path / "README.md").write_text("right: 0.900<!--demo:zero.pass@1-->\n", "utf-8")
@@ -94,14 +93,11 @@ def test_fill_writes_a_table_from_its_columns_and_rows(repository):
     assert pages._fill_page(text, "README.md", repository) == text
 
 
-def test_fill_writes_the_other_blocks(repository):
-    """Machine, commit and seeds; an experiment beside its plain run; what experiments cost."""
-    text = pages._fill_page("<!-- run -->\n<!-- end -->\n<!-- curve quick plain: pass@1 kl -->\n"
-                      "<!-- end -->\n<!-- times: quick -->\n<!-- end -->\n<!-- change x -->\n",
-                      "results/demo/README.md", repository)
+def test_fill_writes_what_was_run(repository):
+    """Machine, commit and seeds. A comment that it does not know stays."""
+    text = pages._fill_page("<!-- run -->\n<!-- end -->\n<!-- change x -->\n",
+                            "results/demo/README.md", repository)
     for wanted in ("Machine: a laptop. Commit: `abc1234` (with changes that were", "Seeds: 0, 1.",
-                   "| after step | 0 | 2 |", "| pass@1, plain | 0.100 | 0.500 |",
-                   "| kl, quick |  | 20.0 |", "| quick | 1,234 | 90 | 150 | a laptop | 0.5 |",
                    "<!-- change x -->"):
         assert wanted in text
 
@@ -119,7 +115,6 @@ def test_fill_writes_the_other_blocks(repository):
     ("<!-- table demo\na | b=zero\nrow | *.nothing\n-->\n<!-- end -->", r"no '\*.nothing'"),
     ("<!-- table demo\na | b=zero | c=none\nrow | *.length\n-->\n<!-- end -->", "column 'c'"),
     ("<!-- table demo\n-->\n<!-- end -->", "a table needs a source, columns and rows"),
-    ("<!-- curve quick none: kl -->\n<!-- end -->", "no workshop/curves/none.json"),
     ("<!-- run demo -->\n<!-- run demo -->\n<!-- end -->", "has no <!-- end -->")])
 def test_fill_tells_a_wrong_mark_with_page_and_key(repository, text, said):
     """Instead of a number that nobody measured."""

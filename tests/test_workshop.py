@@ -1,7 +1,10 @@
-"""Tests of workshop/: the shipped base, its experiments, its pages' numbers and its exercises."""
+"""Tests of workshop/: the kept models, experiments, exercises, pages, quiz and notebook."""
 import ast
+import builtins
+import importlib
+import inspect
 import json
-import math
+import operator
 import os
 import re
 import signal
@@ -9,28 +12,51 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
+import grpo
 import moe
 import tasks
 from engine import checkpoint, evaluate
 from engine.errors import UserError
+from engine.folder import read_log
 from tests.helpers import MICRO, ROOT
 from tools import cli
-from workshop import check, experiments, judge, measure, own, shrink
+from tools.compare import paired_difference, summarise
+from workshop import (
+    check,
+    copies,
+    experiments,
+    hints,
+    judge,
+    measure,
+    models,
+    own,
+    pictures,
+    pool,
+    run_notebook,
+    shrink,
+    writing,
+)
 
 WORKSHOP = ROOT / "workshop"
 EXPERIMENTS = experiments.EXPERIMENTS
 NOTEBOOK = json.loads((WORKSHOP / "r1mini.ipynb").read_text("utf-8"))
-CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+CELLS = run_notebook.code_cells(NOTEBOOK)
+CODE = ["".join(cell["source"]) for cell in CELLS]
+
+
+# --------------------------------------------------------------------------------------------------
+# The kept models
 
 
 def test_workshop_base_is_small_and_sometimes_right():
-    """The shipped base is under 2.5 MB of bfloat16, has nano's sizes, is float32 once loaded, and
+    """The kept base is under 2.5 MB of bfloat16, has nano's sizes, is float32 once loaded, and
     is right in 10 to 30% of answers, so RL has something to reward."""
-    path = WORKSHOP / "base.pt"
+    path = models.path_of("base")
     kept = torch.load(path, weights_only=True)["model"].values()
     assert path.stat().st_size < 2.5e6 and {x.dtype for x in kept} == {torch.bfloat16}
     model, record = checkpoint.load(path)
@@ -55,8 +81,59 @@ def test_workshop_shrink_rounds_to_bfloat16(tmp_path, capsys):
     assert shrink.main(["one.pt"]) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A folder of kept models, in which zero and r1 are random micro models. student is missing,
+    and base is that of the workshop."""
+    monkeypatch.setattr(models, "KEPT", ROOT / "results" / "checkpoints" / "none")
+    paths = {name: tmp_path / f"{name}.pt" for name in ("zero", "r1")}
+    for seed, path in enumerate(paths.values()):
+        torch.manual_seed(seed)
+        checkpoint.save(path, moe.Transformer(MICRO), preset="micro")
+    found = models.path_of
+    monkeypatch.setattr(models, "path_of", lambda name: paths.get(name) or found(name))
+    return paths
+
+
+def test_workshop_models_answer_a_question(kept, monkeypatch, capsys):
+    """Each kept model answers one question, with its verdict; a missing one gets a line that says
+    what to do. A sum may be written as people write it; its right answer is worked out here."""
+    monkeypatch.setattr(models, "LIMIT", 5)
+    assert models.main(["25 - 7", "+9"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Compute 25-7+9 (right: 27)\n")
+    assert re.search(r"\nstudent: \S+student.pt is missing: update .* python r1mini.py", out)
+    for name in ("base", "zero", "r1"):
+        assert re.search(rf"\n{name}, \d tokens, wrong\n    ", out)
+    assert models.main(["what", "is", "this"]) == 2
+    assert capsys.readouterr().err == "models: 'what is this' is no sum such as 25-7+9+6\n"
+
+
+def test_workshop_models_are_compared(kept, monkeypatch, capsys):
+    """The table has a row for each model that is there: what evaluate() says of it."""
+    monkeypatch.setattr(models, "LIMIT", 5)
+    monkeypatch.setattr(models, "LEVELS", (2,))
+    assert models.main(["compare"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    means, _ = evaluate.evaluate(models.load("zero"), tasks.make_problems("dev", 48, (2,)), 4,
+                                 1.0, 1.0, 5)
+    assert ["right", "tokens", "checks", "mixes", "format"] in rows
+    assert ["zero", f"{means['pass@1']:.0%}", f"{means['length']:.0f}",
+            f"{means['reflection']:.0%}", f"{means['mixing'] or 0:.0%}",
+            f"{means['format']:.0%}"] in rows
+
+
 # --------------------------------------------------------------------------------------------------
 # Experiments
+
+
+def test_workshop_frontier_starts_from_zero(kept, tmp_path, monkeypatch):
+    """`zero --from` wants a file named base.pt. It gets Zero's weights under this name."""
+    monkeypatch.setattr(measure, "RUNS", str(tmp_path / "runs"))
+    experiment = EXPERIMENTS["frontier"]
+    measure.place_start(experiment)
+    path = Path(measure.command(experiment)[2])
+    assert path.name == "base.pt" and path.read_bytes() == kept["zero"].read_bytes()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -64,35 +141,125 @@ def test_workshop_experiments_are_understood(name, monkeypatch):
     """Every experiment's settings exist, the shipped base has the right sizes, and the edited code
     is Python that differs in the edit only."""
     monkeypatch.chdir(ROOT)
+    # All kept models but the student have the sizes of the base.
+    monkeypatch.setattr(measure, "start_path", lambda _: models.path_of("base"))
     experiment = EXPERIMENTS[name]
     run, stages = cli._plan_run(cli.parse_arguments(measure.command(experiment)))
     assert stages == [experiment.start]
-    with measure.edited(experiment.edits) as code:
-        assert (code == measure.ROOT) == (not experiment.edits)
+    with copies.edited(experiment.edits) as code:
+        assert (code == ROOT) == (not experiment.edits)
         for file, before, after in experiment.edits:
             text = (code / file).read_text("utf-8")
             ast.parse(text)
-            assert text.replace(after, before) == (measure.ROOT / file).read_text("utf-8")
+            assert text.replace(after, before) == (ROOT / file).read_text("utf-8")
 
 
 def test_workshop_edit_that_does_not_fit_is_refused():
     """An edit whose line is not in the file is refused, and the unchanged code is not run in its
     place."""
     with pytest.raises(UserError, match="moe.py has changed"):
-        with measure.edited([("moe.py", "no such line", "")]):
+        with copies.edited([("moe.py", "no such line", "")]):
             pass
 
 
-def test_workshop_try_runs_and_compares_with_the_plain_run(tmp_path, monkeypatch, capfd):
-    """measure.py try runs the command with its settings and prints a table beside the plain run. An
-    experiment whose run fails is an error."""
+# A random model earns nothing for right answers; words in the right language make groups live.
+TINY_RUN = {"zero": "zero.steps=2 zero.dev_every=1 eval.samples=2 zero.problems=2 "
+                    "zero.group_size=4 zero.max_new_tokens=8 zero.minibatches=1 "
+                    "zero.language_weight=1 data.prompts=1 eval.longer=1 eval.problems=2 "
+                    "eval.dev_problems=2",
+            "base": "base.steps=2 base.dev_every=1 eval.samples=2 eval.problems=2 eval.longer=1 "
+                    "data.prompts=1"}
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Runs of measure.py are of the micro preset and take seconds. They go into the folder that
+    is returned; what a student writes is in its folder mine."""
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path / "base.pt", moe.Transformer(MICRO), preset="micro")
     monkeypatch.setattr(measure, "RUNS", str(tmp_path))
-    monkeypatch.setattr(measure, "SHORT", {"base": "base.steps=2 base.dev_every=1"})
-    monkeypatch.setitem(measure.STARTS, "base", "base --preset micro")
-    assert measure.main(["try", "base", "eval.samples=2"]) == 0
+    monkeypatch.setattr(measure, "SHORT", TINY_RUN)
+    monkeypatch.setattr(measure, "start_path", lambda _: tmp_path / "base.pt")
+    command = measure.command
+    monkeypatch.setattr(measure, "command", lambda experiment: [
+        *command(experiment)[:1], "--preset", "micro", *command(experiment)[1:]])
+    monkeypatch.setattr(copies, "MINE", tmp_path / "mine")
+    monkeypatch.setattr(copies, "CODE", tmp_path / "mine" / "code")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", experiments.USES)
+def test_workshop_students_function_trains(name, tiny, capfd):
+    """A run with the solution in the loop gives the same log as the run without it, but for
+    rounding. The solution was called there, and not only by the checker: it leaves a mark."""
+    (tiny / "mine").mkdir()
+    mark = tiny / "called"
+    text = (WORKSHOP / f"solutions/{name}.py").read_text("utf-8")
+    leave_mark = f"    if __name__ == 'mine':\n        open({str(mark)!r}, 'w').close()\n"
+    text = text.replace("    return", f"{leave_mark}    return")
+    (tiny / f"mine/{name}.py").write_text(text, "utf-8")
+    use = experiments.USES[name]
+    assert measure.main(["try", "--mine", name, use.start]) == 0
     out = capfd.readouterr().out
-    assert "--set base.steps=2 base.dev_every=1 eval.samples=2 --out" in out
+    assert f"{name}: right\n" in out and "For the class:\nr1mini | mine " + name in out
+    mine = [r for r in read_log(tiny / "try") if r["kind"] == use.start]
+    mark.unlink()
+    assert measure.main(["try", use.start, *use.settings.split()]) == 0
+    plain = [r for r in read_log(tiny / "try") if r["kind"] == use.start]
+    assert not mark.exists() and len(plain) == 2
+    assert use.start == "base" or plain[0]["dead_groups"] < 1
+    for one, other in zip(mine, plain):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            if isinstance(value, float):
+                assert value == pytest.approx(other[key], rel=1e-3, abs=1e-6), key
+
+
+def test_workshop_students_function_may_be_wrong_but_not_missing(tiny, capfd):
+    """A function that is not written is refused by one line. A wrong one runs, after a warning."""
+    assert measure.main(["try", "--mine", "bias", "base"]) == 2
+    out, err = capfd.readouterr()
+    assert "bias: your function is not written yet" in out and err.count("\n") == 1
+    path = tiny / "mine/bias.py"
+    path.write_text(path.read_text("utf-8").replace("raise NotImplementedError", "return bias"))
+    assert measure.main(["try", "--mine", "bias", "base"]) == 0
+    assert "see what it does" in capfd.readouterr().out
+    assert measure.main(["try", "--mine", "router", "base"]) == 2
+    assert "--mine router: no run uses this" in capfd.readouterr().err
+
+
+def test_workshop_students_copy_is_what_runs(tiny, capfd):
+    """`copy` copies the code; a second one keeps the first. `try --copy` prints what was changed
+    and runs it. Without a change there is nothing to try."""
+    project = (ROOT / "moe.py").read_text("utf-8")
+    assert measure.main(["try", "--copy", "base"]) == 2
+    assert measure.main(["copy"]) == 0
+    assert measure.main(["try", "--copy", "base"]) == 2
+    assert "is still as the project is" in capfd.readouterr().err
+    file, before, after = EXPERIMENTS["softmax_router"].edits[0]
+    path = copies.CODE / file
+    path.write_text(path.read_text("utf-8").replace(before, after), "utf-8")
+    assert measure.main(["try", "base"]) == 0
+    plain = read_log(tiny / "try")
+    assert measure.main(["try", "--copy", "base"]) == 0
+    assert f"moe.py\n  -        {before}" in capfd.readouterr().out
+    assert read_log(tiny / "try")[0]["loss"] != plain[0]["loss"]
+    assert (ROOT / "moe.py").read_text("utf-8") == project
+    assert measure.main(["copy"]) == 0
+    assert after in (copies.MINE / "code.old1" / file).read_text("utf-8")
+    assert path.read_text("utf-8") == project
+
+
+def test_workshop_try_runs_and_compares_with_the_plain_run(tiny, capfd):
+    """measure.py try runs the command with its settings and seed, and prints a table beside the
+    plain run and a line for the pool. An experiment whose run fails is an error."""
+    assert measure.main(["try", "base", "eval.samples=1", "--seed", "3"]) == 0
+    out = capfd.readouterr().out
+    assert "base.dev_every=1 eval.samples=2 eval.samples=1 --seed 3 --out" in out
     assert "| after step | 1 | 2 |" in out and "| loss, yours | 6." in out
+    [line] = [line for line in out.splitlines() if line.startswith("r1mini | ")]
+    assert line.startswith("r1mini | eval.samples=1 | seed 3 | pass@1 1=0 2=0 | length 1=")
+    assert pool.read_lines(line)["eval.samples=1"]["pass@1"] == {"3": {1: 0.0, 2: 0.0}}
     edit = "r1mini.py", '"""r1mini: DeepSeek', 'raise SystemExit(3)\n"""r1mini: DeepSeek'
     with pytest.raises(UserError, match="odd: the run failed"):
         measure.run("odd", experiments.Experiment("base", edits=(edit,)))
@@ -100,20 +267,24 @@ def test_workshop_try_runs_and_compares_with_the_plain_run(tmp_path, monkeypatch
 
 def test_workshop_measure_writes_into_the_workshop_only_if_asked(tmp_path, monkeypatch, capsys):
     """measure.py NAME prints a table and writes nothing. With --keep it keeps the curves, then
-    writes the pages. `pages` writes them without a run."""
-    record = {"dev": {"pass@1": [[0, 0.1], [2, 0.5]]}, "steps": {"loss": [2.0, 1.0]}}
+    writes the pages; after all experiments the notebook too. `pages` writes them without a run."""
+    record = {"dev": {"pass@1": [[0, 0.1], [2, 0.5]], "length": [[0, 9.0]]},
+              "steps": {"loss": [2.0, 1.0]}}
     written = []
-    monkeypatch.setattr(measure, "WORKSHOP", tmp_path)
-    monkeypatch.setattr(measure, "run", lambda name, experiment: record)
-    monkeypatch.setattr(measure, "write_pages", lambda: written.append("pages"))
-    for words in (["no_std"], []):
+    monkeypatch.setattr(writing, "CURVES", tmp_path / "curves")
+    monkeypatch.setattr(measure, "run", lambda *words: record)
+    monkeypatch.setattr(writing, "write_pages", lambda: written.append("pages"))
+    monkeypatch.setattr(run_notebook, "write", lambda: written.append("notebook"))
+    for words in (["clip_10"], []):
         assert measure.main(words) == 0
-        assert "| pass@1, no_std | 0.100 | 0.500 |" in capsys.readouterr().out
+        assert "| pass@1, clip_10 | 0.100 | 0.500 |" in capsys.readouterr().out
         assert not written and not list(tmp_path.iterdir())
-    assert measure.main(["--keep", "no_std"]) == 0 and written == ["pages"]
-    assert json.loads((tmp_path / "curves/no_std.json").read_text("utf-8")) == record
-    assert [path.name for path in (tmp_path / "curves").iterdir()] == ["no_std.json"]
+    assert measure.main(["--keep", "clip_10"]) == 0 and written == ["pages"]
+    assert json.loads((tmp_path / "curves/clip_10.json").read_text("utf-8")) == record
+    assert [path.name for path in (tmp_path / "curves").iterdir()] == ["clip_10.json"]
     assert measure.main(["pages"]) == 0 and written == ["pages"] * 2
+    assert measure.main(["--keep"]) == 0 and written == ["pages"] * 3 + ["notebook"]
+    assert {path.stem for path in (tmp_path / "curves").iterdir()} == set(EXPERIMENTS)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
@@ -121,8 +292,8 @@ def test_workshop_try_says_what_ctrl_c_leaves(tmp_path):
     """Ctrl-C lets the run save its state. The run says how it goes on, and measure.py says that
     the same `try` starts afresh."""
     code = ("import sys; from workshop import measure; measure.RUNS = sys.argv[1]; "
-            "measure.STARTS['base'] = 'base --preset micro'; "
-            "measure.SHORT = {'base': 'base.steps=5000 base.dev_every=5000'}; "
+            "measure.command = lambda _: 'base --preset micro --set base.steps=5000 "
+            "base.dev_every=5000'.split(); "
             "sys.exit(measure.main(['try', 'base']))")
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -158,49 +329,84 @@ def test_workshop_measure_waits_for_a_stopped_run(tmp_path, monkeypatch, ends_by
 
 
 @pytest.mark.parametrize("given", [["try"], ["try", "sideways"], ["nonsense"],
-                                   ["--keep", "nonsense"], ["--pages"], ["plain", "pages"]])
+                                   ["--keep", "nonsense"], ["--pages"], ["plain", "pages"],
+                                   ["plain", "--seed"], ["try", "zero", "--seed", "x"],
+                                   ["try", "--mine", "nonsense", "zero"], ["try", "zero", "--keep"],
+                                   ["try", "--mine", "kl", "--copy", "zero"],
+                                   ["--keep", "plain", "--seed", "1"]])
 def test_workshop_measure_refuses_wrong_words(given, capsys):
     """A wrong word is refused by one line and exit code 2 before anything runs."""
     assert measure.main(given) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_workshop_table_has_the_steps_evaluated_on_dev():
+def test_workshop_table_has_the_steps_evaluated_on_dev(monkeypatch):
     """By hand: the table has a column for each evaluation on dev, for curves on dev and for those
     of every step, and empty cells where the plain run has no value."""
     ours = {"dev": {"pass@1": [[0, 0.1], [2, 0.5]]}, "steps": {"kl": [0.01, 20.0]}}
     plain = {"dev": {"pass@1": [[0, 0.1], [2, 0.25]]}, "steps": {}}
-    assert measure.compare("x", ours, plain, ("pass@1", "kl")) == [
+    monkeypatch.setattr(writing, "kept_curves", {"plain": plain}.get)
+    assert writing.compare("x", ours, "plain", ("pass@1", "kl")) == [
         "| after step | 0 | 2 |", "|---|---|---|", "| pass@1, plain | 0.100 | 0.250 |",
         "| pass@1, x | 0.100 | 0.500 |", "| kl, plain |  |  |", "| kl, x |  | 20.0 |"]
+    alone = ["| after step | 0 | 2 |", "|---|---|---|", "| pass@1, plain | 0.100 | 0.250 |"]
+    assert writing.compare("plain", plain, "plain", ("pass@1",)) == alone
+    assert len(writing.compare("x", ours, "missing", ("pass@1",))) == 3
 
 
-def test_workshop_changes_are_written_from_the_experiments():
-    """fill() writes what an experiment changes, by hand: the edit, the
-    settings and the command.
-    Filling twice equals filling once."""
+def test_workshop_changes_are_written_from_the_experiments(monkeypatch):
+    """fill() writes what an experiment changes, by hand: the edit, the settings, the command and
+    the time. Filling twice equals filling once."""
+    record = {"seconds": 90, "machine": "a laptop"}
+    monkeypatch.setattr(writing, "kept_curves", lambda name: record)
     text = "before\n<!-- change softmax_router -->\nold\n<!-- end -->\nafter\n"
     edit = EXPERIMENTS["softmax_router"].edits[0]
     expected = (
-        "before\n<!-- change softmax_router -->\n\nIn `moe.py`, instead of\n\n```python\n"
-        f"{edit[1]}\n```\n\nput\n\n```python\n{edit[2]}\n```\n\n```\npython workshop/measure.py "
-        "try base model.bias_speed=0 model.balance_alpha=0\n```\n\n<!-- end -->\nafter\n")
-    assert measure.fill(text) == expected == measure.fill(expected)
+        "before\n<!-- change softmax_router -->\n\n```\npython workshop/measure.py copy\n```\n\n"
+        f"In `workshop/mine/code/moe.py`, instead of\n\n```python\n{edit[1]}\n```\n\nput\n\n"
+        f"```python\n{edit[2]}\n```\n\n```\npython workshop/measure.py try --copy base "
+        "model.bias_speed=0 model.balance_alpha=0\n```\n\n**Time.** 1.5 minutes (a laptop).\n\n"
+        "<!-- end -->\nafter\n")
+    assert writing.fill(text) == expected == writing.fill(expected)
+    assert "measure.py frontier\n" in "\n".join(writing.change("frontier"))
+    assert "try zero zero.length_weight=0.3\n" in "\n".join(writing.change("length_reward")) + "\n"
 
 
-def test_workshop_experiments_page_is_up_to_date():
-    """experiments.md is as `python workshop/measure.py pages` writes it."""
-    text = (WORKSHOP / "experiments.md").read_text("utf-8")
-    assert measure.fill(text) == text
+def test_workshop_answer_has_picture_and_table(monkeypatch):
+    """By hand: the titles of a picture have the last values of the curves, and of the run beside
+    it. An experiment without kept curves says so."""
+    ours = {"dev": {"pass@1": [[0, 0.1], [2, 0.25]], "length": [[0, 9.0]], "format": [[0, 0.5]]},
+            "steps": {"dead_groups": [0.5, 0.75]}}
+    plain = {"dev": {"pass@1": [[0, 0.1], [2, 0.5]]}, "steps": {"dead_groups": [0.5, 0.0]}}
+    monkeypatch.setattr(writing, "kept_curves", {"group_of_2": ours, "plain": plain}.get)
+    lines = writing.answer("group_of_2")
+    assert lines[0] == ("![25% right, plain 50%; 75% of the groups teach nothing]"
+                        "(curves/figures/group_of_2.png)")
+    assert "| pass@1, group_of_2 | 0.100 | 0.250 |" in lines
+    assert [panel.title for panel in writing.picture_of("group_of_2").panels] == [
+        "25% right,\nplain 50%", "75% of the groups\nteach nothing"]
+    assert writing.answer("language") == [
+        "Not measured yet: `python workshop/measure.py --keep language`."]
+
+
+@pytest.mark.parametrize("page", ["experiments", "answers"])
+def test_workshop_pages_are_up_to_date(page):
+    """The page is as `python workshop/measure.py pages` writes it."""
+    text = (WORKSHOP / f"{page}.md").read_text("utf-8")
+    assert writing.fill(text) == text
 
 
 def test_workshop_experiments_are_asked_and_answered():
-    """Every experiment has its change among the questions and its curve among the answers."""
+    """Every experiment has its change among the questions and its curve among the answers, in the
+    order of experiments.py. Each question says what to look at and which sentence to write."""
     questions, answers = ((WORKSHOP / f"{page}.md").read_text("utf-8")
-                       for page in ("experiments", "answers"))
-    for name in EXPERIMENTS:
-        assert re.search(f"<!-- curve {name}[ :]", answers), name
-        assert name in measure.PLAIN.values() or f"<!-- change {name} -->" in questions, name
+                          for page in ("experiments", "answers"))
+    asked = [name for name in EXPERIMENTS if name not in experiments.BESIDE]
+    assert re.findall(r"<!-- change (\w+) -->", questions) == asked
+    answered = re.findall(r"<!-- answer (\w+) -->", answers)
+    assert [name for name in answered if name in asked] == asked
+    assert set(answered) == set(EXPERIMENTS)
+    assert questions.count("**Look at** ") == questions.count("**Write down.** ") == len(asked)
 
 
 @pytest.mark.slow
@@ -208,14 +414,21 @@ def test_workshop_experiments_are_asked_and_answered():
 def test_workshop_experiments_show_their_main_result(name, tmp_path, monkeypatch):
     """Every experiment runs as a class runs it, and its curves end as its answer says."""
     monkeypatch.setattr(measure, "RUNS", str(tmp_path))
+    try:
+        models.path_of(EXPERIMENTS[name].model)
+    except UserError as error:
+        pytest.skip(str(error))
     record = measure.run(name, EXPERIMENTS[name])
-    end = {key: list(measure.row(record, key).values())[-1]
+    end = {key: list(writing.row(record, key).values())[-1]
            for key in (*record["dev"], *record["steps"])}
     assert {"plain": lambda: end["pass@1"] > 0.6 and end["length"] > 60,
             "short_pays": lambda: end["length"] < 20 and end["pass@1"] < 0.3,
             "format_only": lambda: end["format"] > 0.95 and end["pass@1"] < 0.3,
             "language": lambda: end["language"] > 0.8,
             "group_of_2": lambda: end["pass@1"] < 0.5 and end["dead_groups"] > 0.3,
+            "length_reward": lambda: end["pass@1"] > 0.6 and end["length"] < 76,
+            "from_base": lambda: end["pass@1"] > 0.2,
+            "frontier": lambda: end["pass@1"] > 0.7,
             "pretraining": lambda: end["cut_off"] < 0.1,
             "pad_is_eos": lambda: end["cut_off"] > 0.7 and end["pass@1"] == 0,
             "softmax_router": lambda: end["expert_load"] > 2.5,
@@ -239,9 +452,47 @@ def accept(name, function):
 
 
 def test_workshop_check_knows_the_exercises():
-    """check.py names them without torch, in the order of judge.py. Each has a file."""
+    """check.py names them without torch, in the order of judge.py. Each has a file, hints, and a
+    solution, which the checker accepts."""
     assert check.NAMES == tuple(judge.EXERCISES)
-    assert {path.stem for path in (WORKSHOP / "exercises").glob("*.py")} == set(check.NAMES)
+    assert set(hints.HINTS) == set(check.NAMES)
+    for folder in ("exercises", "solutions"):
+        assert {path.stem for path in (WORKSHOP / folder).glob("*.py")} == set(check.NAMES)
+    for name in check.NAMES:
+        assert judge.verdict(name, WORKSHOP / "solutions") == (True, "right"), name
+        assert len(hints.HINTS[name]) >= 3
+
+
+@pytest.mark.parametrize("name", [name for name in judge.EXERCISES
+                                  if judge.EXERCISES[name].gradient])
+def test_workshop_check_wants_the_gradient(name):
+    """The gradient that the checker wants is that of finite differences. A function with the right
+    values and no gradient, or half of it, is refused."""
+    exercise = judge.EXERCISES[name]
+    case = judge.copied(exercise.cases[0])
+    for argument, found in judge.gradients(exercise, exercise.right).items():
+        i = exercise.gradient[argument]
+
+        def weighted(x):
+            result = exercise.right(*case[:i], x, *case[i + 1:])
+            return (result * torch.arange(1.0, 1 + result.numel()).view(result.shape)).sum()
+
+        direction = torch.rand(case[i].shape, generator=torch.Generator().manual_seed(0)) - 0.5
+        h = 1e-2  # small enough that no score of the router leaves 0 to 1
+        with torch.no_grad():
+            difference = weighted(case[i] + h * direction) - weighted(case[i] - h * direction)
+        along = float((found * direction).sum())
+        assert float(difference) / (2 * h) == pytest.approx(along, rel=2e-2, abs=1e-2)
+
+    first = next(iter(exercise.gradient))
+    cut = fault_of(name, lambda *case: exercise.right(*case).detach())
+    assert cut.startswith(f"gives the right values, but no gradient reaches `{first}`")
+
+    def half(*case):
+        result = exercise.right(*case)
+        return result / 2 + result.detach() / 2
+
+    assert fault_of(name, half).startswith("gives the right values, but a wrong gradient for")
 
 
 @pytest.mark.parametrize("name", judge.EXERCISES)
@@ -284,9 +535,24 @@ def by_hand_advantages(rewards):
 
 def by_hand_kl(new, reference):
     """k3 by a loop over tokens."""
-    pairs = zip(new.flatten().tolist(), reference.flatten().tolist())
-    x = [math.exp(b) / math.exp(a) for a, b in pairs]
-    return torch.tensor([v - math.log(v) - 1 for v in x]).view(new.shape)
+    ratios = [b.exp() / a.exp() for a, b in zip(new.flatten(), reference.flatten())]
+    return torch.stack([x - x.log() - 1 for x in ratios]).view(new.shape)
+
+
+def by_hand_kimi(new, old, advantage, mask, tau):
+    """Kimi's objective by a loop over answers and tokens."""
+    total = 0.0
+    for n in range(len(new)):
+        log_ratio = sum(new[n, t] - old[n, t] for t in range(new.size(1)) if mask[n, t])
+        total = total + advantage[n] * log_ratio - tau * log_ratio * log_ratio / 2
+    return total / len(new)
+
+
+def by_hand_bias(bias, load, speed):
+    """The bias update, expert by expert."""
+    mean = sum(load.tolist()) / len(load)
+    moves = [speed if x < mean else -speed if x > mean else 0.0 for x in load.tolist()]
+    return torch.tensor([b + move for b, move in zip(bias.tolist(), moves)])
 
 
 def by_hand_attend(q, q_rope, latent, k_rope, w_uk, w_uv, scale):
@@ -313,7 +579,8 @@ def by_hand_reward(text, answer):
 
 
 @pytest.mark.parametrize("name, function", [
-    ("advantage", by_hand_advantages), ("kl", by_hand_kl), ("router", judge.route),
+    ("advantage", by_hand_advantages), ("kl", by_hand_kl), ("kimi", by_hand_kimi),
+    ("bias", by_hand_bias),
     ("absorbed", by_hand_attend), ("reward", by_hand_reward),
     ("reward", lambda text, answer: by_hand_reward(text, answer) == 1.0)])
 def test_workshop_check_accepts_other_right_solutions(name, function):
@@ -337,6 +604,8 @@ def raises(error):
 
 @pytest.mark.parametrize("name, function, sentence", [
     ("absorbed", judge.attend, "it makes the keys of every token"),
+    ("router", judge.route, "right values, but no gradient reaches `scores`"),
+    ("kl", lambda a, b: grpo.kl_k3(torch.tensor(a.numpy()), b), "gradient is wanted it raises Run"),
     ("advantage", lambda r: r.mean(1), r"returns the shape \(2,\)\. It should be \(2, 4\)"),
     ("advantage", lambda r: r.nothing, "raises AttributeError in line"),
     ("advantage", lambda r: None, "returns None. It should return a tensor"),
@@ -405,12 +674,40 @@ def test_workshop_check_reads_the_file_anew(tmp_path):
         assert judge.verdict("kl", tmp_path)[0] == ("- 1" in text)
 
 
-def test_workshop_check_prints_a_verdict_for_each_exercise(capfd):
-    """As shipped, no exercise is written yet. A wrong name is refused."""
-    assert check.main([]) == 1
-    assert capfd.readouterr().out.count("your function is not written yet") == len(check.NAMES)
-    assert check.main(["nonsense"]) == 2
-    assert capfd.readouterr().err.count("\n") == 1
+def test_workshop_check_prints_a_verdict_for_each_exercise(tmp_path, capfd):
+    """The first check puts the exercises into the student's folder; none is written yet. A wrong
+    name is refused."""
+    assert check.main([], tmp_path / "mine") == 1
+    out = capfd.readouterr().out
+    assert out.count("your function is not written yet") == len(check.NAMES)
+    assert out.count("write the function there") == len(check.NAMES)
+    for words in (["nonsense"], ["hint"], ["hint", "nonsense"], ["hint", "kl", "x"], ["reset"],
+                  ["reset", "nonsense"]):
+        assert check.main(words, tmp_path / "mine") == 2
+        assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_workshop_check_resets_an_exercise_and_keeps_what_was_written(tmp_path, capsys):
+    """Each reset keeps the student's file under a new name, so nothing is lost."""
+    path, shipped = tmp_path / "kl.py", (WORKSHOP / "exercises/kl.py").read_text("utf-8")
+    assert check.main(["reset", "kl"], tmp_path) == 0 and path.read_text("utf-8") == shipped
+    for number in (1, 2):
+        path.write_text(f"# {number}", "utf-8")
+        assert check.main(["reset", "kl"], tmp_path) == 0
+        assert path.read_text("utf-8") == shipped
+        assert (tmp_path / f"kl.old{number}.py").read_text("utf-8") == f"# {number}"
+    assert "what you wrote is in kl.old2.py" in capsys.readouterr().out
+
+
+def test_workshop_check_gives_hints_in_steps(capsys):
+    """`hint NAME` gives the first one, `hint NAME 2` the first two; the last says so."""
+    assert check.main(["hint", "kl"]) == 0
+    one = capsys.readouterr().out
+    assert hints.HINTS["kl"][0] in one and hints.HINTS["kl"][1] not in one
+    assert "One more: python workshop/check.py hint kl 2" in one
+    assert check.main(["hint", "kl", "99"]) == 0
+    everything = capsys.readouterr().out
+    assert all(hint in everything for hint in hints.HINTS["kl"]) and "the last one" in everything
 
 
 def test_workshop_check_survives_what_a_student_writes(tmp_path, capfd):
@@ -429,7 +726,7 @@ def test_workshop_check_survives_what_a_student_writes(tmp_path, capfd):
     assert endless.startswith("advantage  your code does not end. After 3 seconds it is still in "
                               "line 3, `return re.match('(a+)+$', 'a' * 40 + 'b')`.")
     assert crash == "router     your code crashes Python in line 2, `ctypes.string_at(0)`"
-    assert right == "kl         right" and err == "x\n"
+    assert right == "kl         right" and set(err.splitlines()) == {"x"}
 
 
 def test_workshop_check_says_how_python_ended():
@@ -443,8 +740,9 @@ def test_workshop_check_says_how_python_ended():
 def test_workshop_check_blames_nobody_if_torch_is_missing(tmp_path, monkeypatch, capfd):
     """If the worker cannot begin, the message says this and not that a student's code is wrong."""
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
+    (tmp_path / "kl.py").write_text(RIGHT_KL)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # the worker inherits it
-    assert check.main(["kl"]) == 2
+    assert check.main(["kl"], tmp_path) == 2
     out, err = capfd.readouterr()
     assert out == "" and "no torch here" in err and "check: the checker does not start" in err
 
@@ -467,35 +765,159 @@ def test_workshop_check_stops_at_ctrl_c(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------
-# The notebook, and a task of one's own
+# The notebook
 
 
-def run_notebook(*changes):
-    """Runs the code cells of the notebook in order, with the texts (before, after) replaced."""
-    names = {}
+def run_cells(*changes):
+    """Runs the code cells of the notebook in order, with the texts (before, after) replaced.
+    Returns (its names, the outputs of each cell)."""
+    names, outputs = {}, []
     for cell in CODE:
         for before, after in changes:
             cell = cell.replace(before, after)
-        exec(compile(cell, "r1mini.ipynb", "exec"), names)
+        outputs.append(run_notebook.run_cell(cell, names))
+    return names, outputs
+
+
+def test_workshop_notebook_runs(monkeypatch):
+    """All cells of the notebook run with one training step each. It defines no function. The cells
+    that need no model print what the notebook has kept."""
+    monkeypatch.chdir(WORKSHOP)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    assert CODE[0].count("STEPS = 12") == 1 and not any("def " in cell for cell in CODE)
+    names, outputs = run_cells(("STEPS = 12", "STEPS = 1"), ("problems=16", "problems=2"))
+    assert abs(float(names["loss"].detach())) < 1e-4 < float(names["norm"])
+    assert len(names["records"]) == 1
+    printed = ["".join(output.get("text", "") if isinstance(output.get("text"), str)
+                       else "".join(output.get("text", [])) for output in cell)
+               for cell in outputs]
+    assert any("rollout  1: right" in text for text in printed)
+    assert "all ratios are 1: True" in printed[5] and "both are equal: True" in printed[9]
+    for number in (0, 1, 2, 9, 10):
+        assert CELLS[number]["outputs"] == outputs[number], number
+    assert [cell["execution_count"] for cell in CELLS] == list(range(1, len(CELLS) + 1))
+    assert all(cell["outputs"] for cell in CELLS[1:])
+
+
+def names_in(node, context):
+    """The names that a piece of code reads (ast.Load) or binds (ast.Store)."""
+    names = {x.id for x in ast.walk(node)
+             if isinstance(x, ast.Name) and isinstance(x.ctx, context)}
+    if context is ast.Store:
+        names |= {x.arg for x in ast.walk(node) if isinstance(x, ast.arg)}
+        names |= {(alias.asname or alias.name).partition(".")[0] for x in ast.walk(node)
+                  if isinstance(x, ast.Import | ast.ImportFrom) for alias in x.names}
     return names
 
 
-def test_workshop_notebook_runs(monkeypatch, capsys):
-    """All cells of the notebook run with one training step each. It defines no function and keeps
-    no output."""
-    monkeypatch.chdir(WORKSHOP)
-    assert CODE[0].count("STEPS = 12") == 1 and not any("def " in cell for cell in CODE)
-    assert not any(cell.get("outputs") for cell in NOTEBOOK["cells"])
-    names = run_notebook(("STEPS = 12", "STEPS = 1"), ("problems=16", "problems=2"))
-    assert abs(float(names["loss"].detach())) < 1e-4 < float(names["norm"])
-    assert len(names["records"]) == 1 and "rollout  1: right" in capsys.readouterr().out
+def test_workshop_notebook_defines_names_before_it_uses_them():
+    """Each statement of the notebook reads only names that it binds itself or that an earlier one
+    has bound, inside functions too."""
+    bound = set(dir(builtins))
+    for cell in CODE:
+        for statement in ast.parse(cell).body:
+            bound_here = names_in(statement, ast.Store)
+            assert names_in(statement, ast.Load) <= bound | bound_here, ast.unparse(statement)
+            bound |= bound_here
 
 
 @pytest.mark.slow
 def test_workshop_notebook_training_improves():
     """The notebook as shipped ends with more than twice the accuracy of its first rollout."""
-    records = run_notebook()["records"]
+    records = run_cells()[0]["records"]
     assert records[-1]["accuracy"] > 2 * records[0]["accuracy"]
+
+
+# --------------------------------------------------------------------------------------------------
+# The pool and the quiz
+
+CHAT = """10:01 Ann: r1mini | plain | seed 1 | pass@1 0=0.1 3=0.5 | length 0=30 3=60
+10:02 Bo: here it is: "r1mini | plain | seed 2 | pass@1 0=0.2 3=0.7 | length 0=40 3=80" ok?
+10:03 Bo: r1mini | short_pays | seed 2 | pass@1 0=0.2 3=0.1 | length 0=40 3=8
+10:04 Cy: r1mini | short_pays | seed 1 | pass@1 0=0.1 3=0.1 | length 0=30 3=10.5
+10:05 Di: r1mini | plain | seed x
+"""
+
+
+def test_workshop_pool_joins_the_lines_of_a_class(tmp_path, monkeypatch, capsys):
+    """By hand, from a chat's text: mean and standard deviation of each run, the paired difference
+    over the seeds that ran both; a line that cannot be read is named."""
+    monkeypatch.setattr(pool, "ROOT", tmp_path)
+    (tmp_path / "lines.txt").write_text(CHAT, "utf-8")
+    assert pool.main([str(tmp_path / "lines.txt")]) == 0
+    out = capsys.readouterr().out
+    assert "line 5 cannot be read, and is left out: 10:05 Di: r1mini | plain | seed x" in out
+    assert "| plain | 2 | 0.150 ± 0.071 | 0.600 ± 0.141 |" in out
+    assert "| short_pays | 2 | 35.0 ± 7.1 | 9.2 ± 1.8 |" in out
+    difference = paired_difference({"1": 0.1, "2": 0.1}, {"1": 0.5, "2": 0.7})
+    assert difference["mean"] == pytest.approx(-0.5)
+    assert "pass@1 at the end, short_pays minus plain: -50.0 ± 14.1 points, 95% interval" in out
+    drawn = (tmp_path / "runs/workshop/figures/pool.png").exists()
+    assert drawn == ("drawn: runs/workshop" in out)
+
+
+def test_workshop_pool_reads_what_runs_write():
+    """line_of() and read_lines() are inverses, also beside a later line of the same seed."""
+    curves = {"pass@1": {0: 0.15, 12: 0.75}, "length": {0: 37.0, 12: 79.5}}
+    lines = [pool.line_of("zero.lr=1e-3 x=2", seed, curves) for seed in ("7", "8", "7")]
+    assert pool.read_lines("\n".join(lines)) == {"zero.lr=1e-3 x=2": {
+        key: {"7": values, "8": values} for key, values in curves.items()}}
+
+
+def test_workshop_pool_says_what_is_wrong(tmp_path, monkeypatch, capsys):
+    """No line, two files or no file: one line and exit code 2. A seed that came twice is named."""
+    (tmp_path / "empty.txt").write_text("hello", "utf-8")
+    for words in (["a", "b"], [str(tmp_path / "none.txt")], [str(tmp_path / "empty.txt")]):
+        assert pool.main(words) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    pool.read_lines(CHAT.splitlines()[0] + "\n" + CHAT.splitlines()[0])
+    assert capsys.readouterr().out == "line 2: plain has seed 1 twice; the later line counts\n"
+
+
+def test_workshop_pool_draws_mean_and_spread():
+    """The panel has the mean at each step and a band of one standard deviation. One run has no
+    band."""
+    plot = MagicMock()
+    runs = {"plain": {"1": {0: 0.1, 3: 0.5}, "2": {0: 0.2, 3: 0.7}}, "one": {"1": {0: 0.1}}}
+    panel = pictures.curves_panel("title", "pass@1", runs)
+    panel.draw(plot)
+    steps, means, _ = plot.plot.call_args_list[0].args
+    assert steps == [0, 3] and means == pytest.approx([0.15, 0.6]) and panel.percent == "y"
+    [(_, low, high)] = [call.args for call in plot.fill_between.call_args_list]
+    std = summarise({"1": 0.5, "2": 0.7})["std"]
+    assert (low[1], high[1]) == pytest.approx((0.6 - std, 0.6 + std))
+
+
+def test_workshop_quiz_points_to_the_code():
+    """The quiz has ten questions, each with a right answer, with wrong ones that are explained, and
+    with a line that stands in the function that is named."""
+    text = (WORKSHOP / "quiz.md").read_text("utf-8")
+    questions = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert len(questions) == 10
+    for question in questions:
+        asked, _, answer = question.partition("<details>")
+        letters = re.findall(r"^- ([A-D])\. ", asked, re.MULTILINE)
+        right = re.search(r"\*\*([A-D])\.\*\*", answer)[1]
+        assert len(letters) >= 3 and right in letters, question
+        for letter in letters:
+            assert letter == right or re.search(rf"^- {letter}: ", answer, re.MULTILINE), question
+        [(file, name, line)] = re.findall(
+            r"^Code: `([\w/]+)\.py`, `([\w.]+)`:\n\n```python\n(.+)\n```", answer, re.MULTILINE)
+        module = importlib.import_module(file.replace("/", "."))
+        code = inspect.getsource(operator.attrgetter(name)(module))
+        assert line in [text.strip() for text in code.splitlines()], (name, line)
+
+
+def test_workshop_quiz_counts_a_rare_right_answer():
+    """The quiz's numbers: one right answer among sixteen has an advantage of 3.75, each wrong one
+    of -0.25."""
+    advantages = grpo.advantages(torch.tensor([[1.0] + [0.0] * 15]))[0].tolist()
+    assert advantages == pytest.approx([3.75] + [-0.25] * 15)
+    assert "3.75" in (WORKSHOP / "quiz.md").read_text("utf-8")
+
+
+# --------------------------------------------------------------------------------------------------
+# A task of one's own
 
 
 def test_workshop_own_task_is_short():

@@ -32,8 +32,7 @@ for the value of a column. A cell without a measurement is a dash.
     tokens | *.length (.0)
     -->
 
-`run NAME` gives machine, commit and seeds. `curve NAME PLAIN: KEYS` and `times: NAMES` are the
-workshop's tables. Other comments are left alone.
+`run NAME` gives machine, commit and seeds. Other comments are left alone.
 """
 import difflib
 import json
@@ -52,7 +51,7 @@ DASH = "—"                                                 # a cell without a 
 NUMBER = r"[-+]?\d(?:[\d,.]*\d)?(?:e[-+]?\d+)?%?"
 VALUE = rf"(?:{NUMBER}(?: (?:±|/|of) {NUMBER})*(?: \({NUMBER} to {NUMBER}\))?|`[^`\n]*`)"
 MARK = re.compile(rf"(?:{VALUE})?<!--([\w-]*):(?!\s)([^\n]*?)-->")  # the number, SOURCE, KEY FORM
-BLOCK = re.compile(r"(<!-- (table|run|curve|times)\b(.*?)-->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|run)\b(.*?)-->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -281,42 +280,7 @@ def _study_note(sources, spec):
             + f". Seeds: {seeds}."]
 
 
-def _curve_beside_plain(sources, spec):
-    """An experiment of the workshop beside the plain run, at the steps when dev was tested."""
-    names, _, keys = spec.partition(":")
-    name, *beside = names.split()
-    shown = [*beside, name]
-    records = {which: sources.experiment(which) for which in shown}
-    if missing := [which for which in shown if records[which] is None]:
-        raise sources.error(f"there is no workshop/curves/{missing[0]}.json")
-    steps = [step for step, _ in records[name]["dev"]["pass@1"]]
-    rows = ["| after step | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|"]
-    for key in keys.split():
-        for which in shown:
-            values = _curve_points(records[which], key)
-            if not values:
-                raise sources.error(f"there is no {key!r} in workshop/curves/{which}.json")
-            label = "plain" if which in beside else which
-            cells = [_number_text(values[step], []) if step in values else "" for step in steps]
-            rows.append(f"| {key}, {label} | " + " | ".join(cells) + " |")
-    return rows
-
-
-def _experiment_times(sources, spec):
-    """What each experiment of the workshop costs."""
-    rows = ["| experiment | tokens | seconds | processor seconds | machine | load before |",
-            "|---|---|---|---|---|---|"]
-    for name in spec.lstrip(": ").split():
-        record = sources.experiment(name)
-        if record is None:
-            raise sources.error(f"there is no workshop/curves/{name}.json")
-        cells = [record[key] for key in ("seconds", "core_seconds", "machine", "load_before")]
-        rows.append(f"| {name} | {record['tokens']:,} | " + " | ".join(map(str, cells)) + " |")
-    return rows
-
-
-BLOCKS = {"table": _table, "run": _study_note, "curve": _curve_beside_plain,
-          "times": _experiment_times}
+BLOCKS = {"table": _table, "run": _study_note}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -329,7 +293,7 @@ def _fill_page(text, page="README.md", root=ROOT):
 
     def block(match):
         start, word, spec, old, end = match.groups()
-        if re.search(r"<!-- (table|run|curve|times)\b", old):
+        if re.search(r"<!-- (table|run)\b", old):
             raise sources.error(f"the block {word!r} has no <!-- end -->: {spec.strip()[:40]!r}")
         return "\n".join([start.rstrip("\n"), "", *BLOCKS[word](sources, spec), "", end])
 

@@ -1,15 +1,14 @@
 """The workshop's experiments. Each changes one thing in the recipe of R1-Zero or its base.
 
-Each is compared with the plain run of its kind: `plain`, twelve rollouts from
-workshop/base.pt, or `pretraining`, the first steps of a base from random weights. A
-change is a setting or an edit of the code. experiments.md asks what will happen,
-answers.md says what happened.
+A change is a setting, an edit of the code, or the model that RL starts from. Each run is
+compared with another one. Most often that is the plain run of its kind: `plain`, twelve
+rollouts from the kept base, or `pretraining`, the first steps of a base from random weights.
+experiments.md asks what will happen, answers.md says what happened.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-# Where a run starts, and the settings that keep it short: few problems in the final
-# test, and few evaluations on dev.
-STARTS = {"zero": "zero --from workshop/base.pt", "base": "base"}
+# The settings that keep a run short: few problems in the final test, and few evaluations on
+# dev.
 SHORT = {"zero": "zero.steps=12 zero.minibatches=2 zero.dev_every=3 eval.samples=8 "
                  "eval.problems=8 eval.longer=1 data.prompts=1",
          "base": "base.steps=150 base.dev_every=50 eval.samples=4 eval.problems=8 eval.longer=1"}
@@ -19,41 +18,120 @@ PLAIN = {"zero": "plain", "base": "pretraining"}  # {start: its plain run}
 @dataclass(frozen=True)
 class Experiment:
     """One run of the workshop."""
-    start: str = "zero"                            # one of STARTS
+    start: str = "zero"                            # zero: RL; base: pretraining
     settings: str = ""                             # besides those of SHORT
     # Edits of the code: (file, the text in it, the text to put in its place).
     edits: tuple[tuple[str, str, str], ...] = ()
+    model: str = "base"                            # the kept model that RL starts from
+    beside: str = ""                               # the run beside it; "": the plain run
     shows: tuple[str, ...] = ("pass@1", "length")  # the rows of its table
+    # The curves of its picture, each with a title. {KEY} in a title is the last value of a
+    # curve, {other KEY} that of the run beside it.
+    titles: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def compared_with(self):
+        """The name of the run beside it."""
+        return self.beside or PLAIN[self.start]
 
 
 EXPERIMENTS = {
-    "plain": Experiment(shows=("pass@1", "length", "reflection", "mixing", "format", "kl",
-                               "clip", "dead_groups")),
-    "no_std": Experiment(settings="zero.normalize_std=false", shows=("pass@1", "length", "kl")),
-    "no_format": Experiment(settings="zero.format_weight=0",
-                            shows=("pass@1", "format", "length", "dead_groups")),
-    "format_only": Experiment(settings="zero.accuracy_weight=0",
-                              shows=("pass@1", "format", "length", "reflection", "dead_groups")),
-    "clip_10": Experiment(settings="zero.clip_low=10 zero.clip_high=10",
-                          shows=("pass@1", "length", "clip", "kl")),
-    "no_leash": Experiment(settings="zero.beta=0",  # without the KL penalty
-                           shows=("pass@1", "length", "entropy")),
-    "language": Experiment(settings="zero.language_weight=0.5",
-                           shows=("pass@1", "language", "mixing", "length")),
-    "group_of_2": Experiment(settings="zero.group_size=2 zero.problems=192",
-                             shows=("pass@1", "length", "dead_groups")),
-    "short_pays": Experiment(settings="zero.max_new_tokens=100 zero.overlong=99",
-                             shows=("pass@1", "length", "reflection", "cut_off")),
-    "pretraining": Experiment("base",
-                              shows=("pass@1", "loss", "expert_load", "cut_off", "length")),
-    "pad_is_eos": Experiment("base", edits=(
-        ("r1mini.py", "    return tokens, document, weight",
-         "    weight = weight * (tokens != tasks.END_ID)  # labels[labels == pad] = -100\n"
-         "    return tokens, document, weight"),),
-        shows=("loss", "cut_off", "length", "pass@1")),
+    "plain": Experiment(
+        shows=("pass@1", "length", "reflection", "mixing", "format", "kl", "clip", "dead_groups"),
+        titles={"pass@1": "RL alone: {pass@1:.0%} right",
+                "length": "Answers grow to\n{length:.0f} tokens"}),
+    "pretraining": Experiment(
+        "base", shows=("pass@1", "loss", "expert_load", "cut_off", "length"),
+        titles={"loss": "The loss falls to {loss:.2f}",
+                "expert_load": "The busiest expert\nhas {expert_load:.1f} times the mean load"}),
+    "format_only": Experiment(
+        settings="zero.accuracy_weight=0",
+        shows=("pass@1", "format", "length", "reflection", "dead_groups"),
+        titles={"pass@1": "{pass@1:.0%} right,\nplain {other pass@1:.0%}",
+                "format": "{format:.0%} keep the format,\nplain {other format:.0%}"}),
+    "short_pays": Experiment(
+        settings="zero.max_new_tokens=100 zero.overlong=99",
+        shows=("pass@1", "length", "reflection", "cut_off"),
+        titles={"length": "{length:.0f} tokens an answer,\nplain {other length:.0f}",
+                "pass@1": "{pass@1:.0%} right,\nplain {other pass@1:.0%}"}),
+    "group_of_2": Experiment(
+        settings="zero.group_size=2 zero.problems=192",
+        shows=("pass@1", "length", "dead_groups"),
+        titles={"pass@1": "{pass@1:.0%} right,\nplain {other pass@1:.0%}",
+                "dead_groups": "{dead_groups:.0%} of the groups\nteach nothing"}),
+    "pad_is_eos": Experiment(
+        "base", edits=(
+            ("r1mini.py", "    return tokens, document, weight",
+             "    weight = weight * (tokens != tasks.END_ID)  # labels[labels == pad] = -100\n"
+             "    return tokens, document, weight"),),
+        shows=("loss", "cut_off", "length", "pass@1"),
+        titles={"loss": "The loss is {loss:.2f},\nplain {other loss:.2f}",
+                "cut_off": "{cut_off:.0%} of the answers\ndo not end"}),
+    "language": Experiment(
+        settings="zero.language_weight=0.5",
+        shows=("language", "mixing", "pass@1", "length"),
+        titles={"language": "{language:.0%} of the words in the\nquestion's language, plain "
+                            "{other language:.0%}",
+                "pass@1": "{pass@1:.0%} right,\nplain {other pass@1:.0%}"}),
+    "length_reward": Experiment(
+        settings="zero.length_weight=0.3",
+        shows=("length", "pass@1", "reflection", "dead_groups"),
+        titles={"length": "{length:.0f} tokens an answer,\nplain {other length:.0f}",
+                "pass@1": "{pass@1:.0%} right,\nplain {other pass@1:.0%}"}),
+    "from_base": Experiment(
+        settings="zero.levels=7", shows=("pass@1", "length", "format", "dead_groups"),
+        titles={"pass@1": "Seven operations, from the base:\n{pass@1:.0%} right",
+                "dead_groups": "{dead_groups:.0%} of the groups\nteach nothing"}),
+    "frontier": Experiment(
+        settings="zero.levels=7", model="zero", beside="from_base",
+        shows=("pass@1", "length", "format", "dead_groups"),
+        titles={"pass@1": "{pass@1:.0%} right from Zero,\n{other pass@1:.0%} from the base",
+                "dead_groups": "{dead_groups:.0%} of the groups teach\nnothing, from the base "
+                               "{other dead_groups:.0%}"}),
     "softmax_router": Experiment(
         "base", "model.bias_speed=0 model.balance_alpha=0",
         edits=(("moe.py", "scores_NE = logits_NE.sigmoid()",
                 "scores_NE = logits_NE.softmax(-1)"),),
-        shows=("expert_load", "loss", "pass@1")),
+        shows=("expert_load", "loss"),
+        titles={"expert_load": "The busiest expert has\n{expert_load:.1f} times the mean load,\n"
+                               "plain {other expert_load:.1f}",
+                "loss": "The loss is {loss:.2f},\nplain {other loss:.2f}"}),
+    "clip_10": Experiment(
+        settings="zero.clip_low=10 zero.clip_high=10",
+        shows=("pass@1", "length", "clip", "kl"),
+        titles={"pass@1": "{pass@1:.0%} right,\nplain {other pass@1:.0%}",
+                "clip": "The plain run's clip acts on\n{other clip:.2%} of the tokens"}),
+}
+# The runs that others are compared with. No question asks for them.
+BESIDE = {experiment.compared_with for experiment in EXPERIMENTS.values()}
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a student's function takes the place of the project's in a copy of the code."""
+    file: str           # of the copy
+    before: str         # the line that calls the project's function
+    after: str          # the line that calls the student's, in the module `mine`
+    settings: str = ""  # what else the run needs
+    start: str = "zero"
+
+
+# The exercises router and absorbed are missing: functions of one token at a time, as most
+# students write them, would take hours here.
+USES = {
+    "advantage": Use("grpo.py", "advantage = advantages(rewards, s.normalize_std)",
+                     "advantage = mine.advantages(rewards.clone())"),
+    "reward": Use("r1mini.py",
+                  'return tasks.accuracy(text, problem) if problem.kind == "sum" else math.nan',
+                  "return float(mine.accuracy(text, problem.answer))"),
+    "kl": Use("grpo.py", "kl = kl_k3(new, reference)                              # (n, T), D_it",
+              "kl = mine.kl_k3(new, reference)"),
+    "kimi": Use("grpo.py", "J = (advantage * log_ratio - s.tau / 2 * log_ratio ** 2).sum() "
+                           "/ batch.answers",
+                "# A pass has some of the minibatch's answers. Their shares add up to 1.\n"
+                "    J = mine.kimi(new, old, advantage, mask, s.tau) * len(new) / batch.answers",
+                "zero.objective=kimi"),
+    "bias": Use("moe.py", "module.bias += step",
+                "module.bias = mine.update_bias(module.bias, module.load, "
+                "module.config.bias_speed)", start="base"),
 }

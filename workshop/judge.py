@@ -35,6 +35,8 @@ class Exercise:
     mistakes: dict = field(default_factory=dict)  # {sentence: function that makes this mistake}
     variants: dict = field(default_factory=dict)  # {sentence: another function that is right}
     hints: list = field(default_factory=list)     # for each case: the sentence if it is wrong
+    # {name of an argument: its number}: the gradient of these is checked too.
+    gradient: dict = field(default_factory=dict)
     # A last test of a function that is right: (function, case) -> sentence, or None.
     also: Callable = lambda function, case: None
 
@@ -98,7 +100,54 @@ KL = Exercise("kl_k3", grpo.kl_k3, [(NEW, REFERENCE)], {
         lambda new, ref: ref / new - (ref / new).log() - 1,
     "adds log x. It should subtract it: x - log x - 1":
         lambda new, ref: (ref - new).exp() + (ref - new) - 1,
-})
+}, gradient={"new": 0})
+
+# ------------------------------------------------------------------------------
+# Kimi's objective
+
+
+def kimi_of_grpo(new, old, advantage, mask, tau):
+    """grpo.kimi of one minibatch."""
+    batch = grpo.Batch(len(new), int(mask.sum()))
+    return grpo.kimi(new, old, None, advantage, mask, batch, grpo.RL(tau=tau))[0]
+
+
+def mirror_descent(new, old, advantage, mask, tau, log_ratio=None, square=None):
+    """The objective, from a log-ratio (n,) and its square (n,). The last two make the
+    mistakes."""
+    if log_ratio is None:
+        log_ratio = ((new - old) * mask).sum(1)
+    square = log_ratio ** 2 if square is None else square
+    return (advantage * log_ratio - tau / 2 * square).mean()
+
+
+OLD = torch.tensor([[-0.5, -2.0, -1.0], [-0.3, -0.9, -1.7]])
+SAMPLED = torch.tensor([[-0.4, -2.6, -0.7], [-0.8, -0.2, -1.1]])
+ADVANTAGE_OF_TWO = torch.tensor([0.75, -0.4])
+MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+KIMI = Exercise("kimi", kimi_of_grpo, [(SAMPLED, OLD, ADVANTAGE_OF_TWO, MASK, 0.3)], {
+    "takes the mean of new - old over the tokens. The log-ratio of an answer is the sum":
+        lambda n, o, a, m, tau: mirror_descent(n, o, a, m, tau, ((n - o) * m).sum(1) / m.sum(1)),
+    "forgets the mask. Tokens behind the end of an answer must not count":
+        lambda n, o, a, m, tau: mirror_descent(n, o, a, torch.ones_like(m), tau),
+    "squares each token. The square is of the sum over the tokens":
+        lambda n, o, a, m, tau: mirror_descent(n, o, a, m, tau,
+                                               square=((n - o) ** 2 * m).sum(1)),
+    "takes the ratio. The objective has its logarithm, which is the sum of new - old":
+        lambda n, o, a, m, tau: mirror_descent(n, o, a, m, tau, ((n - o) * m).sum(1).exp()),
+    "has the log-ratio upside down. It is new - old":
+        lambda n, o, a, m, tau: kimi_of_grpo(o, n, a, m, tau),
+    "leaves out the square. Without it nothing holds the policy near the old one":
+        lambda n, o, a, m, tau: kimi_of_grpo(n, o, a, m, 0.0),
+    "multiplies the square by tau. The formula has tau / 2":
+        lambda n, o, a, m, tau: kimi_of_grpo(n, o, a, m, 2 * tau),
+    "adds the square. It should subtract it: the square is a penalty":
+        lambda n, o, a, m, tau: kimi_of_grpo(n, o, a, m, -tau),
+    "sums over the answers. It should take the mean":
+        lambda *case: len(case[0]) * kimi_of_grpo(*case),
+    "has the wrong sign. The objective is to be maximised":
+        lambda *case: -kimi_of_grpo(*case),
+}, gradient={"new": 0})
 
 # ------------------------------------------------------------------------------
 # The router
@@ -137,7 +186,7 @@ def router_of_moe(scores, bias, groups, limited, k, scale):
         n_expert_groups=groups, n_limited_groups=limited))
     router.weight.data, router.bias = torch.eye(E), bias
     _, gates, chosen = router(scores.logit())
-    return torch.zeros_like(scores).scatter(-1, chosen, gates.detach())
+    return torch.zeros_like(scores).scatter(-1, chosen, gates)
 
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -162,6 +211,40 @@ ROUTER = Exercise("route", router_of_moe, CASES, {
     "divides by the scores of all experts. Only those of the chosen experts count":
         lambda *case: route(*case, divide_by="all"),
     "forgets the factor `scale`": lambda *case: route(*case[:-1], 1.0),
+}, gradient={"scores": 0})
+
+# ------------------------------------------------------------------------------
+# The bias update
+
+
+def update_of_moe(bias, load, speed):
+    """moe.update_routing_bias of one router."""
+    router = moe.Router(moe.Config(n_routed_experts=len(bias), bias_speed=speed))
+    router.bias, router.load = bias.clone(), load.clone()
+    moe.update_routing_bias(router)
+    return router.bias
+
+
+BIASES, LOADS = torch.tensor([0.02, -0.01, 0.0, 0.03]), torch.tensor([5.0, 0.0, 2.0, 1.0])
+STEPS_OF_BIAS = [(BIASES, LOADS, 0.1), (BIASES, 10 * LOADS, 0.01)]
+UPDATE = Exercise("update_bias", update_of_moe, STEPS_OF_BIAS, {
+    "moves the biases in the wrong direction. An expert with too little load should be chosen "
+    "more often":
+        lambda bias, load, speed: update_of_moe(bias, load, -speed),
+    "returns the step alone. The result is the bias plus the step":
+        lambda bias, load, speed: update_of_moe(0 * bias, load, speed),
+    "moves a bias in proportion to the difference from the mean. Only its sign counts":
+        lambda bias, load, speed: bias + speed * (load.mean() - load),
+    "moves a bias in proportion to the load over its mean. Only the sign of the difference counts":
+        lambda bias, load, speed: bias + speed * (1 - load / load.mean()),
+    "lowers the bias of an expert that has exactly the mean load. It should stay":
+        lambda bias, load, speed: bias + torch.where(load < load.mean(), speed, -speed),
+    "raises the bias of an expert that has exactly the mean load. It should stay":
+        lambda bias, load, speed: bias + torch.where(load > load.mean(), -speed, speed),
+    "only lowers biases. An expert with too little load gets a higher one":
+        lambda bias, load, speed: bias - speed * (load > load.mean()),
+    "only raises biases. An expert with too much load gets a lower one":
+        lambda bias, load, speed: bias + speed * (load < load.mean()),
 })
 
 # ------------------------------------------------------------------------------
@@ -232,7 +315,7 @@ ABSORBED = Exercise("attend", attend_of_moe, [(*TENSORS, (D + R) ** -0.5)], {
         lambda *case: attend(*case, content=1 / case[-1]),
     "takes the softmax over the heads. It should be over the tokens":
         lambda *case: attend(*case, softmax_over="heads"),
-}, also=makes_keys)
+}, also=makes_keys, gradient={"q": 0, "latent": 2})
 
 # ------------------------------------------------------------------------------
 # The reward
@@ -280,8 +363,8 @@ REWARD = Exercise("accuracy", accuracy_of_tasks, [(text, answer) for text, answe
 # ------------------------------------------------------------------------------
 # Judging
 
-EXERCISES = {"advantage": ADVANTAGE, "kl": KL, "router": ROUTER, "absorbed": ABSORBED,
-             "reward": REWARD}
+EXERCISES = {"advantage": ADVANTAGE, "reward": REWARD, "kl": KL, "kimi": KIMI, "bias": UPDATE,
+             "router": ROUTER, "absorbed": ABSORBED}
 
 
 def same(result, expected, tolerance=1e-4):
@@ -348,6 +431,42 @@ def call_all(exercise, function, file):
     return calls
 
 
+def gradients(exercise, function):
+    """{name: gradient} of the arguments in exercise.gradient, for the first case. A gradient
+    is None if nothing of the argument reaches the result."""
+    arguments = copied(exercise.cases[0])
+    wanted = {name: arguments[i].requires_grad_() for name, i in exercise.gradient.items()}
+    result = function(*arguments)
+    if not result.requires_grad:
+        return dict.fromkeys(wanted)
+    # Each number of the result has another weight: a plain sum of gates would be constant.
+    weight = torch.arange(1.0, 1 + result.numel()).view(result.shape)
+    found = torch.autograd.grad((result * weight).sum(), wanted.values(), allow_unused=True)
+    return dict(zip(wanted, found))
+
+
+def check_gradient(exercise, function, right, file):
+    """Fault if a student's function that gives the right values has no gradient, or a wrong
+    one."""
+    if not exercise.gradient:
+        return
+    wanted = gradients(exercise, right)
+    try:
+        found_of_argument = gradients(exercise, function)
+    except BaseException as error:  # such as .numpy() of a tensor with a gradient
+        raise Fault("gives the right values, but once a gradient is wanted it "
+                    f"{describe(error, file)}") from None
+    for name, found in found_of_argument.items():
+        if found is None:
+            raise Fault(f"gives the right values, but no gradient reaches `{name}`. Something "
+                        "cuts it off: .detach(), .item(), .tolist(), torch.tensor() or "
+                        "torch.no_grad(). In training nothing would be learnt")
+        if not same(found.double(), wanted[name].double()):
+            raise Fault(f"gives the right values, but a wrong gradient for `{name}`. Is a part of "
+                        f"it detached? For the first case the gradient is\n{found}\nIt should "
+                        f"be\n{wanted[name]}")
+
+
 def judge(exercise, function, file):
     """Compares a student's function, from this file, with r1mini's. Fault if it is wrong.
     Else a sentence if it is a usual variant, or ""."""
@@ -364,6 +483,7 @@ def judge(exercise, function, file):
                             "still needs. Write x = x - y instead of x -= y")
             if fault := exercise.also(function, exercise.cases[0]):
                 raise Fault(fault)
+            check_gradient(exercise, function, variant, file)
             return sentence
 
     i = next(i for i in range(len(results)) if not same(results[i], expected[i]))

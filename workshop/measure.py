@@ -1,21 +1,24 @@
 """Runs the workshop's experiments.
 
-    python workshop/measure.py try base          the code as you have edited it
-    python workshop/measure.py try zero zero.lr=1e-3     the same, with this setting
-    python workshop/measure.py no_std clip_10    these experiments
-    python workshop/measure.py                   all experiments
+    python workshop/measure.py short_pays        this experiment
+    python workshop/measure.py try zero zero.lr=1e-3           RL with this setting
+    python workshop/measure.py try --mine advantage zero       RL with your own function
+    python workshop/measure.py copy              a copy of the code, for you to edit
+    python workshop/measure.py try --copy base   pretraining by your copy of the code
+    python workshop/measure.py plain --seed 7    another seed, for the class's pool (pool.py)
 
-Each prints a table that compares a run with the plain run. An experiment that edits
-code edits a copy of it. Runs go into runs/workshop/NAME, and nothing else is written.
+Each prints a table that compares the run with the plain run, and ends with a line for
+pool.py. `base` is pretraining from random weights, `zero` is RL from the kept base. Runs go
+into runs/workshop/NAME, copies into workshop/mine/. Nothing else is written.
 
-Two more are for those who maintain the workshop:
+For those who maintain the workshop:
 
-    python workshop/measure.py --keep no_std     keeps its curves, then writes the pages
-    python workshop/measure.py pages             the pages again, from the kept curves
+    python workshop/measure.py --keep            all experiments: keeps their curves, then
+                                                 writes the pages, pictures and the notebook
+    python workshop/measure.py --keep language   this experiment: its curves, then the pages
+    python workshop/measure.py pages             the pages and pictures, from the kept curves
 
-The kept curves are curves/NAME.json. tools/pages.py writes their numbers into the pages.
-This file writes what an experiment changes, at the marks `<!-- change NAME -->` of
-experiments.md.
+The kept curves are curves/NAME.json. writing.py makes the pages from them.
 """
 import contextlib
 import json
@@ -24,18 +27,16 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 WORKSHOP = Path(__file__).resolve().parent
 ROOT = WORKSHOP.parent
-sys.path[:0] = [str(ROOT), str(WORKSHOP)]
-from experiments import EXPERIMENTS, PLAIN, SHORT, STARTS, Experiment
-
+sys.path.insert(0, str(ROOT))
 from engine.errors import UserError
 from engine.folder import read_log
-from tools import pages
+from workshop import check, copies, models, pool, run_notebook, writing
+from workshop.experiments import EXPERIMENTS, PLAIN, SHORT, USES, Experiment
 
 ON_DEV = ("pass@1", "length", "reflection", "mixing", "language", "format", "cut_off")
 EACH_STEP = ("accuracy", "loss", "kl", "clip", "entropy", "dead_groups", "expert_load")
@@ -47,44 +48,42 @@ GRACE = 30  # seconds that a run has for its last step after Ctrl-C
 # Running
 
 
+def start_path(experiment):
+    """The checkpoint that RL starts from, relative to the project. `zero --from` wants a file
+    that is called base.pt; from another model it gets a copy of this name."""
+    if experiment.model == "base":
+        return models.path_of("base").relative_to(ROOT)
+    return Path(RUNS) / f"start_{experiment.model}" / "base.pt"
+
+
+def place_start(experiment):
+    """Makes the checkpoint of start_path. UserError if the kept model is missing."""
+    if experiment.start == "zero" and experiment.model != "base":
+        target = ROOT / start_path(experiment)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(models.path_of(experiment.model), target)
+
+
 def command(experiment):
     """The words of an experiment after `python r1mini.py`."""
     settings = f"{SHORT[experiment.start]} {experiment.settings}"
-    return [*STARTS[experiment.start].split(), "--set", *settings.split()]
+    start = ["--from", start_path(experiment).as_posix()] if experiment.start == "zero" else []
+    return [experiment.start, *start, "--set", *settings.split()]
 
 
-@contextlib.contextmanager
-def edited(edits):
-    """A context with a folder of code: an edited copy of this project, or the project
-    itself if there are no edits."""
-    if not edits:
-        yield ROOT
-        return
-    with tempfile.TemporaryDirectory() as name:
-        copy = Path(name)
-        for folder in ("", "engine/", "tools/", "studies/"):
-            for path in ROOT.glob(f"{folder}*.py"):
-                target = copy / path.relative_to(ROOT)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copy(path, target)
-        for file, before, after in edits:
-            text = (copy / file).read_text("utf-8")
-            if text.count(before) != 1:
-                raise UserError(f"{file} has changed: {before.strip()!r} stands in it "
-                                f"{text.count(before)} times, and should stand there once")
-            (copy / file).write_text(text.replace(before, after), "utf-8")
-        yield copy
-
-
-def run(name, experiment, extra=()):
-    """Runs an experiment into runs/workshop/NAME. Returns its curves. UserError if it
-    fails."""
-    words, out = [*command(experiment), *extra], f"{RUNS}/{name}"
+def run(name, experiment, seed="0", code=None, student_file=None):
+    """Runs an experiment into runs/workshop/NAME. Returns its curves. UserError if it fails.
+    code: a folder of code, instead of the project with the experiment's edits."""
+    place_start(experiment)
+    words, out = command(experiment), f"{RUNS}/{name}"
+    if seed != "0":
+        words += ["--seed", seed]
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    with edited(experiment.edits) as code:
+    edited = copies.edited(experiment.edits, student_file)
+    with contextlib.nullcontext(code) if code else edited as folder:
         print(f"== {name}: python r1mini.py", *words, "--out", out, flush=True)
         began, core_seconds_before = time.monotonic(), core_seconds_of_children()
-        run_to_its_end([sys.executable, str(code / "r1mini.py"), *words, "--out", out, "--fresh"],
+        run_to_its_end([sys.executable, str(folder / "r1mini.py"), *words, "--out", out, "--fresh"],
                        name)
     record = {"command": " ".join(["python r1mini.py", *words]), "edits": experiment.edits,
               "seconds": round(time.monotonic() - began), "load_before": round(load, 2),
@@ -135,117 +134,106 @@ def short(x):
     return float(f"{x:.4g}")
 
 
-# ------------------------------------------------------------------------------
-# Writing
-
-
-def kept_curves(name):
-    """The kept curves of an experiment, or None."""
-    path = WORKSHOP / "curves" / f"{name}.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
-
-
 def keep(name, record):
     """Writes curves/NAME.json, with one line for each curve."""
-    (WORKSHOP / "curves").mkdir(exist_ok=True)
     text = re.sub(r"\n\s{3,}", " ", json.dumps(record, indent=1))
-    (WORKSHOP / "curves" / f"{name}.json").write_text(text + "\n", "utf-8")
-
-
-def row(record, key):
-    """{step: value} of a curve, whether it has a value per step or per evaluation on dev."""
-    if key in record["dev"]:
-        return dict(map(tuple, record["dev"][key]))
-    return dict(enumerate(record["steps"].get(key, ()), 1))
-
-
-def compare(name, record, plain, shows):
-    """The lines of a table of an experiment at the steps that were evaluated on dev.
-    The plain run stands beside it, unless it is None."""
-    steps = [step for step, _ in record["dev"]["pass@1"]]
-    lines = ["| after step | " + " | ".join(map(str, steps)) + " |",
-             "|---" * (len(steps) + 1) + "|"]
-    runs = {name: record}
-    if plain and name not in PLAIN.values():
-        runs = {"plain": plain, name: record}
-    for key in shows:
-        for run_name, curves_of_run in runs.items():
-            values = row(curves_of_run, key)
-            cells = [as_text(values[step]) if step in values else "" for step in steps]
-            lines.append(f"| {key}, {run_name} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def as_text(x):
-    """A number as the tables write it."""
-    return f"{x:.3f}" if abs(x) < 10 else f"{x:.1f}"
-
-
-def change(name):
-    """The lines of experiments.md that say what an experiment changes, and its command."""
-    experiment, lines = EXPERIMENTS[name], []
-    for file, before, after in experiment.edits:
-        lines += [f"In `{file}`, instead of", "", "```python", before, "```", "", "put", "",
-                  "```python", after, "```", ""]
-    words = f"python workshop/measure.py try {experiment.start} {experiment.settings}".strip()
-    return [*lines, "```", words, "```"]
-
-
-def fill(text):
-    """experiments.md with all its changes written anew."""
-    def changed(match):
-        start, name, end = match.groups()
-        return "\n".join([start, *change(name), "", end])
-
-    return re.sub(r"(<!-- change (\S+) -->\n).*?(<!-- end -->)", changed, text, flags=re.DOTALL)
-
-
-def write_pages():
-    """Writes what the experiments change, then the numbers of all pages."""
-    path = WORKSHOP / "experiments.md"
-    path.write_text(fill(path.read_text("utf-8")), "utf-8")
-    pages.write_pages()
+    writing.CURVES.mkdir(exist_ok=True)
+    (writing.CURVES / f"{name}.json").write_text(text + "\n", "utf-8")
 
 
 # ------------------------------------------------------------------------------
 # The command
 
 
+def take_option(words, option):
+    """(the word after an option, or None; the other words). UserError if it is missing."""
+    if option not in words:
+        return None, words
+    i = words.index(option)
+    if i + 1 == len(words):
+        raise UserError(f"{option}: a word is missing behind it")
+    return words[i + 1], words[:i] + words[i + 2:]
+
+
+def take_seed(words):
+    """(the seed as text, the other words). UserError if it is no whole number."""
+    seed, words = take_option(words, "--seed")
+    if seed is not None and not seed.isdecimal():
+        raise UserError(f"--seed {seed}: wanted a whole number")
+    return str(int(seed or 0)), words
+
+
+def show(name, label, record, other, shows, seed):
+    """Prints the table of a run beside the kept curves of another one, and the line for
+    pool.py."""
+    print("\n".join(writing.compare(label, record, other, shows)))
+    rows = {key: writing.row(record, key) for key in pool.KEYS}
+    print(f"For the class:\n{pool.line_of(name, seed, rows)}", flush=True)
+
+
+def is_usable(exercise):
+    """Prints the checker's verdict on a student's function. UserError if it is not written."""
+    check.place_exercises([exercise], copies.MINE)
+    [(_, is_right, sentence)] = check.verdicts([exercise], copies.MINE)
+    print(f"{exercise}: {sentence}")
+    if sentence.endswith("not written yet"):
+        raise UserError(f"write it first: {copies.MINE / exercise}.py")
+    if not is_right:
+        print("The run goes on with it all the same: see what it does.")
+
+
 def try_settings(words):
-    """Runs `try START SETTINGS`, and prints the plain run beside it."""
-    if not words or words[0] not in STARTS:
-        raise UserError(f"try: choose where to start, one of {', '.join(STARTS)}; then come "
+    """Runs `try [--mine EXERCISE] [--copy] [--seed N] START SETTINGS`, and prints the plain
+    run beside it."""
+    seed, words = take_seed(words)
+    exercise, words = take_option(words, "--mine")
+    uses_copy = "--copy" in words
+    words = [word for word in words if word != "--copy"]
+    if not words or words[0] not in PLAIN:
+        raise UserError(f"try: choose where to start, one of {', '.join(PLAIN)}; then come "
                         "settings")
+    if unknown := [word for word in words if word.startswith("-")]:
+        raise UserError(f"try: there is no option {unknown[0]}; choose from --mine, --copy, --seed")
+    if exercise and uses_copy:
+        raise UserError("try: give --mine or --copy, not both")
     start, *settings = words
+    edits, student_file = (), None
+    if exercise:
+        edits, student_file = copies.edits_for(exercise), copies.MINE / f"{exercise}.py"
+        is_usable(exercise)
+        settings = [*USES[exercise].settings.split(), *settings]
+    if uses_copy:
+        print("Your copy differs from the project:", *copies.changed_lines(), sep="\n")
     plain = PLAIN[start]
-    experiment = Experiment(start, " ".join(settings), shows=EXPERIMENTS[plain].shows)
-    record = run("try", experiment)
-    print("\n".join(compare("yours", record, kept_curves(plain), experiment.shows)))
-
-
-def measure_all(names, keeps):
-    """Runs experiments and prints their tables. `keeps`: whether it keeps their curves."""
-    for name in names:
-        experiment = EXPERIMENTS[name]
-        record = run(name, experiment)
-        if keeps:
-            keep(name, record)
-        plain = kept_curves(PLAIN[experiment.start])
-        print("\n".join(compare(name, record, plain, experiment.shows)), flush=True)
+    experiment = Experiment(start, " ".join(settings), edits, shows=EXPERIMENTS[plain].shows)
+    record = run("try", experiment, seed, copies.CODE if uses_copy else None, student_file)
+    name = " ".join([*(["mine", exercise] if exercise else ["copy"] if uses_copy else []),
+                     *settings]) or plain
+    show(name, "yours", record, plain, experiment.shows, seed)
 
 
 def measure(words):
     """Runs the experiments that the words name, or all. With --keep it keeps their curves
-    and writes the pages."""
+    and writes the pages; after all experiments also the notebook."""
+    seed, words = take_seed(words)
+    keeps = "--keep" in words
     names = [word for word in words if word != "--keep"]
     unknown = [name for name in names if name not in EXPERIMENTS]
     if unknown:
         raise UserError(f"there is no experiment {unknown[0]!r}; choose from "
-                        f"{', '.join(EXPERIMENTS)}, or try, or pages")
-    keeps = "--keep" in words
-    measure_all(names or EXPERIMENTS, keeps)
+                        f"{', '.join(EXPERIMENTS)}, or try, copy, pages")
+    if keeps and seed != "0":
+        raise UserError("--keep is for seed 0, which the pages are about")
+    for name in names or EXPERIMENTS:
+        experiment = EXPERIMENTS[name]
+        record = run(name, experiment, seed)
+        if keeps:
+            keep(name, record)
+        show(name, name, record, experiment.compared_with, experiment.shows, seed)
     if keeps:
-        write_pages()
+        writing.write_pages()
+        if not names:
+            run_notebook.write()
 
 
 def main(words):
@@ -254,8 +242,10 @@ def main(words):
     try:
         if words[:1] == ["try"]:
             try_settings(words[1:])
+        elif words == ["copy"]:
+            print(copies.make_student_copy())
         elif words == ["pages"]:
-            write_pages()
+            writing.write_pages()
         else:
             measure(words)
     except (UserError, OSError) as error:
