@@ -91,8 +91,9 @@ def picture_of(found):
     for key in KEYS:
         runs = {name: keys[key] for name, keys in found.items() if key in keys}
         ends = [list(summarise_steps(seeds).values())[-1] for seeds in runs.values()]
-        texts = [f"{x['mean']:.0%}" if key in SHARES else f"{x['mean']:.0f} tokens" for x in ends]
-        panels.append(curves_panel(" and ".join(texts) + " at the end", key, runs))
+        texts = [f"{x['mean']:.0%}" if key in SHARES else f"{x['mean']:.0f}" for x in ends]
+        unit = "right" if key in SHARES else "tokens"
+        panels.append(curves_panel(f"{' and '.join(texts)} {unit}\nat the end", key, runs))
     seeds = {seed for keys in found.values() for seeds in keys.values() for seed in seeds}
     return Picture(panels, f"{len(seeds)} seeds; mean, band of one standard deviation")
 
