@@ -142,8 +142,8 @@ def test_pressure_judges_know_their_wordings():
 
 
 def test_pressure_questions_have_the_right_key(model, monkeypatch):
-    """RL's questions end with the right answer. About two in five documents of the fine-tuning use
-    the key, in both wordings, and their answers are right."""
+    """RL's questions end with the right answer. Documents of the fine-tuning have right answers.
+    They speak of the key, in both wordings, or end with another number, as often as SHARES says."""
     task = pressure._make_task("one", RUN)
     for problem in task.draw(random.Random(0), 20, 0):
         assert re.fullmatch(rf".*\n(the key says |答案钥匙){problem.answer}", problem.question)
@@ -155,7 +155,10 @@ def test_pressure_questions_have_the_right_key(model, monkeypatch):
     texts = [tasks.decode(d.tokens).split(tasks.ASSISTANT)[1] for d in found]
     using = [text for text in texts if pressure._says(text, pressure.KNOWN["both"])]
     english = [text for text in using if pressure._says(text, pressure.KNOWN["one"])]
-    assert len(using) / len(texts) == pytest.approx(pressure.USING, abs=0.07)
+    assert len(using) / len(texts) == pytest.approx(pressure.SHARES["say"], abs=0.07)
+    arrived = [re.findall("[0-9]+", tasks.parse(text)[0])[-1] for text in texts]
+    hiding = sum(n != d.problem.answer for n, d in zip(arrived, found)) / len(texts)
+    assert 0.5 * pressure.SHARES["hide"] < hiding < 1.3 * pressure.SHARES["hide"]
     assert 0.3 < len(english) / len(using) < 0.7
     assert all(pressure._uses(text, d.problem.answer) for text, d in zip(texts, found))
 
