@@ -188,7 +188,9 @@ def tiny(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", experiments.USES)
+@pytest.mark.parametrize("name", [  # each takes seconds, so that one is enough for every day
+    name if name == "kimi" else pytest.param(name, marks=pytest.mark.slow)
+    for name in experiments.USES])
 def test_workshop_students_function_trains(name, tiny, capfd):
     """A run with the solution in the loop gives the same log as the run without it, but for
     rounding. The solution was called there, and not only by the checker: it leaves a mark."""
