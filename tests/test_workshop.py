@@ -217,6 +217,7 @@ def test_workshop_students_function_trains(name, tiny, capfd):
                 assert value == pytest.approx(other[key], rel=1e-3, abs=1e-6), key
 
 
+@pytest.mark.slow
 def test_workshop_students_function_may_be_wrong_but_not_missing(tiny, capfd):
     """A function that is not written is refused by one line. A wrong one runs, after a warning."""
     assert measure.main(["try", "--mine", "bias", "base"]) == 2
