@@ -127,7 +127,7 @@ def test_pressure_use_and_leak(monkeypatch, model):
     run = dataclasses.replace(RUN, eval=dataclasses.replace(RUN.eval, fewer_samples=1))
     numbers = pressure._test(model, run)
     right = 0.25 + 0.25 * (problem.answer == "3")
-    assert numbers == {"use": 0.5, "leak": 0.25, "says": 0.5, "says.one": 0.25,
+    assert numbers == {"use": 0.5, "leak": 0.25, "says": 0.5, "says.one": 0.25, "chance": 0.5,
                        "wrong_key.pass@1": right, "right_key.pass@1": right,
                        "no_key.pass@1": right}
 
