@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.checkpoint import restore
+from engine.checkpoint import restore_all
 from engine.devices import all_sum, copy_model
 from engine.optim import learning_rate_at, make_optimizers, micro_batches, optimizer_update
 from engine.sampling import Samples, generate, pad_right
@@ -254,9 +254,7 @@ def train_rl(model, task, s, seed=0, state=None):
     first = 0
     if state:
         first = state["step"]
-        restore(reference, state["reference"])
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            restore(optimizer, saved)
+        restore_all([reference, *optimizers], [state["reference"], *state["optimizers"]])
 
     for step in range(first, s.steps):
         if s.reset_optimizers:
@@ -294,16 +292,15 @@ def make_rollout(model, task, s, rng, step=0):
         values = torch.tensor(reward(texts, problem_of_answer), dtype=torch.float32)
         reward_parts[name] = values
         rewards = rewards + weight * values.nan_to_num()  # nan: not for this problem
+    lengths = samples.answer.sum(1).cpu()                                    # (N,)
     if s.overlong:
-        lengths = samples.answer.sum(1).cpu()
         reward_parts["overlong"] = overlong_penalty(lengths, s.max_new_tokens, s.overlong)
         rewards = rewards + reward_parts["overlong"]
     if s.length_weight and step >= s.length_from * s.steps:
         accuracy = reward_parts["accuracy"].view(len(problems), -1)          # (P, G)
-        lengths = samples.answer.sum(1).cpu().view_as(accuracy)
-        values = length_reward(lengths, accuracy == 1.0).masked_fill(accuracy.isnan(), math.nan)
-        reward_parts["length"] = values.flatten()
-        rewards = rewards + s.length_weight * values.flatten().nan_to_num()
+        values = length_reward(lengths.view_as(accuracy), accuracy == 1.0)
+        reward_parts["length"] = values.masked_fill(accuracy.isnan(), math.nan).flatten()
+        rewards = rewards + s.length_weight * reward_parts["length"].nan_to_num()
     rewards = rewards.view(len(problems), s.group_size)                      # (P, G)
 
     # 4 compare
@@ -408,16 +405,14 @@ def chosen_rows(rollout, s):
 
 def describe_rollout(rollout, task):
     """A rollout in numbers: means over its answers."""
-    samples, N = rollout.samples, len(rollout.texts)
-    group_size = N // len(rollout.problems)
+    samples, group_size = rollout.samples, rollout.rewards.size(1)
     problem_of_answer = [p for p in rollout.problems for _ in range(group_size)]
     record = {"reward": float(rollout.rewards.mean())}
     for name, part in rollout.reward_parts.items():
-        mean = float(part.nanmean())  # over the answers that can earn this reward
-        record[name] = None if math.isnan(mean) else mean
+        record[name] = float(part.nanmean())  # over the answers that can earn this reward
     for name, measure in task.measures.items():
-        value = measure(rollout.texts, problem_of_answer)
-        record[name] = None if math.isnan(value) else value
+        record[name] = measure(rollout.texts, problem_of_answer)
+    record = {name: None if math.isnan(x) else x for name, x in record.items()}
     record["length"] = float(samples.answer.sum(1).float().mean())
     record["cut_off"] = 1 - float(samples.finished.float().mean())
     record["dead_groups"] = 1 - float(live_groups(rollout).float().mean())

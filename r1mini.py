@@ -55,15 +55,14 @@ import torch.nn.functional as F
 
 import moe
 import tasks
-from engine.checkpoint import restore
+from engine.checkpoint import restore_all
 from engine.devices import all_sum, any_process, copy_model
 from engine.errors import UserError
 from engine.evaluate import prompts_of, sample_answers
-from engine.folder import read_log
 from engine.jsonl import jsonl_dialogue, read_chat
 from engine.optim import learning_rate_at, make_optimizers, micro_batches, optimizer_update
 from engine.sampling import pad_right, reading_passes
-from engine.watch import Watch, test_stage
+from engine.watch import Watch, print_styles, test_stage
 from grpo import RL, Task, judge_scores, preference_loss, safety_loss, train_rl
 from moe import supervised_loss
 
@@ -199,20 +198,19 @@ def next_token_loss(model, examples, step_examples):
     return loss, info["loss"]
 
 
-def distillation_loss(teacher, temperature=1.0):
-    """Hinton's distillation: forward KL(teacher || student), times temperature squared.
-    R1 itself distils by SFT only."""
+def distillation_loss(teacher):
+    """Hinton's distillation: forward KL(teacher || student), here at temperature 1. R1
+    itself distils by SFT only."""
     def loss(model, examples, step_examples):
         tokens, document, weight = batch_of(model, examples)
         predicting = F.pad(weight[:, 1:] > 0, (0, 1))  # the logits at t predict token t + 1
         inputs = {"tokens": tokens, "real": document > 0, "document": document,
                   "logits_at": predicting}
         with torch.no_grad():
-            teacher_logp = (teacher(**inputs).logits / temperature).log_softmax(-1)
-        logits = model(**inputs).logits
-        student_logp = (logits / temperature).log_softmax(-1)
+            teacher_logp = teacher(**inputs).logits.log_softmax(-1)
+        student_logp = model(**inputs).logits.log_softmax(-1)
         kl = F.kl_div(student_logp, teacher_logp, reduction="sum", log_target=True)
-        kl = kl * temperature ** 2 / count_targets(step_examples)
+        kl = kl / count_targets(step_examples)
         return kl, kl.detach()
     return loss
 
@@ -245,8 +243,7 @@ def train(model, s, draw, seed, state=None, loss=next_token_loss):
     first = 0
     if state:
         first = state["step"]
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            restore(optimizer, saved)
+        restore_all(optimizers, state["optimizers"])
     model.train()
     for step in range(first, s.steps):
         # Every process draws all examples, and trains on its share of the passes.
@@ -312,8 +309,7 @@ def count_targets(documents):
 def count_tokens(example):
     """The tokens of a document, of a labelled response, or of both responses of a pair.
     """
-    worse = getattr(example, "worse", None)
-    return len(example.tokens) + (len(worse) if worse else 0)
+    return len(example.tokens) + len(getattr(example, "worse", None) or [])
 
 
 # ------------------------------------------------------------------------------
@@ -331,21 +327,6 @@ def pretrain(folder, name, config, s):
     model = supervised(folder, name, model, s, draw)
     print_styles(folder, name)
     return model
-
-
-def print_styles(folder, name):
-    """Prints how often a base uses each style of solution, and how often each is right,
-    by number of operations. RL strengthens only what the base does sometimes."""
-    records = read_log(folder.path)
-    dev = [r for r in records if r["kind"] == "dev" and r["stage"] == name][-1]
-    levels = dev["by_level"]  # {level: share of right answers}
-    rows = dict(dev["by_style"])  # {style: {"share": its share of the answers, level: ...}}
-    rows["all"] = {"share": 1.0} | levels
-    print(f"\n  {name} on dev at temperature 1: right answers by style and operations")
-    print("  style      share" + "".join(f"{level:>6}" for level in levels))
-    for style, row in rows.items():
-        numbers = [math.nan if x is None else x for x in row.values()]
-        print(f"  {style:9}", *(f"{x:5.2f}" for x in numbers))
 
 
 def supervised(folder, name, model, s, draw, loss=next_token_loss):

@@ -83,6 +83,12 @@ def load(path, device="cpu", dtype=torch.float32, *layout):
     return place_model(model, device, dtype, *layout), record
 
 
+def restore_all(targets, saved):
+    """restore() of each model or optimizer with its saved state."""
+    for target, state in zip(targets, saved, strict=True):
+        restore(target, state)
+
+
 def restore(target, saved):
     """Loads a saved state into a model or an optimizer, however its tensors are spread."""
     if isinstance(target, nn.Module):

@@ -1,4 +1,5 @@
 """What happens beside training: dev scores, sample answers and advice; at the end, tests."""
+import math
 import random
 import time
 
@@ -131,3 +132,18 @@ def test_stage(folder, stage, model):
                                 run.zero.max_new_tokens, s.rows, seed=1)
             folder.log({"kind": "test", "stage": stage, "set": name} | means)
         folder.clock(f"test_{stage}", 0, began)
+
+
+def print_styles(folder, name):
+    """Prints how often a base uses each style of solution, and how often each is right,
+    by number of operations. RL strengthens only what the base does sometimes."""
+    records = read_log(folder.path)
+    dev = [r for r in records if r["kind"] == "dev" and r["stage"] == name][-1]
+    levels = dev["by_level"]  # {level: share of right answers}
+    rows = dict(dev["by_style"])  # {style: {"share": its share of the answers, level: ...}}
+    rows["all"] = {"share": 1.0} | levels
+    print(f"\n  {name} on dev at temperature 1: right answers by style and operations")
+    print("  style      share" + "".join(f"{level:>6}" for level in levels))
+    for style, row in rows.items():
+        numbers = [math.nan if x is None else x for x in row.values()]
+        print(f"  {style:9}", *(f"{x:5.2f}" for x in numbers))

@@ -123,9 +123,8 @@ def _reinforce(model, state=None, path=None):
     optimizers = optim.make_optimizers(model, s.lr)
     reference = devices.copy_model(model).eval()
     if state:
-        checkpoint.restore(reference, state["reference"])
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            checkpoint.restore(optimizer, saved)
+        checkpoint.restore_all([reference, *optimizers],
+                               [state["reference"], *state["optimizers"]])
     model.train()
     logs = []
     first_step = 1 if state else 0

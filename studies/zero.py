@@ -5,14 +5,11 @@ together 50 (DAPO Table 1).
 
     python r1mini.py study zero
 
-RL starts with each objective from the bases that `study r1` made (run it first).
+RL starts with each objective from the bases that `study r1` made. So run `study r1` first.
+Kimi's objective has a study of its own.
 """
-from grpo import OBJECTIVES, RL
-
 SEEDS = range(6)
-RUNS = []
-for name in OBJECTIVES:
-    if name != "kimi":  # it has a study of its own
-        folder = "zero" if name == RL.objective else name
-        RUNS.append((folder + "-{seed}", "zero --from runs/r1-{seed}/base.pt "
-                                         f"--set zero.objective={name} eval.longer=1"))
+FOLDERS = {"grpo": "zero", "dr_grpo": "dr_grpo", "dapo": "dapo", "gspo": "gspo"}
+RUNS = [(f"{folder}-{{seed}}", "zero --from runs/r1-{seed}/base.pt "
+                               f"--set zero.objective={objective} eval.longer=1")
+        for objective, folder in FOLDERS.items()]
