@@ -8,13 +8,13 @@ The paper: reflection and other strategies "arise spontaneously" in R1-Zero (R1 
 Here we know the base's corpus. Each arm pretrains a base and makes Zero from it. Only the
 corpus differs between arms:
 
-    0, 1, 4, 16   percent of the documents are checked workings. Checked and short workings
-                  together always are 38%
+    0, 1, 4, 16   so many percent of the documents are checked workings. Short workings fill
+                  this up to 38%
     unmixed       the default corpus (19% checked), but no working mixes the languages
     mixed         the default corpus, but half of the workings mix the languages
 
-What is checking good for? Each Zero is tested at temperatures 1, 0.6 and 1.3. At 1.3 single
-steps fail more often.
+What is checking good for? Each Zero is tested at temperatures 1, 0.6 and 1.3. Single steps
+fail more often at 1.3.
 """
 from engine.evaluate import evaluate
 from engine.folder import read_log
