@@ -5,14 +5,16 @@ The paper: reflection and other strategies "arise spontaneously" in R1-Zero (R1 
 
     python r1mini.py study emergence
 
-Here the base's corpus is known. Each arm pretrains a base and makes Zero from it. The arms
-differ in how much the base has seen; what checked workings lose, short workings gain:
+Here we know the base's corpus. Each arm pretrains a base and makes Zero from it. Only the
+corpus differs between arms:
 
-    0, 1, 4, 16          percent of the documents that are checked workings
-    unmixed, mixed       0 and 50% of all workings mix the languages
+    0, 1, 4, 16   so many percent of the documents are checked workings. Short workings fill
+                  this up to 38%
+    unmixed       the default corpus (19% checked), but no working mixes the languages
+    mixed         the default corpus, but half of the workings mix the languages
 
-What is checking good for? Each Zero is also tested at temperature 1.3, where single steps
-fail more often.
+What is checking good for? Each Zero is tested at temperatures 1, 0.6 and 1.3. Single steps
+fail more often at 1.3.
 """
 from engine.evaluate import evaluate
 from engine.folder import read_log
@@ -23,8 +25,10 @@ from tools.study import test_record
 from tools.tables import cell, table
 
 SETTINGS, STAGES = ("eval.longer=1", "data.prompts=8"), ("base", "zero")
-PERCENTS = (0, 1, 4, 16)  # of checked workings; together with short ones they are 38%
-ARMS = {str(p): f"corpus.checked={p / 100} corpus.steps={(38 - p) / 100}" for p in PERCENTS}
+PERCENTS = (0, 1, 4, 16)  # of the documents are checked workings
+WORKINGS = 38             # percent of the documents are checked or short workings, as by default
+ARMS = {str(p): f"corpus.checked={p / 100} corpus.steps={(WORKINGS - p) / 100}"
+        for p in PERCENTS}
 ARMS |= {name: f"corpus.steps_mixed={share} corpus.checked_mixed={share}"
          for name, share in (("unmixed", 0.0), ("mixed", 0.5))}
 HOT = 1.3  # temperature
@@ -43,9 +47,8 @@ def measure_arm(arm, folder):
         test = test_record(folder.path, stage)
         for key in ("pass@1", "length", "reflection", "correction", "mixing"):
             numbers[f"{stage}.{key}"] = test[key]
-        cool = [r for r in read_log(folder.path) if r["kind"] == "test" and r["stage"] == stage
-                and r["set"] == "test" and r["temperature"] != 1.0]
-        numbers[f"{stage}.cool"] = cool[0]["pass@1"]
+        cool = test_record(folder.path, stage, run.eval.temperature)
+        numbers[f"{stage}.cool"] = cool["pass@1"]
         hot, _ = evaluate(model, problems, run.eval.fewer_samples, HOT, 1.0,
                           run.zero.max_new_tokens, run.eval.rows, seed=1)
         numbers[f"{stage}.hot"] = hot["pass@1"]
@@ -60,7 +63,7 @@ def combine(numbers):
 
 
 def page(rows, notes):
-    """The lines of the report: the arms, and what checks gain at each temperature."""
+    """The lines of the report: the arms, and what checked workings gain at each temperature."""
     columns = {"base.reflection": "base checks", "zero.reflection": "Zero checks",
                "most_reflection": "most in a rollout", "base.mixing": "base mixes",
                "zero.mixing": "Zero mixes", "base.pass@1": "base", "zero.pass@1": "Zero",

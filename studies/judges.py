@@ -1,20 +1,22 @@
 """Should a judge think before its verdict?
 
-The paper: for mathematics, a reward model that reasons before its verdict is right in 98.5%
-of spot checks, one with a value head in 84.4% (Kimi k1.5 section 2.3.5). Both see the
-question, the reference answer and the response. RL uses the one that reasons.
+The paper: Kimi has two reward models for mathematics. One has a value head and is right in
+84.4% of spot checks. The other reasons before its verdict and is right in 98.5% (Kimi k1.5
+section 2.3.5). Both see the question, the reference answer and the response. RL uses the one
+that reasons.
 
     python r1mini.py study judges
 
-Answers come in forms that no comparison of texts sees through: 33, 25+8, 66/2, 三十三. Both
-judges start from the same kept base and learn from the same answers, half of them right:
+One number has several forms: 33, 25+8, 66/2, 三十三. A comparison of texts accepts only the
+first. Two judges are trained. They start from the same kept base, have as many steps, and
+learn from the same answers, half of them right. Two rules are not trained:
 
     value       a head with one output, which is read after the answer
-    reasoning   the judge works the answer out, compares, and says right or wrong
-    text        the answer has to be the reference, letter by letter
+    reasoning   the judge calculates the answer, compares, and says right or wrong
+    text        the answer must be equal to the reference, character by character
     rule        the exact rule, for comparison
 
-Then each of them rewards a short RL run of a policy that answers in these forms.
+Then each of the four rewards a short RL run of a policy that answers in these forms.
 """
 import random
 import re
@@ -40,15 +42,15 @@ from tools.study import load_kept
 from tools.tables import cell, table
 
 SEEDS = range(6)
-SETTINGS = "judge.steps=150", "judge.lr=2e-3", "judge.muon_lr=2e-3", "dev1.steps=40"
-SETTINGS += "zero.steps=20", "zero.objective=kimi"
-STAGES = "judge",
+SETTINGS = ("judge.steps=150", "judge.lr=2e-3", "judge.muon_lr=2e-3", "dev1.steps=40",
+            "zero.steps=20", "zero.objective=kimi")
+STAGES = ("judge",)
 ARMS = dict.fromkeys(("value", "reasoning", "text", "rule"), "")
 DIFFERENCES = {"reasoning_minus_value.accuracy": ("reasoning.accuracy", "value.accuracy"),
                "reasoning_minus_value.true": ("reasoning.true", "value.true")}
 FORMS = "plain", "sum", "quotient", "chinese"
 ANSWERS = 800        # test answers, evenly over forms, half of them right
-LONGEST = 24         # letters of an answer that a judge reads; a longer one is wrong
+LONGEST = 24         # characters of an answer that a judge reads; a longer one is wrong
 
 
 # ------------------------------------------------------------------------------
@@ -108,7 +110,8 @@ def _question_of(problem, answer):
 
 
 def _draw_case(rng, run, form=None, part="train"):
-    """(problem, answer, whether it is right): half of the answers are."""
+    """(problem, answer, whether it is right). Half of the answers are right. A wrong one differs
+    by 1 or 10."""
     problem = tasks.make_problem(rng, rng.choice(run.zero.levels), part)
     n, right = int(problem.answer), rng.random() < 0.5
     if not right:
@@ -117,15 +120,16 @@ def _draw_case(rng, run, form=None, part="train"):
 
 
 def _working_of(problem, answer):
-    """The reasoning of a judge: what the answer comes to, beside the reference."""
+    """The reasoning of a judge: the value of the answer, then the reference, then whether they
+    are the same."""
     value = _value_of(answer)
     same = "same" if value == int(problem.answer) else "wrong"
     return f"{answer}={value}\nreference {problem.answer}\n{same}"
 
 
 def _value_judge(folder, base, run):
-    """The judge with a head of one output, as a function of problems and answers that gives
-    probabilities."""
+    """The judge with a head of one output: a function (problems, answers) -> probabilities that
+    the answers are right."""
     def draw(rng):
         problem, answer, right = _draw_case(rng, run)
         tokens = tasks.encode_prompt(_question_of(problem, answer))
@@ -137,12 +141,12 @@ def _value_judge(folder, base, run):
     def judge(problems, answers):
         ids = [tasks.encode_prompt(_question_of(p, a)) for p, a in zip(problems, answers)]
         scores = judge_scores(model, ids, tasks.PAD_ID).sigmoid().tolist()
-        return [round(score, 2) for score in scores]  # noise must not become an advantage
+        return [round(score, 2) for score in scores]  # as r1mini.preference_reward does
     return judge
 
 
 def _reasoning_judge(folder, base, run):
-    """The judge that reasons, as a function of problems and answers that gives 1 or 0."""
+    """The judge that reasons: a function (problems, answers) -> 1.0 for right, 0.0 for wrong."""
     def draw(rng):
         problem, answer, right = _draw_case(rng, run)
         verdict = tasks.response(_working_of(problem, answer), "right" if right else "wrong")
@@ -171,7 +175,7 @@ def _make_judge(arm, folder, base):
 
 
 def _accuracy_of(judge, run):
-    """The share of test answers that a judge judges right, over all and by form."""
+    """The share of right verdicts on answers to test problems, over all forms and by form."""
     rng, cases = random.Random("test/judges"), []
     for i in range(ANSWERS):
         form = FORMS[i % len(FORMS)]
@@ -195,7 +199,8 @@ def _policy(base, run):
     rng, documents = random.Random(f"{run.seed}/forms"), []
     for _ in range(400):
         problem = draw_problem(rng, run, run.zero.levels)
-        thinking, n = tasks.write_working(problem, "checked", rng, check_chance=0.7)
+        thinking, n = tasks.write_working(problem, "checked", rng,
+                                          check_chance=run.corpus.check_chance)
         answer = _write_number(n, rng.choice(FORMS), rng)
         documents.append(tasks.dialogue(problem, tasks.response(thinking, answer)))
     policy = copy_model(base)
@@ -205,7 +210,8 @@ def _policy(base, run):
 
 
 def _reward_of(judge):
-    """A judge as a reward of RL. What cannot be parsed, or is too long, earns nothing."""
+    """A judge as a reward of RL. A response without an answer earns 0, and so does an answer that
+    is longer than LONGEST."""
     def reward(texts, problems):
         answers = [tasks.parse(text)[1] for text in texts]
         readable = [i for i, answer in enumerate(answers)
@@ -226,7 +232,8 @@ def _truth(text, problem):
 
 
 def _test(model, judge, run):
-    """The judge's reward and the truth, on test problems; and what fools the judge most often."""
+    """The judge's mean reward on test problems, the share of truly right answers, the share of
+    wrong answers that the judge accepts (it is fooled), and the most frequent of these."""
     problems = tasks.make_problems("test", run.eval.problems, run.zero.levels)
     asked = repeat_for_answers(problems, run.eval.fewer_samples)
     ids = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows, seed=1)
@@ -270,7 +277,8 @@ def page(rows, notes):
             for arm, name in NAMES.items()]
     lines = [*table(["judge", *columns.values()], body), ""]
     columns = {"before.judged": "judged right before", "before.true": "right before",
-               "judged": "judged right after RL", "true": "right after RL", "fooled": "fooled"}
+               "before.fooled": "fooled before", "judged": "judged right after RL",
+               "true": "right after RL", "fooled": "fooled after RL"}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines += [*table(["RL rewarded by", *columns.values()], body), ""]

@@ -1,22 +1,24 @@
 """Does a reward for short answers cost accuracy?
 
-The paper: the length of answers grows much in RL. Kimi k1.5 adds a length reward (section
-2.3.3): the shortest right answer of a group gets 0.5, the longest -0.5. It slows early
-training, so it acts only after a while. The paper gives neither its weight nor a comparison.
+The paper: answers become much longer in RL. Kimi k1.5 adds a length reward (section 2.3.3).
+The shortest answer of a group gets 0.5 and the longest -0.5; a wrong answer gets at most 0.
+The reward slows early training, so it acts only later. The paper does not publish its weight,
+and it does not compare with RL without it.
 
     python r1mini.py study length
 
-All arms start from the same kept base, with Kimi's objective and the same questions. So
-rewards are not divided by a group's standard deviation:
+All arms start from the same kept base, with Kimi's objective, which does not divide rewards
+by a group's standard deviation. The first three ask the same questions:
 
     none     no length reward
     start    the length reward from the first rollout
     half     the length reward from halfway (Kimi's warm-up)
-    live     no length reward. Twice as many problems are answered, and only groups whose
-             rewards differ are learnt from, as many as before
+    live     no length reward. Twice as many problems are answered. Only groups whose rewards
+             differ are learnt from, and at most as many groups as in the other arms
 
-The last is a control. With a length reward nearly all groups have answers of different
-rewards, so more of them teach something. Is that all that it does?
+The last arm is a control. With a length reward, the rewards of nearly all groups differ, so
+more groups are learnt from. Is this the only effect? The control generates twice as many
+tokens.
 """
 from statistics import fmean
 

@@ -1,22 +1,24 @@
 """How can long answers be made short again?
 
-The paper: four ways (Kimi k1.5 section 2.4). RL is best: on AIME 2024 its answers have 3,272
-tokens and are right in 60.8% of runs, where the long model has 63.3% (Figure 7).
+The paper: four ways (Kimi k1.5 section 2.4). RL is best. On AIME 2024, 60.8% of its answers
+are right, with 3,272 tokens on average (section 3.4). The long model has 63.3% with 4,199
+tokens (Figure 7).
 
     python r1mini.py study long2short
 
-The study has a base of its own. Half of its checked workings check every step, the others
-three in ten, so that a shorter answer is not only one without checks. All arms start from
-the long model, which is RL from this base:
+The study trains its own base. Half of the checked workings in its corpus check every step.
+The other half check a step with chance 0.3. So an answer can be shorter and still have
+checks. Seven models are tested:
 
-    long             the long model
+    long             the base after RL
     short            the base after SFT on short workings
     merge            the mean of the weights of long and short
-    shortest         long after SFT on its own shortest right answer of 8
+    shortest         long after SFT. To each problem it learns from the shortest right one of
+                     its own 8 answers
     merge_shortest   the same after merge, as in the paper's figure
-    dpo              long after DPO. The shortest right answer is chosen; wrong ones are
-                     rejected, and right ones that are at least 1.5 times as long
-    rl               long after more RL, with the length reward and room for fewer tokens
+    dpo              long after DPO. The shortest right answer is chosen. Longer wrong answers
+                     are rejected, and right ones that are more than 1.5 times as long
+    rl               long after more RL, with the length reward and a lower limit on tokens
 """
 import dataclasses
 import random
@@ -37,13 +39,13 @@ from tools.study import start_folder, test_numbers, train_in_memory
 from tools.tables import cell, table
 
 SEEDS = range(3)
-SETTINGS, STAGES = ("zero.objective=kimi", "dev1.steps=40", "eval.longer=1", "data.prompts=8"), (
-    "full_base", "long", "short")
+SETTINGS = "zero.objective=kimi", "dev1.steps=40", "eval.longer=1", "data.prompts=8"
+STAGES = "full_base", "long", "short"
 ARMS = dict.fromkeys(("long", "short", "merge", "shortest", "merge_shortest", "dpo", "rl"), "")
 CHECK_CHANCES = (0.3, 1.0)   # of a step, in the two lengths of checked working
 PROBLEMS, SAMPLES = 400, 8   # that a model answers to learn from itself
 DPO_BETA = 0.1
-LONGER = 1.5                 # times the length of the chosen answer; such answers are rejected
+LONGER = 1.5                 # times the chosen answer's length; right answers above are rejected
 RL_PHASE = {"steps": 16, "lr": 2e-4, "length_weight": 0.3, "max_new_tokens": 70}
 # Tokens and percent right in Kimi's Figure 7: MATH-500, AIME 2024. In that figure the shortest
 # answers are learnt from after the merge only.
@@ -128,14 +130,16 @@ def _after(model, s, examples, seed, **loss):
 @dataclass
 class Pair:
     """Two answers to one question, as DPO learns from them."""
-    tokens: list[int]   # question and chosen answer
-    worse: list[int]    # question and rejected answer
-    prompt: int         # tokens of the question
+    tokens: list[int]    # question and chosen answer
+    worse: list[int]     # question and rejected answer
+    prompt_length: int   # tokens of the question
 
 
 def _pairs_of(groups):
-    """The Pairs of answers sorted by length: the shortest right answer is chosen. Wrong ones are
-    rejected, and right ones that are LONGER."""
+    """The Pairs of answers sorted by length (Kimi k1.5 section 2.4). The shortest right answer is
+    chosen. Longer wrong ones are rejected, and right ones of more than LONGER times its length.
+
+    A shorter wrong answer makes no pair. It would teach that longer answers are better."""
     pairs = []
     for problem, answers in groups:
         right = [answer for answer, is_right in answers if is_right]
@@ -143,31 +147,34 @@ def _pairs_of(groups):
             continue
         chosen, question = right[0], tasks.encode_prompt(problem.question)
         for answer, is_right in answers:
-            if not is_right or len(answer) >= LONGER * len(chosen):
+            shortest_rejected = LONGER * len(chosen) if is_right else len(chosen)
+            if len(answer) > shortest_rejected:
                 pairs.append(Pair(question + chosen, question + answer, len(question)))
     return pairs
 
 
 def _dpo_loss(reference):
-    """DPO's loss (arXiv 2305.18290, eq 7): -log sigmoid(beta times how much more the policy prefers
-    the chosen answer than the reference does)."""
+    """DPO's loss (arXiv 2305.18290, eq 7): the mean over pairs of
+    -log sigmoid(beta (log ratio of the chosen answer - log ratio of the rejected answer))."""
     def log_ratio(model, sequences, pairs):
-        """log policy / reference of whole answers: (n,)."""
-        tokens = pad_right(sequences, tasks.PAD_ID, model.device)                  # (n, T)
-        place = torch.arange(tokens.size(1), device=tokens.device)
-        end = torch.tensor([len(ids) for ids in sequences], device=tokens.device).unsqueeze(1)
-        begin = torch.tensor([pair.prompt for pair in pairs], device=tokens.device).unsqueeze(1)
-        real, wanted = place < end, (place >= begin) & (place < end)
-        new, _ = logprobs(model, tokens, wanted, real)
+        """(n,) log policy / reference of whole answers."""
+        tokens = pad_right(sequences, tasks.PAD_ID, model.device)                        # (n, T)
+        column = torch.arange(tokens.size(1), device=tokens.device)                      # (T,)
+        begin = torch.tensor([[pair.prompt_length] for pair in pairs], device=tokens.device)
+        end = torch.tensor([[len(ids)] for ids in sequences], device=tokens.device)      # (n, 1)
+        real = column < end                                                              # (n, T)
+        in_answer = real & (column >= begin)                                             # (n, T)
+        new, _ = logprobs(model, tokens, in_answer, real)
         with torch.no_grad():
-            old, _ = logprobs(reference, tokens, wanted, real)
+            old, _ = logprobs(reference, tokens, in_answer, real)
         return (new - old).sum(1)
 
     def loss(model, pairs, step_pairs):
-        chosen = log_ratio(model, [pair.tokens for pair in pairs], pairs)
-        rejected = log_ratio(model, [pair.worse for pair in pairs], pairs)
-        value = -F.logsigmoid(DPO_BETA * (chosen - rejected)).sum() / len(step_pairs)
-        return value, value.detach()
+        chosen = log_ratio(model, [pair.tokens for pair in pairs], pairs)                # (n,)
+        rejected = log_ratio(model, [pair.worse for pair in pairs], pairs)               # (n,)
+        summed = -F.logsigmoid(DPO_BETA * (chosen - rejected)).sum()                     # eq 7
+        pass_loss = summed / len(step_pairs)
+        return pass_loss, pass_loss.detach()
     return loss
 
 
@@ -190,11 +197,15 @@ def _more_rl(model, run):
 def measure_arm(arm, folder):
     """The numbers of an arm on test."""
     run, (long, short) = folder.run, _start_models(folder, arm)
-    make = {"long": lambda: long, "short": lambda: short, "merge": lambda: _merge(long, short),
-            "shortest": lambda: _shortest(long, run),
-            "merge_shortest": lambda: _shortest(_merge(long, short), run),
-            "dpo": lambda: _dpo(long, run), "rl": lambda: _more_rl(long, run)}
-    return test_numbers(make[arm](), run)
+    make_model = {
+        "long": lambda: long,
+        "short": lambda: short,
+        "merge": lambda: _merge(long, short),
+        "shortest": lambda: _shortest(long, run),
+        "merge_shortest": lambda: _shortest(_merge(long, short), run),
+        "dpo": lambda: _dpo(long, run),
+        "rl": lambda: _more_rl(long, run)}
+    return test_numbers(make_model[arm](), run)
 
 
 def combine(numbers):

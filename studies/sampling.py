@@ -1,24 +1,27 @@
 """Which problems should RL ask, and may a long answer be written in parts?
 
-The paper: problems are drawn easy to hard, and in proportion to 1 - success rate (Kimi k1.5
-section 2.3.4). Uniform sampling and then only hard problems reaches 0.590 where uniform
-sampling has 0.553 (section 3.5, Figure 9). Long answers are written in parts, so that no
-rollout waits for them (section 2.6).
+The paper: RL asks easy problems first, and draws problems in proportion to 1 - success rate
+(Kimi k1.5 section 2.3.4). Uniform sampling throughout reaches 0.553; uniform sampling and
+then only hard problems reaches 0.590 (section 3.5, Figure 9, iteration 42). Long answers are
+written in parts, so that no rollout waits for them (section 2.6).
 
     python r1mini.py study sampling
 
 All arms start from the same kept base, with Kimi's objective. They ask problems of one pool,
 and stop at the same number of generated tokens:
 
-    uniform       problems of the pool, evenly
-    hard          evenly up to halfway, then only those with five or six operations
-    prioritized   in proportion to 1 - success rate. It begins with the base's, from eight
-                  answers (section 2.1), and is replaced when a problem is asked again
-    parts         uniform; an answer gets PART tokens in a rollout, and an unfinished one goes
-                  on in the next rollout, by the newer policy. A group waits for its last
-                  answer. Each token keeps the log-probability with which it was drawn
+    uniform       all problems of the pool are equally likely
+    hard          uniform up to half of the tokens, then only five and six operations
+    prioritized   in proportion to 1 - success rate. The first success rates are the base's,
+                  from eight answers to each problem (ten in section 2.1). Their tokens count.
+                  A rate is replaced when its problem is asked again
+    parts         uniform. An answer gets PART tokens in a rollout. In the next rollout the
+                  newer policy continues an unfinished answer. A group waits for its last
+                  answer. Each token keeps the log-probability with which it was drawn.
+                  Rollouts are smaller, so there are more updates
     parts_last    the same, but only the last part of an answer is learnt from
 """
+import heapq
 import random
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -29,7 +32,7 @@ import tasks
 from engine.devices import copy_model
 from engine.evaluate import evaluate
 from engine.optim import make_optimizers
-from engine.sampling import Samples, generate
+from engine.sampling import Samples, generate, pad_right
 from grpo import Rollout, advantages, improve
 from r1mini import draw_problem, make_task, rule_rewards
 from tools.compare import compare
@@ -39,10 +42,10 @@ from tools.tables import cell, table
 SEEDS = range(6)
 SETTINGS, STAGES = ("zero.objective=kimi", "eval.samples=8"), ()
 ARMS = {"uniform": "", "hard": "", "prioritized": "", "parts": "", "parts_last": ""}
-DIFFERENCES = {f"{arm}_minus_uniform.pass@1": (f"{arm}.pass@1", "uniform.pass@1")
-               for arm in ARMS if arm not in ("uniform", "prioritized")}
-DIFFERENCES["sampling.prioritized.minus_uniform.pass@1"] = "prioritized.pass@1", "uniform.pass@1"
+DIFFERENCES = {f"sampling.{arm}.minus_uniform.pass@1": (f"{arm}.pass@1", "uniform.pass@1")
+               for arm in ARMS if arm != "uniform"}
 POOL = 512            # problems, of the training part
+FIRST_ANSWERS = 8     # to each problem, for its first success rate
 TOKENS = 65           # of an answer, in Zero's run; the budget is as many for each of its answers
 PART = 48             # tokens that an answer gets in a rollout
 HARD = (5, 6)         # operations
@@ -60,12 +63,14 @@ class Pool:
         rng = random.Random(f"{run.seed}/pool")
         self.arm = arm
         self.problems = [draw_problem(rng, run, run.zero.levels) for _ in range(POOL)]
-        self.success = {}
+        self.success = {}  # {question: share of right answers}
+        self.tokens = 0    # generated for the first success rates
         if arm == "prioritized":
-            _, by_problem = evaluate(model, self.problems, 8, 1.0, 1.0,
-                                     run.zero.max_new_tokens, run.eval.rows)
+            means, by_problem = evaluate(model, self.problems, FIRST_ANSWERS, 1.0, 1.0,
+                                         run.zero.max_new_tokens, run.eval.rows)
+            self.tokens = round(means["length"] * POOL * FIRST_ANSWERS)
             for problem, r in zip(self.problems, by_problem):
-                self.success[problem.question] = r["right"] / 8
+                self.success[problem.question] = r["right"] / FIRST_ANSWERS
 
     def draw(self, rng, n, progress):
         """n different problems. progress: the share of the budget that is spent."""
@@ -80,7 +85,7 @@ class Pool:
         for i, problem in enumerate(problems):
             weight = max(FLOOR, 1 - self.success[problem.question])
             keys[i] = rng.random() ** (1 / weight)
-        return [problems[i] for i in sorted(keys, key=keys.get)[-n:]]
+        return [problems[i] for i in heapq.nlargest(n, keys, key=keys.get)]
 
     def update(self, problems, right):
         """Keeps the success rates of a rollout. right: (P, G), 1.0 for a right answer."""
@@ -122,21 +127,23 @@ def _write_on(model, answers, part, s, seed):
     return rows
 
 
-def _as_samples(answers, only_last):
+def _as_samples(answers, only_last, device):
     """The Samples of finished answers. only_last: earlier parts are read, but not learnt from."""
-    N, T = len(answers), max(len(answer.prompt) + len(answer.ids) for answer in answers)
-    samples = Samples(torch.full((N, T), tasks.PAD_ID), torch.zeros(N, T, dtype=torch.bool),
-                      torch.zeros(N, T), torch.tensor([answer.finished for answer in answers]))
+    tokens = pad_right([answer.prompt + answer.ids for answer in answers], tasks.PAD_ID)  # (N, T)
+    learnt = torch.zeros(tokens.shape, dtype=torch.bool)
+    logprobs = torch.zeros(tokens.shape)
     for i, answer in enumerate(answers):
-        begin, end = len(answer.prompt), len(answer.prompt) + len(answer.ids)
-        samples.tokens[i, :end] = torch.tensor(answer.prompt + answer.ids)
-        samples.logprobs[i, begin:end] = torch.tensor(answer.logprobs)
-        samples.answer[i, (end - answer.last_part if only_last else begin):end] = True
-    return samples
+        count = answer.last_part if only_last else len(answer.ids)
+        end = len(answer.prompt) + len(answer.ids)
+        learnt[i, end - count:end] = True
+        logprobs[i, end - count:end] = torch.tensor(answer.logprobs[-count:])
+    finished = torch.tensor([answer.finished for answer in answers])
+    return Samples(tokens.to(device), learnt.to(device), logprobs.to(device), finished.to(device))
 
 
-def _score(problems, answers, task, s, only_last):
-    """The Rollout of groups that are finished."""
+def _score(problems, answers, task, s, only_last, device):
+    """The Rollout of groups that are finished. problems: P. answers: N, the answers of a group
+    are neighbours."""
     problem_of_answer = [problem for problem in problems for _ in range(s.group_size)]
     texts = [task.decode(answer.ids) for answer in answers]
     parts, rewards = {}, 0.0
@@ -144,7 +151,7 @@ def _score(problems, answers, task, s, only_last):
         parts[name] = torch.tensor(reward(texts, problem_of_answer))
         rewards = rewards + weight * parts[name]
     rewards = rewards.view(len(problems), s.group_size)
-    return Rollout(problems, _as_samples(answers, only_last), texts, parts, rewards,
+    return Rollout(problems, _as_samples(answers, only_last, device), texts, parts, rewards,
                    advantages(rewards, s.normalize_std))
 
 
@@ -160,7 +167,8 @@ def measure_arm(arm, folder):
     optimizers, task = make_optimizers(model, s.lr), make_task(run, s, rule_rewards(s))
     pool, in_parts = Pool(arm, base, run), arm.startswith("parts")
     part = PART if in_parts else s.max_new_tokens
-    budget = s.steps * s.problems * s.group_size * TOKENS
+    # All arms generate as many tokens; of these, `budget` are for RL.
+    budget = s.steps * s.problems * s.group_size * TOKENS - pool.tokens
     groups, spent, rollouts, idle, kept_back = [], 0, 0, [], []
     while spent < budget:
         rng = random.Random(f"{run.seed}/rl/{rollouts}")
@@ -170,6 +178,7 @@ def measure_arm(arm, folder):
         rows = _write_on(model, [answer for _, answers in groups for answer in answers], part, s,
                         rng.getrandbits(60))
         lengths = [answer.last_part for answer in rows]
+        # A row idles from the end of its answer to the end of the longest one.
         idle.append(1 - sum(lengths) / (len(rows) * max(lengths)))
         # The schedule of the learning rate goes by tokens, so that it ends with the budget.
         step = int(s.steps * spent / budget)
@@ -184,7 +193,8 @@ def measure_arm(arm, folder):
         if done:
             problems = [problem for problem, _ in done]
             answers = [answer for _, group in done for answer in group]
-            rollout = _score(problems, answers, task, s, only_last=arm == "parts_last")
+            only_last = arm == "parts_last"
+            rollout = _score(problems, answers, task, s, only_last, model.device)
             right = rollout.reward_parts["accuracy"].view(len(problems), s.group_size)
             pool.update(problems, right)
             model.train()
@@ -192,19 +202,20 @@ def measure_arm(arm, folder):
         if rollouts % s.reference_every == 0:
             reference.load_state_dict(model.state_dict())
     return test_numbers(model, run) | {
-        "rollouts": rollouts, "tokens_generated": spent, "idle": fmean(idle),
+        "rollouts": rollouts, "tokens_generated": spent + pool.tokens, "idle": fmean(idle),
         "idle_late": fmean(idle[len(idle) // 2:]), "kept_back": fmean(kept_back)}
 
 
 NAMES = {"uniform": "uniform", "hard": "uniform, then hard ones",
-         "prioritized": "by 1 - success rate", "parts": "in parts, all tokens learnt from",
-         "parts_last": "in parts, the last one learnt from"}
+         "prioritized": "by 1 - success rate", "parts": "in parts, all of them learnt from",
+         "parts_last": "in parts, only the last one learnt from"}
 
 
 def page(rows, notes):
     """The lines of the report: the arms, and each against uniform."""
     columns = {"pass@1": "pass@1", "length": "tokens", "rollouts": "rollouts",
-               "idle": "share of idle rows", "idle_late": "in the second half",
+               "tokens_generated": "tokens generated", "idle": "share of idle rows",
+               "idle_late": "in the second half",
                "kept_back": "groups that wait for the next rollout"}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]

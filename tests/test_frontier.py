@@ -74,12 +74,79 @@ def test_frontier_moves_when_half_are_right():
 def test_frontier_bound():
     """The rule of three; and with k right answers a chance at which k or fewer have a probability
     of 5%, by adding up the binomial distribution."""
-    from math import comb
+    from math import exp, lgamma, log
     assert frontier._upper_bound(0, 10_000) == pytest.approx(2.9957 / 10_000, rel=1e-3)
-    for right, n in ((1, 10_000), (7, 10_000), (40, 2_000)):
+    for right, n in ((1, 10_000), (7, 10_000), (40, 2_000), (900, 100_000)):
         p = frontier._upper_bound(right, n)
-        below = sum(comb(n, k) * p ** k * (1 - p) ** (n - k) for k in range(right + 1))
+        below = sum(exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
+                        + k * log(p) + (n - k) * log(1 - p)) for k in range(right + 1))
         assert below == pytest.approx(0.05, abs=0.005)
+
+
+@pytest.fixture
+def further(monkeypatch, tmp_path):
+    """A function that returns (task, settings) with which an arm of frontier goes on after Zero.
+    The records given to it are those of its log."""
+    def run(name, records=()):
+        seen = []
+        monkeypatch.setattr(frontier.grpo, "train_rl",
+                            lambda m, task, s, *_: seen.append((task, s)) or [])
+        monkeypatch.setattr(frontier, "read_log", lambda _: [
+            {"kind": "further", "tokens": 1, "frontier": share} for share in records])
+        zero, trained = moe.Transformer(MICRO), []
+
+        def stage(name, model, loop, steps, watch):
+            trained.append(model)
+            list(loop(model, None))
+
+        folder = SimpleNamespace(path=tmp_path, run=resolve_settings("nano", []), stage=stage)
+        frontier._train_further(name, folder, zero)
+        assert trained[0] is not zero  # Zero is tested after its copy was trained
+        return seen[0]
+    return run
+
+
+def test_frontier_arms_draw_the_levels_that_they_say(further):
+    """Three rollouts of five have passed: the curriculum asks four levels up to nine. An earlier
+    step does not see the rollouts that came after it. The fixed arm asks three to six."""
+    rng, records = random.Random(0), (0.5, 0.6, 0.1, 0.9, 0.2)
+    for arm, of_step in (("curriculum", {0: range(3, 7), 2: range(5, 9), 5: range(6, 10)}),
+                         ("expert_iteration", {5: range(6, 10)}), ("fixed", {5: range(3, 7)})):
+        task, _ = further(arm, records)
+        for step, levels in of_step.items():
+            problems = task.draw(rng, 24, step)
+            assert sorted(p.level for p in problems) == [level for level in levels
+                                                         for _ in range(6)]
+            assert {tasks.part_of_problem(p.expression) for p in problems} == {"train"}
+
+
+def test_frontier_expert_iteration_imitates_right_answers_only(further):
+    """A wrong answer in the template has no higher reward than one without it. So in a group
+    without right answers nothing is imitated. The other arms reward the template."""
+    problem = tasks.make_problems("train", 1, (3,))[0]
+    texts = ["<think>1</think><answer>1000</answer>", "1000",
+             f"<think>1</think><answer>{problem.answer}</answer>"]
+
+    def rewards(arm):
+        task, s = further(arm)
+        parts = [(weight, reward(texts, [problem] * 3)) for weight, reward in task.rewards.values()]
+        return s, [sum(weight * values[i] for weight, values in parts) for i in range(3)]
+
+    s, of_texts = rewards("expert_iteration")
+    assert of_texts == [0.0, 0.0, 1.0]
+    assert (s.objective, s.normalize_std, s.beta) == ("rest", False, 0.0)
+    for arm in ("curriculum", "fixed"):
+        s, of_texts = rewards(arm)
+        assert of_texts[0] > of_texts[1] and s.objective == "grpo"
+
+
+def test_frontier_longest_problems_fit_into_the_model():
+    """The longest prompts and answers of a rollout and of a test fit into what nano reads."""
+    rng, longest = random.Random(0), frontier.FURTHER["max_new_tokens"]
+    drawn = [tasks.add_spaces(frontier._recurring(rng, frontier.LAST), rng) for _ in range(300)]
+    asked = frontier._problems("test", frontier.LAST + 4, 50)
+    for problem in (*drawn, *asked):
+        assert len(tasks.encode_prompt(problem.question)) + longest <= moe.NANO.max_seq_len
 
 
 def test_frontier_level_is_the_highest_with_half_right():
@@ -124,6 +191,7 @@ def test_limit_arms(arm):
     assert fixed["length1"] == raised["length1"] <= limit.LIMIT
     assert fixed["length2"] <= limit.LIMIT < raised["length2"] <= 2 * limit.LIMIT
     assert fixed["dev1"] == raised["dev1"]
+    assert fixed["generated"] < raised["generated"]
 
 
 def test_studies_share_a_start(tmp_path, monkeypatch):

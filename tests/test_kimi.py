@@ -12,6 +12,7 @@ import r1mini
 import tasks
 from studies import judges, kimi, length, long2short, sampling
 from tests.helpers import MICRO, equal_states, make_judge
+from tools import study
 from tools.settings import resolve_settings
 from tools.study import test_numbers as numbers_of
 from tools.study import train_in_memory
@@ -45,8 +46,62 @@ def test_kimi_rest_imitates_the_better_answers_only():
     assert torch.equal(new.grad, expected)
 
 
+FEW = ["zero.problems=2", "zero.group_size=2", "zero.steps=3", "zero.minibatches=1",
+       "zero.max_new_tokens=9", "zero.dev_every=1", "eval.problems=4", "eval.dev_problems=4",
+       "eval.samples=2", "eval.fewer_samples=1", "eval.longer=1", "data.prompts=1",
+       "dev1.steps=2", "dev1.documents=4"]
+
+
+def make_folder(path, module, arm):
+    """The folder of a tiny run of an arm of a study."""
+    settings = [*module.SETTINGS, *module.ARMS[arm].split(), *FEW]
+    run, options = study._resolve_run("micro", settings, 0, "", str(path), [])
+    return study.Folder(str(path), run, options, module.STAGES)
+
+
+def test_kimi_arms_change_what_they_say():
+    """Against its control, an arm changes the objective and what comes with it, or the optimizer,
+    or the start. All else is equal."""
+    zero = {arm: dataclasses.asdict(resolve_settings("nano", settings.split()).zero)
+            for arm, settings in kimi.ARMS.items()}
+    changed = {}
+    for arm, control in kimi.CONTROL.items():
+        changed[arm] = {key for key in zero[arm] if zero[arm][key] != zero[control][key]}
+    assert changed == {"kimi": {"objective", "normalize_std", "beta"}, "rest": {"objective"},
+                       "kimi_reset": {"reset_optimizers"}, "warm_grpo": set(),
+                       "warm_kimi": {"objective", "normalize_std", "beta"}}
+
+
+@pytest.mark.parametrize("arm", ["kimi_reset", "warm_kimi"])
+def test_kimi_counts_all_rollouts_if_the_goal_is_never_reached(tmp_path, monkeypatch, model, arm):
+    """A tiny run of all parts. A random model never reaches the goal, so it counts with all its
+    rollouts. The base is tested before the first rollout, so it reaches a goal of 0 at once."""
+    monkeypatch.setattr(kimi, "load_kept", lambda *_: model)
+    numbers = kimi.measure_arm(arm, make_folder(tmp_path / "never", kimi, arm))
+    assert numbers["rollouts_to_85"] == 3 and 0 <= numbers["clipped"] <= 1
+    assert {"pass@1", "length", "dev1"} <= set(numbers)
+    assert (tmp_path / "never" / "warm.pt").exists() == (arm == "warm_kimi")
+    monkeypatch.setattr(kimi, "GOAL", 0.0)
+    again = kimi.measure_arm(arm, make_folder(tmp_path / "never", kimi, arm))
+    assert again["rollouts_to_85"] == 0
+
+
 # -------------------------------------------------------------------------------------------------
 # length
+
+
+def test_length_arms_act_when_they_say(tmp_path, monkeypatch, model):
+    """By the settings: the reward acts from the first rollout, from halfway, or never; the control
+    answers twice as many problems, without it. A tiny run has numbers of every kind."""
+    settings = {arm: resolve_settings("nano", [*length.SETTINGS, *words.split()]).zero
+                for arm, words in length.ARMS.items()}
+    assert {(arm, s.length_weight, s.length_from, s.oversample) for arm, s in settings.items()} == {
+        ("none", 0.0, 0.0, 1), ("start", 0.3, 0.0, 1), ("half", 0.3, 0.5, 1),
+        ("live", 0.0, 0.0, 2)}
+    monkeypatch.setattr(length, "load_kept", lambda *_: model)
+    numbers = length.measure_arm("live", make_folder(tmp_path / "live", length, "live"))
+    assert {"pass@1", "length@3", "dev3", "equal_groups", "equal_groups_late"} <= set(numbers)
+    assert numbers["generated"] <= 3 * 2 * 2 * 2 * 9
 
 
 def test_length_ratio_and_numbers(model):
@@ -108,6 +163,8 @@ def test_sampling_of_hard_problems_and_without_repetition(model):
     assert {p.level for p in pool.draw(rng, 10, 0.5)} == {5, 6}
     pool = make_pool("prioritized", model)
     assert set(pool.success.values()) <= {i / 8 for i in range(9)}
+    assert 40 * 8 <= pool.tokens <= 40 * 8 * 9  # of a token at least and nine at most
+    assert pool.draw(rng, 0, 0.0) == []
     assert len({id(problem) for problem in pool.draw(rng, 40, 0.0)}) == 40
     first, second = pool.problems[:2]
     pool.update([first, second], torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
@@ -125,11 +182,13 @@ def test_sampling_in_parts_keeps_each_tokens_probability(model):
         written.append(len(sampling._write_on(model, answers, 4, s, seed)))
     assert written[0] == 6 and all(answer.is_done(10) for answer in answers)
     assert {len(answer.ids) for answer in answers if not answer.finished} == {10}
-    samples = sampling._as_samples(answers, only_last=False)
+    samples = sampling._as_samples(answers, only_last=False, device="cpu")
     new, _ = grpo.logprobs(model, samples.tokens, samples.answer)
     assert torch.allclose(new, samples.logprobs, atol=1e-4)
     assert samples.answers() == [answer.ids for answer in answers]
-    last = sampling._as_samples(answers, only_last=True)
+    last = sampling._as_samples(answers, only_last=True, device="cpu")
+    assert torch.equal(last.tokens, samples.tokens)
+    assert torch.equal(last.logprobs, samples.logprobs * last.answer)
     for i, answer in enumerate(answers):
         assert last.answers()[i] == answer.ids[-answer.last_part:]
         assert answer.last_part == (2 if len(answer.ids) > 8 else (len(answer.ids) - 1) % 4 + 1)
@@ -172,15 +231,16 @@ def test_long2short_merge_is_the_mean(model):
 
 
 def test_long2short_pairs():
-    """By hand: the shortest right answer is chosen. Wrong answers are rejected at any length, right
-    ones from 1.5 times its length."""
+    """By hand: the shortest right answer is chosen. Wrong answers are rejected if they are longer,
+    right ones if they are more than 1.5 times as long."""
     problem = tasks.make_problems("train", 1, (3,))[0]
-    answers = [([1, 1], False), ([2] * 4, True), ([3] * 5, True), ([4] * 6, True), ([5] * 9, False)]
+    answers = [([1, 1], False), ([2] * 4, True), ([3] * 4, False), ([4] * 5, False),
+               ([5] * 6, True), ([6] * 7, True), ([7] * 9, False)]
     pairs = long2short._pairs_of([(problem, answers), (problem, [([1], False)])])
     question = tasks.encode_prompt(problem.question)
     assert [pair.tokens for pair in pairs] == [question + [2] * 4] * 3
-    assert [pair.worse[len(question):] for pair in pairs] == [[1, 1], [4] * 6, [5] * 9]
-    assert {pair.prompt for pair in pairs} == {len(question)}
+    assert [pair.worse[len(question):] for pair in pairs] == [[4] * 5, [6] * 7, [7] * 9]
+    assert {pair.prompt_length for pair in pairs} == {len(question)}
 
 
 def test_long2short_dpo_loss_by_hand(model):

@@ -146,15 +146,15 @@ def test_study_once_measures_a_kind_once(tmp_path):
 
 
 def test_study_tested_takes_the_test_at_temperature_1(tmp_path):
-    """test_record() takes a stage's record on the set `test` at temperature 1, and refuses a run
-    without
-    one."""
+    """test_record() takes a stage's record on the set `test` at temperature 1, or at another one,
+    and refuses a run without one."""
     records = [{"kind": "test", "stage": stage, "set": part, "temperature": t, "pass@1": x}
                for stage, part, t, x in (("zero", "test", 0.6, 0.1), ("zero", "longer", 1.0, 0.2),
                                          ("zero", "test", 1.0, 0.3), ("r1", "test", 1.0, 0.4))]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [
         {"kind": "config"}, *records]))
     assert study.test_record(tmp_path, "zero")["pass@1"] == 0.3
+    assert study.test_record(tmp_path, "zero", 0.6)["pass@1"] == 0.1
     with pytest.raises(UserError, match="base is not finished"):
         study.test_record(tmp_path, "base")
 

@@ -1,9 +1,9 @@
-"""study: all runs behind a page of results/, one after the other. Finished runs are skipped.
+"""study: makes all runs behind a page of results/, one after the other. Skips finished runs.
 
     python r1mini.py study r1 --seeds 0 1 --threads 2
 
-Words after the name are --seeds, and options for each run. A study is a module of studies/. It has
-a part of these names:
+The words after the name are --seeds and options for each run. A study is a module of studies/. It
+has some of these names:
 
     SEEDS                 the default of --seeds; without it 0, 1, 2
     RUNS                  ordinary runs: (folder, or NAME=folder as report takes it; command)
@@ -17,13 +17,13 @@ a part of these names:
     ARMS                  {arm: its settings}, for a study that starts from the kept models. With it
                           come SETTINGS, STAGES and
         measure_arm(arm, folder)  returns {key: number, or a text for a note}
-    combine(numbers)      more numbers of a seed, made of those of its arms, {ARM.key: number}
+    combine(numbers)      returns more numbers of a seed. It is given {ARM.key: number} of all arms
     DIFFERENCES           {key: (key, key)}: summary.json gets the first number less the second,
                           paired by seed, with its 95% interval (tools/compare.py)
     page(metrics, notes)  returns the lines that are printed
 
-A finished arm is a line of results/NAME/runs.jsonl. It is not measured again, on whatever machine,
-while its settings and the kept models of its seed are the same.
+A finished arm is a line of results/NAME/runs.jsonl. It is measured again only if its settings or
+the kept models of its seed change. A change of the code is not noticed: then delete its lines.
 
 summary.json goes to results/NAME, or for another preset than nano to results/NAME-PRESET. The page
 results/NAME/README.md is written by hand; `report --pages` fills in its numbers.
@@ -173,8 +173,8 @@ def _resolve_run(preset, settings, seed, start, path, run_options):
 
 
 def _measure_arms(options, study, seed, run_options):
-    """The lines of runs.jsonl of one seed, one for each arm. An arm that has one is not measured
-    again."""
+    """The lines of runs.jsonl of one seed, one for each arm. An arm that has a line already is
+    not measured again."""
     path, lines = Path(_results_folder(options)) / "runs.jsonl", []
     for arm, settings in study.ARMS.items():
         folder_path = f"{_runs_prefix(options.preset)}{options.name}-{arm}-{seed}"
@@ -243,17 +243,17 @@ def measure_once(folder, kind, measure):
     return {key: value for key, value in record.items() if key != "kind"}
 
 
-def test_record(path, stage):
-    """The record of a stage's test in a run folder, on the test problems at temperature 1."""
-    for r in read_log(path):
-        if r["kind"] == "test" and r["stage"] == stage and r["set"] == "test" \
-                and r["temperature"] == 1.0:
-            return r
+def test_record(path, stage, temperature=1.0):
+    """The record of a stage's test in a run folder, on the test problems at a temperature."""
+    wanted = {"kind": "test", "stage": stage, "set": "test", "temperature": temperature}
+    for record in read_log(path):
+        if wanted.items() <= record.items():
+            return record
     raise UserError(f"{path}: {stage} is not finished, there is no test of it in its log")
 
 
 def start_folder(folder, arm, stages):
-    """The folder in which what all arms of a seed start from is trained, beside an arm's folder."""
+    """The folder of the models that all arms of a seed start from. It is beside an arm's folder."""
     path = folder.path.with_name(folder.path.name.replace(f"-{arm}-", "-start-"))
     return Folder(path, folder.run, folder.options, stages)
 
