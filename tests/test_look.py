@@ -490,24 +490,23 @@ def test_look_page_contrast(browser, address, scheme):
 
 
 def test_look_show_prints_a_group(capsys, tmp_path, monkeypatch):
-    """show prints 16 answers with rewards and advantages that are recomputed here; without the
-    kept models, of the workshop's base; without colours where nobody sees them."""
+    """show prints 16 answers of Base and of R1-Zero, each with its reward and its advantage, which
+    is worked out anew here. There are no colours where nobody sees them. A missing model is an
+    error."""
     assert cli.main(["show"]) == 0
-    texts = [capsys.readouterr().out]
-    monkeypatch.setattr(show, "KEPT", ())
-    assert cli.main(["show"]) == 0
-    texts.append(capsys.readouterr().out)
-    for text in texts:
-        assert "\x1b" not in text and "Base" in text
-        rows = [line.split()[:2] for line in text.splitlines()
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    _, base, zero = re.split(r"\n(?:Base|R1-Zero): mean reward ", out)
+    for group in (base, zero):
+        rows = [line.split()[:2] for line in group.splitlines()
                 if re.match(r"  ?-?\d\.\d\d  +[+-]\d", line)]
-        assert len(rows) % 16 == 0 and rows
-        rewards, printed = ([float(row[i]) for row in rows[:16]] for i in (0, 1))
+        assert len(rows) == 16
+        rewards, printed = ([float(row[i]) for row in rows] for i in (0, 1))
         expected = grpo.advantages(torch.tensor([rewards]))[0].tolist()
         assert printed == pytest.approx(expected, abs=0.01)
-    assert texts[1].count("advantage  answer") == 1
-    monkeypatch.setattr(show, "INSTEAD", "nowhere.pt")
-    assert "nowhere.pt is missing" in refused(["show"], capsys)
+        assert group.startswith(f"{sum(rewards) / 16:.2f}, std ")
+    monkeypatch.setattr(show, "KEPT", tmp_path)
+    assert "base.pt is missing" in refused(["show"], capsys)
 
 
 def test_look_show_cuts_the_middle():

@@ -83,34 +83,32 @@ def test_workshop_shrink_rounds_to_bfloat16(tmp_path, capsys):
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """A folder of kept models, in which zero and r1 are random micro models. student is missing,
-    and base is that of the workshop."""
-    monkeypatch.setattr(models, "KEPT", ROOT / "results" / "checkpoints" / "none")
-    paths = {name: tmp_path / f"{name}.pt" for name in ("zero", "r1")}
-    for seed, path in enumerate(paths.values()):
+    """The folder of the kept models. Here they are random micro models."""
+    monkeypatch.setattr(models, "KEPT", tmp_path)
+    for seed, name in enumerate(models.NAMES):
         torch.manual_seed(seed)
-        checkpoint.save(path, moe.Transformer(MICRO), preset="micro")
-    found = models.path_of
-    monkeypatch.setattr(models, "path_of", lambda name: paths.get(name) or found(name))
-    return paths
+        checkpoint.save(tmp_path / f"{name}.pt", moe.Transformer(MICRO), preset="micro")
+    return tmp_path
 
 
 def test_workshop_models_answer_a_question(kept, monkeypatch, capsys):
-    """Each kept model answers one question, with its verdict; a missing one gets a line that says
-    what to do. A sum may be written as people write it; its right answer is worked out here."""
+    """Each kept model answers one question, with its verdict. A sum may be written as people write
+    it; its right answer is worked out. A missing model is an error that says what to do."""
     monkeypatch.setattr(models, "LIMIT", 5)
     assert models.main(["25 - 7", "+9"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("Compute 25-7+9 (right: 27)\n")
-    assert re.search(r"\nstudent: \S+student.pt is missing: update .* python r1mini.py", out)
-    for name in ("base", "zero", "r1"):
+    for name in models.NAMES:
         assert re.search(rf"\n{name}, \d tokens, wrong\n    ", out)
     assert models.main(["what", "is", "this"]) == 2
     assert capsys.readouterr().err == "models: 'what is this' is no sum such as 25-7+9+6\n"
+    (kept / "student.pt").unlink()
+    assert models.main(["25-7"]) == 2
+    assert "student.pt is missing: git checkout" in capsys.readouterr().err
 
 
 def test_workshop_models_are_compared(kept, monkeypatch, capsys):
-    """The table has a row for each model that is there: what evaluate() says of it."""
+    """The table has a row for each model: what evaluate() says of it."""
     monkeypatch.setattr(models, "LIMIT", 5)
     monkeypatch.setattr(models, "LEVELS", (2,))
     assert models.main(["compare"]) == 0
@@ -133,7 +131,7 @@ def test_workshop_frontier_starts_from_zero(kept, tmp_path, monkeypatch):
     experiment = EXPERIMENTS["frontier"]
     measure.place_start(experiment)
     path = Path(measure.command(experiment)[2])
-    assert path.name == "base.pt" and path.read_bytes() == kept["zero"].read_bytes()
+    assert path.name == "base.pt" and path.read_bytes() == (kept / "zero.pt").read_bytes()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -417,10 +415,6 @@ def test_workshop_experiments_are_asked_and_answered():
 def test_workshop_experiments_show_their_main_result(name, tmp_path, monkeypatch):
     """Every experiment runs as a class runs it, and its curves end as its answer says."""
     monkeypatch.setattr(measure, "RUNS", str(tmp_path))
-    try:
-        models.path_of(EXPERIMENTS[name].model)
-    except UserError as error:
-        pytest.skip(str(error))
     record = measure.run(name, EXPERIMENTS[name])
     end = {key: list(writing.row(record, key).values())[-1]
            for key in (*record["dev"], *record["steps"])}
