@@ -1,4 +1,5 @@
-"""What happens beside training: dev scores, sample answers and advice; at the end, tests."""
+"""What happens beside training: dev scores, sample answers, advice, groups to look at; at the end,
+tests."""
 import random
 import time
 
