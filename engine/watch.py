@@ -1,5 +1,4 @@
-"""What happens beside training: dev scores, sample answers, advice, groups to look at; at the end,
-tests."""
+"""What happens beside training: dev scores, samples, advice, groups to look at. Then the tests."""
 import random
 import time
 
