@@ -202,6 +202,8 @@ def test_workshop_students_function_trains(name, tiny, capfd):
     assert measure.main(["try", "--mine", name, use.start]) == 0
     out = capfd.readouterr().out
     assert f"{name}: right\n" in out and "For the class:\nr1mini | mine " + name in out
+    # The row in which a reward with a hole shows.
+    assert use.start == "base" or "| accuracy, yours | " in out
     mine = [r for r in read_log(tiny / "try") if r["kind"] == use.start]
     mark.unlink()
     assert measure.main(["try", use.start, *use.settings.split()]) == 0
@@ -430,6 +432,20 @@ def test_workshop_experiments_show_their_main_result(name, tmp_path, monkeypatch
             "pad_is_eos": lambda: end["cut_off"] > 0.7 and end["pass@1"] == 0,
             "softmax_router": lambda: end["expert_load"] > 2.5,
             }.get(name, lambda: end["pass@1"] > 0.4)()
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in WORKSHOP.glob("*.md")))
+def test_workshop_commands_of_the_pages_are_understood(page, monkeypatch):
+    """Each command of r1mini.py on a page is one that the program accepts, and finds the kept
+    models that it starts from. Each script of the workshop that a page names is there."""
+    monkeypatch.chdir(ROOT)
+    text = (WORKSHOP / page).read_text("utf-8")
+    for words in re.findall(r"python r1mini\.py ([^`\n]+)", text):
+        options = cli.parse_arguments(words.split())
+        if "--from" in words:
+            cli._plan_run(options)
+    for script in re.findall(r"python (workshop/\S+?\.py)", text):
+        assert (ROOT / script).exists(), script
 
 
 # --------------------------------------------------------------------------------------------------
@@ -794,6 +810,8 @@ def test_workshop_notebook_runs(monkeypatch):
         assert CELLS[number]["outputs"] == outputs[number], number
     assert [cell["execution_count"] for cell in CELLS] == list(range(1, len(CELLS) + 1))
     assert all(cell["outputs"] for cell in CELLS[1:])
+    answers = "".join(CELLS[3]["outputs"][0]["text"])
+    assert [line.split()[0] for line in answers.splitlines()] == list(models.NAMES)
 
 
 def names_in(node, context):

@@ -6,7 +6,7 @@
 
     base      a model that has read people's sums, many of them wrong
     zero      R1-Zero: the base after RL
-    r1        R1: the base again, after four other stages
+    r1        R1: from the same base, after all stages of the recipe
     student   a smaller base; distillation starts from it
 
 `python r1mini.py chat results/checkpoints/0/r1.pt` is a conversation with one of them.
