@@ -1,4 +1,4 @@
-"""What happens beside training: dev scores, samples, advice, groups to look at. Then the tests."""
+"""What happens beside training: dev scores, sample answers and advice; at the end, tests."""
 import random
 import time
 
