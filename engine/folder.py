@@ -38,7 +38,7 @@ except ImportError:  # on Windows; there, only the log shows that two commands w
 LOCKS = {}  # {folder that this process writes: lock}; the system frees them when it ends
 PATIENCE = 10  # skipped updates in a row
 MARK = ".r1mini"  # the file that every run's folder has
-LOOK = "look.jsonl"
+LOOK = "look.jsonl"  # written by engine/look.py
 FILES = ("start", "data_file")  # the settings that name a file
 
 
@@ -389,7 +389,8 @@ class Folder:
             return {"log": file.tell(), "preset": self.run.preset}
 
     def cut(self, position, name="log.jsonl"):
-        """Shortens log.jsonl to so many bytes. What came after is done, and logged, again."""
+        """Shortens log.jsonl, or another file, to `position` bytes. What it held after them is
+        done, and logged, again."""
         if devices.is_main():
             with open(self.path / name, "r+b") as file:
                 shorter = position < file.seek(0, os.SEEK_END)
@@ -398,7 +399,8 @@ class Folder:
                 self.draw()
 
     def cut_look(self, stage, step):
-        """Removes from look.jsonl what a stage wrote after a step, and a torn last line."""
+        """Removes from look.jsonl what a stage wrote after a step, and a torn last line. -1 is
+        before the stage began."""
         if not (self.path / LOOK).exists():
             return
         position = 0
@@ -407,7 +409,7 @@ class Folder:
                 record = json.loads(line)
                 later = record["stage"] == stage and record["step"] > step
             except (ValueError, KeyError, TypeError):
-                later = False  # damaged: who reads the file skips this line
+                later = False  # damaged: engine/look.py skips this line
             if later or not line.endswith(b"\n"):
                 break
             position += len(line)

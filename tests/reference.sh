@@ -6,7 +6,7 @@
 # Run it for the code before and after a change, on one machine, then `diff -r BEFORE AFTER`.
 # OUT gets the logs (they have no clock in them) of three runs, each in one process of one thread:
 # all stages of the micro preset, 40 steps of nano's base, and 3 rollouts of Zero from
-# workshop/base.pt; and rollout.json, the token ids of Zero's first rollout.
+# results/checkpoints/0/base.pt; and rollout.json, the token ids of Zero's first rollout.
 set -e
 code=$(cd "$1" && pwd)
 here=$(cd "$(dirname "$0")" && pwd)
@@ -21,7 +21,7 @@ cd "$code"
 "$python" r1mini.py base $common --out "$work/base" --set base.steps=40 eval.problems=8 \
     eval.samples=2 eval.longer=1
 "$python" "$here/first_rollout.py" "$out/rollout.json" \
-    zero --from workshop/base.pt $common --out "$work/zero" \
+    zero --from results/checkpoints/0/base.pt $common --out "$work/zero" \
     --set zero.steps=3 zero.dev_every=3 eval.problems=8 eval.samples=2 eval.longer=1 data.prompts=1
 for run in micro base zero; do
     cp "$work/$run/log.jsonl" "$out/$run.jsonl"

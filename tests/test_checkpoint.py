@@ -105,11 +105,12 @@ def test_load_refuses_another_vocabulary(tmp_path, monkeypatch, change):
 
 
 def test_checkpoints_of_older_versions_load(tmp_path):
-    """workshop/base.pt loads, also without a fingerprint, as older versions wrote it."""
-    record = torch.load(ROOT / "workshop/base.pt", weights_only=True)
+    """The kept base loads, also without a fingerprint, as older versions wrote it."""
+    kept = ROOT / "results/checkpoints/0/base.pt"
+    record = torch.load(kept, weights_only=True)
     assert record.pop("vocabulary")
     torch.save(record, tmp_path / "old.pt")
-    for path in (ROOT / "workshop/base.pt", tmp_path / "old.pt"):
+    for path in (kept, tmp_path / "old.pt"):
         assert checkpoint.load(path)[0].config.vocab_size == tasks.VOCAB_SIZE
 
 

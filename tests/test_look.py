@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,6 +86,22 @@ def test_look_answers_keep_their_tokens():
     assert look.answer_ids([5, 6]) == [5, 6]
 
 
+def test_look_draws_with_the_same_numbers_at_each_step(recorded):
+    """A model that has not changed writes the same answers after each step; another seed of the run
+    gives others."""
+    model = checkpoint.load(recorded / "zero.pt")[0]
+    s, lines = grpo.RL(max_new_tokens=16), []
+    for seed in (0, 1):
+        folder = SimpleNamespace(run=r1mini.Run(seed=seed), path=recorded,
+                                 log=lambda record, _: lines.append(record))
+        recorder = look.Look(folder, "zero", s)
+        recorder(model, 0)
+        recorder(model, 2)
+    assert [line["step"] for line in lines] == [0, 2, 0, 2]
+    assert lines[0]["answers"] == lines[1]["answers"] != lines[2]["answers"]
+    assert len(lines[0]["answers"]) == s.group_size
+
+
 @pytest.mark.parametrize("killed", [1, 4])
 def test_look_goes_on_to_the_same_file(recorded, tmp_path, monkeypatch, killed):
     """A run that was killed after a step, with the last line torn, goes on to the same bytes."""
@@ -106,10 +123,12 @@ def test_look_goes_on_to_the_same_file(recorded, tmp_path, monkeypatch, killed):
 
 
 def test_look_file_may_be_damaged_or_deleted(recorded, tmp_path):
-    """Whatever is in look.jsonl, it is read without an error: lines that are none are left out."""
+    """Whatever is in look.jsonl, it is read without an error: lines that cannot be read are left
+    out."""
     assert look.read_look(tmp_path) == []
     lines = (recorded / "look.jsonl").read_text().splitlines()
-    (tmp_path / "look.jsonl").write_text("\n".join([lines[0], "[1]", "{", *lines[1:3]]))
+    no_numbers = '{"stage": "zero", "step": 1}'
+    (tmp_path / "look.jsonl").write_text("\n".join([lines[0], "[1]", "{", no_numbers, *lines[1:3]]))
     assert [g["step"] for g in look.read_look(tmp_path)] == [1]
 
 
@@ -131,23 +150,40 @@ def data_of(page):
     return json.loads(re.search('id="data">(.*?)</script>', page, re.DOTALL)[1])
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"overlong": 20}, {"length_weight": 1.0}, {"language_weight": 0.5}])
-def test_look_rewards_are_those_of_training(changes):
-    """Rewards and advantages of a group are those that make_rollout gives to the same answers."""
-    s = dataclasses.replace(grpo.RL(problems=1, max_new_tokens=30, format_weight=0.3), **changes)
-    problem = look.look_problem(r1mini.Run())
+@pytest.mark.parametrize("changes, step", [
+    ({}, 0), ({"overlong": 20}, 0), ({"length_weight": 1.0}, 0), ({"language_weight": 0.5}, 0),
+    ({"length_weight": 1.0, "length_from": 0.5}, 1),
+    ({"length_weight": 1.0, "length_from": 0.5}, 2),
+    ({"normalize_std": False}, 0)])
+def test_look_rewards_are_those_of_training(changes, step, monkeypatch):
+    """Rewards and advantages of a group on the page are those that make_rollout gives to the same
+    answers at this step."""
+    s = grpo.RL(problems=1, max_new_tokens=30, format_weight=0.3, steps=4)
+    s = dataclasses.replace(s, **changes)
+    run = dataclasses.replace(r1mini.Run(), zero=s)
+    problem = look.look_problem(run)
     right = tasks.response("check", problem.answer, summary="检查检查")
     texts = [right, right + " ", "", tasks.response("", 1), *["7 check"] * 12]
-    task = dataclasses.replace(r1mini.make_task(r1mini.Run(), s, r1mini.rule_rewards(s)),
+    task = dataclasses.replace(r1mini.make_task(run, s, r1mini.rule_rewards(s)),
                                draw=lambda *_: [problem], decode=lambda ids: rest.pop(0))
     rest = list(texts)
     model = page_of.checkpoint.load(micro_run() / "base.pt")[0]
-    rollout = grpo.make_rollout(model, task, s, random.Random(0))
-    lengths = [len(ids) for ids in rollout.samples.answers()]
-    parts = page_of.reward_parts(texts, problem, s, lengths, 0)
-    assert sum(parts.values()).tolist() == pytest.approx(rollout.rewards[0].tolist())
-    assert len(parts) == len(task.rewards) + bool(s.overlong) + bool(s.length_weight)
+    rollout = grpo.make_rollout(model, task, s, random.Random(0), step)
+    answers = rollout.samples.answers()
+    monkeypatch.setattr(page_of.tasks, "decode", dict(zip(map(tuple, answers), texts)).get)
+    # One text for each answer: the answers of random weights differ.
+    assert len(set(map(tuple, answers))) == len(answers)
+    ids = list(map(tuple, answers))
+    group = {"stage": "zero", "step": step + 1, "question": problem.question, "answers": ids,
+             "before": ids, "after": ids}
+    shown = page_of._groups(run, [group])["zero"][0]
+    rewards = [answer["reward"] for answer in shown["answers"]]
+    assert rewards == pytest.approx(rollout.rewards[0].tolist(), abs=1e-4)
+    advantages = [answer["advantage"] for answer in shown["answers"]]
+    assert advantages == pytest.approx(rollout.advantages[0].tolist(), abs=1e-4)
+    assert shown["mean"] == pytest.approx(float(rollout.rewards.mean()), abs=1e-4)
+    assert shown["std"] == pytest.approx(float(rollout.rewards.std()), abs=1e-4)
+    assert set(shown["answers"][0]["parts"]) == set(rollout.reward_parts)
 
 
 @pytest.mark.parametrize("changes", [{}, {"q_lora_rank": 0}])
@@ -184,6 +220,56 @@ def test_look_inside_is_what_the_model_computes():
             numbers = [page_of.LETTERS.index(x) / 63 for x in head]
             rows = [numbers[t * (t + 1) // 2:(t + 1) * (t + 2) // 2] for t in range(n)]
             assert all(sum(row) == pytest.approx(1, abs=0.01 * len(row) + 0.01) for row in rows)
+
+
+def test_look_experts_reads_are_counted_token_by_token():
+    """The shares of the experts are those of a count over each answer alone, without padding."""
+    run = page_of._run_of(read_log(micro_run())[0])
+    model = checkpoint.load(micro_run() / "r1.pt")[0].eval().requires_grad_(False)
+    problems = tasks.make_problems("dev", run.eval.dev_problems, run.zero.levels,
+                                   run.corpus.products)
+    prompts = [tasks.encode_prompt(problem.question) for problem in problems]
+    answers = page_of.generate(model, prompts, run.zero.max_new_tokens, tasks.END_ID,
+                               tasks.PAD_ID).answers()
+    with page_of.Probe(model) as probe:
+        tables = page_of._what_experts_read(model, probe, run)
+        counts = {layer: {} for layer in probe.experts}
+        for prompt, ids in zip(prompts, answers):
+            model(torch.tensor([prompt + ids]))
+            kinds = page_of._kinds_of_tokens(prompt, ids)
+            for layer, (_, chosen) in probe.experts.items():
+                for kind, experts in zip(kinds, chosen.tolist(), strict=True):
+                    for expert in experts:
+                        of_kind = counts[layer].setdefault(kind, {})
+                        of_kind[expert] = of_kind.get(expert, 0) + 1
+    tokens = tables.pop("tokens")
+    assert sum(tokens.values()) == sum(map(len, prompts + answers)) and set(tables) == set(counts)
+    for layer, table in tables.items():
+        for kind, shares in table.items():
+            expected = [counts[layer][kind].get(expert, 0) / tokens[kind]
+                        for expert in range(model.config.n_routed_experts)]
+            assert shares == pytest.approx(expected, abs=1e-3)
+
+
+def test_look_curves_and_loads_of_a_log():
+    """By hand: each curve has the numbers of its key, of steps and of dev apart; loads are turned
+    from layers of a step to steps of an expert."""
+    log = [{"kind": "dev", "stage": "zero", "step": 0, "samples": 8, "pass@1": 0.1, "cons@8": 0.2,
+            "length": 30, "reflection": 0.3, "mixing": None},
+           {"kind": "zero", "step": 1, "accuracy": 0.4, "length": 31, "reflection": 0.5,
+            "mixing": 0.6, "entropy": 0.7, "dead_groups": 0.8, "loads": [[1, 2, 3], [4, 5, 6]]},
+           {"kind": "dev", "stage": "base", "step": 9, "samples": 8, "pass@1": 0.9},
+           {"kind": "zero", "step": 2, "accuracy": 0.5, "loads": [[7, 8, 9], [1, 1, 1]]}]
+    assert page_of._curves(log, "zero") == {
+        "accuracy": {"train": [[1, 0.4], [2, 0.5]], "dev": [[0, 0.1]]},
+        "majority": {"train": [], "dev": [[0, 0.2]]},
+        "length": {"train": [[1, 31]], "dev": [[0, 30]]},
+        "checks": {"train": [[1, 0.5]], "dev": [[0, 0.3]]},
+        "mixing": {"train": [[1, 0.6]], "dev": []},
+        "entropy": {"train": [[1, 0.7]], "dev": []}, "dead": {"train": [[1, 0.8]], "dev": []}}
+    run = SimpleNamespace(model=SimpleNamespace(n_layers=3, n_dense_layers=1))
+    assert page_of._loads(log, run) == {"zero": {"steps": [1, 2], "layers": [
+        [[1, 7], [2, 8], [3, 9]], [[4, 1], [5, 1], [6, 1]]]}}
 
 
 def test_look_kinds_of_tokens():
@@ -426,6 +512,9 @@ def test_look_page_inside(browser, address):
     assert float(shown.rstrip("%")) == pytest.approx(100 * probability, abs=0.6)
     assert len(browser.find_elements("css selector", "#experts .on")) == len(
         answer["experts"]) * (1 + data["inside"]["chosen"])
+    looks = browser.execute_script("return attentionOf(data.inside.answers[0], 0, 1, arguments[0])",
+                                   position)
+    assert len(looks) == position + 1 and sum(looks) == pytest.approx(1, abs=0.01 * len(looks))
 
 
 def test_look_page_is_quiet(browser, address):
@@ -490,24 +579,23 @@ def test_look_page_contrast(browser, address, scheme):
 
 
 def test_look_show_prints_a_group(capsys, tmp_path, monkeypatch):
-    """show prints 16 answers with rewards and advantages that are recomputed here; without the
-    kept models, of the workshop's base; without colours where nobody sees them."""
+    """show prints 16 answers of Base and of R1-Zero, each with its reward and its advantage, which
+    is worked out anew here. There are no colours where nobody sees them. A missing model is an
+    error."""
     assert cli.main(["show"]) == 0
-    texts = [capsys.readouterr().out]
-    monkeypatch.setattr(show, "KEPT", ())
-    assert cli.main(["show"]) == 0
-    texts.append(capsys.readouterr().out)
-    for text in texts:
-        assert "\x1b" not in text and "Base" in text
-        rows = [line.split()[:2] for line in text.splitlines()
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    _, base, zero = re.split(r"\n(?:Base|R1-Zero): mean reward ", out)
+    for group in (base, zero):
+        rows = [line.split()[:2] for line in group.splitlines()
                 if re.match(r"  ?-?\d\.\d\d  +[+-]\d", line)]
-        assert len(rows) % 16 == 0 and rows
-        rewards, printed = ([float(row[i]) for row in rows[:16]] for i in (0, 1))
+        assert len(rows) == 16
+        rewards, printed = ([float(row[i]) for row in rows] for i in (0, 1))
         expected = grpo.advantages(torch.tensor([rewards]))[0].tolist()
         assert printed == pytest.approx(expected, abs=0.01)
-    assert texts[1].count("advantage  answer") == 1
-    monkeypatch.setattr(show, "INSTEAD", "nowhere.pt")
-    assert "nowhere.pt is missing" in refused(["show"], capsys)
+        assert float(group.partition(",")[0]) == pytest.approx(sum(rewards) / 16, abs=0.006)
+    monkeypatch.setattr(show, "KEPT", tmp_path)
+    assert "base.pt is missing" in refused(["show"], capsys)
 
 
 def test_look_show_cuts_the_middle():

@@ -83,34 +83,32 @@ def test_workshop_shrink_rounds_to_bfloat16(tmp_path, capsys):
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """A folder of kept models, in which zero and r1 are random micro models. student is missing,
-    and base is that of the workshop."""
-    monkeypatch.setattr(models, "KEPT", ROOT / "results" / "checkpoints" / "none")
-    paths = {name: tmp_path / f"{name}.pt" for name in ("zero", "r1")}
-    for seed, path in enumerate(paths.values()):
+    """The folder of the kept models. Here they are random micro models."""
+    monkeypatch.setattr(models, "KEPT", tmp_path)
+    for seed, name in enumerate(models.NAMES):
         torch.manual_seed(seed)
-        checkpoint.save(path, moe.Transformer(MICRO), preset="micro")
-    found = models.path_of
-    monkeypatch.setattr(models, "path_of", lambda name: paths.get(name) or found(name))
-    return paths
+        checkpoint.save(tmp_path / f"{name}.pt", moe.Transformer(MICRO), preset="micro")
+    return tmp_path
 
 
 def test_workshop_models_answer_a_question(kept, monkeypatch, capsys):
-    """Each kept model answers one question, with its verdict; a missing one gets a line that says
-    what to do. A sum may be written as people write it; its right answer is worked out here."""
+    """Each kept model answers one question, with its verdict. A sum may be written as people write
+    it; its right answer is worked out. A missing model is an error that says what to do."""
     monkeypatch.setattr(models, "LIMIT", 5)
     assert models.main(["25 - 7", "+9"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("Compute 25-7+9 (right: 27)\n")
-    assert re.search(r"\nstudent: \S+student.pt is missing: update .* python r1mini.py", out)
-    for name in ("base", "zero", "r1"):
+    for name in models.NAMES:
         assert re.search(rf"\n{name}, \d tokens, wrong\n    ", out)
     assert models.main(["what", "is", "this"]) == 2
     assert capsys.readouterr().err == "models: 'what is this' is no sum such as 25-7+9+6\n"
+    (kept / "student.pt").unlink()
+    assert models.main(["25-7"]) == 2
+    assert "student.pt is missing: git checkout" in capsys.readouterr().err
 
 
 def test_workshop_models_are_compared(kept, monkeypatch, capsys):
-    """The table has a row for each model that is there: what evaluate() says of it."""
+    """The table has a row for each model: what evaluate() says of it."""
     monkeypatch.setattr(models, "LIMIT", 5)
     monkeypatch.setattr(models, "LEVELS", (2,))
     assert models.main(["compare"]) == 0
@@ -133,7 +131,7 @@ def test_workshop_frontier_starts_from_zero(kept, tmp_path, monkeypatch):
     experiment = EXPERIMENTS["frontier"]
     measure.place_start(experiment)
     path = Path(measure.command(experiment)[2])
-    assert path.name == "base.pt" and path.read_bytes() == kept["zero"].read_bytes()
+    assert path.name == "base.pt" and path.read_bytes() == (kept / "zero.pt").read_bytes()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -204,6 +202,8 @@ def test_workshop_students_function_trains(name, tiny, capfd):
     assert measure.main(["try", "--mine", name, use.start]) == 0
     out = capfd.readouterr().out
     assert f"{name}: right\n" in out and "For the class:\nr1mini | mine " + name in out
+    # The row in which a reward with a hole shows.
+    assert use.start == "base" or "| accuracy, yours | " in out
     mine = [r for r in read_log(tiny / "try") if r["kind"] == use.start]
     mark.unlink()
     assert measure.main(["try", use.start, *use.settings.split()]) == 0
@@ -417,10 +417,6 @@ def test_workshop_experiments_are_asked_and_answered():
 def test_workshop_experiments_show_their_main_result(name, tmp_path, monkeypatch):
     """Every experiment runs as a class runs it, and its curves end as its answer says."""
     monkeypatch.setattr(measure, "RUNS", str(tmp_path))
-    try:
-        models.path_of(EXPERIMENTS[name].model)
-    except UserError as error:
-        pytest.skip(str(error))
     record = measure.run(name, EXPERIMENTS[name])
     end = {key: list(writing.row(record, key).values())[-1]
            for key in (*record["dev"], *record["steps"])}
@@ -436,6 +432,20 @@ def test_workshop_experiments_show_their_main_result(name, tmp_path, monkeypatch
             "pad_is_eos": lambda: end["cut_off"] > 0.7 and end["pass@1"] == 0,
             "softmax_router": lambda: end["expert_load"] > 2.5,
             }.get(name, lambda: end["pass@1"] > 0.4)()
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in WORKSHOP.glob("*.md")))
+def test_workshop_commands_of_the_pages_are_understood(page, monkeypatch):
+    """Each command of r1mini.py on a page is one that the program accepts, and finds the kept
+    models that it starts from. Each script of the workshop that a page names is there."""
+    monkeypatch.chdir(ROOT)
+    text = (WORKSHOP / page).read_text("utf-8")
+    for words in re.findall(r"python r1mini\.py ([^`\n]+)", text):
+        options = cli.parse_arguments(words.split())
+        if "--from" in words:
+            cli._plan_run(options)
+    for script in re.findall(r"python (workshop/\S+?\.py)", text):
+        assert (ROOT / script).exists(), script
 
 
 # --------------------------------------------------------------------------------------------------
@@ -800,6 +810,8 @@ def test_workshop_notebook_runs(monkeypatch):
         assert CELLS[number]["outputs"] == outputs[number], number
     assert [cell["execution_count"] for cell in CELLS] == list(range(1, len(CELLS) + 1))
     assert all(cell["outputs"] for cell in CELLS[1:])
+    answers = "".join(CELLS[3]["outputs"][0]["text"])
+    assert [line.split()[0] for line in answers.splitlines()] == list(models.NAMES)
 
 
 def names_in(node, context):

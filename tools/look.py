@@ -2,19 +2,18 @@
 
     python r1mini.py look runs/nano     writes runs/nano/look.html
 
-The page is tools/look.html, one file with its styles and scripts. It fetches nothing. This module
-makes what the page shows, one JSON object (all token texts are in `vocabulary`, by id):
+The page is one file, made from tools/look.html, and fetches nothing. This module makes the JSON
+object that it shows (`vocabulary` has the text of each token id):
 
     groups    {stage: [group]} from look.jsonl: 16 answers, token by token, before and after an
               update, with their rewards and advantages
     curves    {stage: {curve: [[step, value]]}} from log.jsonl
     prompts   the same questions, answered by each stage, from log.jsonl
     loads     {stage: {"steps", "layers"}}: each expert's load over the mean, from log.jsonl
-    inside    two answers of the final checkpoint: likeliest next tokens, experts, attention
+    inside    two answers of the last model: likeliest next tokens, experts, attention
     rules     what the rewards in the page need to know of tasks.py
 
-A page has at most LIMIT bytes. If a run has too many groups, each second one is left out, until the
-page is small enough.
+A page has at most LIMIT bytes. While it has more, every second group is left out.
 """
 import dataclasses
 import json
@@ -40,16 +39,17 @@ NAMES = {"base": "Base", "zero": "R1-Zero", "dev1": "Dev1", "dev2": "Dev2", "dev
          "r1": "R1", "student": "Student's base", "distill": "Distilled",
          "student_rl": "Student + RL", "distill_rl": "Distilled + RL",
          "distill_logits": "Distilled (logits)", "student_rl_no_format": "Student + RL, no format"}
-FINAL = ("r1", "dev3", "dev2", "dev1", "zero", "base")  # the last that there is, is looked into
+FINAL = ("r1", "dev3", "dev2", "dev1", "zero", "base")  # looked into: the first that there is
 # Curves: (key of a step's record, key of a record on dev). {} stands for the number of samples.
 CURVES = {"accuracy": ("accuracy", "pass@1"), "majority": (None, "cons@{}"),
           "length": ("length", "length"), "checks": ("reflection", "reflection"),
           "mixing": ("mixing", "mixing"), "entropy": ("entropy", None),
           "dead": ("dead_groups", None)}
-LOAD_POINTS = 30        # columns of a stage in the picture of the experts' load
+LOAD_POINTS = 30        # a stage has 30 to 60 columns in the picture of the experts' load
 LIKELIEST = 5           # next tokens that are shown
-MOST_WEIGHTS = 400_000  # attention weights of one answer; above, the mean over the heads is shown
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"  # weights 0 to 1
+MOST_WEIGHTS = 400_000  # attention weights of one answer; of more, the mean over heads is shown
+# An attention weight, rounded to 1/63, is one letter.
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 # What a token is, for the table of what each expert reads.
 KINDS = ("question", "operand", "sign", "=", "result", "check", "ok", "tag", "other")
 
@@ -89,7 +89,7 @@ def _make_page(folder, log):
     }
     while True:
         text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-        # "<" cannot end the script element that holds the data.
+        # Escape "<": no text of the data can then end the script element that holds it.
         page = template.replace("@DATA@", text.replace("<", "\\u003c"))
         if len(page.encode()) <= LIMIT or not any(map(len, data["groups"].values())):
             return page
@@ -141,7 +141,8 @@ def _groups(run, recorded):
 
 
 def _group_for_page(run, group, s):
-    """One group for the page: its answers with rewards and advantages, as training gives them."""
+    """One group for the page: its answers with the rewards and advantages that training would give
+    them."""
     problem = look_problem(run)
     if group["question"] != problem.question:
         raise UserError("look.jsonl was written by another version of r1mini: delete it, and the "
@@ -161,7 +162,7 @@ def _group_for_page(run, group, s):
 
 
 def reward_parts(texts, problem, s, lengths, step):
-    """{reward: (G,), its weight included} of the answers of one group to a problem, as in
+    """{reward: (G,), with its weight} of the answers of one group to a problem, as in
     grpo.make_rollout. lengths: of the answers, in tokens. step: rollouts before this one."""
     parts = {name: weight * torch.tensor(reward(texts, [problem] * len(texts)))
              for name, (weight, reward) in r1mini.rule_rewards(s).items()}
@@ -211,8 +212,8 @@ def _prompts(log):
 
 
 def _loads(log, run):
-    """{stage: {"steps", "layers"}} of stages that have experts. layers[l][e] are the loads of an
-    expert at these steps, over the mean of its layer. MTP's experts are left out."""
+    """{stage: {"steps", "layers"}}. layers[l][e] is the load of expert e of layer l at these steps,
+    divided by the mean load of the layer. MTP's experts are left out."""
     n_layers, loads = run.model.n_layers - run.model.n_dense_layers, {}
     for stage in FINAL[::-1]:
         records = [r for r in log if r["kind"] == stage and r.get("loads")]
@@ -266,13 +267,15 @@ class Probe:
 
 
 def _attention_weights(mla: MLA, x, rotation):
-    """What MLA's fused kernel does not show: the weights (B, H, T, T) of causal attention."""
+    """The weights (B, H, T, T) of causal attention, which MLA's fused kernel does not return
+    (DeepSeek-V2 eq 37-47)."""
     q = mla.wq_b(mla.q_norm(mla.wq_a(x).float())) if mla.compresses_queries else mla.wq(x)
-    q_nope, q_rope = q.unflatten(-1, (mla.heads, -1)).split((mla.nope_dim, mla.rope_dim), -1)
+    q = q.unflatten(-1, (mla.heads, -1))                                      # (B, T, H, D + R)
+    q_nope, q_rope = q.split((mla.nope_dim, mla.rope_dim), -1)
     latent, k_rope = mla.wkv_a(x).split((mla.rank, mla.rope_dim), -1)
     kv = mla.wkv_b(mla.kv_norm(latent.float())).unflatten(-1, (mla.heads, -1))
-    k_nope = kv[..., :mla.nope_dim]
-    k_rope = rotate(k_rope.unsqueeze(2), rotation)[:, :, 0]
+    k_nope = kv[..., :mla.nope_dim]                                           # (B, T, H, D)
+    k_rope = rotate(k_rope.unsqueeze(2), rotation)[:, :, 0]                   # (B, T, R), shared
     score = torch.einsum("bthd,bshd->bhts", q_nope, k_nope)
     score = score + torch.einsum("bthr,bsr->bhts", rotate(q_rope, rotation), k_rope)
     score = score * mla.scale
@@ -281,8 +284,8 @@ def _attention_weights(mla: MLA, x, rotation):
 
 @torch.no_grad()
 def _inside(folder, run):
-    """Two answers of the final checkpoint, seen from inside, and what each expert reads; None
-    without a checkpoint."""
+    """What the last model computes while it writes two answers, and which tokens each expert reads.
+    None if no stage is finished."""
     stage = next((name for name in FINAL if (folder / f"{name}.pt").exists()), None)
     if stage is None:
         return None
@@ -299,13 +302,14 @@ def _inside(folder, run):
         return {"stage": stage, "experts": model.config.n_routed_experts,
                 "chosen": model.config.n_activated_experts,
                 "layers": model.config.n_layers, "dense": model.config.n_dense_layers,
-                "shared": model.config.n_shared_experts,
+                "shared": model.config.n_shared_experts, "letters": LETTERS,
                 "answers": [_trace(model, probe, problem, run) for problem in problems],
                 "reads": _what_experts_read(model, probe, run)}
 
 
 def _trace(model, probe, problem, run):
-    """One answer, the likeliest at each token: what the model computes at each of its tokens."""
+    """What the model computes at each token of a question and its answer. At each token of the
+    answer it writes the likeliest."""
     prompt = tasks.encode_prompt(problem.question)
     samples = generate(model, [prompt], run.zero.max_new_tokens, tasks.END_ID, tasks.PAD_ID, 0.0)
     ids = prompt + samples.answers()[0]
@@ -324,15 +328,15 @@ def _trace(model, probe, problem, run):
 
 
 def _letters(weights):
-    """Attention weights (T, T) of one head as a text: row after row up to the diagonal, a letter a
-    weight."""
-    numbers = (63 * weights).round().int().tolist()
-    return "".join(LETTERS[x] for t, row in enumerate(numbers) for x in row[:t + 1])
+    """Attention weights (T, T) of one head as a text: row after row up to the diagonal, one letter
+    for each weight."""
+    indices = (63 * weights).round().int().tolist()
+    return "".join(LETTERS[x] for t, row in enumerate(indices) for x in row[:t + 1])
 
 
 def _what_experts_read(model, probe, run):
-    """{layer: {kind of token: [share of these tokens that each expert gets]}} over answers to dev
-    problems; "tokens" has the number of tokens of each kind."""
+    """{layer: {kind: [for each expert, the share of the tokens of this kind that it reads]}}, over
+    answers to dev problems at temperature 1. "tokens" has the number of tokens of each kind."""
     problems = tasks.make_problems("dev", run.eval.dev_problems, run.zero.levels,
                                    run.corpus.products)
     prompts = prompts_of(problems)

@@ -3,7 +3,7 @@
     python r1mini.py show
 
 The base and R1-Zero, both from the repository, answer one question 16 times. Beside each answer
-stand its reward and its advantage.
+stand its reward and its advantage. The question is held-out; nothing is trained.
 """
 import os
 import random
@@ -21,16 +21,16 @@ from grpo import advantages
 from tools.look import NAMES, reward_parts
 
 ROOT = Path(__file__).parent.parent
-KEPT = ("results/checkpoints/0/base.pt", "results/checkpoints/0/zero.pt")
-INSTEAD = "workshop/base.pt"  # where the others are not there
+KEPT = ROOT / "results" / "checkpoints" / "0"  # of seed 0
 GREEN, RED, GREY, BOLD = 32, 31, 90, 1  # ANSI colours
 
 
 def main(options):
     """Prints a group of answers of each model. Returns the exit code."""
-    paths = [ROOT / name for name in KEPT if (ROOT / name).exists()] or [ROOT / INSTEAD]
-    if not paths[0].exists():
-        raise UserError(f"{paths[0]} is missing: show needs a model of the repository's")
+    paths = [KEPT / f"{stage}.pt" for stage in ("base", "zero")]
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} is missing: git checkout results/checkpoints brings it back")
     problem = tasks.make_problem(random.Random("show"), 4, "test", "en")
     print(f"{_paint(problem.question, BOLD)}     right: {problem.answer}")
     for path in paths:
@@ -55,15 +55,16 @@ def _show_group(name, model, problem):
         print("All rewards are equal, so every advantage is 0: this group teaches nothing.")
     print(_paint("reward  advantage  answer", GREY))
     width = max(20, shutil.get_terminal_size().columns - 19)
-    for text, reward, advantage in zip(texts, rewards, advantages(rewards.unsqueeze(0))[0]):
+    group_advantages = advantages(rewards.unsqueeze(0), s.normalize_std)[0]         # (G,)
+    for text, reward, advantage in zip(texts, rewards, group_advantages):
         colour = GREEN if advantage > 0 else RED if advantage < 0 else GREY
         numbers = f"{reward:6.2f}  {_paint(f'{advantage:+9.2f}', colour)}  "
         print(numbers + _paint(_cut(text.replace("\n", " "), width), colour))
 
 
 def _cut(text, width):
-    """A text without its middle, if it would fill more than so many columns. A Chinese character
-    fills two."""
+    """The text. If it fills more than `width` columns, its middle is left out. A Chinese character
+    fills two columns."""
     def columns(letters):
         return sum(2 if unicodedata.east_asian_width(x) in "FW" else 1 for x in letters)
 
@@ -76,7 +77,7 @@ def _cut(text, width):
 
 
 def _paint(text, colour):
-    """A text in a colour, where a terminal shows colours and nobody has said NO_COLOR."""
+    """The text in a colour, if stdout is a terminal and NO_COLOR is not set."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"\x1b[{colour}m{text}\x1b[0m"

@@ -1,15 +1,15 @@
 """Runs the workshop's experiments.
 
-    python workshop/measure.py short_pays        this experiment
+    python workshop/measure.py short_pays        an experiment of experiments.py
     python workshop/measure.py try zero zero.lr=1e-3           RL with this setting
     python workshop/measure.py try --mine advantage zero       RL with your own function
     python workshop/measure.py copy              a copy of the code, for you to edit
     python workshop/measure.py try --copy base   pretraining by your copy of the code
     python workshop/measure.py plain --seed 7    another seed, for the class's pool (pool.py)
 
-Each prints a table that compares the run with the plain run, and ends with a line for
-pool.py. `base` is pretraining from random weights, `zero` is RL from the kept base. Runs go
-into runs/workshop/NAME, copies into workshop/mine/. Nothing else is written.
+Each run prints a table beside the kept plain run (seed 0), and ends with a line for pool.py.
+`base` is pretraining from random weights, `zero` is RL from the kept base. Runs go into
+runs/workshop/NAME, copies into workshop/mine/. Nothing else is written.
 
 For those who maintain the workshop:
 
@@ -151,7 +151,7 @@ def take_option(words, option):
         return None, words
     i = words.index(option)
     if i + 1 == len(words):
-        raise UserError(f"{option}: a word is missing behind it")
+        raise UserError(f"{option}: its value is missing")
     return words[i + 1], words[:i] + words[i + 2:]
 
 
@@ -179,7 +179,7 @@ def is_usable(exercise):
     if sentence.endswith("not written yet"):
         raise UserError(f"write it first: {copies.MINE / exercise}.py")
     if not is_right:
-        print("The run goes on with it all the same: see what it does.")
+        print("The run uses it all the same: see what it does.")
 
 
 def try_settings(words):

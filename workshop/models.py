@@ -6,8 +6,8 @@
 
     base      a model that has read people's sums, many of them wrong
     zero      R1-Zero: the base after RL
-    r1        R1: four more stages
-    student   a smaller base, which distillation begins with
+    r1        R1: from the same base, after all stages of the recipe
+    student   a smaller base; distillation starts from it
 
 `python r1mini.py chat results/checkpoints/0/r1.pt` is a conversation with one of them.
 """
@@ -16,8 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-WORKSHOP = Path(__file__).resolve().parent
-ROOT = WORKSHOP.parent
+ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import tasks
 from engine import checkpoint
@@ -35,11 +34,8 @@ SHOWS = {"pass@1": "right", "length": "tokens", "reflection": "checks", "mixing"
 def path_of(name):
     """The file of a kept model. UserError if it is missing."""
     path = KEPT / f"{name}.pt"
-    if name == "base" and not path.exists():
-        path = WORKSHOP / "base.pt"  # the same model, from before the others were kept
     if not path.exists():
-        raise UserError(f"{path.relative_to(ROOT)} is missing: update the repository, or train it: "
-                        "python r1mini.py")
+        raise UserError(f"{path} is missing: git checkout results/checkpoints brings it back")
     return path
 
 
@@ -48,21 +44,9 @@ def load(name):
     return checkpoint.load(path_of(name))[0]
 
 
-def kept_names():
-    """The names of the models that are there. Says which ones are not."""
-    found = []
-    for name in NAMES:
-        try:
-            path_of(name)
-            found.append(name)
-        except UserError as error:
-            print(f"{name}: {error}")
-    return found
-
-
 def make_question(text):
-    """The Problem of a user's text, such as 25-7+9, or of a held-out one if the text is
-    empty."""
+    """The Problem that a user's text asks, such as 25-7+9. Without a text, a held-out
+    Problem."""
     if not text:
         return tasks.make_problem(random.Random(), 4, "test", language="en")
     expression = re.sub(r"^compute|\s", "", text.lower())
@@ -77,7 +61,7 @@ def ask(text):
     problem = make_question(text)
     prompts, seed = prompts_of([problem]), random.getrandbits(30)
     print(f"{problem.question} (right: {problem.answer})")
-    for name in kept_names():
+    for name in NAMES:
         [ids] = sample_answers(load(name), prompts, LIMIT, rows=1, seed=seed)
         answer = tasks.decode(ids)
         verdict = "right" if tasks.accuracy(answer, problem) else "wrong"
@@ -88,7 +72,7 @@ def compare():
     """Prints a table of all models on dev problems, four answers to each at temperature 1."""
     problems = tasks.make_problems("dev", 48, LEVELS)
     print(f"{'':8}" + "".join(f"{word:>8}" for word in SHOWS.values()))
-    for name in kept_names():
+    for name in NAMES:
         means, _ = evaluate(load(name), problems, 4, 1.0, 1.0, LIMIT)
         cells = [f"{means[key]:8.0f}" if key == "length" else f"{means[key] or 0:8.0%}"
                  for key in SHOWS]

@@ -1,11 +1,10 @@
 """Makes a checkpoint half as large, so that it can be kept with the code.
 
-    python workshop/shrink.py runs/nano/base.pt workshop/base.pt
+    python workshop/shrink.py runs/nano/base.pt small.pt
 
-The weights are rounded to bfloat16, which keeps float32's range and 8 bits of its
-fraction. checkpoint.load turns them into float32 again, so training goes on in full
-precision. workshop/base.pt was made in this way from the base of `python r1mini.py
-base` with seed 0.
+The weights are rounded to bfloat16, which has float32's range and 8 significant bits
+instead of 24. checkpoint.load turns them into float32 again, so training goes on in full
+precision. The models in results/checkpoints were made in this way.
 """
 import sys
 from pathlib import Path
