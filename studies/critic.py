@@ -368,10 +368,10 @@ NAMES = {"grpo": "GRPO", "gae1": "PPO, lambda 1", "gae095": "PPO, lambda 0.95"}
 def page(rows, notes):
     """The lines of the report: the arms, their curves on dev, the advantages of corrected steps,
     and each arm against GRPO."""
-    columns = {"pass@1": "pass@1", "reaches_85": "seeds that reach 85% on dev",
-               "rollouts_to_85": "their rollouts to 85%", "tokens_to_85": "their tokens to 85%",
-               "rollouts": "rollouts",
-               "length": "tokens an answer", "seconds": "seconds a rollout",
+    columns = {"pass@1": "pass@1", "reaches_85": "share of seeds that reach 85% on dev",
+               "rollouts_to_85": "rollouts until then", "tokens_to_85": "tokens until then",
+               "rollouts": "rollouts in all", "length": "tokens an answer",
+               "seconds": "seconds a rollout",
                "mb.weights": "weights, MB", "mb.optimizer": "optimizer, MB",
                "mb.activations": "activations, MB",
                "explained": "variance explained by the values"}
