@@ -1,22 +1,30 @@
 """How much of a difference does the bias of the router make?
 
-The papers: V3 balances its experts with a bias that only chooses (V3 section 2.1.2), not with
-a loss that pulls on what is learnt. At 1B parameters, the bias in place of the loss lowers
-MaxVio from 0.72 to 0.04 and perplexity from 9.56 to 9.50 (arXiv 2408.15664, Table 2).
+The papers: V3 balances its experts with a bias that is used only to choose them, and that no
+gradient reaches (V3 section 2.1.2). A loss that balances has a gradient, which disturbs what is
+learnt. At 1B parameters, the bias in place of a loss lowers MaxVio from 0.72 to 0.04 and
+perplexity from 9.56 to 9.50 (arXiv 2408.15664, Table 2). In V3's own comparison, also at 1B, the
+validation loss is 2.258 with the sequence-wise loss and 2.253 with the bias (section 4.5.3).
 
     python r1mini.py study balance
 
 A base of nano in three arms, from the same weights and on the same documents:
 
     none         nothing balances the experts
-    auxiliary    V3's sequence-wise loss alone (V3 eq 17-20), with the weight of the 1B model
-    bias         the bias alone, at V3's speed
+    auxiliary    V3's sequence-wise loss alone (V3 eq 17-20), with alpha 0.001 as in that Table 2
+    bias         the bias alone, with V3's gamma of 0.001
 
-MaxVio = (load of the busiest expert - mean load) / mean load, the mean over layers. It is 0
-if all experts have as much, and 3 if two of eight have all. Once it is of fresh documents
-together (MaxVio_global), once of each training step. What experts learn is the mutual
-information of a token's kind (digit, sign, word, ...) and its expert: 0 bits if every expert
-gets the same mix of kinds.
+V3 itself has the bias and this loss, with alpha 0.0001. Here a "sequence" of the loss is a packed
+row.
+
+    MaxVio = (load of the busiest expert - mean load) / mean load        (2408.15664, eq 4)
+
+We report its mean over the layers. It is 0 if all experts have equal loads, and 3 if two of eight
+experts have all tokens. It is measured on fresh documents taken together, as MaxVio_global in the
+paper, and on each training step.
+
+What experts learn is measured by the mutual information of a token's kind (digit, sign, word, ...)
+and its expert. It is 0 bits if every expert gets the same mix of kinds.
 """
 import random
 from collections import Counter
@@ -41,8 +49,8 @@ ARMS = {"none": "model.balance_alpha=0 model.bias_speed=0",
 PAIRS = (("auxiliary", "none"), ("bias", "none"), ("bias", "auxiliary"))
 DIFFERENCES = {f"balance.{arm}_minus_{other}.{key}": (f"{arm}.{key}", f"{other}.{key}")
                for arm, other in PAIRS for key in ("loss", "pass@1", "maxvio", "information")}
-LAST = 100       # steps that loss and MaxVio of training are means of
-DOCUMENTS = 400  # fresh ones, about 18,000 tokens
+LAST = 100       # the last steps of training, for the means of loss and MaxVio
+DOCUMENTS = 400  # fresh documents, about 18,000 tokens
 
 KINDS = ("digit", "sign", "English", "Chinese", "special", "other")
 
@@ -62,11 +70,12 @@ def _kind_of(token_id):
 
 @torch.no_grad()
 def _count_choices(model, rows):
-    """[Counter of (expert, kind of token)] for each mixture, over the real tokens of rows."""
-    choices = []  # (N, K) of each mixture
+    """For each mixture, a Counter of (expert, kind of token) over the real tokens of rows."""
+    choices = []  # expert_ids_NK of each mixture
 
     def keep(router, inputs, outputs):
-        choices.append(outputs[2])
+        _, _, expert_ids_NK = outputs
+        choices.append(expert_ids_NK)
 
     mixtures = [layer.ffn for layer in model.layers if isinstance(layer.ffn, moe.MoE)]
     hooks = [mixture.router.register_forward_hook(keep) for mixture in mixtures]
@@ -78,49 +87,51 @@ def _count_choices(model, rows):
     kinds = [_kind_of(i) for i in tokens[document > 0].tolist()]
     counts = []
     for expert_ids_NK in choices:
-        experts = expert_ids_NK[document.flatten() > 0].tolist()
-        counts.append(Counter((expert, kind) for of_token, kind in zip(experts, kinds)
-                              for expert in of_token))
+        count = Counter()
+        for expert_ids, kind in zip(expert_ids_NK[document.flatten() > 0].tolist(), kinds):
+            count.update((expert, kind) for expert in expert_ids)
+        counts.append(count)
     return counts
 
 
 def _max_violation(loads):
-    """MaxVio of the loads of a mixture (arXiv 2408.15664, eq 4)."""
+    """MaxVio of the loads of a mixture's experts (arXiv 2408.15664, eq 4)."""
     return max(loads) / fmean(loads) - 1
 
 
 def _information(counts):
-    """The mutual information of expert and kind, in bits."""
-    of_expert, of_kind, total = Counter(), Counter(), sum(counts.values())
+    """The mutual information of expert and kind in bits: the sum over both of
+    p(expert, kind) log2 (p(expert, kind) / (p(expert) p(kind)))."""
+    count_of_expert, count_of_kind, total = Counter(), Counter(), counts.total()
     for (expert, kind), n in counts.items():
-        of_expert[expert] += n
-        of_kind[kind] += n
-    return sum(n / total * log2(n * total / (of_expert[expert] * of_kind[kind]))
+        count_of_expert[expert] += n
+        count_of_kind[kind] += n
+    return sum(n / total * log2(n * total / (count_of_expert[expert] * count_of_kind[kind]))
                for (expert, kind), n in counts.items())
 
 
 def _favourites(counts, n_experts):
-    """What each expert takes more of than the others, as text: "0 digit 1.8x, ..." says that
-    digits are 1.8 times as frequent among expert 0's tokens as among all."""
-    of_kind, total = Counter(), sum(counts.values())
+    """The kind that each expert prefers, as text. "0 digit 1.8x, ..." says that digits are 1.8
+    times as frequent among expert 0's tokens as among all tokens."""
+    count_of_kind, total = Counter(), counts.total()
     for (_, kind), n in counts.items():
-        of_kind[kind] += n
+        count_of_kind[kind] += n
     words = []
     for expert in range(n_experts):
         load = sum(counts[expert, kind] for kind in KINDS)
         if load == 0:
             words.append(f"{expert} idle")
             continue
-        times = {kind: counts[expert, kind] / load / (of_kind[kind] / total)
-                 for kind in KINDS if of_kind[kind]}
-        kind = max(times, key=times.get)
-        words.append(f"{expert} {kind} {times[kind]:.1f}x")
+        ratios = {kind: counts[expert, kind] / load / (count_of_kind[kind] / total)
+                  for kind in KINDS if count_of_kind[kind]}
+        favourite = max(ratios, key=ratios.get)
+        words.append(f"{expert} {favourite} {ratios[favourite]:.1f}x")
     return ", ".join(words)
 
 
 def measure_arm(arm, folder):
-    """The numbers of an arm: of its last training steps, on fresh documents, and on test."""
-    run, E = folder.run, folder.run.model.n_routed_experts
+    """The numbers of an arm: in its last training steps, on fresh documents, and on test."""
+    run = folder.run
     torch.manual_seed(run.seed)
     model = folder.place(moe.Transformer(run.model))
 
@@ -129,21 +140,23 @@ def measure_arm(arm, folder):
 
     records = [record for record, _ in tqdm(train(model, run.base, draw, run.seed), arm,
                                             run.base.steps)]
-    last, mixtures = records[-LAST:], run.model.n_layers - run.model.n_dense_layers
-    numbers = {"loss": fmean(r["loss"] for r in last),  # the last of loads is MTP's
+    last = records[-LAST:]
+    mixtures = run.model.n_layers - run.model.n_dense_layers  # a step has their loads, then MTP's
+    numbers = {"loss": fmean(r["loss"] for r in last),  # of the next token alone
                "maxvio_batch": fmean(_max_violation(loads) for r in last
                                      for loads in r["loads"][:mixtures])}
 
     rng = random.Random(f"{run.seed}/balance")
-    counts = _count_choices(model, pack([draw(rng) for _ in range(DOCUMENTS)],
-                                        run.base.row_tokens))
-    loads = [[sum(of_layer[expert, kind] for kind in KINDS) for expert in range(E)]
-             for of_layer in counts]
-    numbers |= {"maxvio": fmean(map(_max_violation, loads)),
-                "idle": fmean(sum(x < 0.1 * fmean(of_layer) for x in of_layer)
-                              for of_layer in loads),
+    fresh = [draw(rng) for _ in range(DOCUMENTS)]
+    counts = _count_choices(model, pack(fresh, run.base.row_tokens))
+    experts = range(run.model.n_routed_experts)
+    loads_of_layer = [[sum(count[expert, kind] for kind in KINDS) for expert in experts]
+                      for count in counts]
+    numbers |= {"maxvio": fmean(map(_max_violation, loads_of_layer)),
+                "idle": fmean(sum(load < 0.1 * fmean(loads) for load in loads)
+                              for loads in loads_of_layer),
                 "information": fmean(map(_information, counts)),
-                "experts": _favourites(counts[-1], E)}
+                "experts": _favourites(counts[-1], len(experts))}
     return numbers | {"pass@1": test_numbers(model, run)["pass@1"]}
 
 
@@ -155,7 +168,8 @@ def combine(numbers):
 def page(rows, notes):
     """The lines of the report: the arms, their differences, and what experts learn."""
     columns = {"loss": "loss", "pass@1": "pass@1", "maxvio": "MaxVio, fresh documents",
-               "maxvio_batch": "MaxVio, a step", "idle": "experts under a tenth of the mean",
+               "maxvio_batch": "MaxVio, a step",
+               "idle": "experts with less than a tenth of the mean load",
                "information": "bits of a token's kind in its expert"}
     body = [[arm, *(cell(rows, f"{arm}.{key}") for key in columns)] for arm in ARMS]
     lines = [*table(["arm", *columns.values()], body), ""]

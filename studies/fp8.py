@@ -1,26 +1,31 @@
 """Does FP8 cost anything?
 
-The paper: all three products of a linear layer in FP8 (E4M3). Activations have a scale for
-each 1x128 tile, weights for each 128x128 block. The loss differs from bfloat16's by less
-than 0.25% (V3 section 3.3 and Appendix B.1, 16B and 230B parameters).
+The paper: a linear layer computes its three products in FP8 (E4M3). Activations have one
+scale for each 1x128 tile, weights one for each 128x128 block (V3 section 3.3.2). The loss
+differs from bfloat16's by less than 0.25%, at 16B and 230B parameters (V3 Appendix B.1).
 
     python r1mini.py study fp8
 
-Numbers are rounded to E4M3 and multiplied in float32. So this shows what rounding does, not
-what it saves. Sums are in float32; V3 adds up there what a tensor core adds up in 14 bits.
-
     products    errors of single products at the sizes of `laptop` and `node`
     float32     a base of nano
-    passes      the same in passes of half the size. Only the order of sums differs, so this
-                control shows how far rounding errors of float32 drive two bases apart
-    bfloat16    the same, products and attention in bfloat16
-    fp8         the same, linear layers in FP8, with tiles of 1x16 and blocks of 16x16, since
-                nano is 64 wide
-    four_bits   Zero, tested with weights in FP8 and in 4 bits
+    passes      float32 in passes of half the size. Only the order of sums differs. This control
+                shows how far float32's own rounding errors drive two bases apart
+    bfloat16    products and attention in bfloat16
+    fp8         linear layers in FP8. Tiles are 1x16 and blocks 16x16, since nano is 64 wide
+    four_bits   Zero, tested with its weights in FP8 and in 4 bits
 
-Loss is the mean of the last 100 steps, whose documents were never read before. All arms of a
-seed start from the same weights and read the same documents. All are tested with float32
-products.
+Loss is the mean over the last 100 steps, whose documents were never read before. It is computed
+with the arm's own rounding. All bases of a seed start from the same weights and read the same
+documents. All models are tested with float32 products.
+
+What differs from V3:
+- Numbers are rounded to E4M3 and then multiplied in float32. So this study shows what rounding
+  costs, not what FP8 saves.
+- Sums are in float32. V3's tensor cores keep about 14 bits of a sum, so V3 moves it to float32
+  after every 128 terms.
+- All other operations are in float32, so FP8 is compared with float32. V3 computes them in
+  bfloat16 or float32, and compares FP8 with bfloat16.
+- The input of W_O is E4M3 (V3: E5M6), and no scale is rounded to a power of 2 (V3: some are).
 """
 import dataclasses
 import random
@@ -71,8 +76,8 @@ def _round_four_bits(x, columns):
 
 def _tiles_of(x, rows, columns):
     """x (.., R, C) as tiles (.., R/rows, rows, C/columns, columns), and the largest magnitude of
-    each. It is at least 1e-30, for tiles of zeros. The kernel.py of V3, which only reads, has
-    1e-4; gradients are smaller than that."""
+    each. It is at least 1e-30, since a tile of zeros would have the scale 0. V3's kernel.py takes
+    1e-4. It only serves inference, and many gradients are smaller than that."""
     R, C = x.shape[-2:]
     x = F.pad(x, (0, -C % columns, 0, -R % rows))
     tiles = x.unflatten(-1, (x.size(-1) // columns, columns))
@@ -81,7 +86,7 @@ def _tiles_of(x, rows, columns):
 
 
 def _untile(tiles, like):
-    """Undoes _tiles_of."""
+    """Undoes _tiles_of: gives the tiles the shape of the tensor `like`."""
     R, C = like.shape[-2:]
     return tiles.flatten(-2).flatten(-3, -2)[..., :R, :C]
 
@@ -91,24 +96,24 @@ def _untile(tiles, like):
 
 
 class Product(torch.autograd.Function):
-    """x (M, C) times w (D, C) transposed: (M, D). All three products of a linear layer are of
-    rounded numbers (V3 section 3.3.1)."""
+    """y = x w^T, with x (M, C), w (D, C) and y (M, D). This product and the two of its gradients
+    multiply rounded numbers (V3 section 3.3.1)."""
 
     @staticmethod
     def forward(ctx, x, w, tile):
-        """x in 1 x tile tiles, w in tile x tile blocks."""
+        """Rounds x in 1 x tile tiles, and w in tile x tile blocks (V3 section 3.3.2)."""
         x, w = _round_e4m3(x, 1, tile), _round_e4m3(w, tile, tile)
         ctx.save_for_backward(x, w)  # activations are kept in FP8
         ctx.tile = tile
-        return x @ w.T
+        return x @ w.T                                                         # (M, D)
 
     @staticmethod
     def backward(ctx, dy):
-        """The sum for dw runs over tokens, and so do its tiles. x is rounded a second time
-        (V3 section 3.5.2)."""
+        """A tile lies along the axis that a product sums over. For dw that is the tokens, so x,
+        which is rounded already, is rounded again (V3 section 3.5.2)."""
         x, w = ctx.saved_tensors
-        dx = _round_e4m3(dy, 1, ctx.tile) @ w
-        dw = _round_e4m3(dy, ctx.tile, 1).T @ _round_e4m3(x, ctx.tile, 1)
+        dx = _round_e4m3(dy, 1, ctx.tile) @ w                                  # (M, C)
+        dw = _round_e4m3(dy, ctx.tile, 1).T @ _round_e4m3(x, ctx.tile, 1)      # (D, C)
         return dx, dw, None
 
 
@@ -130,7 +135,10 @@ class MLP(moe.MLP):
 
 
 class Experts(moe.Experts):
-    """Routed experts, one after the other: no tile has tokens of two experts."""
+    """Routed experts, one after the other. So no tile has tokens of two experts."""
+
+    # moe.Experts.forward would not call products() on devices without a grouped product.
+    forward = moe.Experts.forward_grouped
 
     def products(self, x_MC, counts_E):
         """Rows that are sorted by expert -> (M, C)."""
@@ -148,14 +156,14 @@ REPLACED = {nn.Linear: Linear, moe.MLP: MLP, moe.Experts: Experts}
 
 
 def _linear_layers(model):
-    """All modules of the kinds that V3 computes in FP8. Embedding, head, router, norms and
-    attention between tokens are none of these (V3 section 3.3.1)."""
+    """The modules that V3 computes in FP8. Embedding, head, router, norms and attention between
+    tokens are not among them (V3 section 3.3.1)."""
     return [m for m in model.modules() if type(m) in REPLACED and m is not model.head]
 
 
 def _replace_products(model, product):
-    """Changes the classes of the linear layers, in place: they call product(x (M, C), w (D, C))
-    -> (M, D). The weights that the optimizer moves stay float32."""
+    """Changes the classes of the linear layers in place, and returns the model. They then call
+    product(x (M, C), w (D, C)) -> (M, D). The weights that the optimizer moves stay float32."""
     for module in _linear_layers(model):
         module.__class__, module.product = REPLACED[type(module)], product
     return model
@@ -164,35 +172,41 @@ def _replace_products(model, product):
 # ------------------------------------------------------------------------------
 # Errors of single products
 
-# Models of few layers, after a few steps on the corpus: one thread has to train them.
+# Few layers and few steps on the corpus, since one thread has to train these models.
 SIZES = {"laptop": {"n_layers": 3, "n_mtp_layers": 0}, "node": {"n_layers": 2, "n_mtp_layers": 0}}
-FEW = Train(steps=12, documents=12, lr=1e-3, muon_lr=0, warmup=2)
+SHORT = Train(steps=12, documents=12, lr=1e-3, muon_lr=0, warmup=2)
 
 
-def _whole(x):
-    """x with one scale."""
+def _round_with_one_scale(x):
+    """x as E4M3 keeps it, with one scale for the whole tensor."""
     return _round_e4m3(x, *x.shape[-2:])
 
 
-RULES = {  # {rule: the rounding of what is summed over columns, of weights}
-    "tensor": (_whole, _whole),
+def _round_bfloat16(x):
+    """x as bfloat16 keeps it."""
+    return x.bfloat16().float()
+
+
+RULES = {  # {rule: (the rounding of a matrix that is summed over its columns, that of weights)}
+    "tensor": (_round_with_one_scale, _round_with_one_scale),
     "tile": (lambda x: _round_e4m3(x, 1, TILE), lambda w: _round_e4m3(w, TILE, TILE)),
-    "bfloat16": (lambda x: x.bfloat16().float(),) * 2}
+    "bfloat16": (_round_bfloat16, _round_bfloat16)}
 
 
 class Measured(torch.autograd.Function):
-    """An exact product. It appends the errors of rounded ones, as (rule, product, error)."""
+    """The product y = x w^T in float32. Its backward pass appends the errors of rounded products
+    to the list `errors`, as (rule, product, error)."""
 
     @staticmethod
-    def forward(ctx, x, w, found):
-        """x (M, C), w (D, C) -> (M, D)"""
+    def forward(ctx, x, w, errors):
+        """x (M, C), w (D, C) -> y (M, D)"""
         ctx.save_for_backward(x, w)
-        ctx.found = found
+        ctx.errors = errors
         return x @ w.T
 
     @staticmethod
     def backward(ctx, dy):
-        """Measures the products y = x w^T, dx = dy w and dw = dy^T x."""
+        """Measures y = x w^T, dx = dy w and dw = dy^T x, beside float64."""
         x, w = ctx.saved_tensors
         x64, w64, dy64 = x.double(), w.double(), dy.double()
         exact = {"y": x64 @ w64.T, "dx": dy64 @ w64, "dw": dy64.T @ x64}
@@ -200,38 +214,44 @@ class Measured(torch.autograd.Function):
             x8, w8 = along_rows(x), in_blocks(w)
             x8_again = along_rows(x8.T).T  # the second rounding; with one scale it changes nothing
             rounded = {"y": x8 @ w8.T, "dx": along_rows(dy) @ w8, "dw": along_rows(dy.T) @ x8_again}
-            for name, y in exact.items():
-                error = rounded[name] - y
-                rows = y.norm(dim=1) > 0  # an expert may have no token that is learnt from
-                if rows.any():
-                    row_errors = error[rows].norm(dim=1) / y[rows].norm(dim=1)
-                    ctx.found.append((rule, name, float(error.norm() / y.norm())))
-                    ctx.found.append((rule, f"{name}.rows", float(row_errors.mean())))
+            for product, exact_product in exact.items():
+                error = rounded[product] - exact_product
+                norm_of_row = exact_product.norm(dim=1)
+                is_row_used = norm_of_row > 0  # dy is 0 where a token predicts nothing
+                if not is_row_used.any():
+                    continue  # no token of this expert predicts anything
+                error_of_row = error.norm(dim=1)[is_row_used] / norm_of_row[is_row_used]
+                ctx.errors.append((rule, product, float(error.norm() / exact_product.norm())))
+                ctx.errors.append((rule, f"{product}.rows", float(error_of_row.mean())))
         return dy @ w, dy.T @ x, None
 
 
 def _errors(preset, run):
-    """{RULE.PRODUCT: error} of a size, the mean over all linear layers of one backward pass. An
-    error is |rounded - exact| / |exact| in the Frobenius norm, and exact is float64's.
-    RULE.PRODUCT.rows is the mean of the errors of single rows, large and small ones alike."""
+    """{RULE.PRODUCT: error} of a size: the mean over all linear layers in one backward pass. The
+    error of a product is |rounded - exact| / |exact| in the Frobenius norm, where exact is
+    float64's. RULE.PRODUCT.rows is the mean of the errors of its rows, so that rows of small
+    numbers count as much as others."""
     torch.manual_seed(run.seed)
-    model, found = moe.Transformer(dataclasses.replace(PRESETS[preset], **SIZES[preset])), []
+    model = moe.Transformer(dataclasses.replace(PRESETS[preset], **SIZES[preset]))
+    measured = []  # (rule, product, error)
 
     def draw(rng):
         return tasks.make_document(rng, run.corpus)
 
-    for _ in tqdm(train(model, FEW, draw, run.seed), preset, FEW.steps):
+    for _ in tqdm(train(model, SHORT, draw, run.seed), preset, SHORT.steps):
         pass
 
     def measured_product(x, w):
-        return Measured.apply(x, w, found) if len(x) else x @ w.T  # no token, no error
+        if len(x) == 0:  # an expert without tokens has no error
+            return x @ w.T
+        return Measured.apply(x, w, measured)
 
     _replace_products(model, measured_product)
     rng = random.Random(f"{run.seed}/fp8")
-    rows = pack([draw(rng) for _ in range(FEW.documents)], FEW.row_tokens)
+    rows = pack([draw(rng) for _ in range(SHORT.documents)], SHORT.row_tokens)
     next_token_loss(model, rows, rows)[0].backward()
     errors = {}
-    for rule, product, error in found:
+    for rule, product, error in measured:
         errors.setdefault(f"{rule}.{product}", []).append(error)
     return {key: fmean(values) for key, values in errors.items()}
 
@@ -262,16 +282,16 @@ def measure_arm(arm, folder):
 
 
 def _test(model, run):
-    """pass@1 on test. The copy has the usual classes."""
-    model = copy_model(model)
+    """pass@1 on test, with float32 products."""
+    model = copy_model(model)  # the copy has the usual linear layers
     model.compute_dtype = torch.float32
     return {"pass@1": test_numbers(model, run)["pass@1"]}
 
 
 @torch.no_grad()
 def _test_low_bits(model, run):
-    """pass@1 of a model, of the same with the weights of its linear layers in FP8, and in 4 bits
-    with a scale for 16 weights of a row."""
+    """pass@1 of a model with its own weights, with the weights of its linear layers in FP8, and
+    with these in 4 bits, where 16 weights of a row share a scale."""
     numbers = {"zero.pass@1": _test(model, run)["pass@1"]}
     for key, rounding in (("fp8.pass@1", lambda w: _round_e4m3(w, NANO_TILE, NANO_TILE)),
                           ("pass@1", lambda w: _round_four_bits(w, NANO_TILE))):
@@ -284,15 +304,15 @@ def _test_low_bits(model, run):
 
 
 def combine(numbers):
-    """The mean errors of products, and how far a loss is from float32's, as a share of it."""
-    found = {}
+    """The mean error of products by rule, and each loss relative to float32's."""
+    means = {}
     for rule in RULES:
-        found[f"fp8.error.{rule}"] = fmean(
+        means[f"fp8.error.{rule}"] = fmean(
             numbers[f"products.{preset}.{rule}.{product}"]
             for preset in SIZES for product in ("y", "dx", "dw"))
     for arm in ("passes", "bfloat16", "fp8"):
-        found[f"{arm}.relative"] = numbers[f"{arm}.loss"] / numbers["float32.loss"] - 1
-    return found
+        means[f"{arm}.relative"] = numbers[f"{arm}.loss"] / numbers["float32.loss"] - 1
+    return means
 
 
 def page(rows, notes):
@@ -316,9 +336,12 @@ def page(rows, notes):
         relative = compare(rows, 0, f"{arm}.relative")
         if loss and relative:
             lines += [f"- loss of {arm}, minus float32: {loss.text()}",
-                      f"- as a share of float32's (V3: below 0.0025): {relative.text()}"]
+                      "- as a share of float32's (V3, FP8 against bfloat16: below 0.0025): "
+                      f"{relative.text()}"]
     body = [[name, cell(rows, f"four_bits.{key}")] for name, key in (
         ("float32", "zero.pass@1"), ("FP8", "fp8.pass@1"), ("4 bits", "pass@1"))]
     lines += ["", *table(["weights of Zero", "pass@1"], body)]
-    loss = compare(rows, "four_bits.zero.pass@1", "four_bits.pass@1")
-    return [*lines, "", f"- 4 bits, minus float32: {loss.text(points=True)}"] if loss else lines
+    comparison = compare(rows, "four_bits.zero.pass@1", "four_bits.pass@1")
+    if comparison:
+        lines += ["", f"- 4 bits, minus float32: {comparison.text(points=True)}"]
+    return lines

@@ -1,9 +1,11 @@
 """Can a model read texts that are longer than those it has learnt from?
 
-The paper: V3 is pretrained on 4,096 tokens. YaRN and 2,000 more steps make it read 131,072
-(V3 section 4.3). YaRN changes the rotary part of attention only. Frequencies that turn often
-within a text stay; slow ones are divided by the factor of the extension, so that no angle is
-new; and the softmax is sharpened, since more tokens share it.
+The paper: V3 is pretrained on 4,096 tokens. YaRN and 2,000 more steps, first on 32K and then on
+128K tokens, make it read 131,072 (V3 section 4.3). YaRN has three rules:
+
+    fast frequencies    of the rotary part, which turn often within a text, stay as they are
+    slow frequencies    are divided by s, the factor of the extension, so that no angle is new
+    softmax scale       is multiplied by m^2, since more tokens share the attention
 
     python r1mini.py study yarn
 
@@ -15,15 +17,16 @@ A needle is a sum that is stated far back in a text:
     the weather is fine and nothing happened
     what was the sum of the day
 
-The kept base is trained further, on rows of 512 tokens with needles in them. Then four arms
-look for needles in texts of up to 8,192 tokens:
+The kept base is trained further, on rows of 512 tokens with needles in them. Then four arms look
+for needles of the test part in texts of up to 8,192 tokens:
 
     nothing      this base as it is
-    continued    after a short training on 2,048 tokens, where positions go on as before
-    before       with YaRN, before any training
-    yarn         with YaRN, after the same short training
+    continued    after a short training on rows of 2,048 tokens, with the usual positions
+    before       with YaRN, but without that training
+    yarn         with YaRN, and after that training, which has the same documents and steps
 
-As in V3, the factor is that of the longest text, not that of the training: 8,192 / 512.
+The factor s is that of the longest text in the test, 8,192 / 512 = 16, and not that of the
+training. V3 also keeps one factor, s = 40, in both of its trainings.
 """
 import math
 import random
@@ -41,7 +44,6 @@ from tools.figures import Panel, Picture, write_picture
 from tools.study import load_kept, start_folder
 from tools.tables import cell, table
 
-SEEDS = range(3)
 SETTINGS, STAGES = ("base.steps=200", "base.documents=32", "base.lr=4e-3", "base.muon_lr=4e-3",
                     "base.row_tokens=512"), ("needle_base",)
 ARMS = dict.fromkeys(("nothing", "continued", "before", "yarn"), "")
@@ -51,8 +53,9 @@ LENGTHS = (512, 1024, 2048, 4096, 8192)     # tokens of the texts in the test
 DEPTHS = (0, 25, 50, 75, 100)               # percent of the weather that stands before the sum
 PROBLEMS = 8                                # of each length and depth
 LEVEL = 2                                   # operations of a sum
+# In brackets: V3's values.
 FACTOR = LENGTHS[-1] / ORIGINAL             # s [40]
-ALPHA, BETA = 1, 32                         # turns: from slow to fast frequencies [1, 32]
+ALPHA, BETA = 1, 32                         # turns of a slow and of a fast frequency [1, 32]
 DIFFERENCES = {f"yarn_minus_{arm}.needle@{length}":
                (f"yarn.needle@{length}", f"{arm}.needle@{length}")
                for arm in ("continued", "before") for length in (EXTENDED, LENGTHS[-1])}
@@ -63,32 +66,34 @@ DIFFERENCES = {f"yarn_minus_{arm}.needle@{length}":
 
 
 def _yarn_frequencies(width, theta, original, factor):
-    """YaRN's rotary frequencies (width / 2,), as V3's code has them.
+    """YaRN's rotary frequencies (width / 2,), as in V3's code. original: the length before the
+    extension, in tokens.
 
     A frequency that makes more than BETA turns within the original length stays. One that makes
-    fewer than ALPHA is divided by the factor. Between them is a ramp.
+    fewer than ALPHA is divided by the factor. Between the two is a linear ramp.
     """
     index = torch.arange(width // 2, dtype=torch.float32)
     frequency = theta ** (-2 * index / width)
 
     def index_of(turns):
-        """The index, a fraction, of the frequency that makes so many turns."""
+        """The index, with a fraction, at which a frequency makes so many turns."""
         return width * math.log(original / (2 * math.pi * turns)) / (2 * math.log(theta))
 
     low = max(math.floor(index_of(BETA)), 0)
     high = min(math.ceil(index_of(ALPHA)), width - 1)
-    slow = ((index - low) / (high - low)).clamp(0, 1)  # 0: stays, 1: is divided
-    return frequency * (1 - slow + slow / factor)
+    ramp = ((index - low) / (high - low)).clamp(0, 1)  # 0: stays, 1: is divided by the factor
+    return frequency * (1 - ramp + ramp / factor)
 
 
 def _sharpening(factor):
-    """m^2, by which YaRN multiplies the softmax scale: m = 0.1 ln s + 1 (V3 section 4.3)."""
+    """m^2, by which YaRN multiplies the softmax scale. m = 0.1 ln s + 1, V3's sqrt(t)
+    (section 4.3)."""
     return (0.1 * math.log(factor) + 1) ** 2
 
 
 def _use_yarn(model, original=ORIGINAL, factor=FACTOR):
-    """Gives a model YaRN, from outside: other rotations, and queries that are m^2 times as long,
-    which multiplies all scores."""
+    """Gives a model YaRN, in place and from outside. It gets other rotations. Its queries become
+    m^2 times as long, which multiplies all scores by m^2."""
     config = model.config
     frequency = _yarn_frequencies(config.qk_rope_head_dim, config.rope_theta, original, factor)
     angle = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float32), frequency)
@@ -101,7 +106,7 @@ def _use_yarn(model, original=ORIGINAL, factor=FACTOR):
 
 
 def _lengthened(folder, model):
-    """A copy of a model that can read the longest text. Its positions go on as before."""
+    """A copy of a model that can read the longest text, with the usual positions."""
     longer = folder.place(moe.Transformer(replace(model.config, max_seq_len=LENGTHS[-1])))
     longer.load_state_dict(model.state_dict())
     return longer
@@ -117,8 +122,9 @@ LINES = {"en": ("the weather is fine and nothing happened\n",
 
 
 def _make_needle(rng, length, depth, part="train"):
-    """The document of a text with a sum in it, and its solution: at most `length` tokens, if so
-    many are enough. depth: the share of the weather that stands before the sum."""
+    """The document of a text with a sum in it, and of its solution. It has at most `length`
+    tokens, unless it has no weather at all. depth: the share of the weather that stands before
+    the sum. part: of the problems, as in tasks.py."""
     problem = tasks.make_problem(rng, LEVEL, part)
     weather, remember, question = LINES[problem.language]
     needle = f"{remember}{problem.expression}\n"
@@ -129,14 +135,14 @@ def _make_needle(rng, length, depth, part="train"):
         return tasks.dialogue(replace(problem, question=text), response, "needle")
 
     room = length - len(document(0, 0).tokens)
-    lines = max(0, room // len(tasks.ENCODING.encode(weather)))
-    before = round(depth * lines)
-    return document(before, lines - before)
+    n_lines = max(0, room // len(tasks.ENCODING.encode(weather)))
+    n_before = round(depth * n_lines)
+    return document(n_before, n_lines - n_before)
 
 
 def _draw_from(run, longest):
-    """The corpus with needles, as a function (rng) -> a document of at most `longest` tokens. Half
-    of the documents have a needle, at any depth."""
+    """The corpus with needles, as a function (rng) -> document. Half of the documents have a
+    needle, at any depth in a text of up to `longest` tokens."""
     def draw(rng):
         if rng.random() < 0.5:
             return _make_needle(rng, rng.randint(longest // 16, longest), rng.random())
@@ -149,7 +155,7 @@ def _draw_from(run, longest):
 
 
 def _needle_base(folder, arm):
-    """The kept base after training on rows of 512 tokens. The arms of a seed share it."""
+    """The kept base after the training on rows of 512 tokens. All arms of a seed share it."""
     run, start = folder.run, start_folder(folder, arm, STAGES)
 
     def loop(model, state):
@@ -161,18 +167,18 @@ def _needle_base(folder, arm):
 
 @torch.no_grad()
 def _passes(model, document):
-    """Whether the model, always taking the likeliest token, writes the solution letter by letter.
-    One pass over the text with its solution tells: each token must be the likeliest after those
-    before it."""
+    """Whether greedy decoding writes exactly the document's solution. One forward pass tells: each
+    token of the solution must be the likeliest after the tokens before it."""
     tokens = torch.tensor([document.tokens], device=model.device)            # (1, T)
-    written = torch.tensor([document.weight], device=model.device) > 0
-    predicting = F.pad(written[:, 1:], (0, 1))  # the logits at t predict token t + 1
-    logits = model(tokens, logits_at=predicting).logits                      # (written, V)
-    return bool((logits.argmax(-1) == tokens[written]).all())
+    is_solution = torch.tensor([document.weight], device=model.device) > 0   # (1, T)
+    predicting = F.pad(is_solution[:, 1:], (0, 1))  # the logits at t predict token t + 1
+    logits = model(tokens, logits_at=predicting).logits          # (tokens of the solution, V)
+    return bool((logits.argmax(-1) == tokens[is_solution]).all())
 
 
 def _test(model, part="test"):
-    """{key: share of needles that are found and computed}, by length and by length and depth."""
+    """{key: share of needles that are found and computed}, by length, and by length and depth. The
+    problems are the same for all arms and seeds. part: test, or dev for choices."""
     model.eval()
     numbers = {}
     for length in LENGTHS:
@@ -186,12 +192,12 @@ def _test(model, part="test"):
 
 
 def measure_arm(arm, folder):
-    """The numbers of an arm by length and depth."""
+    """The share of needles that an arm finds, by length and depth."""
     run = folder.run
     model = _lengthened(folder, _needle_base(folder, arm))
     if arm in ("before", "yarn"):
         _use_yarn(model)
-    if arm in ("continued", "yarn"):
+    if arm in ("continued", "yarn"):  # both read the same documents
         s = replace(run.base, row_tokens=EXTENDED, **EXTENSION)
         for _ in train(model, s, _draw_from(run, EXTENDED), run.seed + 1):
             pass
@@ -226,16 +232,16 @@ def _picture(rows):
               "yarn": "YaRN, trained"}
     panels = []
     for arm, title in titles.items():
-        found = [f"{rows[f'{arm}.needle@{length}']['mean']:.0%} at {length:,}"
-                 for length in (EXTENDED, LENGTHS[-1])]
-        panels.append(Panel("\n".join([title, *found]),
+        shares = [f"{rows[f'{arm}.needle@{length}']['mean']:.0%} at {length:,}"
+                  for length in (EXTENDED, LENGTHS[-1])]
+        panels.append(Panel("\n".join([title, *shares]),
                             lambda plot, arm=arm: _draw_map(plot, rows, arm)))
     return Picture(panels, "needles found, by tokens of the text and depth of the needle")
 
 
 def page(rows, notes):
-    """The lines of the report: the needles found by length; for each arm by length and depth; a
-    picture of that; and what YaRN adds."""
+    """The lines of the report: the needles found by length; by length and depth for each arm, with
+    a picture; and what YaRN and its training add."""
     heads = [f"{length:,} tokens" for length in LENGTHS]
     body = [[name, *(cell(rows, f"{arm}.needle@{length}") for length in LENGTHS)]
             for arm, name in NAMES.items()]

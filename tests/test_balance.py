@@ -3,6 +3,7 @@ import json
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -73,11 +74,42 @@ def test_balance_counts_are_the_routers_choices():
 
 
 def test_balance_arms():
-    """Nothing balances in the first arm, and one thing in each of the others."""
-    models = [resolve_settings("nano", settings.split()).model
-              for settings in balance.ARMS.values()]
-    assert [(m.balance_alpha > 0, m.bias_speed > 0) for m in models] == [
-        (False, False), (True, False), (False, True)]
+    """Nothing balances in the first arm, and one thing in each of the others, with the papers'
+    numbers. No other setting differs."""
+    runs = [resolve_settings("nano", settings.split()) for settings in balance.ARMS.values()]
+    assert [(r.model.balance_alpha, r.model.bias_speed) for r in runs] == [
+        (0, 0), (1e-3, 0), (0, 1e-3)]
+    for r in runs:
+        assert replace(r, model=replace(r.model, balance_alpha=0, bias_speed=0)) == runs[0]
+
+
+def test_balance_numbers_of_training(monkeypatch):
+    """Loss and MaxVio are means over the last 100 steps and over the layers. MTP's mixture, the
+    last of a step, does not count. What is read afterwards was not trained on."""
+    trained, read = [], []
+
+    def fake_train(model, s, draw, seed):
+        trained.extend(tuple(draw(random.Random(f"{seed}/train/{step}")).tokens)
+                       for step in range(150))
+        for step in range(150):
+            is_last = step >= 50
+            loads = [[1, 1, 1, 1], [4, 0, 0, 0]]  # MaxVio 0, and 3 of MTP
+            if is_last:
+                loads[0] = [2, 1, 1, 0]           # MaxVio 1
+            yield {"loss": 0.5 if is_last else 9.0, "loads": loads}, None
+
+    def keep_rows(documents, row_tokens):
+        read.extend(tuple(d.tokens) for d in documents)
+        return pack(documents, row_tokens)
+
+    monkeypatch.setattr(balance, "train", fake_train)
+    monkeypatch.setattr(balance, "pack", keep_rows)
+    monkeypatch.setattr(balance, "DOCUMENTS", 20)
+    monkeypatch.setattr(balance, "test_numbers", lambda *_: {"pass@1": 0.25})
+    run = resolve_settings("micro", [])
+    numbers = balance.measure_arm("none", SimpleNamespace(run=run, place=lambda model: model))
+    assert (numbers["loss"], numbers["maxvio_batch"], numbers["pass@1"]) == (0.5, 1.0, 0.25)
+    assert len(read) == 20 and not set(read) & set(trained)
 
 
 def test_balance_runs(monkeypatch, tmp_path):

@@ -100,10 +100,12 @@ def test_cost_bytes_read_by_adding_up_weights():
 
 def test_cost_prints_what_decoding_reads(capsys):
     """V3 by hand: one answer reads 2 bytes of 36.63B active weights (V3's README_WEIGHTS, without
-    the embedding); 8 of 256 experts. A dense model has no such table."""
+    the embedding); 8 of 256 experts; 2 bytes of 35,136 cached numbers. A dense model has no such
+    table."""
     assert cli.main(["cost", "--preset", "v3"]) == 0
     out = capsys.readouterr().out
     assert "| 1 | 8.0 of 256 | 0.03 | 73,251 | 73,251 | 1,340,199 |" in out
     assert "| 4,096 | 256.0 of 256 | 128.00 | 327 |" in out
+    assert "\n32 times as many answers" in out and "70,272 bytes" in out
     assert cli.main(["cost", "--preset", "student"]) == 0
     assert "experts" not in capsys.readouterr().out

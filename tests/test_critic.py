@@ -129,20 +129,25 @@ def test_critic_update_descends_the_two_losses(monkeypatch, model, network, roll
     rng = critic.random.Random(0)
     critic._improve("gae095", model, network, ({}, {}), rollout, judged, s, rng, 0, warm=True)
     assert list(grads) == [1]
+    grads_of_warm_up = grads[1]
     critic._improve("gae095", model, network, ({}, {}), rollout, judged, s, rng, 0, warm=False)
 
     samples = rollout.samples
     answer, n = samples.answer, samples.answer.sum()
     real = torch.arange(answer.size(1)) < torch.tensor(critic._lengths(samples)).unsqueeze(1)
-    values = critic._values(network, samples.tokens, answer, real)
-    (0.5 * ((values - judged.targets["gae095"])[answer] ** 2).sum() / n).backward()
+    for name, found in (("gae1", grads_of_warm_up), ("gae095", grads[1])):
+        network.zero_grad()
+        values = critic._values(network, samples.tokens, answer, real)
+        (0.5 * ((values - judged.targets[name])[answer] ** 2).sum() / n).backward()
+        for weight, grad in found.items():
+            wanted = dict(network.named_parameters())[weight].grad
+            assert torch.allclose(grad, wanted, atol=2e-5), (name, weight)
     new, _ = grpo.logprobs(model, samples.tokens, answer, real)
     # At the weights that sampled, the ratio is 1 and nothing is clipped.
     (-(new * judged.advantages["gae095"])[answer].sum() / n).backward()
-    for m in (model, network):
-        for name, grad in grads[m.config.n_outputs].items():
-            wanted = dict(m.named_parameters())[name].grad
-            assert torch.allclose(grad, wanted, atol=2e-5), name
+    for name, grad in grads[0].items():
+        wanted = dict(model.named_parameters())[name].grad
+        assert torch.allclose(grad, wanted, atol=2e-5), name
     assert torch.equal(before, model.state_dict()["head.weight"])
 
 
@@ -158,6 +163,40 @@ def test_critic_advantages_are_normalised(model, network, rollout):
     # The reference is the policy, so there is no KL, and each token is followed by the reward.
     rewards = rollout.rewards.flatten().unsqueeze(1).expand_as(answer)
     assert torch.allclose(judged.targets["gae1"][answer], rewards[answer], atol=1e-3)
+
+
+def test_critic_reward_less_its_kl(model, network, rollout):
+    """Where the reference is another model, lambda 1's target before a token is the reward minus
+    beta times the log-ratios from this token on."""
+    torch.manual_seed(1)
+    reference = moe.Transformer(MICRO).eval()
+    s = dataclasses.replace(RUN.zero, beta=0.5)
+    judged = critic._judge(rollout, network, reference, s)
+    samples = rollout.samples
+    real = torch.arange(samples.answer.size(1)) < torch.tensor(
+        critic._lengths(samples)).unsqueeze(1)
+    reference_logp, _ = grpo.logprobs(reference, samples.tokens, samples.answer, real)
+    log_ratio = (samples.logprobs - reference_logp) * samples.answer
+    kl_to_go = log_ratio.flip(1).cumsum(1).flip(1)
+    expected = rollout.rewards.flatten().unsqueeze(1) - 0.5 * kl_to_go
+    answer = samples.answer
+    assert log_ratio.abs().max() > 0.05
+    assert torch.allclose(judged.targets["gae1"][answer], expected[answer], atol=1e-3)
+
+
+def test_critic_activations(model, network, rollout):
+    """What a linear layer keeps is its input, and each tensor counts once. Passes of policy and
+    value network follow each other, so PPO keeps no more than GRPO."""
+    layer, x = torch.nn.Linear(5, 7), torch.randn(3, 5)
+
+    def forward(network, *_):
+        return layer(x) + layer(x[1:]).sum()
+    part = SimpleNamespace(tokens=None, mask=None, real=None)
+    assert critic._kept_bytes(forward, layer, part) == x.numel() * 4
+    of_grpo = critic._megabytes(rollout, [model, model], [], RUN.zero)
+    of_ppo = critic._megabytes(rollout, [model, model, network], [], RUN.zero)
+    assert of_ppo["mb.activations"] == of_grpo["mb.activations"] > 0
+    assert of_ppo["mb.weights"] > of_grpo["mb.weights"]
 
 
 def test_critic_finds_corrected_steps():
@@ -235,7 +274,7 @@ def test_critic_arm(run_arm, name):
     one_model = sum(x.numel() for x in moe.Transformer(MICRO).parameters()) * 4 / 1e6
     extra = numbers["mb.weights"] - 2 * one_model
     assert (0 < extra < one_model) if name != "grpo" else extra == pytest.approx(0)
-    assert numbers["mb.activations"] > 0
+    assert numbers["mb.activations"] > 0 and numbers["reaches_85"] == 0
     assert ("credit.steps" in numbers) == (name != "grpo")
     # A random model is never right: for GRPO all groups are dead, but values differ by chance.
     assert is_kept == (name == "grpo")

@@ -1,5 +1,6 @@
 """Tests of studies/fp8.py: rounding and products beside slow loops, and a tiny run."""
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from engine.devices import copy_model
 from studies import fp8
 from tests.helpers import MICRO, make, make_batch
 from tools import study
+from tools.settings import resolve_settings
 
 E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
 E4M3 = E4M3[E4M3.isfinite()].unique()  # all its numbers
@@ -82,9 +84,11 @@ def test_fp8_exact_products_change_nothing():
         assert torch.allclose(usual, replaced, atol=1e-5)
 
 
-def test_fp8_of_all_products_but_head_and_router():
+@pytest.mark.parametrize("has_grouped_product", [True, False])
+def test_fp8_of_all_products_but_head_and_router(monkeypatch, has_grouped_product):
     """The weights that go through the product are all matrices but those of embedding, head and
-    router. Of stacks of experts each matrix comes alone."""
+    router, on any device. Of stacks of experts each matrix comes alone."""
+    monkeypatch.setattr(moe.kernels, "has_grouped_product", lambda x: has_grouped_product)
     seen, model = set(), make().train()
 
     def product(x, w):
@@ -154,6 +158,26 @@ def test_fp8_few_bits_round_the_linear_layers_alone(monkeypatch):
         assert not torch.equal(in_four_bits[name], p)
 
 
+def test_fp8_models_are_tested_in_float32(monkeypatch):
+    """Whatever a base was trained with, its test has float32 products and the usual layers."""
+    tested = []
+    monkeypatch.setattr(fp8, "test_numbers", lambda m, run: tested.append(m) or {"pass@1": 0.5})
+    model = make()
+    model.compute_dtype = torch.bfloat16
+    fp8._replace_products(model, lambda x, w: x @ w.T)
+    assert fp8._test(model, None) == {"pass@1": 0.5}
+    assert tested[0].compute_dtype == torch.float32 and model.compute_dtype == torch.bfloat16
+    assert {type(m) for m in tested[0].modules()} == {type(m) for m in make().modules()}
+
+
+def test_fp8_arms():
+    """The control has smaller passes; no other setting of an arm differs."""
+    runs = [resolve_settings("nano", settings.split()) for settings in fp8.ARMS.values()]
+    assert [r.base.micro_tokens for r in runs] == [2048, 2048, 1024, 2048, 2048, 2048]
+    for r in runs:
+        assert replace(r, base=replace(r.base, micro_tokens=2048)) == runs[0]
+
+
 def test_fp8_runs(monkeypatch, tmp_path):
     """A tiny run of all arms: the issue's keys, the differences, and lines for the page."""
     monkeypatch.chdir(tmp_path)
@@ -162,7 +186,7 @@ def test_fp8_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(fp8, "load_kept", lambda *_: model)
     monkeypatch.setattr(fp8, "SETTINGS", (*fp8.SETTINGS, *FEW))
     monkeypatch.setattr(fp8, "SIZES", {"micro": {}, "nano": {"n_layers": 2}})
-    monkeypatch.setattr(fp8, "FEW", r1mini.Train(steps=2, documents=4))
+    monkeypatch.setattr(fp8, "SHORT", r1mini.Train(steps=2, documents=4))
     study.main(SimpleNamespace(name="fp8", preset="micro", rest=["--seeds", "0"]), fp8)
     summary = json.loads((tmp_path / "results/fp8-micro/summary.json").read_text("utf-8"))
     metrics = {key: x["mean"] for key, x in summary["metrics"].items()}
@@ -173,4 +197,6 @@ def test_fp8_runs(monkeypatch, tmp_path):
         difference = metrics[f"{arm}.minus_float32.loss"]
         assert difference == pytest.approx(metrics[f"{arm}.loss"] - metrics["float32.loss"])
         assert abs(difference) < most
-    assert metrics["fp8.loss"] != metrics["float32.loss"]
+    assert len({metrics[f"{arm}.loss"] for arm in ("float32", "bfloat16", "fp8")}) == 3
+    assert metrics["fp8.relative"] == pytest.approx(
+        metrics["fp8.loss"] / metrics["float32.loss"] - 1)

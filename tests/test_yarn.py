@@ -151,22 +151,45 @@ def arm(monkeypatch, tmp_path):
 
 
 def test_yarn_arms(arm, monkeypatch):
-    """The arms have numbers of all cells, and differ in what they say: two are trained, two have
-    YaRN."""
-    trained, with_yarn, train, use_yarn = [], [], yarn.train, yarn._use_yarn
-    monkeypatch.setattr(yarn, "train", lambda model, s, *rest: (
-        trained.append(s.row_tokens), train(model, s, *rest))[1])
-    monkeypatch.setattr(yarn, "_use_yarn", lambda model: (
-        with_yarn.append(len(trained)), use_yarn(model))[1])
-    seen = {}
+    """The arms have numbers of all cells, and differ in what they say: two are trained on longer
+    rows, with the same seed, and two have YaRN, before any such training."""
+    events, train, use_yarn = [], yarn.train, yarn._use_yarn
+
+    def seen_train(model, s, draw, seed, *state):
+        if s.row_tokens == 96:  # the training of the extension, not that of the base
+            events.append(f"train with seed {seed}")
+        return train(model, s, draw, seed, *state)
+
+    def seen_use_yarn(model):
+        events.append("YaRN")
+        use_yarn(model)
+
+    monkeypatch.setattr(yarn, "train", seen_train)
+    monkeypatch.setattr(yarn, "_use_yarn", seen_use_yarn)
+    events_of_arm = {}
     for name in yarn.ARMS:
-        trained.clear(), with_yarn.clear()
+        events.clear()
         numbers = arm(name)
-        seen[name] = 96 in trained, bool(with_yarn)
+        events_of_arm[name] = list(events)
         assert set(numbers) == {f"needle@{length}{depth}" for length in (64, 600)
                                 for depth in ("", ".0", ".25", ".50", ".75", ".100")}
-    assert seen == {"nothing": (False, False), "continued": (True, False),
-                    "before": (False, True), "yarn": (True, True)}
+    assert events_of_arm == {"nothing": [], "continued": ["train with seed 1"],
+                             "before": ["YaRN"], "yarn": ["YaRN", "train with seed 1"]}
+
+
+def test_yarn_trains_on_train_and_tests_on_test(monkeypatch):
+    """No sum of the test is ever trained on. Training texts have at most the wanted length."""
+    run, rng = SimpleNamespace(corpus=tasks.Corpus()), random.Random(0)
+    draw = yarn._draw_from(run, 300)
+    needles = [d for d in (draw(rng) for _ in range(200)) if d.style == "needle"]
+    assert 70 < len(needles) < 130 and max(len(d.tokens) for d in needles) <= 300
+    tested = []
+    monkeypatch.setattr(yarn, "LENGTHS", (64, 96))
+    monkeypatch.setattr(yarn, "_passes", lambda model, document: tested.append(document) or True)
+    assert set(yarn._test(make()).values()) == {1.0}
+    assert len(tested) == 2 * len(yarn.DEPTHS) * yarn.PROBLEMS
+    for documents, part in ((needles, "train"), (tested, "test")):
+        assert {tasks.part_of_problem(d.problem.expression) for d in documents} == {part}
 
 
 def test_yarn_page(tmp_path, monkeypatch):

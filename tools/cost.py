@@ -5,15 +5,15 @@
 The parameters are counted on the meta device, which takes no memory. With --gpus, studies/hours.py
 adds what training takes.
 
-A step of decoding writes one token for each of B answers. It reads every weight that one of these
-tokens needs, once. A token uses K of E experts. If all are equally likely, an expert is idle for
-one token with probability 1 - K/E, and for B tokens with (1 - K/E)^B:
+A step of decoding writes one token for each of B answers. It reads each weight that one of these
+tokens needs once. A token uses K of E experts. If all experts are equally likely, one token leaves
+an expert idle with probability 1 - K/E, and B independent tokens do so with (1 - K/E)^B:
 
     experts touched     E (1 - (1 - K/E)^B) in each layer
     bytes of a token    2 (weights of the other parts + experts touched x weights of one) / B
 
-A weight in bfloat16 has 2 bytes. The embedding is looked up and not read. A limit on groups changes
-nothing, since each expert stays equally likely. Uneven loads touch fewer experts.
+A weight in bfloat16 has 2 bytes. Of the embedding only B rows are read, which we leave out. A limit
+on groups changes nothing, since each expert stays equally likely. Uneven loads touch fewer experts.
 """
 import dataclasses
 from collections import Counter
@@ -28,8 +28,8 @@ from tools.tables import table
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)  # answers that are written at once
 BYTES = 2                                  # of a weight in bfloat16
 
-# {part of the model: a piece of its parameters' names}. The first piece that fits decides. Names
-# without any of them are norms.
+# {part of the model: a piece of its parameters' names}. The first piece that a name contains
+# decides. A name that contains none is a norm's.
 PARTS = {"embedding": "embed.", "head": "head.", "attention": ".attn.", "MTP projection": ".proj.",
          "routed experts": ".experts.", "shared experts": ".shared.", "gates": ".router.",
          "dense feed-forward": ".ffn."}
@@ -76,13 +76,13 @@ def count_parameters(config):
 
 
 def _experts_touched(config, batch):
-    """How many experts of a layer at least one of `batch` tokens uses, in the mean."""
+    """The mean number of experts of a layer that at least one of `batch` tokens uses."""
     E, K = config.n_routed_experts, config.n_activated_experts
     return E * (1 - (1 - K / E) ** batch)
 
 
 def _bytes_read(config, batch):
-    """Bytes of weights that decoding reads for each token, if `batch` answers are written at
+    """The bytes of weights that decoding reads for each token, if it writes `batch` answers at
     once."""
     total, _ = count_parts(config, mtp=False)
     share = _experts_touched(config, batch) / config.n_routed_experts
@@ -91,22 +91,24 @@ def _bytes_read(config, batch):
 
 
 def _decoding_table(config):
-    """The lines about decoding: what a mixture reads by batch, beside two dense models."""
+    """The lines about decoding: what a mixture and two dense models read, by batch."""
     total, active = count_parts(config, mtp=False)
     dense = [BYTES * (count.total() - count["embedding"]) for count in (active, total)]
     E, K = config.n_routed_experts, config.n_activated_experts
     body = []
     for batch in BATCHES:
-        megabytes = [_bytes_read(config, batch), *(size / batch for size in dense)]
-        body.append([f"{batch:,}", f"{_experts_touched(config, batch):.1f} of {E}",
-                     f"{batch * K / E:.2f}", *(f"{x / 1e6:,.3g}" if x < 1e9 else f"{x / 1e6:,.0f}"
-                                               for x in megabytes)])
+        row = [f"{batch:,}", f"{_experts_touched(config, batch):.1f} of {E}",
+               f"{batch * K / E:.2f}"]
+        for n_bytes in (_bytes_read(config, batch), *(size / batch for size in dense)):
+            row.append(f"{n_bytes / 1e6:,.0f}" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.3g}")
+        body.append(row)
     return ["decoding in bfloat16: weights read for each token, by answers written at once", "",
             *table(["batch", "experts touched in a layer", "tokens of an expert",
                     "MB a token", "dense, as many active", "dense, as many in all"], body), "",
-            "One answer reads its own experts alone. Soon a batch touches all experts, and few "
-            "tokens share each.\nA dense model with as many active parameters reads them once "
-            f"for the whole batch: a mixture\nneeds about {E / K:.0f} times its batch to share "
-            "an expert's weights among as many tokens.\nThe cache is read on top: "
+            "With one answer, a mixture reads only the experts of one token. With more answers, it",
+            "soon reads all experts, and few tokens share each. In a dense model, all tokens share",
+            "every weight. For as many tokens to share an expert, a mixture needs about",
+            f"{E / K:.0f} times as many answers at once.",
+            "The cache is read on top: "
             f"{BYTES * config.n_layers * (config.kv_lora_rank + config.qk_rope_head_dim):,} "
-            "bytes for each token that a token sees."]
+            "bytes for each token of the context."]
