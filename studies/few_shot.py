@@ -7,8 +7,8 @@ gives no numbers for this.
 
 An example is another question with a worked answer in the template. It stands before the question
 in the prompt. Our models have never seen such prompts. So a model is first fine-tuned a little on
-its own right answers. As many of them come after 0 as after 1 or 2 examples. It is tested with 0, 1
-and 2 examples, before and after the fine-tuning. An arm is the model:
+its own right answers: a third of them without examples, a third with one and a third with two. It
+is tested with 0, 1 and 2 examples, before and after the fine-tuning. An arm is the model:
 
     zero    the kept Zero
     r1      the kept R1
@@ -46,8 +46,7 @@ def _with_examples(problem, shots, rng):
 
 
 def _fine_tune(model, run):
-    """A copy of a model after fine-tuning on its own right answers, with examples in the prompts.
-    """
+    """A copy of a model after fine-tuning on its own right answers to prompts with examples."""
     rng, documents = random.Random(f"{run.seed}/few_shot"), []
     asked = [draw_problem(rng, run, run.zero.levels) for _ in range(QUESTIONS)]
     asked = repeat_for_answers(asked, run.data.tries)
@@ -88,8 +87,8 @@ def measure_arm(arm, folder):
 
 
 def page(rows, notes):
-    """The lines of the report: accuracy by the number of examples, and its difference from that
-    without examples."""
+    """The lines of the report: accuracy with 0, 1 and 2 examples, and the difference that the
+    examples make."""
     columns = {f"{shots}.{key}": f"{name}, {shots} examples"
                for key, name in (("pass@1", "pass@1"), ("length", "tokens")) for shots in SHOTS}
     body = [[name, *(cell(rows, f"{prefix}{key}") for key in columns)]

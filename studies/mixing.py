@@ -11,7 +11,7 @@ In our corpus, checked solutions mix languages more often than short ones. In th
 mix them equally often, so RL cannot raise mixing by choosing a style. Longer answers have more
 words, and so more chances to mix. So compare answers of one style with each other.
 
-All arms do Zero's RL on the same base. The first is compared with the base, and the last two are
+All arms start RL from the same base. zero is compared with the base, and masked and reward are
 compared with free:
 
     zero      Zero's RL, unchanged
@@ -20,9 +20,9 @@ compared with free:
               trainer and in the tests. There is no reward for it
     reward    the language reward of Dev2
 
-In free, masked and reward, a rollout has questions of one language, and the two languages take
-turns, so that one mask serves a whole rollout. These arms have no KL penalty, since the mask would
-not be in the reference policy.
+free, masked and reward are not quite Zero's RL. In each of them a rollout has questions of one
+language, and the two languages take turns, so that one mask serves a whole rollout. They have no KL
+penalty, since the mask would not be in the reference policy.
 """
 import dataclasses
 
@@ -162,7 +162,7 @@ def combine(numbers):
             for key in ("base.pass@1", "base.mixing", "base.checked.mixing")}
 
 
-NAMES = {"base.": "base", "zero.": "Zero", "free.": "both languages, no KL penalty",
+NAMES = {"base.": "base", "zero.": "Zero", "free.": "free: both languages",
          "masked.": "the other language masked", "reward.": "language reward"}
 
 
@@ -175,7 +175,8 @@ def page(rows, notes):
                "reflection": "checks"} | {f"dev{step}": f"dev, rollout {step}" for step in steps}
     body = [[name, *(cell(rows, f"{prefix}{key}") for key in columns)]
             for prefix, name in NAMES.items()]
-    lines = [*table(["", *columns.values()], body), ""]
+    lines = [*table(["", *columns.values()], body), "", "All rows after Zero have questions of one "
+             "language in a rollout and no KL penalty, so free is not quite Zero.", ""]
     for arm in ("masked", "reward"):
         comparison = compare(rows, "free.pass@1", f"{arm}.pass@1")
         if comparison:

@@ -15,7 +15,8 @@ An arm is the model that is fine-tuned into Dev3. All arms have the same data an
     constant       the control of unannealed: it is trained for as many steps as the base, and its
                    learning rate does not fall
     chat_first     the base, with another order of RL: first general prompts and problems, then
-                   problems alone. These are two stages, each with new optimizers
+                   problems alone. These are two stages. The second has new optimizers, and its
+                   reference policy is the model after the first
 
 Dev3's fine-tuning and R1's RL are those of the lesson, with fewer steps. Each arm is fine-tuned
 with two learning rates. RL continues from the model that is better on dev.
