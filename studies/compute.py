@@ -12,8 +12,8 @@ section C.2), and has an "aha moment" at which it corrects itself (R1 v1 Table 3
                      answer
     the aha moment   how many wrong steps the model notices and corrects; and its
                      accuracy when "wait" or "check" is forbidden
-    the budget       after how many questions Zero's RL, which is paid once, is cheaper
-                     than a majority vote of the base at each question
+    the budget       Zero's RL is paid once, a majority vote of the base at each question:
+                     after how many questions is RL cheaper?
 
 A word can be banned for two reasons: the ban takes away its work, or it disturbs the
 model. So each ban is compared with the ban of a neutral word, which judges nothing and
@@ -242,25 +242,27 @@ def _standard_error(x):
 def _budget(numbers, config, rl_flops):
     """What an answer costs, and after how many questions RL is cheaper than votes of the base.
 
-    numbers: of base and zero. rl_flops: of Zero's training, in 10^12. After q questions RL has cost
-    rl + q * zero, and votes q * base. They are equal at q = rl / (base - zero).
+    numbers: the lengths of base and zero, in tokens. rl_flops: Zero's RL, in 10^12 FLOPs.
+
+    After q questions, RL and Zero's answers have cost rl_flops + q zero, and votes of the base
+    q vote. The two are equal at q = rl_flops / (vote - zero).
     """
-    def flops(model, answers):
-        """10^9 FLOPs of answers to one question, whose prompt is read once."""
+    def gflops(model, answers):
+        """10^9 FLOPs of so many answers to one question. The prompt is read once."""
         written = answers * numbers[f"{model}.length"] * flops_per_token(config, "write")
         read = numbers[f"{model}.prompt_length"] * flops_per_token(config, "read")
         return (written + read) / 1e9
 
-    zero = flops("zero", 1)
-    found = {"budget.rl.tflops": rl_flops, "budget.zero@1.gflops": zero,
-             "budget.base@1.gflops": flops("base", 1)}
+    zero = gflops("zero", 1)
+    budget = {"budget.rl.tflops": rl_flops, "budget.zero@1.gflops": zero,
+              "budget.base@1.gflops": gflops("base", 1)}
     for k in VOTES:
         if f"base.cons@{k}" in numbers:
-            votes = flops("base", k)
-            found[f"budget.base@{k}.gflops"] = votes
-            if votes > zero:
-                found[f"budget.questions@{k}"] = 1000 * rl_flops / (votes - zero)
-    return found
+            vote = gflops("base", k)
+            budget[f"budget.base@{k}.gflops"] = vote
+            if vote > zero:
+                budget[f"budget.questions@{k}"] = 1000 * rl_flops / (vote - zero)
+    return budget
 
 
 # ------------------------------------------------------------------------------
@@ -371,7 +373,7 @@ def _samples_table(rows):
 
 
 def _budget_table(rows):
-    """What votes of the base and one answer of Zero cost and gain."""
+    """Accuracy and cost of the base's majority votes, beside one answer of Zero."""
     body = [["base, one answer", cell(rows, "base.pass@1"), cell(rows, "budget.base@1.gflops"), ""]]
     for k in VOTES:
         if f"budget.base@{k}.gflops" in rows:
@@ -380,8 +382,8 @@ def _budget_table(rows):
                          cell(rows, f"budget.questions@{k}")])
     body.append(["Zero, one answer", cell(rows, "zero.pass@1"), cell(rows, "budget.zero@1.gflops"),
                  ""])
-    return table(["", "accuracy", "10^9 FLOPs a question", "RL is cheaper after so many questions"],
-                 body)
+    return table(["", "accuracy", "10^9 FLOPs for one question",
+                  "questions after which RL is cheaper"], body)
 
 
 def _bans_table(rows, models):
@@ -405,8 +407,8 @@ def page(rows, notes):
     return ["## More samples", "", *_samples_table(rows), "",
             "The paper, R1 on AIME 2024: pass@1 79.8, majority 86.7, pass@64 90.0 (R1 v2 E.4).",
             "", "## The budget", "",
-            f"Zero's RL takes {cell(rows, 'budget.rl.tflops')} 10^12 FLOPs, once "
-            "(tools/flops.py).", "", *_budget_table(rows),
+            f"Zero's RL takes {cell(rows, 'budget.rl.tflops')} * 10^12 FLOPs, and is done once. "
+            "Attention between tokens is not counted (tools/flops.py).", "", *_budget_table(rows),
             "", "## A limit on thinking", "",
             f"Accuracy, with {FEW} answers per problem. A cut answer is in the template, which "
             "the base by itself often misses.", "", *table(["tokens", *MODELS], limits), "",

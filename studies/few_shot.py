@@ -1,15 +1,17 @@
 """Is R1 worse with examples in its prompt?
 
-The paper: few-shot prompts make R1 worse, so it is asked without examples (R1 v1 section 3). It
-gives no numbers.
+The paper: few-shot prompts make R1 worse, so it is tested without examples (R1 v1 section 3). It
+gives no numbers for this.
 
     python r1mini.py study few_shot
 
-A question comes after 0, 1 or 2 other ones, each with a worked answer in the template. No model
-here has seen such prompts. So each of the two kept models, Zero and R1, is first fine-tuned a
-little on its own right answers, behind 0, 1 or 2 examples evenly. It is tested before and after.
+An example is another question with a worked answer in the template. It stands before the question
+in the prompt. Our models have never seen such prompts. So a model is first fine-tuned a little on
+its own right answers: a third of them without examples, a third with one and a third with two. It
+is tested with 0, 1 and 2 examples, before and after the fine-tuning. An arm is the model:
 
-    zero, r1    the model that is asked
+    zero    the kept Zero
+    r1      the kept R1
 """
 import random
 
@@ -29,8 +31,8 @@ SHOTS = (0, 1, 2)
 DIFFERENCES = {f"few_shot.{arm}.{shots}_minus_0.pass@1": (f"{arm}.{shots}.pass@1",
                                                           f"{arm}.0.pass@1")
                for arm in ARMS for shots in SHOTS[1:]}
-EXAMPLE_LEVEL = 3   # operations of an example, so that two of them fit
-QUESTIONS = 400     # answered for the fine-tuning
+EXAMPLE_LEVEL = 3   # operations of an example; few, so that two examples fit into a prompt
+QUESTIONS = 400     # questions that the model answers for its fine-tuning
 
 
 def _with_examples(problem, shots, rng):
@@ -44,7 +46,7 @@ def _with_examples(problem, shots, rng):
 
 
 def _fine_tune(model, run):
-    """A copy of a model after fine-tuning on its own right answers, behind examples."""
+    """A copy of a model after fine-tuning on its own right answers to prompts with examples."""
     rng, documents = random.Random(f"{run.seed}/few_shot"), []
     asked = [draw_problem(rng, run, run.zero.levels) for _ in range(QUESTIONS)]
     asked = repeat_for_answers(asked, run.data.tries)
@@ -61,7 +63,7 @@ def _fine_tune(model, run):
 
 
 def _test(model, run, shots):
-    """pass@1 and tokens on the test problems behind examples."""
+    """pass@1 and tokens of an answer on the test problems, with so many examples in each prompt."""
     rng = random.Random("test/few_shot")
     problems = tasks.make_problems("test", run.eval.problems, run.zero.levels)
     prompts = [_with_examples(problem, shots, rng) for problem in problems]
@@ -75,7 +77,7 @@ def _test(model, run, shots):
 
 
 def measure_arm(arm, folder):
-    """The numbers of a model behind 0, 1 and 2 examples, before and after fine-tuning."""
+    """The numbers of a model with 0, 1 and 2 examples, before and after fine-tuning."""
     run, model, numbers = folder.run, load_kept(folder, arm), {}
     tuned = _fine_tune(model, run)
     for shots in SHOTS:
@@ -85,7 +87,8 @@ def measure_arm(arm, folder):
 
 
 def page(rows, notes):
-    """The lines of the report: accuracy by the number of examples, and each against none."""
+    """The lines of the report: accuracy with 0, 1 and 2 examples, and the difference that the
+    examples make."""
     columns = {f"{shots}.{key}": f"{name}, {shots} examples"
                for key, name in (("pass@1", "pass@1"), ("length", "tokens")) for shots in SHOTS}
     body = [[name, *(cell(rows, f"{prefix}{key}") for key in columns)]

@@ -1,24 +1,28 @@
 """Why does R1-Zero mix languages, and does mixing help it?
 
 The paper: R1-Zero mixes English and Chinese in one chain of thought; its base has read mostly
-these two languages (R1 v2 section A.1). A reward for keeping to one language costs a little
-accuracy (R1 v2 section B.6). Two reasons are possible: mixing helps to think, or the reward
-competes with that for right answers.
+these two languages (R1 v2 section A.1). With a reward for keeping to one language, accuracy is
+equal on maths and slightly lower on code (R1 v2 section B.6, Fig 7). A loss could have two
+reasons: mixing helps to think, or the reward competes with the one for right answers.
 
     python r1mini.py study mixing
 
 In our corpus, checked solutions mix languages more often than short ones. In this study both
 mix them equally often, so RL cannot raise mixing by choosing a style. Longer answers have more
-words, and so more chances to mix. So compare answers of one style with each other. From one
-base, Zero's RL goes on in three arms:
+words, and so more chances to mix. So compare answers of one style with each other.
 
-    free      as always
-    masked    words of the other language cannot be written: the mask is in sampling and in the
-              trainer. No reward says so
+All arms start RL from the same base. zero is compared with the base, and masked and reward are
+compared with free:
+
+    zero      Zero's RL, unchanged
+    free      the control of the next two: the model may write both languages
+    masked    the model cannot write words of the other language. The mask is in sampling, in the
+              trainer and in the tests. There is no reward for it
     reward    the language reward of Dev2
 
-In all arms each rollout has questions of one language, in turn, so that one mask serves a whole
-rollout. There is no KL penalty, since the reference policy has no mask.
+free, masked and reward are not quite Zero's RL. In each of them a rollout has questions of one
+language, and the two languages take turns, so that one mask serves a whole rollout. They have no KL
+penalty, since the mask would not be in the reference policy.
 """
 import dataclasses
 
@@ -35,12 +39,11 @@ from tools.tables import cell, table
 
 SEEDS = range(6)
 SETTINGS = ("corpus.steps_mixed=0.4", "corpus.checked_mixed=0.4", "eval.longer=1",
-            "data.prompts=8", "eval.samples=8", "zero.dev_every=6", "zero.beta=0")
+            "data.prompts=8", "eval.samples=8", "zero.dev_every=6")
 STAGES = ("base",)
-ARMS = dict.fromkeys(("free", "masked", "reward"), "")
+ARMS = dict.fromkeys(("zero", "free", "masked", "reward"), "")
 DIFFERENCES = {f"mixing.{arm}.minus_free.pass@1": (f"{arm}.pass@1", "free.pass@1")
                for arm in ("masked", "reward")}
-LANGUAGE_WEIGHT = 0.5  # of the language reward, as in Dev2
 
 
 # ------------------------------------------------------------------------------
@@ -48,16 +51,16 @@ LANGUAGE_WEIGHT = 0.5  # of the language reward, as in Dev2
 
 
 def _letters(language):
-    """The ids of all tokens with letters of a language. Chinese letters have bytes above 127."""
+    """The ids of all tokens with a letter of a language. Chinese letters have bytes above 127."""
     is_letter = bytes.isalpha if language == "en" else (lambda byte: byte[0] > 127)
     return [i for token, i in tasks.RANKS.items()
             if any(is_letter(bytes([byte])) for byte in token)]
 
 
 class Mask:
-    """A hook on a model's head: it takes their chance from tokens of the other language.
+    """A hook on a model's head. It gives tokens of the other language a probability of 0.
 
-    language: of the questions that are asked.
+    language: the language of the questions. Set it before the model answers them.
     """
 
     def __init__(self):
@@ -66,8 +69,8 @@ class Mask:
                           for language in tasks.LANGUAGES}
 
     def __call__(self, head, inputs, logits):
-        """The logits (.., V) with a mask. It is not -inf: times a probability of 0, as in the
-        entropy, that would be nan."""
+        """The logits (.., V) with the mask. It is -1e9 and not -inf, since the entropy multiplies
+        it by the probability 0, and -inf would give nan."""
         return logits.index_fill(-1, self.forbidden[self.language].to(logits.device), -1e9)
 
 
@@ -76,17 +79,17 @@ class Mask:
 
 
 def _test(model, mask, problems, samples, run, seed):
-    """The numbers of a model's answers. Questions of one language are asked at a time. mask: None
-    or the model's."""
+    """The numbers of a model's answers. All questions of one language are asked together. mask: the
+    model's Mask, or None."""
     texts, asked, lengths = [], [], []
     for language in tasks.LANGUAGES:
         if mask:
             mask.language = language
-        some = repeat_for_answers([p for p in problems if p.language == language], samples)
-        ids = sample_answers(model, prompts_of(some), run.zero.max_new_tokens, run.eval.rows,
+        questions = repeat_for_answers([p for p in problems if p.language == language], samples)
+        ids = sample_answers(model, prompts_of(questions), run.zero.max_new_tokens, run.eval.rows,
                              seed=seed)
         texts += [tasks.decode(x) for x in ids]
-        asked += some
+        asked += questions
         lengths += map(len, ids)
     checked = [i for i, text in enumerate(texts)
                if tasks.parse(text)[1] is not None and tasks.style_of(text) == "checked"]
@@ -99,40 +102,54 @@ def _test(model, mask, problems, samples, run, seed):
     return {key: value for key, value in numbers.items() if value == value}  # nan: no words
 
 
-def measure_arm(arm, folder):
-    """The numbers of an arm on test, and on dev every few rollouts; in free also the base's."""
-    run, start = folder.run, start_folder(folder, arm, STAGES)
-    model, mask = copy_model(base(start, {})), None
-    if arm == "masked":
-        mask = Mask()
-        model.head.register_forward_hook(mask)
-    s = run.zero
-    if arm == "reward":
-        s = dataclasses.replace(s, language_weight=LANGUAGE_WEIGHT)
+def _settings(arm, run):
+    """The settings of an arm's RL."""
+    if arm == "zero":
+        return run.zero
+    weight = run.dev2.language_weight if arm == "reward" else 0.0
+    return dataclasses.replace(run.zero, beta=0.0, language_weight=weight)
+
+
+def _make_task(arm, run, s, mask):
+    """The task of an arm's RL. mask: the model's Mask, or None."""
+    task = make_task(run, s, rule_rewards(s))
+    if arm == "zero":
+        return task
 
     def draw(rng, n, step):
-        language = tasks.LANGUAGES[step % 2]
+        """n problems of one language, which the mask is told."""
+        language, problems = tasks.LANGUAGES[step % 2], []
         if mask:
             mask.language = language
-        problems = []
         while len(problems) < n:
             problem = draw_problem(rng, run, s.levels)
             if problem.language == language:
                 problems.append(problem)
         return problems
 
-    task = dataclasses.replace(make_task(run, s, rule_rewards(s)), draw=draw)
+    return dataclasses.replace(task, draw=draw)
+
+
+def measure_arm(arm, folder):
+    """The numbers of an arm on test, and on dev every few rollouts; in zero also the base's."""
+    run, start = folder.run, start_folder(folder, arm, STAGES)
+    model, mask = copy_model(base(start, {})), None
+    if arm == "masked":
+        mask = Mask()
+        model.head.register_forward_hook(mask)
+    s = _settings(arm, run)
+    task = _make_task(arm, run, s, mask)
     dev = tasks.make_problems("dev", run.eval.dev_problems, s.levels)
     numbers = {}
     for record, _ in train_rl(model, task, s, run.seed):
         if record["step"] % s.dev_every == 0:
-            found = _test(model, mask, dev, run.eval.samples, run, seed=0)
-            numbers |= {f"dev{record['step']}": found["pass@1"],
-                        f"dev_mixing{record['step']}": found.get("mixing")}
-            print(f"  rollout {record['step']}: dev {found['pass@1']:.3f}", flush=True)
+            on_dev = _test(model, mask, dev, run.eval.samples, run, seed=0)
+            numbers |= {f"dev{record['step']}": on_dev["pass@1"],
+                        f"dev_mixing{record['step']}": on_dev.get("mixing")}
+            print(f"  rollout {record['step']}: dev {on_dev['pass@1']:.3f}", flush=True)
     test = tasks.make_problems("test", run.eval.problems, s.levels)
     numbers |= _test(model, mask, test, run.eval.fewer_samples, run, seed=1)
-    if arm == "free":
+    if arm == "zero":
         tested = test_record(start.path, "base")
         numbers |= {"base.pass@1": tested["pass@1"], "base.mixing": tested["mixing"],
                     "base.checked.mixing": tested["mixing_by_style"]["checked"]}
@@ -140,19 +157,17 @@ def measure_arm(arm, folder):
 
 
 def combine(numbers):
-    """The base and Zero with languages free, under the names that other pages use."""
-    names = {"base.pass@1": "free.base.pass@1", "base.mixing": "free.base.mixing",
-             "base.checked.mixing": "free.base.checked.mixing", "zero.pass@1": "free.pass@1",
-             "zero.mixing": "free.mixing", "zero.checked.mixing": "free.checked.mixing"}
-    return {name: numbers.get(key) for name, key in names.items()}
+    """The base's numbers under the base's name. The arm zero measures them."""
+    return {key: numbers.get(f"zero.{key}")
+            for key in ("base.pass@1", "base.mixing", "base.checked.mixing")}
 
 
-NAMES = {"free.base.": "base", "free.": "Zero, languages free", "masked.": "one language only",
-         "reward.": "language reward"}
+NAMES = {"base.": "base", "zero.": "Zero", "free.": "free: both languages",
+         "masked.": "the other language masked", "reward.": "language reward"}
 
 
 def page(rows, notes):
-    """The lines of the report: base and arms, and each arm against free."""
+    """The lines of the report: base and arms, and how masked and reward differ from free."""
     steps = sorted(int(key.removeprefix("free.dev")) for key in rows
                    if key.startswith("free.dev") and key.removeprefix("free.dev").isdigit())
     columns = {"pass@1": "pass@1", "mixing": "mixes", "checked.mixing": "of checked answers",
@@ -160,10 +175,11 @@ def page(rows, notes):
                "reflection": "checks"} | {f"dev{step}": f"dev, rollout {step}" for step in steps}
     body = [[name, *(cell(rows, f"{prefix}{key}") for key in columns)]
             for prefix, name in NAMES.items()]
-    lines = [*table(["", *columns.values()], body), ""]
+    lines = [*table(["", *columns.values()], body), "", "All rows after Zero have questions of one "
+             "language in a rollout and no KL penalty, so free is not quite Zero.", ""]
     for arm in ("masked", "reward"):
         comparison = compare(rows, "free.pass@1", f"{arm}.pass@1")
         if comparison:
-            lines.append(f"- {NAMES[f'{arm}.']}, minus languages free: "
+            lines.append(f"- {NAMES[f'{arm}.']}, minus {NAMES['free.']}: "
                          f"{comparison.text(points=True)}")
     return lines

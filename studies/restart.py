@@ -1,23 +1,28 @@
 """Why does Dev3 start from the base again, and not from Dev2?
 
-The paper: Dev3 fine-tunes DeepSeek-V3-Base on Dev2's answers, not Dev2 itself (R1 v1 section
-2.3.3, v2 section B.3.3). It does not say why.
+The paper: to make Dev3, DeepSeek-V3-Base is fine-tuned again, on Dev2's answers. Dev2 itself is not
+trained further (R1 v1 section 2.3.3, v2 section B.3.3). On AIME 2024 Dev2 has 74.0, Dev3 78.1 and
+R1 79.8 (R1 v2 Table 3). The paper does not say why it starts from the base again.
 
     python r1mini.py study restart
 
-Dev3's fine-tuning and R1's RL are those of the lesson, with fewer steps, on the same data and
-with the same reward models. An arm is the model that Dev3 starts from:
+An arm is the model that is fine-tuned into Dev3. All arms have the same data and reward models:
 
     base           the base, as in R1
-    dev1, dev2     Dev1, Dev2
-    unannealed     the base before its learning rate fell: some fine-tuners start there
-    constant       a base as long as R1's, whose rate never fell: the control of unannealed
-    chat_first     the base, in another lab's order: general prompts come first in RL, and
-                   verifiable rewards alone come last
+    dev1           Dev1
+    dev2           Dev2
+    unannealed     the base before its learning rate fell; some fine-tuners start there
+    constant       the control of unannealed: it is trained for as many steps as the base, and its
+                   learning rate does not fall
+    chat_first     the base, with another order of RL: first general prompts and problems, then
+                   problems alone. These are two stages. The second has new optimizers, and its
+                   reference policy is the model after the first
 
-Each arm fine-tunes with two learning rates, and goes on with the model that is better on dev.
-Dev1, Dev2, their data, the reward models and the unannealed base are not kept. The study trains
-them first, for all arms of a seed; the page says how long that takes.
+Dev3's fine-tuning and R1's RL are those of the lesson, with fewer steps. Each arm is fine-tuned
+with two learning rates. RL continues from the model that is better on dev.
+
+The kept models do not include Dev1, Dev2, the reward models and the unannealed base. So the study
+trains them first, once for all arms of a seed. The page says how long that takes.
 """
 import dataclasses
 import json
@@ -35,16 +40,17 @@ from tools.study import load_kept, start_folder, test_record
 from tools.tables import cell, table
 
 SEEDS = range(6)
-SETTINGS = ("dev3.steps=48", "r1.steps=12", "r1.problems=24", "eval.samples=8",
-            "eval.fewer_samples=2", "data.prompts=25")
+# With these, all arms of a seed take about 14 minutes on one thread.
+SETTINGS = ("dev3.steps=40", "r1.steps=12", "r1.problems=16", "eval.samples=8",
+            "eval.fewer_samples=2", "data.prompts=25", "dev2.dev_every=14", "r1.dev_every=12")
 ARMS = dict.fromkeys(("base", "dev1", "dev2", "unannealed", "constant", "chat_first"), "")
 DIFFERENCES = {f"{arm}_minus_base.{key}": (f"{arm}.{key}", f"base.{key}")
                for arm in ARMS if arm != "base" for key in ("pass@1", "longer")}
 DIFFERENCES |= {f"unannealed_minus_constant.{key}": (f"unannealed.{key}", f"constant.{key}")
                 for key in ("pass@1", "longer")}
-START = ("dev1", "dev2", "dev3", "helpful", "safe")  # stages of the lesson, for all arms
+START = ("dev1", "dev2", "dev3", "helpful", "safe")  # stages that are trained once for all arms
 STAGES = (*START, "constant", "unannealed", "chat", "r1")
-RATES = (1e-3, 3e-3)  # of the fine-tuning; R1's recipe has the first
+RATES = (1e-3, 3e-3)  # learning rates of the fine-tuning; the first is the lesson's
 
 
 # ------------------------------------------------------------------------------
@@ -52,7 +58,8 @@ RATES = (1e-3, 3e-3)  # of the fine-tuning; R1's recipe has the first
 
 
 def _start(folder, arm):
-    """(the folder that the arms of a seed share, its models by stage)."""
+    """Trains what all arms of a seed start from. Returns (the folder that they share, {stage:
+    model})."""
     start = start_folder(folder, arm, STAGES)
     models = {name: load_kept(folder, name) for name in ("base", "zero")}
     for stage in START:
@@ -63,8 +70,8 @@ def _start(folder, arm):
 
 
 def _constant_base(start):
-    """A base whose learning rate stays. It is saved as `unannealed` where the rate of R1's base
-    begins to fall. Until there the two are the same."""
+    """A base whose learning rate does not fall. Its weights are also saved as unannealed.pt at the
+    step where the rate of R1's base begins to fall. Up to this step the two bases are equal."""
     run = start.run
     s = dataclasses.replace(run.base, decay=0.0)
     before_decay = round(run.base.steps * (1 - run.base.decay))
@@ -86,9 +93,9 @@ def _constant_base(start):
 
 
 def _fine_tune(start, models, name):
-    """Dev3 from the model of this name, with the learning rate that is best on dev, and its
-    numbers. It is trained once: base and chat_first share it."""
-    found = {}
+    """(Dev3, its numbers): the model of this name after fine-tuning with the learning rate that is
+    best on dev. base and chat_first share one Dev3."""
+    candidates = {}  # {learning rate: (pass@1 on dev, Dev3, pass@1 on test)}
     for rate in RATES:
         run = dataclasses.replace(start.run, dev3=dataclasses.replace(
             start.run.dev3, lr=rate, muon_lr=rate))
@@ -97,15 +104,15 @@ def _fine_tune(start, models, name):
         shutil.copy(start.path / "dev3.jsonl", path)  # Dev2's answers; dev3() only reads them
         dev3 = r1mini.dev3(folder, {"dev2": models["dev2"], "base": models[name]})
         on_dev = [r["pass@1"] for r in read_log(path) if r["kind"] == "dev"]
-        found[rate] = on_dev[-1], dev3, test_record(path, "dev3")["pass@1"]
-    rate = max(found, key=lambda rate: found[rate][0])
-    on_dev, dev3, on_test = found[rate]
+        candidates[rate] = on_dev[-1], dev3, test_record(path, "dev3")["pass@1"]
+    rate = max(candidates, key=lambda rate: candidates[rate][0])
+    on_dev, dev3, on_test = candidates[rate]
     return dev3, {"rate": rate, "dev3.dev": on_dev, "dev3.pass@1": on_test}
 
 
 def _reinforce(arm, folder, models):
-    """R1's RL. In chat_first its part with general prompts comes first, and then no more of
-    them."""
+    """R1's RL. In chat_first the rollouts with general prompts come first. There are as many of
+    them as in the other arms."""
     if arm != "chat_first":
         r1mini.r1(folder, models)
         return
@@ -118,17 +125,24 @@ def _reinforce(arm, folder, models):
 
 
 def measure_arm(arm, folder):
-    """The numbers of an arm after Dev3's fine-tuning and after RL."""
+    """The numbers of an arm after fine-tuning and after RL.
+
+    Entropy is that of the first and the last rollout that have problems alone. General prompts are
+    in the last rollouts of R1's order and in the first of chat_first, and their replies have
+    another entropy.
+    """
     start, models = _start(folder, arm)
     models["dev3"], tuned = _fine_tune(start, models, "base" if arm == "chat_first" else arm)
     _reinforce(arm, folder, models)
     log, test = read_log(folder.path), test_record(folder.path, "r1")
     [longer] = [r for r in log if r["kind"] == "test" and r["set"] == "longer"]
     [general] = [r for r in log if r["kind"] == "general"]
-    rollouts = [r for r in log if r["kind"] in ("chat", "r1")]
+    # The preference reward is None in a rollout without general prompts.
+    entropy = [r["entropy"] for r in log
+               if r["kind"] in ("chat", "r1") and r["preference"] is None]
     numbers = tuned | {key: test[key] for key in ("pass@1", "mixing", "length")}
     numbers |= {"longer": longer["pass@1"], "gain": test["pass@1"] - tuned["dev3.pass@1"],
-                "entropy.first": rollouts[0]["entropy"], "entropy.last": rollouts[-1]["entropy"],
+                "entropy.first": entropy[0], "entropy.last": entropy[-1],
                 "helpfulness": general["helpfulness"], "safe": general["unsafe.safe"],
                 "refused_harmless": general["how.refused"]}
     if arm == "base":
@@ -137,13 +151,13 @@ def measure_arm(arm, folder):
 
 
 def _minutes(path):
-    """The minutes that a folder's stages have taken."""
+    """How many minutes the stages of a folder took."""
     lines = map(json.loads, (path / "timing.jsonl").read_text("utf-8").splitlines())
     return sum(line.get("seconds", 0.0) for line in lines) / 60
 
 
 def combine(numbers):
-    """Accuracy, and accuracy on longer problems, of each arm."""
+    """pass@1 of each arm on problems of the levels of training, and on longer ones."""
     return {f"restart.{arm}.{key}": numbers[f"{arm}.{key}"]
             for arm in ARMS for key in ("pass@1", "longer")}
 
@@ -151,16 +165,17 @@ def combine(numbers):
 # ------------------------------------------------------------------------------
 # The report
 
-NAMES = {"base": "base", "dev1": "Dev1", "dev2": "Dev2", "unannealed": "base before its rate fell",
-         "constant": "base whose rate never fell", "chat_first": "base, general prompts first"}
+NAMES = {"base": "base", "dev1": "Dev1", "dev2": "Dev2", "unannealed": "base before its rate falls",
+         "constant": "base whose rate does not fall", "chat_first": "base, general prompts first"}
 
 
 def page(rows, notes):
-    """The lines of the report: the arms, and each against base."""
+    """The lines of the report: the arms, and the difference of each from base."""
     columns = {"rate": "learning rate", "dev3.pass@1": "pass@1 of Dev3", "pass@1": "after RL",
                "gain": "gain by RL", "longer": "7 and 8 operations", "entropy.first": "entropy",
-               "entropy.last": "after RL", "mixing": "mixes", "helpfulness": "helpfulness",
-               "safe": "safe", "refused_harmless": "harmless refused", "length": "tokens"}
+               "entropy.last": "entropy, end of RL", "mixing": "mixes",
+               "helpfulness": "helpfulness", "safe": "safe",
+               "refused_harmless": "harmless refused", "length": "tokens"}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines = [*table(["Dev3 starts from", *columns.values()], body), ""]
@@ -171,5 +186,5 @@ def page(rows, notes):
             if comparison:
                 lines.append(f"- {key}, {NAMES[arm]}, minus {NAMES[control]}: "
                              f"{comparison.text(points=True)}")
-    return [*lines, "", "What all arms start from takes "
+    return [*lines, "", "Training what all arms start from takes "
             f"{cell(rows, 'base.start_minutes')} minutes for one seed."]

@@ -1,18 +1,20 @@
-"""Does what RL taught on sums help RL on another task?
+"""Does RL on sums make a model a better start for RL on another task?
 
-The question: R1-Zero learnt to reason by RL on verifiable problems. Are its weights a better start
-for RL on something else than its base's? The paper does not say.
+The paper: R1-Zero learns to reason by RL on verifiable problems (R1 v1 section 2.2). It does not
+say whether its weights are a better start for RL on another task than the base's.
 
     python r1mini.py study transfer
 
-The task is to put digits in order: `Sort 3820`, answer `0238`. workshop/own.py has it too, as
-the example of a task of one's own. Each arm first reads the same few documents, of which three in
-ten are right, so that RL has something to reward. Then comes RL, with the same questions in all
-arms. An arm is the kept model that it starts from:
+The task is to put digits in order: `Sort 3820`, answer `0238`. workshop/own.py uses the same task
+as an example. All arms first learn from the same few documents. Three in ten of these are right,
+so that RL has something to reward. Then all arms do the same number of rollouts, with the same
+questions. An arm is the kept model that it starts from:
 
-    from_base, from_zero, from_r1
+    from_base    the base, which is the control
+    from_zero    Zero
+    from_r1      R1
 
-Questions of test have digits that no question of training has, in whatever order.
+The digits of a test question are in no training question, in any order.
 """
 import random
 
@@ -32,7 +34,7 @@ STAGES = ()
 ARMS = dict.fromkeys(("from_base", "from_zero", "from_r1"), "")
 DIFFERENCES = {f"{arm}_minus_from_base.{key}": (f"{arm}.{key}", f"from_base.{key}")
                for arm in ("from_zero", "from_r1") for key in ("pass@1", "mean_on_dev", "before")}
-RIGHT = 0.3  # share of right documents
+RIGHT = 0.3  # share of documents that give the right answer; others can do so by chance
 
 
 # ------------------------------------------------------------------------------
@@ -40,7 +42,8 @@ RIGHT = 0.3  # share of right documents
 
 
 def question(rng, n=1, step=0, part="train"):
-    """n problems of a part. step is not used: it is for tasks that become harder."""
+    """n problems of a part. step is the rollout's number, for tasks that become harder; here it is
+    not used."""
     problems = []
     while len(problems) < n:
         drawn = "".join(rng.choices("0123456789", k=4))
@@ -51,21 +54,23 @@ def question(rng, n=1, step=0, part="train"):
 
 
 def document(rng):
-    """One page of the internet: the digits in order, but mostly in another order."""
+    """A document for the base. Three in ten give the digits in order, others in a random order."""
     [problem] = question(rng)
     shuffled = "".join(rng.sample(problem.answer, 4))
     return tasks.dialogue(problem, problem.answer if rng.random() < RIGHT else shuffled)
 
 
 def right(texts, problems):
-    """The reward: 1.0 for a text that is the answer and nothing else."""
+    """The reward of each text: 1.0 if it is the answer and nothing else, else 0.0."""
     return [float(text == problem.answer) for text, problem in zip(texts, problems)]
 
 
-def make_task():
-    """The task, for grpo.train_rl."""
-    return Task(question, lambda problem: tasks.encode_prompt(problem.question), tasks.decode,
-                {"accuracy": (1.0, right)}, {}, tasks.END_ID, tasks.PAD_ID)
+def make_task(draw, reward):
+    """The task for grpo.train_rl. draw(rng, n, step) -> n problems; reward(texts, problems) -> a
+    number for each text."""
+    return Task(draw=draw, encode=lambda problem: tasks.encode_prompt(problem.question),
+                decode=tasks.decode, rewards={"accuracy": (1.0, reward)}, measures={},
+                end_id=tasks.END_ID, pad_id=tasks.PAD_ID)
 
 
 # ------------------------------------------------------------------------------
@@ -73,7 +78,7 @@ def make_task():
 
 
 def _test(model, run, part):
-    """pass@1 at temperature 1 on the questions of a part."""
+    """pass@1 at temperature 1 on questions of a part."""
     problems = question(random.Random(f"{part}/transfer"), run.eval.problems, part=part)
     asked = repeat_for_answers(problems, run.eval.fewer_samples)
     ids = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows, seed=1)
@@ -81,13 +86,13 @@ def _test(model, run, part):
 
 
 def measure_arm(arm, folder):
-    """The numbers of an arm: before and after RL, and on dev every few rollouts."""
+    """The numbers of an arm: on test before and after RL, and on dev every few rollouts."""
     run, s = folder.run, folder.run.zero
     model = copy_model(load_kept(folder, arm.removeprefix("from_")))
     for _ in train(model, run.dev1, document, run.seed):
         pass
     numbers, on_dev = {"before": _test(model, run, "test")}, {0: _test(model, run, "dev")}
-    for record, _ in train_rl(model, make_task(), s, run.seed):
+    for record, _ in train_rl(model, make_task(question, right), s, run.seed):
         if record["step"] % s.dev_every == 0:
             on_dev[record["step"]] = _test(model, run, "dev")
             print(f"  rollout {record['step']}: dev {on_dev[record['step']]:.3f}", flush=True)
@@ -102,10 +107,11 @@ def combine(numbers):
 
 
 def page(rows, notes):
-    """The lines of the report: the arms, their way on dev, and each against the base."""
+    """The lines of the report: the arms with their training curves on dev, and how from_zero and
+    from_r1 differ from from_base."""
     steps = sorted(int(key.removeprefix("from_base.dev")) for key in rows
                    if key.startswith("from_base.dev"))
-    columns = {"before": "before RL", "pass@1": "after RL", "mean_on_dev": "mean over the run"}
+    columns = {"before": "before RL", "pass@1": "after RL", "mean_on_dev": "mean on dev"}
     columns |= {f"dev{step}": f"dev, rollout {step}" for step in steps}
     body = [[arm, *(cell(rows, f"{arm}.{key}") for key in columns)] for arm in ARMS]
     lines = [*table(["start", *columns.values()], body), ""]

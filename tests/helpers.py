@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -15,7 +16,7 @@ import moe
 import r1mini
 import tasks
 from engine import checkpoint
-from tools import cli
+from tools import cli, study
 
 ROOT = Path(__file__).parent.parent
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -49,6 +50,12 @@ def make(seed=0, **changes):
         if tensor.dim() == 1:
             tensor.uniform_(-0.2, 0.2) if name.endswith("bias") else tensor.uniform_(0.5, 1.5)
     return model.eval()
+
+
+def random_micro():
+    """A model of the micro preset with random weights, always the same."""
+    torch.manual_seed(0)
+    return moe.Transformer(MICRO).eval()
 
 
 def make_batch(seed=1, lengths=(9, 4, 7, 9, 2, 5)):
@@ -123,3 +130,24 @@ def micro_run():
     folder = top / "whole"
     assert cli.main([*FEW, "--out", str(folder)]) == 0
     return folder
+
+
+# The settings with which an arm of a study takes seconds.
+FEW_OF_STUDY = ["base.steps=5", "base.warmup=1", "base.documents=4", "dev1.steps=2",
+                "dev1.documents=4", "dev3.steps=2", "dev3.documents=4", "judge.steps=1",
+                "judge.documents=4", "data.cold_start=2", "data.rejection=2", "data.prompts=2",
+                "eval.problems=4", "eval.dev_problems=4", "eval.samples=2", "eval.fewer_samples=1",
+                "eval.longer=1", "zero.dev_every=1"]
+FEW_OF_STUDY += [f"{stage}.{setting}" for stage in ("zero", "dev2", "r1") for setting in (
+    "problems=2", "group_size=2", "minibatches=1", "steps=2", "max_new_tokens=9")]
+
+
+def run_arm(module, arm, *settings):
+    """Runs an arm of a study with the micro preset, in the working folder. Returns its numbers, as
+    they are in runs.jsonl."""
+    one_arm = SimpleNamespace(
+        ARMS={arm: module.ARMS[arm]}, STAGES=module.STAGES, page=lambda *_: [],
+        SETTINGS=(*module.SETTINGS, *settings), measure_arm=module.measure_arm)
+    options = SimpleNamespace(name="demo", preset="micro", rest=["--seeds", "0"])
+    study.main(options, one_arm)
+    return study._measure_arms(options, one_arm, 0, [])[0]["metrics"]

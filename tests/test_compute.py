@@ -1,7 +1,8 @@
-"""Tests of studies/compute.py: limits on thinking, wrong steps, and forbidden words."""
+"""Tests of studies/compute.py: limits on thinking, wrong steps, forbidden words, the budget."""
 import math
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,9 +131,9 @@ def test_compute_verdict_compares_with_the_neutral_ban(effect_of_word, effect_of
 
 
 def test_compute_budget_is_where_the_costs_meet():
-    """After that many questions, RL and Zero's answers have cost what the votes have. More votes
-    are dearer, so that takes fewer questions. An answer costs two FLOPs for each weight and token,
-    and the prompt is read once."""
+    """After that many questions, RL and Zero's answers have cost as much as the votes. More votes
+    cost more, so fewer questions suffice. All votes cost the same for each token, and the prompt is
+    read once."""
     config = r1mini.PRESETS["nano"]
     numbers = {"base.length": 30.0, "base.prompt_length": 12.0, "zero.length": 80.0,
                "zero.prompt_length": 12.0, "base.cons@16": 0.4, "base.cons@64": 0.5}
@@ -147,3 +148,15 @@ def test_compute_budget_is_where_the_costs_meet():
     assert found["budget.questions@64"] < found["budget.questions@16"]
     votes_are_cheap = numbers | {"base.length": 1.0, "zero.length": 200.0}
     assert "budget.questions@16" not in compute._budget(votes_are_cheap, config, 2.0)
+
+
+def test_compute_budget_is_of_the_runs_own_rl(monkeypatch, tmp_path):
+    """The RL that is paid for is Zero's, in the log of the run whose checkpoints are measured."""
+    logs = {tmp_path: {"base": 8.0, "zero": 2.0, "dev2": 4.0}}
+    monkeypatch.setattr(compute, "read_log", lambda path: path)
+    monkeypatch.setattr(compute, "flops_by_stage", logs.get)
+    monkeypatch.setattr(compute, "measure_once", lambda *_: {
+        "length": 30.0, "prompt_length": 12.0, "cons@64": 0.5})
+    run = SimpleNamespace(start=str(tmp_path / "r1.pt"), model=r1mini.PRESETS["micro"])
+    numbers = compute.measure(SimpleNamespace(run=run))
+    assert numbers["budget.rl.tflops"] == 2.0 and "budget.questions@64" in numbers

@@ -937,7 +937,7 @@ def test_workshop_quiz_counts_a_rare_right_answer():
 
 def test_workshop_own_task_is_short():
     """own.py has fewer than 35 lines, so that it can be copied. Its task is in studies/transfer.py
-    (tests/test_restart.py)."""
+    (tests/test_transfer.py)."""
     lines = [line for line in (WORKSHOP / "own.py").read_text("utf-8").splitlines() if line.strip()]
     assert len(lines) < 35
 
@@ -946,6 +946,17 @@ def test_workshop_own_task_trains(capsys):
     """own.py runs one step of pretraining and one of RL."""
     assert len(own.main(base_steps=1, rl_steps=1)) == 1
     assert "rollout   1: right 0.00" in capsys.readouterr().out
+
+
+def test_workshop_own_functions_replace_the_task(monkeypatch, capsys):
+    """Question, document and reward that are defined in own.py are those that it trains on."""
+    problem = tasks.Problem("Sort 10", "01", "en")
+    monkeypatch.setattr(own, "question", lambda rng, n, step: [problem] * n)
+    monkeypatch.setattr(own, "document", lambda rng: tasks.dialogue(problem, "01"))
+    monkeypatch.setattr(own, "right", lambda texts, problems: [
+        float(asked is problem) for asked in problems])
+    own.main(base_steps=1, rl_steps=1)
+    assert "rollout   1: right 1.00" in capsys.readouterr().out
 
 
 @pytest.mark.slow

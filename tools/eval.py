@@ -6,13 +6,14 @@
 
 The answers to a problem of a file do not depend on the other problems in the file.
 
-With --against another checkpoint answers the same problems with the same random numbers. For each
-problem, its share of right answers is taken from that of the first. The mean of these differences
-has a 95% t interval over problems (tools/compare.py). If the interval contains 0, the models cannot
-be told apart. The interval is of these two checkpoints: it says nothing of other seeds of training.
+--against names another checkpoint. It answers the same problems with the same random numbers. For
+each problem, the other's share of right answers is subtracted from the first's. The mean of these
+differences has a 95% t interval over problems (tools/compare.py). If the interval contains 0, it
+cannot be told which model is better. The interval holds for these two checkpoints. It says nothing
+about other seeds of training.
 
-With --samples above 16 it also reports, for each power of 2 up to --samples, the majority vote of k
-answers and the most central of k answers.
+With --samples above 16, eval also reports the majority vote of k answers and the most central of k
+answers, for each power of 2 up to --samples.
 """
 import json
 from pathlib import Path
@@ -90,7 +91,7 @@ def _answer(model, problems, samples, run, seed):
 
 
 def _print_means(means, name=None):
-    """Prints a line for each number. name: of the checkpoint, if there are two."""
+    """Prints a line for each number. name: the checkpoint, if two are compared."""
     if name:
         print(f"{name}:")
     for key, value in means.items():
@@ -115,7 +116,8 @@ def _load_other(options, run, problems):
         raise UserError(f"--against {options.against}: this is the same checkpoint; name another "
                         "one, such as the one that the run began with")
     if len({problem.question for problem in problems}) < 2:
-        raise UserError("--against needs at least 2 different problems: one has no interval")
+        raise UserError("--against needs at least 2 different problems: the difference on one "
+                        "problem has no interval")
     other, record = load_from_arguments(options, options.against)
     preset = record.get("preset", "nano")
     if not options.problems and _held_out(resolve_settings(preset, options.set)) != problems:
@@ -127,8 +129,8 @@ def _load_other(options, run, problems):
 
 
 def _difference(by_problem, other_by_problem, samples):
-    """{"mean", "low", "high", "n"} of the differences of n problems: the first model's share of
-    right answers less the other's. A question that comes twice is one problem."""
+    """{"mean", "low", "high", "n"} of the differences on n problems: the first model's share of
+    right answers minus the other's. A question that occurs twice counts as one problem."""
     def share_of_question(records):
         shares = {}
         for record in records:

@@ -1,10 +1,10 @@
-"""Your own task. Here: sort four digits, easy enough to learn, hard enough to need RL.
+"""Train on your own task. Here the task is to sort four digits.
 
     python workshop/own.py
 
-The base reads documents of which three in ten are right. RL then gets a reward by rule. The task
-is in studies/transfer.py, in three functions: question, document and right. Write your own three
-here, or in a file of yours.
+A base learns from documents, of which three in ten are right. Then RL rewards right answers by a
+rule. The task is three functions of studies/transfer.py: question, document and right. To train on
+your task, define your own three below the imports: they replace the imported ones.
 """
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ import moe
 import r1mini
 from grpo import RL, train_rl
 from r1mini import Train, train
-from studies.transfer import document, make_task
+from studies.transfer import document, make_task, question, right
 
 
 def main(base_steps=300, rl_steps=20):
@@ -27,7 +27,7 @@ def main(base_steps=300, rl_steps=20):
         pass
     accuracies = []
     s = RL(steps=rl_steps, max_new_tokens=8, lr=1e-3)
-    for record, _ in train_rl(model, make_task(), s):
+    for record, _ in train_rl(model, make_task(question, right), s):
         accuracies.append(record["accuracy"])
         print(f"rollout {record['step']:3}: right {record['accuracy']:.2f}")
     return accuracies
