@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -15,7 +16,7 @@ import moe
 import r1mini
 import tasks
 from engine import checkpoint
-from tools import cli
+from tools import cli, study
 
 ROOT = Path(__file__).parent.parent
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -123,3 +124,14 @@ def micro_run():
     folder = top / "whole"
     assert cli.main([*FEW, "--out", str(folder)]) == 0
     return folder
+
+
+def run_arm(module, arm, *settings):
+    """Runs an arm of a study with the micro preset, in the working folder. Returns its numbers, as
+    they are in runs.jsonl. The study's page is printed too."""
+    one_arm = SimpleNamespace(
+        ARMS={arm: module.ARMS[arm]}, STAGES=module.STAGES, page=module.page,
+        SETTINGS=(*module.SETTINGS, *settings), measure_arm=module.measure_arm)
+    options = SimpleNamespace(name="demo", preset="micro", rest=["--seeds", "0"])
+    study.main(options, one_arm)
+    return study._measure_arms(options, one_arm, 0, [])[0]["metrics"]
