@@ -228,13 +228,14 @@ def test_process_reward_advantages_of_arms():
     """Each arm's step rewards, and the advantages that follow from them. Nothing but the answers
     has an advantage."""
     texts = [CHECKED, CHECKED.replace("<answer>27", "<answer>28"), "<answer>27</answer>"]
-    right_steps = [[1, 1, 1], [1, 1, 0], [1]]
+    right_steps = [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0]]
     judge = make_judge(0)
     prompt = tasks.encode_prompt(PROBLEM.question)
     answers = [ids_of(text) for text in texts]
     scores = process_reward._judge_steps(judge, [prompt] * 3, answers)
-    expected = {"outcome": [[1], [0], [1]], "rule": right_steps, "model": scores,
-                "prefixes": [[1], [0], [1]]}
+    of_answers = [[1.0], [0.0], [1.0]]
+    expected = {"outcome": of_answers, "rule": right_steps, "model": scores,
+                "prefixes": of_answers}
     ends = [process_reward._step_ends(ids) for ids in answers]
     for arm, rewards in expected.items():
         rollout = rollout_of(texts)
