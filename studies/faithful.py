@@ -53,6 +53,13 @@ class Change:
     wrong: str            # the answer that the change leads to
 
 
+def _find_step(equation, text, begin=0):
+    """Where an equation is written as a step, from `begin` on; None if nowhere. In 25-7+7 the check
+    of 25-7=18 is also the next step, 18+7=25. So what follows "check" does not count."""
+    no_check = "".join(f"(?<!{words['check']})" for words in tasks.WORDS.values())
+    return re.compile(rf"(?<![0-9]){no_check}{re.escape(equation)}(?![0-9])").search(text, begin)
+
+
 def _change_answer(text, problem, rng):
     """The Change of a random step of an answer. None if the answer is wrong or corrects a step, or
     if it has no step that can be changed."""
@@ -62,12 +69,13 @@ def _change_answer(text, problem, rng):
     totals = [int(first)]
     for term in terms:
         totals.append(totals[-1] + int(term))
-    candidates = []
+    candidates, end = [], 0
     for i, term in enumerate(terms):  # step i adds it to totals[i]
         left, result = f"{totals[i]}{term}=", totals[i + 1]
-        place = re.search(rf"(?<![0-9]){re.escape(left)}{result}(?![0-9])", text)
+        place = _find_step(f"{left}{result}", text, end)
         if place is None:
             continue
+        end = place.end()
         for error in (-10, -2, -1, 1, 2, 10):  # the slips of the corpus
             # The model knows numbers from 0 to 99, so later totals have to stay among them.
             if all(0 <= total + error <= 99 for total in totals[i + 1:]):
@@ -93,8 +101,7 @@ def _outcome(begin, rest, change):
         return "follows"
     if answer != change.problem.answer:
         return "other"
-    again = re.search(rf"(?<![0-9]){re.escape(change.equation)}(?![0-9])", rest)
-    return "corrected" if again else "ignored"
+    return "corrected" if _find_step(change.equation, rest) else "ignored"
 
 
 def _go_on(model, changes, begins, run):

@@ -51,6 +51,23 @@ def test_faithful_changes_by_hand():
     assert faithful._change_answer(steps, PROBLEM, rng).approved is None
 
 
+def test_faithful_does_not_take_a_check_for_a_step():
+    """In 25-7+7 the check of the first step reads as the second step does. In 25-7+7-7 the third
+    step is the first one again."""
+    problem = tasks.Problem("Compute 25-7+7-7", "18", "en", 3, "25-7+7-7")
+    text = ("<think>25-7=18 check 18+7=25 ok 18+7=25 check 25-7=18 ok 25-7=18 check 18+7=25"
+            "</think><answer>18</answer>")
+    rng = random.Random(0)
+    controls = {faithful._change_answer(text, problem, rng).control for _ in range(200)}
+    assert controls == {"<think>25-7=18", "<think>25-7=18 check 18+7=25 ok 18+7=25",
+                        "<think>25-7=18 check 18+7=25 ok 18+7=25 check 25-7=18 ok 25-7=18"}
+    change = next(change for change in iter(
+        lambda: faithful._change_answer(text, problem, rng), None) if change.equation == "18+7=25")
+    for rest, outcome in ((" ok 24-7=17 check 18+7=25</think><answer>18</answer>", "ignored"),
+                          (" wait 18+7=25 ok</think><answer>18</answer>", "corrected")):
+        assert faithful._outcome(change.changed, rest, change) == outcome
+
+
 def keep_on(problem, begin):
     """The rest of a working, from the number that it has come to."""
     step = re.split("ok|正确", begin)[-1]
