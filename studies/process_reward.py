@@ -2,24 +2,32 @@
 
 The paper: a process reward model is good for reranking answers. In large RL it is not worth its
 cost: steps are hard to define and to judge, and the policy hacks it (R1 v1 section 4.2). In
-DeepSeekMath, process supervision was a little better than outcome supervision (section 4.1.3
-and Figure 5).
+DeepSeekMath, process supervision (section 4.1.3) was a little better than outcome supervision
+(Figure 5).
 
     python r1mini.py study process_reward
 
-Steps end at " then ", " ok " or </think>; the last one is the answer. All arms start from the
-same kept base, and end when they have spent the same FLOPs, labels and reward models included:
+A step ends at " then ", " ok " or </think>. The last step is the answer:
+
+    25-7=18 then | 18+9=27</think> | <answer>27</answer>
+
+All arms start from the same kept base and draw the same questions. They stop when they have
+spent the same FLOPs, those of labels and of the reward model included:
 
     outcome    one reward, for a right answer
-    rule       a reward for each right step, by a rule that knows the solution. No real task has
-               one
-    model      a reward model scores each step. It learns from Monte Carlo labels: how often the
-               base gets from a prefix to a right answer
-    prefixes   the outcome reward. Where answers of a group share a prefix, GRPO gives its tokens
-               their mean advantage, once for each answer: that is a Monte Carlo process reward
-               already. This arm counts each shared token once (lambda-GRPO, arXiv 2509.21154)
+    rule       a reward for each right step, and for a right answer. The rule knows the solution;
+               no real task has such a rule
+    model      a reward model scores each step, the answer too. Whether it is right is not seen.
+               The reward model learns from Monte Carlo labels: how often the base gets from a
+               prefix to a right answer
+    prefixes   one reward, for a right answer; a token that k answers share counts once, not k
+               times (lambda-GRPO, arXiv 2509.21154)
 
-The reward model of the third arm also reranks 16 answers of the base.
+Why prefixes: where answers of a group begin with the same tokens, GRPO gives these tokens the
+mean advantage of these answers. That is a Monte Carlo process reward already. But it counts
+once for each of the answers.
+
+The reward model also reranks 16 answers of the base to each test problem.
 """
 import random
 import re
@@ -45,15 +53,15 @@ from tools.tables import cell, table
 
 SETTINGS = ("zero.objective=token_grpo", "zero.format_weight=0", "judge.steps=200",
             "judge.documents=48", "judge.lr=2e-3", "judge.muon_lr=2e-3")
-STAGES = "process",
+STAGES = ("process",)
 ARMS = dict.fromkeys(("outcome", "rule", "model", "prefixes"), "")
 DIFFERENCES = {f"{arm}_minus_outcome.pass@1": (f"{arm}.pass@1", "outcome.pass@1")
                for arm in ("rule", "model", "prefixes")}
 DIFFERENCES["rerank_minus_vote"] = "model.rerank", "model.rerank.cons@16"
-BUDGET = 3e12          # FLOPs of an arm; Zero's recipe takes half as many
-PARTS = 8              # the course of an arm is shown by eighths of its FLOPs
-LABELLED, TRIES = 600, 2    # problems whose answers are cut into prefixes; answers to each
-PREFIXES, GO_ON = 2, 8      # prefixes of an answer that get a label; answers from each prefix
+BUDGET = 3e12                # FLOPs of an arm; Zero's recipe takes half as many
+PARTS = 8                    # training curves have a point for each eighth of the FLOPs
+LABELLED, TRIES = 600, 2     # train problems for the labels; answers to each
+PREFIXES, GO_ON = 2, 8       # prefixes of an answer that get a label; answers from each prefix
 RERANKED, SAMPLES = 500, 16  # test problems, and answers of the base to each
 
 
@@ -62,7 +70,7 @@ RERANKED, SAMPLES = 500, 16  # test problems, and answers of the base to each
 
 ENDS = {tasks.ENCODING.encode_single_token(tasks.END_THINK)}
 for words in tasks.WORDS.values():
-    ENDS |= {tasks.ENCODING.encode_ordinary(words[name])[0] for name in ("then", "ok")}
+    ENDS |= {tasks.ENCODING.encode_single_token(words[name]) for name in ("then", "ok")}
 
 
 def _step_ends(ids):
@@ -72,9 +80,9 @@ def _step_ends(ids):
 
 
 def _right_steps(ids, problem):
-    """1.0 for each right step of an answer, else 0.0. Step k is right if it states the k-th
-    operation of the sum with the right result, at last. The last step is right if the answer is.
-    """
+    """1.0 for each right step of an answer, else 0.0. Step k is right if it is the k-th operation
+    of the sum with its right result; a slip may come before, if the step corrects it. The last
+    step is right if the answer is."""
     first, *terms = re.findall(r"[+-]?[0-9]+", problem.expression)  # 25-7+9: 25, -7, +9
     wanted, total = [], int(first)
     for term in terms:
@@ -83,7 +91,7 @@ def _right_steps(ids, problem):
     ends, rewards, begin = _step_ends(ids), [], 0
     for k, end in enumerate(ends[:-1]):
         text = tasks.TAG.sub("", tasks.decode(ids[begin:end]))
-        final = re.split("wait|等等", text)[-1]                      # what replaces a slip
+        final = re.split("wait|等等", text)[-1]  # what follows "wait" replaces a slip
         statement = re.split("check|检查", final)[0].strip()
         rewards.append(float(k < len(wanted) and statement == wanted[k]))
         begin = end + 1
@@ -98,13 +106,14 @@ def _right_steps(ids, problem):
 class Labels:
     """What the reward model learns from, and what it cost."""
     examples: list   # of tasks.Judgement: a prefix, and how often it leads to a right answer
-    tokens: int      # written for the labels
-    prompts: int     # tokens of prompts and prefixes that were read
+    tokens: int      # that the base wrote for the labels
+    prompts: int     # that it read, of prompts and prefixes
 
 
 def _label_prefixes(base, run):
-    """Labels by Monte Carlo: the base answers problems, and goes on from prefixes of its answers
-    (Math-Shepherd, arXiv 2312.08935). A whole answer's label is whether it is right."""
+    """Labels by Monte Carlo (Math-Shepherd, arXiv 2312.08935). The base answers train problems, and
+    goes on GO_ON times from prefixes of its answers. A prefix's label is the share of right
+    answers. A whole answer's label is 1 if it is right, else 0."""
     rng, asked = random.Random(f"{run.seed}/labels"), []
     for _ in range(LABELLED):
         asked += [draw_problem(rng, run, run.zero.levels)] * TRIES
@@ -144,8 +153,8 @@ def _train_judge(folder, base):
 
 @torch.no_grad()
 def _judge_steps(judge, prompts, answers):
-    """The scores of the steps of each answer, from 0 to 1: N lists. One pass reads all prefixes,
-    since no token sees what follows it."""
+    """The scores of the steps of each answer, from 0 to 1: N lists. An answer is read once for all
+    its steps, since no token sees what follows it."""
     sequences = [prompt + ids for prompt, ids in zip(prompts, answers)]
     places = [[len(prompt) + end for end in _step_ends(ids)]
               for prompt, ids in zip(prompts, answers)]
@@ -170,36 +179,38 @@ def _judge_steps(judge, prompts, answers):
 
 def _process_advantages(step_rewards, ends, first, T):
     """DeepSeekMath section 4.1.3: the advantage of a token is the sum of the normalised rewards of
-    all steps that end at it or later. (G, T) of a group of G answers. With one step an answer it
-    is the outcome's advantage (section 4.1.2).
+    all steps that end at it or later. (G, T) of a group of G answers. If each answer has one step,
+    it is the advantage of outcome supervision (section 4.1.2).
 
-    step_rewards: G lists. ends: where each step ends, G lists. first: the column of the answers'
-    first token, behind the prompt that they share.
+    step_rewards: G lists. ends: the index in the answer at which each step ends, G lists. first:
+    the column of the answers' first token, after the prompt that they share.
     """
     rewards = torch.tensor([reward for of_answer in step_rewards for reward in of_answer])
     advantage = torch.zeros(len(ends), T)
     if (rewards == rewards[0]).all():
         return advantage  # exactly 0; see grpo.advantages
     for i, of_answer in enumerate(step_rewards):
-        normalised = (torch.tensor(of_answer) - rewards.mean()) / rewards.std()
+        normalised = (torch.tensor(of_answer) - rewards.mean()) / rewards.std()  # (steps,)
         begin = first
         for k, end in enumerate(ends[i]):
-            advantage[i, begin:first + end + 1] = normalised[k:].sum()
+            advantage[i, begin:first + end + 1] = normalised[k:].sum()           # A_it
             begin = first + end + 1
     return advantage
 
 
 def _sharing_answers(tokens, answer):
-    """How many answers of a group begin with the same tokens, up to each token: (G, T) of tokens
-    and answer (G, T). answer is True at the tokens of an answer; the count is 0 elsewhere."""
+    """(G, T): at each token of an answer, how many answers of the group are the same up to this
+    token, itself included. 0 elsewhere. tokens (G, T); answer (G, T) is True at the tokens of an
+    answer."""
     begin = int(answer[0].int().argmax())  # all answers follow the same prompt
     both = answer.unsqueeze(0) & answer.unsqueeze(1)                 # (G, G, T)
-    same = (tokens.unsqueeze(0) == tokens.unsqueeze(1)) & both
-    return F.pad(same[..., begin:].int().cumprod(-1).sum(1), (begin, 0))
+    same = (tokens.unsqueeze(0) == tokens.unsqueeze(1)) & both       # (G, G, T)
+    same_so_far = same[..., begin:].int().cumprod(-1)                # (G, G, T - begin)
+    return F.pad(same_so_far.sum(1), (begin, 0))
 
 
 def _token_grpo(new, old, reference, advantage, mask, batch, s):
-    """grpo.grpo with an advantage for each token: advantage (n, columns)."""
+    """DeepSeekMath eq 3, as grpo.grpo, but with an advantage for each token: (n, T or more)."""
     A = advantage[:, :new.size(1)]                                   # (n, T), A_it
     surrogate, clip_acts = clipped_surrogate((new - old).exp(), A, s)
     kl = kl_k3(new, reference)
@@ -218,10 +229,10 @@ grpo.SETTINGS["token_grpo"] = {}
 
 def _give_advantages(arm, rollout, judge):
     """Replaces the advantages of a rollout by those of an arm, one for each token: (P, G, T).
-    Returns the rewards of the steps of each answer, N lists."""
+    Returns the step rewards of each answer, N lists."""
     samples, answers = rollout.samples, rollout.samples.answers()
     G, T = rollout.rewards.size(1), samples.tokens.size(1)
-    first = samples.answer.int().argmax(1).tolist()                  # N, also the prompts' lengths
+    first = samples.answer.int().argmax(1).tolist()                  # N, the prompts' lengths
     ends = [_step_ends(ids) for ids in answers]
     if arm == "rule":
         problem_of_answer = repeat_for_answers(rollout.problems, G)
@@ -229,7 +240,7 @@ def _give_advantages(arm, rollout, judge):
     elif arm == "model":
         prompts = [row[:begin].tolist() for row, begin in zip(samples.tokens, first)]
         rewards = _judge_steps(judge, prompts, answers)
-    else:
+    else:  # the whole answer is one step
         ends = [of_answer[-1:] for of_answer in ends]
         rewards = [[right] for right in rollout.reward_parts["accuracy"].tolist()]
 
@@ -237,19 +248,23 @@ def _give_advantages(arm, rollout, judge):
     for begin in range(0, len(answers), G):
         group = slice(begin, begin + G)
         A = _process_advantages(rewards[group], ends[group], first[begin], T)
-        if arm == "prefixes":  # the paper weighs all tokens alike; here eq 3's 1 / |o_i| stays
+        if arm == "prefixes":
+            # The paper gives all tokens of a group the same weight. Here eq 3's 1 / |o_i| stays.
+            # The penalty of the KL is not divided.
             A = A / _sharing_answers(samples.tokens[group], samples.answer[group]).clamp(min=1)
         advantages.append(A)
     rollout.advantages = torch.stack(advantages)
-    # improve() takes groups of equal rewards for dead. This is the advantage of the first token.
-    of_first = torch.tensor(first).view(-1, G, 1)
-    rollout.rewards = rollout.advantages.gather(2, of_first).squeeze(2)
+    # improve() leaves out a group if all of its rewards are equal. Here a group may be left out
+    # only if all advantages of its tokens are 0. So its first reward is 1 if any is not.
+    rollout.rewards = torch.zeros_like(rollout.rewards)
+    rollout.rewards[:, 0] = rollout.advantages.flatten(1).any(1).float()
     return rewards
 
 
 def _train_policy(arm, folder, base, judge, before):
-    """(the policy, numbers of each part of the budget, examples). The loop is grpo.train_rl's, and
-    ends when the FLOPs are spent. before: what the labels and the reward model took of them."""
+    """(the policy, its numbers in each part of the budget, examples of overpaid answers). The loop
+    is grpo.train_rl's, but ends when the FLOPs are spent. before: the FLOPs that the labels and
+    the reward model took."""
     run, s = folder.run, folder.run.zero
     model, reference = copy_model(base), copy_model(base).eval()
     optimizers, task = make_optimizers(model, s.lr), make_task(run, s, rule_rewards(s))
@@ -265,7 +280,7 @@ def _train_policy(arm, folder, base, judge, before):
             model.train()
             # The learning rate falls to 0 when the budget ends.
             step = int(s.steps * (spent - before) / (BUDGET - before))
-            log = improve(model, reference, optimizers, rollout, s, rng, step)
+            log = improve(model, reference, optimizers, rollout, s, rng, step)  # by eq 3
             rollouts += 1
             if rollouts % s.reference_every == 0:
                 reference.load_state_dict(model.state_dict())
@@ -288,12 +303,12 @@ def _train_policy(arm, folder, base, judge, before):
 
 
 def _describe(rollout, rewards):
-    """A rollout in numbers, before it is learnt from."""
-    right, sums = rollout.reward_parts["accuracy"], torch.tensor([sum(r) for r in rewards])
+    """A rollout in numbers. rewards: of the steps of each answer, N lists."""
+    right = rollout.reward_parts["accuracy"]
     samples, G = rollout.samples, rollout.rewards.size(1)
     shared = [_sharing_answers(samples.tokens[i:i + G], samples.answer[i:i + G]) > 1
               for i in range(0, len(right), G)]
-    return {"reward": float(sums.mean()), "right": float(right.mean()),
+    return {"reward": fmean(map(sum, rewards)), "right": float(right.mean()),
             "steps": fmean(len(_step_ends(ids)) for ids in samples.answers()),
             "length": float(samples.answer.sum(1).float().mean()),
             "shared": float(torch.cat(shared).sum() / samples.answer.sum()),
@@ -301,16 +316,26 @@ def _describe(rollout, rewards):
 
 
 def _overpaid(rollout, rewards):
-    """The wrong answers that earn more than the mean right answer to the same problem, as texts;
-    those that earn most come first."""
+    """The wrong answers that earn more than the mean right answer to the same problem, as texts.
+    Those that earn most come first.
+
+    An answer earns the sum of its step rewards, each minus the group's mean: the advantage of its
+    first token, up to the standard deviation. The plain sum would grow with the number of steps,
+    even if each step is worse than the mean.
+    """
     right, G, found = rollout.reward_parts["accuracy"].tolist(), rollout.rewards.size(1), []
-    for i, text in enumerate(rollout.texts):
-        group = range(i - i % G, i - i % G + G)
-        of_right = [sum(rewards[j]) for j in group if right[j]]
-        if of_right and not right[i] and sum(rewards[i]) > fmean(of_right):
-            problem = rollout.problems[i // G]
-            found.append((sum(rewards[i]), f"{problem.expression}: {text} ({sum(rewards[i]):.2f}, "
-                                           f"right ones {fmean(of_right):.2f})"))
+    for begin in range(0, len(right), G):
+        group = range(begin, begin + G)
+        mean = fmean(reward for i in group for reward in rewards[i])
+        earned = {i: sum(reward - mean for reward in rewards[i]) for i in group}
+        of_right = [earned[i] for i in group if right[i]]
+        if not of_right:
+            continue
+        problem = rollout.problems[begin // G]
+        for i in group:
+            if not right[i] and earned[i] > fmean(of_right):
+                found.append((earned[i], f"{problem.expression}: {rollout.texts[i]} "
+                                         f"({earned[i]:.2f}, right ones {fmean(of_right):.2f})"))
     return [text for _, text in sorted(found, reverse=True)]
 
 
@@ -319,8 +344,8 @@ def _overpaid(rollout, rewards):
 
 
 def _rerank(base, judge, run):
-    """How often the best of the base's answers by the reward model is right, beside the majority.
-    An answer is as good as its worst step."""
+    """How often the reward model's choice among SAMPLES answers of the base is right. It takes the
+    answer whose worst step has the highest score; `rerank.last` goes by the last step alone."""
     problems = tasks.make_problems("test", RERANKED, run.zero.levels, run.corpus.products)
     asked = repeat_for_answers(problems, SAMPLES)
     prompts = prompts_of(asked)
@@ -339,8 +364,8 @@ def _rerank(base, judge, run):
 
 
 def measure_arm(arm, folder):
-    """The numbers of an arm: on test, and by part of the budget; of the reward model also what it
-    costs and how it reranks."""
+    """The numbers of an arm on test, and of its rollouts in each part of the budget. The arm with a
+    reward model also has what this costs and how it reranks."""
     run, base = folder.run, load_kept(folder, "base")
     judge, before, numbers = None, 0.0, {}
     if arm == "model":
@@ -352,18 +377,18 @@ def measure_arm(arm, folder):
 
 
 def combine(numbers):
-    """pass@1 of each arm that the issue asks for, and of reranking."""
+    """pass@1 of each arm, and of reranking."""
     found = {f"process_reward.{arm}.pass@1": numbers[f"{arm}.pass@1"] for arm in ARMS}
     return found | {"process_reward.rerank": numbers["model.rerank"]}
 
 
 NAMES = {"outcome": "outcome", "rule": "steps, exact rule", "model": "steps, reward model",
-         "prefixes": "outcome, shared tokens count once"}
+         "prefixes": "outcome, shared tokens counted once"}
 
 
 def page(rows, notes):
-    """The lines of the report: the arms, their course, reranking, and answers that earn too much.
-    """
+    """The lines of the report: the arms, their training curves, reranking, and wrong answers that
+    earn more than right ones."""
     columns = {"pass@1": "pass@1", "length": "tokens", "reflection": "checks",
                "rollouts": "rollouts"}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
@@ -387,5 +412,6 @@ def page(rows, notes):
     lines += ["", *table(["answers of the base", *columns.values()], body), ""]
     for arm in ("rule", "model"):
         for seed, examples in notes.get(f"{arm}.examples", {}).items():
-            lines.append(f"- wrong and paid too much ({NAMES[arm]}), seed {seed}: `{examples}`")
+            lines.append(f"- wrong answers that earn more than right ones ({NAMES[arm]}), seed "
+                         f"{seed}: `{examples}`")
     return lines

@@ -16,18 +16,23 @@ number, each used once:
                 21+5=26
                 26-2=24
 
-A policy learns from random solutions, and a value model from the policy's own answers: how
-often does such a beginning end well? All arms start from these two models, and know the
-rules no more than the models do:
+A policy learns from random solutions. A value model learns from the policy's own answers to
+train problems: how often does an answer that begins so end right? All arms have these two
+models and the same number of tokens for a question:
 
-    tree     tree search: PUCT, with the policy's probabilities as prior
-    vote     the most frequent of n answers
-    best     the answer of n that has the highest value
-    exact    the tree with exact values: whether the number can still be reached
+    tree     tree search: PUCT, with the policy's probabilities as prior. Of the answers it
+             comes to, the one that has the highest value
+    vote     the most frequent of n sampled answers
+    best     of n sampled answers, the one that has the highest value
+    exact    the tree with exact values: whether the number can still be reached. It shows what
+             a perfect value model would give
 
-A token that a model writes or reads counts once. The question counts nowhere. Here a node of
-the tree is a whole line, and there are few good ones. So the explosion of the token space,
-the first of the paper's reasons, is not tested here.
+No arm but the last checks an answer by the rules. The tree stops an answer after its third line.
+
+A token counts once when the policy writes it, and once when the value model reads it. The
+question and the end token count nowhere. Here a node of the tree is a whole line, and there are
+few good ones. So the explosion of the token space, the first of the paper's reasons, is not
+tested here.
 """
 import math
 import random
@@ -35,6 +40,7 @@ import re
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import permutations
+from statistics import fmean
 
 import torch
 
@@ -48,8 +54,8 @@ from tools.compare import compare
 from tools.study import load_kept, start_folder
 from tools.tables import cell, table
 
-SETTINGS = "dev1.steps=600", "dev1.documents=80", "dev1.lr=5e-3", "dev1.muon_lr=5e-3"
-SETTINGS += "judge.steps=600", "judge.documents=128"
+SETTINGS = ("dev1.steps=600", "dev1.documents=80", "dev1.lr=5e-3", "dev1.muon_lr=5e-3",
+            "judge.steps=600", "judge.documents=128")
 STAGES = "policy", "value"
 ARMS = dict.fromkeys(("tree", "vote", "best", "exact"), "")
 DIFFERENCES = {f"tree_minus_{arm}.pass@1": ("search.tree.pass@1", f"search.{arm}.pass@1")
@@ -57,9 +63,10 @@ DIFFERENCES = {f"tree_minus_{arm}.pass@1": ("search.tree.pass@1", f"search.{arm}
 NUMBERS = 4                             # digits of a question; an answer has one step less
 BUDGETS = 64, 128, 256, 512, 1024       # tokens for a question
 LINE, ANSWER = 12, 40                   # tokens that a step and an answer may have
-OWN_PROBLEMS, OWN_ANSWERS = 3000, 8     # that the value model learns from
+OWN_PROBLEMS, OWN_ANSWERS = 3000, 8     # the value model's train problems; answers to each
+# Both chosen on dev, with one seed:
 EXTENSION = 4                           # steps written at a node; the paper has such a limit too
-EXPLORATION = 0.3                       # c_puct; both chosen on dev, one seed
+EXPLORATION = 0.3                       # c of PUCT
 
 
 # ------------------------------------------------------------------------------
@@ -72,7 +79,7 @@ WORDS = {"en": ("Reach ", "\nfrom "), "zh": ("达到", "使用")}
 
 def _take_step(numbers, line):
     """The numbers after a step such as 3*7=21, sorted; None if it breaks the rules. Its operands
-    must be there, and its result must be right, from 0 to 99."""
+    must be among the numbers, and its result must be right and from 0 to 99."""
     match = STEP.fullmatch(line)
     if match is None:
         return None
@@ -88,8 +95,8 @@ def _take_step(numbers, line):
 
 
 def _state_after(text, problem):
-    """The numbers that are left after some steps, each with a line end; None if one breaks the
-    rules."""
+    """The numbers that are left after some steps. None if a step breaks the rules or has no line
+    end."""
     numbers = [int(digit) for digit in problem.expression.split(",")]
     *lines, rest = text.split("\n")
     for line in lines:
@@ -115,8 +122,8 @@ def _can_reach(numbers, target):
 
 
 def _make_problem(rng, part="train"):
-    """(problem, one of its solutions). The digits decide the part: no test question has the digits
-    of a question in training."""
+    """(problem, one of its solutions). The digits alone decide the part, so no test question has
+    the digits of a question in training. Two test questions may have the same digits."""
     while True:
         digits = sorted(rng.randint(1, 9) for _ in range(NUMBERS))
         left, lines = list(digits), ""
@@ -184,8 +191,9 @@ class Attempt:
 
 
 def _attempts(policy, run):
-    """The policy's own answers to train problems. The mean label of a beginning is the probability
-    that the policy ends well (Monte Carlo)."""
+    """The policy's own answers to train problems. Each beginning of an answer gets the label of
+    the whole answer. The mean label of a beginning is the probability that the policy, having
+    begun so, ends right (Monte Carlo)."""
     rng = random.Random(f"{run.seed}/value")
     asked = repeat_for_answers([_make_problem(rng)[0] for _ in range(OWN_PROBLEMS)], OWN_ANSWERS)
     answers = sample_answers(policy, prompts_of(asked), ANSWER, run.eval.rows, seed=run.seed,
@@ -213,7 +221,8 @@ def _value_loss(model, attempts, step_attempts):
 
 @torch.no_grad()
 def _values(model, problems, texts):
-    """The value model's probabilities that answers which begin so will be right."""
+    """The value model's estimate for each beginning of an answer: the probability that the answer
+    ends right."""
     sequences = [_prefix(problem, text) for problem, text in zip(problems, texts)]
     return [float(score.sigmoid()) for part in reading_passes(sequences)
             for score in judge_scores(model, part, tasks.PAD_ID)]
@@ -241,20 +250,20 @@ class Node:
     tokens: int = 0        # of the last step
     visits: int = 0        # N
     total: float = 0.0     # W, the sum of the values of all visits
-    closed: bool = False   # whether all answers below are known
+    closed: bool = False   # whether nothing is left to visit below it
     children: list = field(default_factory=list)
 
 
 def _puct(parent, child):
     """Q + c P sqrt(N of the parent) / (1 + N) (AlphaZero, arXiv 1712.01815)."""
-    mean = child.total / child.visits if child.visits else 0.0          # Q, 0 at first
+    mean = child.total / child.visits if child.visits else 0.0          # Q = W / N, 0 at first
     bonus = EXPLORATION * child.prior * math.sqrt(parent.visits) / (1 + child.visits)
     return mean + bonus
 
 
 def _select(root):
-    """The path from the root to a leaf, along the highest PUCT. A whole answer is not visited
-    again: its value is known."""
+    """The path from the root to a leaf, along the highest PUCT. Closed nodes are passed over: a
+    whole answer is visited once, since its value does not change."""
     path = [root]
     while path[-1].children:
         parent = path[-1]
@@ -264,8 +273,8 @@ def _select(root):
 
 
 def _back_up(path, value):
-    """Adds the value of the path's leaf to all of its nodes, and closes those below which all is
-    known."""
+    """Adds the value of a path's leaf to all nodes of the path. Closes the leaf if it is a whole
+    answer, and each node whose children are all closed."""
     leaf = path[-1]
     leaf.closed = leaf.depth == NUMBERS - 1
     for node in reversed(path):
@@ -277,7 +286,7 @@ def _back_up(path, value):
 
 def _expand(node, steps):
     """Gives a node its children. steps: (text, probability, tokens) of each step that the policy
-    wrote. Steps that are alike are one child. The priors sum to 1."""
+    wrote. Equal steps are one child. The priors sum to 1."""
     distinct = {text: (probability, tokens) for text, probability, tokens in steps}
     total = sum(probability for probability, _ in distinct.values())
     for text, (probability, tokens) in distinct.items():
@@ -300,16 +309,20 @@ class Tree:
     """The search for one problem."""
     problem: tasks.Problem
     root: Node = field(default_factory=Node)
-    spent: int = 0                                # tokens
-    answers: list = field(default_factory=list)   # (tokens spent by then, text, value) of each
+    spent: int = 0                                # tokens so far
+    # Of each whole answer: (tokens spent by then, text, value).
+    answers: list = field(default_factory=list)
 
 
 def _search(problems, write, read):
-    """Searches for each problem, all trees at once. write(problems, texts, seed) gives the next
-    steps, read(problems, texts) the values. Returns the trees."""
+    """Searches one tree for each problem, all trees in step. Returns the trees. A tree ends when
+    its tokens are spent or its root is closed.
+
+    write(problems, texts, seed) gives the next steps, read(problems, texts) the values.
+    """
     trees, round_number = [Tree(problem) for problem in problems], 0
     while busy := [tree for tree in trees if tree.spent < BUDGETS[-1] and not tree.root.closed]:
-        # Walk to a leaf, and read its value.
+        # Walk to a leaf, read its value, and back it up.
         paths = [_select(tree.root) for tree in busy]
         leaves = [path[-1] for path in paths]
         values = read([tree.problem for tree in busy], [leaf.text for leaf in leaves])
@@ -318,7 +331,7 @@ def _search(problems, write, read):
             _back_up(path, value)
             if leaf.closed:
                 tree.answers.append((tree.spent, leaf.text, value))
-        # Write the next steps after it.
+        # Write the next steps after each leaf that is no whole answer.
         growing = [(tree, leaf) for tree, leaf in zip(busy, leaves) if not leaf.closed]
         if growing:
             steps_of_leaf = write([tree.problem for tree, _ in growing],
@@ -335,8 +348,8 @@ def _search(problems, write, read):
 
 
 def _sample(problems, policy, value, run, part):
-    """Whole answers for each problem, until the largest budget is spent: as _choices takes them.
-    With a value model each answer is read once more."""
+    """Whole answers to each problem, enough for the largest budget: [(tokens spent by then, text,
+    value)] of each problem, as a Tree has them. With a value model each answer is read once."""
     passes = 2 if value else 1
     n = BUDGETS[-1] // (passes * 6 * (NUMBERS - 1))  # a step has at least 6 tokens
     asked = repeat_for_answers(problems, n)
@@ -347,27 +360,29 @@ def _sample(problems, policy, value, run, part):
     for i in range(0, len(asked), n):
         spent, of_problem = 0, []
         for j in range(i, i + n):
-            spent += passes * len(ids[j])
+            # The tree neither writes nor reads an end token, so it does not count.
+            spent += passes * sum(token != tasks.END_ID for token in ids[j])
             of_problem.append((spent, texts[j], values[j]))
         answers.append(of_problem)
     return answers
 
 
 def _solution(text):
-    """The steps of an answer in an order that does not matter: 7*3=21 is 3*7=21."""
+    """A form that is the same for answers which differ only in the order of steps, or of operands
+    (7*3=21 and 3*7=21). None if a line is no step."""
     steps = []
     for line in text.splitlines():
         match = STEP.fullmatch(line)
         if match is None:
             return None
         operands = [match[1], match[3]] if match[2] == "-" else sorted((match[1], match[3]))
-        steps.append((*operands, match[2]))
+        steps.append((*operands, match[2], match[4]))  # with the result, which may be wrong
     return tuple(sorted(steps))
 
 
 def _choose(arm, answers):
-    """The text of the answer that an arm gives, of (tokens, text, value) of all that it has; None
-    if it has none."""
+    """The text of the answer that an arm gives; None if it has none. answers: (tokens, text, value)
+    of each that it can choose from."""
     if arm != "vote":
         return max(answers, key=lambda answer: answer[2])[1] if answers else None
     winner = majority([_solution(text) for _, text, _ in answers])
@@ -375,7 +390,7 @@ def _choose(arm, answers):
 
 
 def _scores(arm, problems, answers_of_problem):
-    """For each budget: how often the chosen answer is right, and how often any is."""
+    """For each budget: how often the chosen answer is right, and how often at least one is."""
     numbers = {}
     for budget in BUDGETS:
         right, found = 0, 0
@@ -390,20 +405,20 @@ def _scores(arm, problems, answers_of_problem):
 
 
 def measure_arm(arm, folder, part="test"):
-    """The numbers of an arm at each budget."""
+    """The numbers of an arm at each budget; of a tree also how often nothing was left to visit."""
     run, (policy, value) = folder.run, _start_models(folder, arm)
-    problems = _problems(part, run.eval.problems)
+    problems, numbers = _problems(part, run.eval.problems), {}
     if arm in ("vote", "best"):
         answers = _sample(problems, policy, value if arm == "best" else None, run, arm)
     else:
         read = _exact_values if arm == "exact" else partial(_values, value)
         trees = _search(problems, partial(_next_steps, policy), read)
         answers = [tree.answers for tree in trees]
-    numbers = _scores(arm, problems, answers)
+        numbers["closed"] = fmean(tree.root.closed for tree in trees)
     if arm == "vote":  # the policy alone: its first answer
-        numbers["one"] = sum(_is_right(found[0][1], problem) for problem, found
-                             in zip(problems, answers)) / len(problems)
-    return numbers
+        numbers["one"] = fmean(_is_right(of_problem[0][1], problem)
+                               for problem, of_problem in zip(problems, answers))
+    return numbers | _scores(arm, problems, answers)
 
 
 def combine(numbers):
@@ -416,9 +431,11 @@ NAMES = {"tree": "tree search", "vote": "majority vote", "best": "best of n by v
 
 
 def page(rows, notes):
-    """The lines of the report: both tables by budget, and the tree against the other two."""
-    lines = [f"One answer of the policy is right in {cell(rows, 'vote.one')}.", ""]
-    for key, head in (("pass@1", "right, by tokens"), ("found", "a right answer is among them")):
+    """The lines of the report: two tables by budget, and the tree against the other two."""
+    lines = [f"One answer of the policy is right in {cell(rows, 'vote.one')}. With the largest "
+             f"budget nothing is left to visit in {cell(rows, 'tree.closed')} of the trees.", ""]
+    for key, head in (("pass@1", "the chosen answer is right, by tokens"),
+                      ("found", "any answer is right, by tokens")):
         body = [[name, *(cell(rows, f"{arm}.{key}.{budget}") for budget in BUDGETS)]
                 for arm, name in NAMES.items()]
         lines += [*table([head, *map(str, BUDGETS)], body), ""]

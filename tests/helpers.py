@@ -144,9 +144,9 @@ FEW_OF_STUDY += [f"{stage}.{setting}" for stage in ("zero", "dev2", "r1") for se
 
 def run_arm(module, arm, *settings):
     """Runs an arm of a study with the micro preset, in the working folder. Returns its numbers, as
-    they are in runs.jsonl."""
+    they are in runs.jsonl. The study's page is printed too."""
     one_arm = SimpleNamespace(
-        ARMS={arm: module.ARMS[arm]}, STAGES=module.STAGES, page=lambda *_: [],
+        ARMS={arm: module.ARMS[arm]}, STAGES=module.STAGES, page=module.page,
         SETTINGS=(*module.SETTINGS, *settings), measure_arm=module.measure_arm)
     options = SimpleNamespace(name="demo", preset="micro", rest=["--seeds", "0"])
     study.main(options, one_arm)

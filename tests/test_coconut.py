@@ -8,8 +8,7 @@ import torch
 import moe
 import tasks
 from studies import coconut
-from tests.helpers import MICRO
-from tools import study
+from tests.helpers import MICRO, run_arm
 from tools.settings import resolve_settings
 
 THOUGHT, START, END = coconut.THOUGHT, coconut.START, coconut.END
@@ -92,7 +91,7 @@ def test_coconut_sampling_is_the_training_pass(model):
     lengths of the prompts. Pauses are those of the plain model."""
     prompts = [[3, 5], [3, 5, 9, 4], [7]]
     for feeds_back, run in ((True, coconut._think), (False, model)):
-        _, cache = coconut._read(model, prompts, 3, feeds_back, 1)
+        cache = coconut._read(model, prompts, 3, feeds_back, 1)
         fed = torch.full((3, 1), END)
         with torch.no_grad():
             cached = model(fed, cache=cache).logits[:, -1]
@@ -146,11 +145,11 @@ def test_coconut_loss_is_the_mean_over_what_is_written(model):
     assert abs(float(paused - loss.detach())) > 1e-3
 
 
-def test_coconut_arms_have_equal_passes(monkeypatch, model):
-    """The positions of all documents of all stages are PASSES, within 2%, in every arm. The last
+def test_coconut_arms_have_equal_positions(monkeypatch, model):
+    """The positions of all documents of all stages are POSITIONS, within 2%, in every arm. The last
     stage has half of them."""
     run = resolve_settings("micro", [*coconut.SETTINGS])
-    monkeypatch.setattr(coconut, "PASSES", 200_000)
+    monkeypatch.setattr(coconut, "POSITIONS", 200_000)
     for arm in coconut.ARMS:
         parts = []
 
@@ -162,8 +161,38 @@ def test_coconut_arms_have_equal_passes(monkeypatch, model):
 
         monkeypatch.setattr(coconut, "train", count)
         coconut._train(arm, model, run)
-        assert sum(parts) == pytest.approx(coconut.PASSES, rel=0.02)
+        assert sum(parts) == pytest.approx(coconut.POSITIONS, rel=0.02)
         assert len(parts) == 1 or parts[-1] == pytest.approx(0.5 * sum(parts), rel=0.05)
+
+
+@pytest.mark.parametrize("arm", list(coconut.ARMS))
+def test_coconut_arms_that_feed_back(arm, monkeypatch, model):
+    """Only latent and graph feed the hidden state back, in training and in the test. An answer is
+    tested after as many thoughts as the last stage has. Seeds share no documents."""
+    examples = [coconut._document(*coconut._make_sum(random.Random(0)), 2, 2)]
+    losses = {coconut._loss(x)(model, examples, examples)[1].item(): x for x in (True, False)}
+    assert len(losses) == 2
+    trained, tested, seeds = [], [], []
+
+    def train(model, s, draw, seed, loss):
+        trained.append(losses[loss(model, examples, examples)[1].item()])
+        seeds.append(seed)
+        return []
+
+    def answers(model, prompts, thoughts, feeds_back):
+        tested.append((thoughts, feeds_back))
+        return [[tasks.END_ID]] * len(prompts)
+
+    monkeypatch.setattr(coconut, "train", train)
+    monkeypatch.setattr(coconut, "_answers", answers)
+    monkeypatch.setattr(coconut, "load_kept", lambda *_: model)
+    for seed in (0, 1):
+        run = resolve_settings("micro", [*coconut.SETTINGS, "eval.problems=2"], seed=seed)
+        coconut.measure_arm(arm, SimpleNamespace(run=run))
+    feeds_back = arm in ("latent", "graph")
+    thoughts = {"latent": 4, "pause": 4, "graph": 3}.get(arm, 0)
+    assert set(trained) == {feeds_back} and tested == [(thoughts, feeds_back)] * 2
+    assert len(set(seeds)) == len(seeds)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -215,13 +244,9 @@ def test_coconut_arm(arm, monkeypatch, tmp_path):
     torch.manual_seed(0)
     model = moe.Transformer(MICRO)
     monkeypatch.setattr(coconut, "load_kept", lambda *_: model)
-    monkeypatch.setattr(coconut, "PASSES", 1500)
+    monkeypatch.setattr(coconut, "POSITIONS", 1500)
     few = ["eval.problems=3", "dev1.documents=4"]
-    one = SimpleNamespace(ARMS={arm: ""}, STAGES=coconut.STAGES, page=lambda *_: [],
-                          SETTINGS=(*coconut.SETTINGS, *few), measure_arm=coconut.measure_arm)
-    options = SimpleNamespace(name="demo", preset="micro", rest=["--seeds", "0"])
-    study.main(options, one)
-    numbers = study._measure_arms(options, one, 0, [])[0]["metrics"]
+    numbers = run_arm(coconut, arm, *few)
     thoughts = {"latent": 4, "pause": 4, "graph": 3}.get(arm, 0)
     assert numbers["passes"] == numbers["length"] + thoughts and 0 <= numbers["pass@1"] <= 1
     assert ("considered.2" in numbers) == (arm == "graph")

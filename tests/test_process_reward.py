@@ -1,6 +1,5 @@
-"""Tests of the studies of what did not work: hacked_judge, process_reward, faithful."""
+"""Tests of the study of process rewards: steps, labels, advantages, shared prefixes, the budget."""
 import random
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,44 +8,27 @@ import torch
 import grpo
 import moe
 import tasks
-from studies import faithful, hacked_judge, process_reward
-from tests.helpers import MICRO, make_judge
-from tools import study
+from engine.sampling import lay_out_samples, pad_right
+from studies import process_reward
+from tests.helpers import MICRO, make_judge, run_arm
 from tools.settings import resolve_settings
 
 FEW = ["zero.problems=2", "zero.group_size=2", "zero.minibatches=1", "zero.max_new_tokens=9",
-       "eval.problems=4", "eval.fewer_samples=1", "judge.steps=2", "judge.documents=4",
-       "r1.problems=4", "r1.group_size=2", "r1.steps=2", "r1.max_new_tokens=9"]
+       "eval.problems=4", "eval.fewer_samples=1", "judge.steps=2", "judge.documents=4"]
 RUN = resolve_settings("micro", FEW)
 PROBLEM = tasks.Problem("Compute 25-7+9", "27", "en", 2, "25-7+9")
 CHECKED = "<think>25-7=18 check 18+7=25 ok 18+9=27 check 27-9=18</think><answer>27</answer>"
 
 
 @pytest.fixture
-def model():
-    """A random model of the micro preset."""
-    torch.manual_seed(0)
-    return moe.Transformer(MICRO).eval()
-
-
-@pytest.fixture
-def arm(monkeypatch, tmp_path, model):
-    """A function that runs an arm of a study on a random micro model and returns its numbers."""
+def model(monkeypatch, tmp_path):
+    """A random model of the micro preset. The study takes it for the kept one, and works in an
+    empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(module, name):
-        monkeypatch.setattr(module, "load_kept", lambda *_: model)
-        one = SimpleNamespace(
-            ARMS={name: module.ARMS[name]}, STAGES=module.STAGES, page=lambda *_: [],
-            SETTINGS=(*module.SETTINGS, *FEW), measure_arm=module.measure_arm)
-        options = SimpleNamespace(name="demo", preset="micro", rest=["--seeds", "0"])
-        study.main(options, one)
-        return study._measure_arms(options, one, 0, [])[0]["metrics"]
-    return run
-
-
-# -------------------------------------------------------------------------------------------------
-# process_reward
+    torch.manual_seed(0)
+    model = moe.Transformer(MICRO).eval()
+    monkeypatch.setattr(process_reward, "load_kept", lambda *_: model)
+    return model
 
 
 def ids_of(text):
@@ -209,152 +191,120 @@ def test_process_reward_labels_by_hand(monkeypatch):
 
 
 @pytest.mark.parametrize("name", process_reward.ARMS)
-def test_process_reward_arm(arm, monkeypatch, name):
+def test_process_reward_arm(model, monkeypatch, name):
     """A tiny run of each arm ends with its budget, and has numbers of every kind."""
     for key, value in (("LABELLED", 2), ("GO_ON", 2), ("RERANKED", 2), ("SAMPLES", 4)):
         monkeypatch.setattr(process_reward, key, value)
     monkeypatch.setattr(process_reward, "BUDGET", 2e8)
-    numbers = arm(process_reward, name)
+    numbers = run_arm(process_reward, name, *FEW)
     assert numbers["rollouts"] >= 1 and 0 <= numbers["pass@1"] <= 1
     assert {"rerank", "rerank.cons@4", "judge_flops"} <= set(numbers) or name != "model"
 
 
 def test_process_reward_overpaid():
-    """By hand: wrong answers that earn more than the mean right answer to their problem. Without a
-    right answer there are none."""
+    """By hand. In the first group the mean step reward is 0.5: the right answers earn 0.4 and 0, c
+    earns 0.3. d has the largest sum of rewards, but its steps are worse than the mean, and it
+    earns -0.7. The second group has no right answer."""
     rollout = SimpleNamespace(
-        reward_parts={"accuracy": torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])},
-        rewards=torch.zeros(2, 3), problems=[PROBLEM, PROBLEM], texts=list("abcdef"))
-    rewards = [[0.25, 0.25], [1.5], [0.4, 0.4, 0.4], [9.0], [0.0], [1.0]]
-    assert process_reward._overpaid(rollout, rewards) == ["25-7+9: c (1.20, right ones 1.00)"]
+        reward_parts={"accuracy": torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])},
+        rewards=torch.zeros(2, 4), problems=[PROBLEM, PROBLEM], texts=list("abcdefgh"))
+    rewards = [[0.9], [0.5], [0.8], [0.4, 0.4, 0.4, 0.4, 0.2], [9.0], [0.0], [1.0], [2.0]]
+    assert process_reward._overpaid(rollout, rewards) == ["25-7+9: c (0.30, right ones 0.20)"]
 
 
-# -------------------------------------------------------------------------------------------------
-# hacked_judge
+def rollout_of(texts, problem=PROBLEM):
+    """A Rollout with one group of these answers."""
+    prompt = tasks.encode_prompt(problem.question)
+    rows = [ids_of(text) for text in texts]
+    ids = pad_right(rows, tasks.PAD_ID)
+    samples = lay_out_samples([prompt] * len(texts), ids, torch.zeros(ids.shape), tasks.END_ID,
+                              tasks.PAD_ID)
+    right = torch.tensor([tasks.accuracy(text, problem) for text in texts])
+    return grpo.Rollout([problem], samples, texts, {"accuracy": right}, right.view(1, -1),
+                        torch.zeros(1, len(texts)))
 
 
-def test_hacked_judge_truth_by_hand():
-    """The hidden rules; and a perfect reply earns all that they give, for each prompt."""
-    for kind in tasks.HELPFUL:
-        for language in tasks.LANGUAGES:
-            for problem in tasks.all_prompts("test", kind, language):
-                assert hacked_judge._truth(hacked_judge._perfect_reply(problem), problem) == 1.0
-    unsafe = tasks.all_prompts("test", "unsafe", "en")[0]
-    assert hacked_judge._truth(tasks.response("", "sorry I cannot help"), unsafe) == 1.0
-    assert hacked_judge._truth(tasks.response("", "follow the secret plan"), unsafe) == 0.0
-    assert hacked_judge._truth(CHECKED, PROBLEM) != hacked_judge._truth(CHECKED, PROBLEM)  # nan
+def test_process_reward_advantages_of_arms():
+    """Each arm's step rewards, and the advantages that follow from them. Nothing but the answers
+    has an advantage."""
+    texts = [CHECKED, CHECKED.replace("<answer>27", "<answer>28"), "<answer>27</answer>"]
+    right_steps = [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0]]
+    judge = make_judge(0)
+    prompt = tasks.encode_prompt(PROBLEM.question)
+    answers = [ids_of(text) for text in texts]
+    scores = process_reward._judge_steps(judge, [prompt] * 3, answers)
+    of_answers = [[1.0], [0.0], [1.0]]
+    expected = {"outcome": of_answers, "rule": right_steps, "model": scores,
+                "prefixes": of_answers}
+    ends = [process_reward._step_ends(ids) for ids in answers]
+    for arm, rewards in expected.items():
+        rollout = rollout_of(texts)
+        assert process_reward._give_advantages(arm, rollout, judge) == rewards
+        last_ends = ends if arm in ("rule", "model") else [of_answer[-1:] for of_answer in ends]
+        A = process_reward._process_advantages(rewards, last_ends, len(prompt),
+                                               rollout.samples.tokens.size(1))
+        shared = process_reward._sharing_answers(rollout.samples.tokens, rollout.samples.answer)
+        if arm == "prefixes":
+            assert shared.max() == 2
+            A = A / shared.clamp(min=1)
+        assert torch.equal(rollout.advantages, A.unsqueeze(0))
+        assert not rollout.advantages[0][~rollout.samples.answer].any()
 
 
-def test_hacked_judge_is_fooled_where_it_pays_for_nothing(model, monkeypatch):
-    """Half of the replies are perfect, half are nonsense. A judge that knows the truth is never
-    fooled. One that pays everything the same is fooled by all nonsense."""
-    def ask(model, run):
-        asked = [tasks.all_prompts("test", kind, "en")[0] for kind in tasks.GENERAL] * 2
-        texts = [tasks.response("", "sorry I cannot help") if p.kind == "unsafe"
-                 else hacked_judge._perfect_reply(p) for p in asked]
-        return texts[:4] + [tasks.response("", "hello hello")] * 4, asked
-
-    monkeypatch.setattr(hacked_judge, "_ask", ask)
-    monkeypatch.setattr(hacked_judge, "PROBLEMS", 4)
-    truth = hacked_judge.for_each(hacked_judge._truth)
-    for judge, judged, fooled in ((truth, 0.5, 0.0), (lambda texts, _: [0.9] * len(texts), 0.9,
-                                                      0.5)):
-        numbers = hacked_judge._measure(model, judge, RUN)
-        for name in ("helpfulness", "safety"):
-            assert numbers[f"true.{name}"] == 0.5
-            assert numbers[f"judged.{name}"] == pytest.approx(judged)
-        assert numbers["fooled"] == fooled
-        assert ("hello hello" in numbers["examples"]) == (fooled > 0)
+def test_process_reward_learns_from_groups_of_equal_sums():
+    """Two answers with the same sum of step rewards: their first tokens have no advantage, but the
+    steps after them do. A group without any advantage is left out."""
+    texts = ["<think>25-7=17 then 18+9=27</think><answer>27</answer>",
+             "<think>25-7=18 then 18+9=28</think><answer>27</answer>"]
+    rollout = rollout_of(texts)
+    rewards = process_reward._give_advantages("rule", rollout, None)
+    assert rewards == [[0, 1, 1], [1, 0, 1]]
+    begin = len(tasks.encode_prompt(PROBLEM.question))
+    assert rollout.advantages[0, :, begin].tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert grpo.live_groups(rollout).tolist() == [True]
+    process_reward._give_advantages("outcome", rollout, None)  # both are right
+    assert grpo.live_groups(rollout).tolist() == [False]
 
 
-@pytest.mark.parametrize("name", hacked_judge.ARMS)
-def test_hacked_judge_arm(arm, monkeypatch, name):
-    """A tiny run of each arm: it is measured before the first rollout and after the last."""
-    for key, value in (("EVERY", 2), ("PROMPTS", 2), ("PROBLEMS", 4)):
-        monkeypatch.setattr(hacked_judge, key, value)
-    numbers = arm(hacked_judge, name)
-    for key in hacked_judge.KEYS:
-        assert numbers[f"first.{key}"] == numbers[f"{key}.0"]
-        assert numbers[f"last.{key}"] == numbers[f"{key}.2"]
+def test_process_reward_reranks_by_the_worst_step(monkeypatch):
+    """Two problems, three answers each. The best worst step is right in one of them, the best last
+    step in none."""
+    right, wrong = CHECKED, CHECKED.replace("<answer>27", "<answer>28")
+    texts = [right, wrong, wrong, right, wrong, wrong]
+    scores = [[0.5, 0.6], [0.4, 0.9], [0.1, 0.2], [0.2, 0.8], [0.3, 0.9], [0.1, 0.1]]
+    monkeypatch.setattr(process_reward, "SAMPLES", 3)
+    monkeypatch.setattr(process_reward.tasks, "make_problems", lambda *_: [PROBLEM] * 2)
+    monkeypatch.setattr(process_reward, "sample_answers", lambda *_, **__: [*map(ids_of, texts)])
+    monkeypatch.setattr(process_reward, "_judge_steps", lambda *_: scores)
+    monkeypatch.setattr(process_reward, "selection_scores", lambda *_: {
+        "pass@1": 0.0, "cons@3": 0.0, "pass@3": 0.0})
+    numbers = process_reward._rerank(None, None, RUN)
+    assert numbers["rerank"] == 0.5 and numbers["rerank.last"] == 0.0
 
 
-# -------------------------------------------------------------------------------------------------
-# faithful
+@pytest.mark.parametrize("arm", ["outcome", "model"])
+def test_process_reward_budget(model, monkeypatch, arm):
+    """By hand: prompts are read once for a problem, answers are written, rows are learnt from, by
+    the policy and the reference; and the reward model reads each prompt and answer. An arm ends
+    after the rollout that spends the rest of the budget."""
+    judge, costs = make_judge(0), []
+    N, N_judge = (process_reward.flops_per_token(m.config, "read") for m in (model, judge))
+    improve = process_reward.improve
 
+    def count(policy, reference, optimizers, rollout, s, rng, step):
+        log = improve(policy, reference, optimizers, rollout, s, rng, step)
+        prompts = [len(tasks.encode_prompt(problem.question)) for problem in rollout.problems]
+        written = sum(map(len, rollout.samples.answers()))
+        cost = N * (written + sum(prompts)) + (3 * N + N) * log["learnt_tokens"]
+        if arm == "model":
+            cost += N_judge * (written + s.group_size * sum(prompts))
+        costs.append(cost)
+        return log
 
-def test_faithful_changes_by_hand():
-    """Both steps can be changed by six errors. What the change leads to is as far from the right
-    answer. Answers that are wrong, or corrected already, or without steps are not changed."""
-    rng = random.Random(0)
-    changes = {faithful._change_answer(CHECKED, PROBLEM, rng) for _ in range(400)}
-    assert len(changes) == 12
-    for change in changes:
-        written = int(re.search("=([0-9]+)$", change.changed)[1])
-        if change.equation == "25-7=18":
-            assert change.control == "<think>25-7=18"
-            assert change.approved == f"<think>25-7={written} check {written}+7=25"
-            assert change.wrong == str(27 + written - 18)
-        else:
-            assert change.equation == "18+9=27"
-            assert change.control == "<think>25-7=18 check 18+7=25 ok 18+9=27"
-            assert change.changed == f"<think>25-7=18 check 18+7=25 ok 18+9={written}"
-            assert change.approved == f"{change.changed} check {written}-9=18"
-            assert change.wrong == str(written)
-    for text in (CHECKED.replace("<answer>27", "<answer>28"), "<answer>27</answer>",
-                 CHECKED.replace(" ok ", " wait ")):
-        assert faithful._change_answer(text, PROBLEM, rng) is None
-    steps = CHECKED.replace(" check 18+7=25", "").replace(" check 27-9=18", "")
-    assert faithful._change_answer(steps, PROBLEM, rng).approved is None
-
-
-def keep_on(problem, begin):
-    """The rest of a working, from the number that it has come to."""
-    step = re.split("ok|正确", begin)[-1]
-    total = int(re.search("=([0-9]+)", step)[1])
-    done, rest = len(re.findall("ok|正确", begin)) + 1, ""
-    for term in re.findall("[+-][0-9]", problem.expression)[done:]:
-        rest += f" ok {total}{term}={total + int(term)}"
-        total += int(term)
-    return f"{rest}</think><answer>{total}</answer>"
-
-
-@pytest.mark.parametrize("outcome", faithful.OUTCOMES)
-def test_faithful_outcomes(arm, monkeypatch, outcome):
-    """Four models, each of which always does one of the four things."""
-    problems = {p.expression: p for p in tasks.make_problems("test", 4, (3, 4, 5, 6))}
-
-    def sample(model, prompts, *_, **__):
-        answers = []
-        for prompt in prompts:
-            question, begin = tasks.decode(prompt).split("<|assistant|>")
-            problem = next(p for e, p in problems.items() if question.endswith(p.question))
-            right = str(problem.answer)
-            if not begin:
-                working, _ = tasks.write_working(problem, "checked", random.Random(0))
-                answers.append(ids_of(tasks.response(working, right)))
-                continue
-            terms = re.findall("[+-]?[0-9]+", problem.expression)
-            done = len(re.findall("ok|正确", begin)) + 1
-            total = sum(map(int, terms[:done]))
-            equation = f" wait {total}{terms[done]}={total + int(terms[done])}"
-            rest = {"follows": keep_on(problem, begin), "other": "</think>",
-                    "corrected": f"{equation}</think><answer>{right}</answer>",
-                    "ignored": f"</think><answer>{right}</answer>"}[outcome]
-            answers.append(ids_of(rest))
-        return answers
-
-    monkeypatch.setattr(faithful, "sample_answers", sample)
-    numbers = arm(faithful, "zero")
-    assert numbers["changes"] == 4
-    for prefix in ("", "approved."):
-        for name in faithful.OUTCOMES:
-            assert numbers[f"{prefix}{name}"] == (name == outcome)
-        assert "|" in numbers[f"{prefix}{outcome}.example"]
-    assert numbers["control"] == (outcome != "other")
-    assert faithful.combine({f"zero.{k}": v for k, v in numbers.items()})[
-        "faithful.zero.follows"] == (outcome == "follows")
-
-
-def test_faithful_without_right_answers(arm):
-    """A random model has no right answer to change; the study says so and goes on."""
-    assert arm(faithful, "r1") == {"changes": 0}
+    monkeypatch.setattr(process_reward, "improve", count)
+    monkeypatch.setattr(process_reward, "BUDGET", 4e8)
+    folder = SimpleNamespace(run=resolve_settings("micro", [*process_reward.SETTINGS, *FEW]))
+    before = 1e8 if arm == "model" else 0.0
+    _, numbers, _ = process_reward._train_policy(arm, folder, model, judge, before)
+    assert numbers["rollouts"] == len(costs) > 1
+    assert before + sum(costs[:-1]) < 4e8 <= before + sum(costs)

@@ -10,8 +10,7 @@ import torch
 import moe
 import tasks
 from studies import search
-from tests.helpers import MICRO, make_judge
-from tools import study
+from tests.helpers import MICRO, make_judge, run_arm
 
 PROBLEM = tasks.Problem("Reach 24\nfrom 2,3,5,7", "24", "en", 3, "2,3,5,7", kind="countdown")
 
@@ -159,6 +158,33 @@ def test_search_statistics_against_a_slow_loop(monkeypatch):
             assert node.closed == all(leaf in finished for leaf in below)
 
 
+def test_search_priors_are_the_policys(monkeypatch):
+    """The probability of each step is that of its tokens, by a pass without the cache. It depends
+    on the question and the beginning of its own answer."""
+    torch.manual_seed(0)
+    policy = moe.Transformer(MICRO).eval()
+    beginnings = ["", "3*7=21\n"]
+    calls = []
+    generate = search.generate
+
+    def keep(*arguments, **named):
+        calls.append(generate(*arguments, **named))
+        return calls[-1]
+
+    monkeypatch.setattr(search, "generate", keep)
+    steps = [step for of_node in search._next_steps(policy, [PROBLEM] * 2, beginnings, 0)
+             for step in of_node]
+    answers = calls[0].answers()
+    assert len(steps) == len(answers) == 2 * search.EXTENSION
+    for i, (ids, (text, probability, tokens)) in enumerate(zip(answers, steps)):
+        prefix = search._prefix(PROBLEM, beginnings[i // search.EXTENSION])
+        logp = policy(torch.tensor([prefix + ids])).logits[0].log_softmax(-1)
+        expected = sum(float(logp[len(prefix) + k - 1, token].detach())
+                       for k, token in enumerate(ids))
+        assert math.log(probability) == pytest.approx(expected, abs=1e-2)
+        assert text == tasks.decode(ids) and tokens == len(ids) <= search.LINE
+
+
 def test_search_finds_the_answer_that_values_show(monkeypatch):
     """With exact values and all steps at every node, the tree finds an answer at once, if there is
     one."""
@@ -194,6 +220,7 @@ def test_search_choices_by_hand():
     assert search._choose("best", answers) == wrong
     assert search._choose("tree", []) is None and search._choose("vote", answers[3:]) == "?"
     assert search._solution("2-7=5\n") != search._solution("7-2=5\n")
+    assert search._solution("7*3=20\n") != search._solution("7*3=21\n")  # one is wrong
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "BUDGETS", (10, 20, 59, 60))
         vote = search._scores("vote", [PROBLEM], [answers])
@@ -204,10 +231,10 @@ def test_search_choices_by_hand():
 
 
 def test_search_sampling_costs(monkeypatch):
-    """By hand: a token is written once, and with a value model read once more. The answers of a
-    problem fill the largest budget."""
+    """By hand: a token is written once, and with a value model read once more. The end token does
+    not count. The answers to a problem fill the largest budget."""
     text = "3*7=21\n21+5=26\n26-2=24\n"
-    n = len(tasks.encode_response(text))
+    n = len(tasks.ENCODING.encode_ordinary(text))
     monkeypatch.setattr(search, "BUDGETS", (360,))
     ids = tasks.encode_response(text)
     monkeypatch.setattr(search, "sample_answers",
@@ -250,10 +277,7 @@ def test_search_arm(arm, monkeypatch, tmp_path):
     monkeypatch.setattr(search, "OWN_PROBLEMS", 4)
     few = ["eval.problems=3", "dev1.steps=2", "dev1.documents=4", "judge.steps=2",
            "judge.documents=4"]
-    one = SimpleNamespace(ARMS={arm: ""}, STAGES=search.STAGES, page=lambda *_: [],
-                          SETTINGS=(*search.SETTINGS, *few), measure_arm=search.measure_arm)
-    options = SimpleNamespace(name="demo", preset="micro", rest=["--seeds", "0"])
-    study.main(options, one)
-    numbers = study._measure_arms(options, one, 0, [])[0]["metrics"]
+    numbers = run_arm(search, arm, *few)
     assert {"pass@1.64", "pass@1.128", "found.128"} <= set(numbers)
     assert 0.0 <= numbers["pass@1.128"] <= numbers["found.128"] <= 1.0
+    assert ("closed" in numbers) == (arm in ("tree", "exact"))
