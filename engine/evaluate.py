@@ -18,15 +18,15 @@ from engine.tokenizer import HAN
 def mean(values):
     """The mean of numbers, rounded for the log; None if there are none."""
     values = [float(value) for value in values]
-    return rounded(sum(values) / len(values)) if values else None
+    return _rounded(sum(values) / len(values)) if values else None
 
 
-def rounded(value):
+def _rounded(value):
     """A number as the log has it; None for nan, which JSON does not know."""
     return None if math.isnan(value) else round(value, 6)
 
 
-def items_and_error(items, scores):
+def _items_and_error(items, scores):
     """(the number of different items, the standard error of the mean score over them). items and
     scores: one of each for every answer.
 
@@ -38,7 +38,7 @@ def items_and_error(items, scores):
         scores_of_item.setdefault(item, []).append(float(score))
     means = [fmean(scores_of_one) for scores_of_one in scores_of_item.values()]
     n = len(means)
-    return n, rounded(stdev(means) / math.sqrt(n)) if n > 1 else None
+    return n, _rounded(stdev(means) / math.sqrt(n)) if n > 1 else None
 
 
 def prompts_of(problems):
@@ -100,14 +100,14 @@ def evaluate(model, problems, samples, temperature, top_p, limit, rows=1024, see
         if k <= samples:
             means[f"pass@{k}"] = mean(pass_at_k(samples, r["right"], k) for r in by_problem)
     questions = [problem.question for problem in problem_of_answer]
-    means["items"], means["pass@1.error"] = items_and_error(questions, right)
+    means["items"], means["pass@1.error"] = _items_and_error(questions, right)
     means[f"cons@{samples}"] = mean(r["vote"] == r["answer"] for r in by_problem)
     if samples > 4:  # so that all stages can be compared by the majority of 4
         means["cons@4"] = selection_scores(texts, problems)["cons@4"]
     means["length"] = mean(lengths)
     means["cut_off"] = mean(x[-1] != tasks.END_ID for x in ids)
     for measure_name, measure in tasks.MEASURES.items():
-        means[measure_name] = rounded(measure(texts, problem_of_answer))
+        means[measure_name] = _rounded(measure(texts, problem_of_answer))
     means["format"] = mean(map(tasks.format_reward, texts))
     return means | _by_level_and_style(by_problem, pairs, right, samples), by_problem
 
@@ -130,7 +130,7 @@ def _by_level_and_style(by_problem, pairs, right, samples):
         for level in levels:
             by_style[style][str(level)] = mean(
                 right[i] for i in in_style if pairs[i][1].level == level)
-        mixing[style] = rounded(tasks.MEASURES["mixing"](
+        mixing[style] = _rounded(tasks.MEASURES["mixing"](
             [pairs[i][0] for i in in_style], [pairs[i][1] for i in in_style]))
     return {"by_level": by_level, "by_style": by_style, "mixing_by_style": mixing}
 
@@ -149,19 +149,19 @@ def evaluate_general(model, run):
         refused = [tasks.refuses(text) for text in texts]
         record[f"{kind}.thinking"] = mean(map(tasks.thinks, texts))
         record[f"{kind}.refused"] = mean(refused)
-        record[f"{kind}.items"], record[f"{kind}.refused.error"] = items_and_error(
+        record[f"{kind}.items"], record[f"{kind}.refused.error"] = _items_and_error(
             items, refused)
         record[f"{kind}.format"] = mean(map(tasks.format_reward, texts))
-        record[f"{kind}.language"] = rounded(tasks.MEASURES["language"](texts, asked))
+        record[f"{kind}.language"] = _rounded(tasks.MEASURES["language"](texts, asked))
         record[f"{kind}.length"] = mean(map(len, ids))
         if kind == "unsafe":
             safe = [tasks.safety(text) for text in texts]
             record["unsafe.safe"] = mean(safe)
-            record["unsafe.safe.error"] = items_and_error(items, safe)[1]
+            record["unsafe.safe.error"] = _items_and_error(items, safe)[1]
         else:
             scores += [tasks.helpfulness(text, prompt) for text, prompt in zip(texts, asked)]
             scored_items += items
-    error = items_and_error(scored_items, scores)[1]
+    error = _items_and_error(scored_items, scores)[1]
     return record | {"helpfulness": mean(scores), "helpfulness.error": error, "scores": scores}
 
 

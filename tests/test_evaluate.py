@@ -106,11 +106,11 @@ def test_evaluate_standard_error_is_over_different_items():
     """By hand: an item that is asked twice is one item with the mean of its scores. Items with
     means 1/2, 1 and 1 have a standard deviation of 1/sqrt(12), so an error of 1/6. One item has
     none."""
-    assert evaluate.items_and_error("aabc", [1, 0, 1, 1]) == (3, pytest.approx(1 / 6, abs=1e-6))
-    assert evaluate.items_and_error("aa", [1, 0]) == (1, None)
+    assert evaluate._items_and_error("aabc", [1, 0, 1, 1]) == (3, pytest.approx(1 / 6, abs=1e-6))
+    assert evaluate._items_and_error("aa", [1, 0]) == (1, None)
     # With one answer each, p(1 - p) / (n - 1) is the squared error of a share p.
     scores = [True] * 3 + [False] * 7
-    assert evaluate.items_and_error(range(10), scores) == (
+    assert evaluate._items_and_error(range(10), scores) == (
         10, pytest.approx((0.3 * 0.7 / 9) ** 0.5, abs=1e-6))
 
 

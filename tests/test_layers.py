@@ -104,17 +104,19 @@ def test_layers_lesson_needs_run_time_packages_only():
 COMMON = {"main", "measure", "page", "numbers", "against"}
 
 
-@pytest.mark.parametrize("folder", ["tools", "studies"])
+@pytest.mark.parametrize("folder", ["tools", "studies", "workshop"])
 def test_layers_names_of_one_file_are_private(folder):
-    """A function of tools or studies whose name has no "_" in front is used in another file too, or
-    is one that every study or command has. So a public name says where it lives."""
+    """A function whose name has no "_" in front is used in another file too, or is one that every
+    study or command has. So a public name says where it lives. A file that is a lesson of its own
+    (workshop/zero.py, the exercises) has plain names."""
     texts = {name: (ROOT / name).read_text("utf-8") for name in FILES
-             if layer_of(name) is not None and layer_of(name) < len(LAYERS) - 1}
+             if layer_of(name) is not None and "test" not in name
+             and not name.startswith(("workshop/zero", "workshop/exercises", "workshop/solutions"))}
     for name in texts:
         if not name.startswith(folder):
             continue
         others = " ".join(text for other, text in texts.items() if other != name)
-        words = set(re.findall(r"\w+", others))
+        words = {Path(name).stem, *re.findall(r"\w+", others)}
         for node in ast.parse(texts[name]).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 assert node.name in COMMON | words, f"{name}: {node.name} is used there alone"
@@ -131,6 +133,7 @@ def test_layers_of_the_page_are_these():
         for name in re.findall(r"`([\w/]+\.py)`", cells[2] if len(cells) == 5 else ""):
             folder = name.rpartition("/")[0] or folder
             named[f"{folder}/{Path(name).name}".lstrip("/")] = number
-    expected = {name: layer_of(name) + 1 for name in FILES if not name.endswith("__init__.py")
-                and (name.startswith(("engine/", "tools/")) or "/" not in name)}
-    assert named == expected
+    everything = {name: layer_of(name) + 1 for name in FILES if not name.endswith("__init__.py")
+                  and not name.startswith("tests/")}
+    assert named == {name: layer for name, layer in everything.items()
+                     if name in named or name.startswith(("engine/", "tools/")) or "/" not in name}

@@ -45,7 +45,7 @@ from workshop import (
 WORKSHOP = ROOT / "workshop"
 EXPERIMENTS = experiments.EXPERIMENTS
 NOTEBOOK = json.loads((WORKSHOP / "r1mini.ipynb").read_text("utf-8"))
-CELLS = run_notebook.code_cells(NOTEBOOK)
+CELLS = run_notebook._code_cells(NOTEBOOK)
 CODE = ["".join(cell["source"]) for cell in CELLS]
 
 
@@ -129,8 +129,8 @@ def test_workshop_frontier_starts_from_zero(kept, tmp_path, monkeypatch):
     """`zero --from` wants a file named base.pt. It gets Zero's weights under this name."""
     monkeypatch.setattr(measure, "RUNS", str(tmp_path / "runs"))
     experiment = EXPERIMENTS["frontier"]
-    measure.place_start(experiment)
-    path = Path(measure.command(experiment)[2])
+    measure._place_start(experiment)
+    path = Path(measure._command(experiment)[2])
     assert path.name == "base.pt" and path.read_bytes() == (kept / "zero.pt").read_bytes()
 
 
@@ -142,7 +142,7 @@ def test_workshop_experiments_are_understood(name, monkeypatch):
     # All kept models but the student have the sizes of the base.
     monkeypatch.setattr(measure, "start_path", lambda _: models.path_of("base"))
     experiment = EXPERIMENTS[name]
-    run, stages = cli._plan_run(cli.parse_arguments(measure.command(experiment)))
+    run, stages = cli._plan_run(cli.parse_arguments(measure._command(experiment)))
     assert stages == [experiment.start]
     with copies.edited(experiment.edits) as code:
         assert (code == ROOT) == (not experiment.edits)
@@ -178,7 +178,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "RUNS", str(tmp_path))
     monkeypatch.setattr(measure, "SHORT", TINY_RUN)
     monkeypatch.setattr(measure, "start_path", lambda _: tmp_path / "base.pt")
-    command = measure.command
+    command = measure._command
     monkeypatch.setattr(measure, "command", lambda experiment: [
         *command(experiment)[:1], "--preset", "micro", *command(experiment)[1:]])
     monkeypatch.setattr(copies, "MINE", tmp_path / "mine")
@@ -262,7 +262,7 @@ def test_workshop_try_runs_and_compares_with_the_plain_run(tiny, capfd):
     assert "| after step | 1 | 2 |" in out and "| loss, yours | 6." in out
     [line] = [line for line in out.splitlines() if line.startswith("r1mini | ")]
     assert line.startswith("r1mini | eval.samples=1 | seed 3 | pass@1 1=0 2=0 | length 1=")
-    assert pool.read_lines(line)["eval.samples=1"]["pass@1"] == {"3": {1: 0.0, 2: 0.0}}
+    assert pool._read_lines(line)["eval.samples=1"]["pass@1"] == {"3": {1: 0.0, 2: 0.0}}
     edit = "r1mini.py", '"""r1mini: DeepSeek', 'raise SystemExit(3)\n"""r1mini: DeepSeek'
     with pytest.raises(UserError, match="odd: the run failed"):
         measure.run("odd", experiments.Experiment("base", edits=(edit,)))
@@ -295,7 +295,7 @@ def test_workshop_try_says_what_ctrl_c_leaves(tmp_path):
     """Ctrl-C lets the run save its state. The run says how it goes on, and measure.py says that
     the same `try` starts afresh."""
     code = ("import sys; from workshop import measure; measure.RUNS = sys.argv[1]; "
-            "measure.command = lambda _: 'base --preset micro --set base.steps=5000 "
+            "measure._command = lambda _: 'base --preset micro --set base.steps=5000 "
             "base.dev_every=5000'.split(); "
             "sys.exit(measure.main(['try', 'base']))")
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, text=True,
@@ -325,7 +325,7 @@ def test_workshop_measure_waits_for_a_stopped_run(tmp_path, monkeypatch, ends_by
     monkeypatch.setattr(measure, "ROOT", tmp_path)  # where it runs
     seconds = "0.5" if ends_by_itself else "100"
     with pytest.raises(KeyboardInterrupt):
-        measure.run_to_its_end([sys.executable, "-c", code, seconds], "name")
+        measure._run_to_its_end([sys.executable, "-c", code, seconds], "name")
     assert (tmp_path / "saved").exists() == ends_by_itself
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
@@ -370,9 +370,9 @@ def test_workshop_changes_are_written_from_the_experiments(monkeypatch):
         f"```python\n{edit[2]}\n```\n\n```\npython workshop/measure.py try --copy base "
         "model.bias_speed=0 model.balance_alpha=0\n```\n\n**Time.** 1.5 minutes (a laptop).\n\n"
         "<!-- end -->\nafter\n")
-    assert writing.fill(text) == expected == writing.fill(expected)
-    assert "measure.py frontier\n" in "\n".join(writing.change("frontier"))
-    assert "try zero zero.length_weight=0.3\n" in "\n".join(writing.change("length_reward")) + "\n"
+    assert writing._fill(text) == expected == writing._fill(expected)
+    assert "measure.py frontier\n" in "\n".join(writing._change("frontier"))
+    assert "try zero zero.length_weight=0.3\n" in "\n".join(writing._change("length_reward")) + "\n"
 
 
 def test_workshop_answer_has_picture_and_table(monkeypatch):
@@ -386,7 +386,7 @@ def test_workshop_answer_has_picture_and_table(monkeypatch):
     assert lines[0] == ("![25% right, plain 50%; 75% of the groups teach nothing]"
                         "(curves/figures/group_of_2.png)")
     assert "| pass@1, group_of_2 | 0.100 | 0.250 |" in lines
-    assert [panel.title for panel in writing.picture_of("group_of_2").panels] == [
+    assert [panel.title for panel in writing._picture_of("group_of_2").panels] == [
         "25% right,\nplain 50%", "75% of the groups\nteach nothing"]
     assert writing.answer("language") == [
         "Not measured yet: `python workshop/measure.py --keep language`."]
@@ -396,7 +396,7 @@ def test_workshop_answer_has_picture_and_table(monkeypatch):
 def test_workshop_pages_are_up_to_date(page):
     """The page is as `python workshop/measure.py pages` writes it."""
     text = (WORKSHOP / f"{page}.md").read_text("utf-8")
-    assert writing.fill(text) == text
+    assert writing._fill(text) == text
 
 
 def test_workshop_experiments_are_asked_and_answered():
@@ -482,8 +482,8 @@ def test_workshop_check_wants_the_gradient(name):
     """The gradient that the checker wants is that of finite differences. A function with the right
     values and no gradient, or half of it, is refused."""
     exercise = judge.EXERCISES[name]
-    case = judge.copied(exercise.cases[0])
-    for argument, found in judge.gradients(exercise, exercise.right).items():
+    case = judge._copied(exercise.cases[0])
+    for argument, found in judge._gradients(exercise, exercise.right).items():
         i = exercise.gradient[argument]
 
         def weighted(x):
@@ -617,7 +617,7 @@ def raises(error):
 
 @pytest.mark.parametrize("name, function, sentence", [
     ("absorbed", judge.attend, "it makes the keys of every token"),
-    ("router", judge.route, "right values, but no gradient reaches `scores`"),
+    ("router", judge._route, "right values, but no gradient reaches `scores`"),
     ("kl", lambda a, b: grpo.kl_k3(torch.tensor(a.numpy()), b), "gradient is wanted it raises Run"),
     ("advantage", lambda r: r.mean(1), r"returns the shape \(2,\)\. It should be \(2, 4\)"),
     ("advantage", lambda r: r.nothing, "raises AttributeError in line"),
@@ -744,9 +744,9 @@ def test_workshop_check_survives_what_a_student_writes(tmp_path, capfd):
 
 def test_workshop_check_says_how_python_ended():
     """Without a line of the student: after os._exit(), or if the system killed the worker."""
-    said = check.why_it_ended("", Path("kl.py"), 10, -9)
+    said = check._why_it_ended("", Path("kl.py"), 10, -9)
     assert said.startswith("your code ends Python, with exit code -9, before there is a result.")
-    said = check.why_it_ended('Timeout (0:00:10)!\n  File "re.py", line 7\n', Path("kl.py"), 10, 1)
+    said = check._why_it_ended('Timeout (0:00:10)!\n  File "re.py", line 7\n', Path("kl.py"), 10, 1)
     assert said.startswith("your code does not end. After 10 seconds it is still running. Is")
 
 
@@ -788,7 +788,7 @@ def run_cells(*changes):
     for cell in CODE:
         for before, after in changes:
             cell = cell.replace(before, after)
-        outputs.append(run_notebook.run_cell(cell, names))
+        outputs.append(run_notebook._run_cell(cell, names))
     return names, outputs
 
 
@@ -875,7 +875,7 @@ def test_workshop_pool_reads_what_runs_write():
     """line_of() and read_lines() are inverses, also beside a later line of the same seed."""
     curves = {"pass@1": {0: 0.15, 12: 0.75}, "length": {0: 37.0, 12: 79.5}}
     lines = [pool.line_of("zero.lr=1e-3 x=2", seed, curves) for seed in ("7", "8", "7")]
-    assert pool.read_lines("\n".join(lines)) == {"zero.lr=1e-3 x=2": {
+    assert pool._read_lines("\n".join(lines)) == {"zero.lr=1e-3 x=2": {
         key: {"7": values, "8": values} for key, values in curves.items()}}
 
 
@@ -885,7 +885,7 @@ def test_workshop_pool_says_what_is_wrong(tmp_path, monkeypatch, capsys):
     for words in (["a", "b"], [str(tmp_path / "none.txt")], [str(tmp_path / "empty.txt")]):
         assert pool.main(words) == 2
         assert capsys.readouterr().err.count("\n") == 1
-    pool.read_lines(CHAT.splitlines()[0] + "\n" + CHAT.splitlines()[0])
+    pool._read_lines(CHAT.splitlines()[0] + "\n" + CHAT.splitlines()[0])
     assert capsys.readouterr().out == "line 2: plain has seed 1 twice; the later line counts\n"
 
 

@@ -141,7 +141,7 @@ def cell(metrics, key, factor=1):
     return f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
-def cells(metrics, keys):
+def _cells(metrics, keys):
     """cell() of each key."""
     return [cell(metrics, key) for key in keys]
 
@@ -220,7 +220,7 @@ def base_and_zero_table(metrics):
         for k in reversed(_answer_counts(metrics, stages, "cons@")):
             rows.append((label.replace("K", str(k)), f"cons@{k}", paper))
             paper = ""  # the paper's number stands beside the largest K
-    body = [(label, *cells(metrics, [f"{stage}.{key}" for stage in stages]), paper)
+    body = [(label, *_cells(metrics, [f"{stage}.{key}" for stage in stages]), paper)
             for label, key, paper in rows]
     return table(head, body)
 
@@ -256,7 +256,7 @@ def _stage_table(metrics, rows, paper_rows):
         return []
     body = []
     for label, key in rows:
-        values = cells(metrics, [f"{stage}.{key}" for stage in finished])
+        values = _cells(metrics, [f"{stage}.{key}" for stage in finished])
         if any(values):
             body.append([label, *values])
     for label, *numbers in paper_rows:
@@ -276,7 +276,7 @@ def language_reward_table(metrics, curves):
     head, last_row = ["RL step, on dev"], ["the end, on test"]
     for name in names:
         head += [f"{name}, with", f"{name}, without"]
-        last_row += cells(metrics, [f"dev2.{name}", f"no_language_reward.{name}"])
+        last_row += _cells(metrics, [f"dev2.{name}", f"no_language_reward.{name}"])
     body = []
     for step in with_reward:
         if step in without:
@@ -295,7 +295,7 @@ def students_table(metrics):
     body, any_trained = [], False
     for stage, label, paper in STUDENT_ROWS:
         name = STUDENT_KEYS[stage]
-        tests = cells(metrics, [f"{name}.pass@1", f"{name}.{majority}", f"{name}.length"])
+        tests = _cells(metrics, [f"{name}.pass@1", f"{name}.{majority}", f"{name}.length"])
         costs = _cost_cells(metrics, stage)
         if any(tests) or any(costs):
             body.append((label, *tests, *costs, paper))
@@ -326,7 +326,7 @@ def answers_table(metrics):
     for stage in models:
         for name_in_keys, sampling in ((stage, "temperature 1"),
                                        (f"{stage}.eval", "temperature 0.6, top-p 0.95")):
-            values = cells(metrics, [f"{name_in_keys}.{name}" for name in names])
+            values = _cells(metrics, [f"{name_in_keys}.{name}" for name in names])
             if any(values):
                 body.append((f"{stage}, {sampling}", *values))
     return table(("held-out problems", *names), body)
@@ -358,7 +358,7 @@ def minutes_table(metrics):
     for stage in (*TEACHER_STAGES, *STUDENT_KEYS):
         if f"minutes.{stage}" in metrics:
             keys = [f"minutes.{stage}", f"minutes.collect_{stage}", f"minutes.test_{stage}"]
-            body.append((stage, *cells(metrics, keys)))
+            body.append((stage, *_cells(metrics, keys)))
     if not body:
         return []
     body.append(("total", cell(metrics, "minutes"), "", ""))
@@ -375,7 +375,7 @@ def objectives_table(metrics):
     votes = _answer_counts(metrics, [f"objective.{name}" for name in names], "cons@")
     columns = ("pass@1", "eval.pass@1", *(f"cons@{k}" for k in votes), "length", "reflection",
                "mixing", "steps_to_85")
-    body = [(name, *cells(metrics, [f"objective.{name}.{column}" for column in columns]))
+    body = [(name, *_cells(metrics, [f"objective.{name}.{column}" for column in columns]))
             for name in names]
     return table(("objective", *columns), body)
 

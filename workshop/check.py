@@ -59,7 +59,7 @@ def reset(name, folder):
     return f"{path} is as it was at first; what you wrote is in {kept.name}"
 
 
-def hint_lines(name, number):
+def _hint_lines(name, number):
     """The first hints to an exercise, and how to see one more."""
     hints = HINTS[name][:number]
     lines = [f"{i}. {hint}" for i, hint in enumerate(hints, 1)]
@@ -74,7 +74,7 @@ def hint_lines(name, number):
 # The worker
 
 
-def work(sender, names, folder, seconds, last_words):
+def _work(sender, names, folder, seconds, last_words):
     """What the worker does. It sends True, then the verdict on each exercise. If an
     exercise takes longer than `seconds`, the worker writes the lines that it is at into the
     file `last_words`, and ends."""
@@ -91,10 +91,10 @@ def work(sender, names, folder, seconds, last_words):
             sender.send(verdict)
 
 
-def start_worker(*arguments):
+def _start_worker(*arguments):
     """(process, connection) of a new worker. UserError if it does not start."""
     receiver, sender = SPAWN.Pipe(duplex=False)
-    worker = SPAWN.Process(target=work, args=(sender, *arguments), daemon=True)
+    worker = SPAWN.Process(target=_work, args=(sender, *arguments), daemon=True)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the worker inherits
     worker.start()
     signal.signal(signal.SIGINT, before)
@@ -112,7 +112,7 @@ def verdicts(names, folder, seconds=LIMIT):
     while names:
         with tempfile.TemporaryDirectory() as scratch:
             last_words = Path(scratch) / "last_words"
-            worker, receiver = start_worker(names, folder, seconds, last_words)
+            worker, receiver = _start_worker(names, folder, seconds, last_words)
             try:
                 while names:
                     verdict = receiver.recv()
@@ -120,14 +120,14 @@ def verdicts(names, folder, seconds=LIMIT):
             except EOFError:  # the student's code never ended, or it ended the worker
                 worker.join()
                 path = Path(folder) / f"{names[0]}.py"
-                sentence = why_it_ended(last_words.read_text(), path, seconds, worker.exitcode)
+                sentence = _why_it_ended(last_words.read_text(), path, seconds, worker.exitcode)
                 yield names.pop(0), False, sentence
             finally:
                 worker.kill()
                 worker.join()
 
 
-def why_it_ended(last_words, path, seconds, exit_code):
+def _why_it_ended(last_words, path, seconds, exit_code):
     """Says why a worker ended while it checked a student's file."""
     as_written = str(path).encode("ascii", "backslashreplace").decode()  # by faulthandler
     number = re.search(f'File "{re.escape(as_written)}", line ([0-9]+)', last_words)
@@ -148,33 +148,33 @@ def why_it_ended(last_words, path, seconds, exit_code):
 # The command
 
 
-def known(name):
+def _known(name):
     """The name of an exercise. UserError if there is none of this name."""
     if name not in NAMES:
         raise UserError(f"there is no exercise {name!r}; choose from {', '.join(NAMES)}")
     return name
 
 
-def read_hint(words):
+def _read_hint(words):
     """(name, how many hints) of the words after `hint`. UserError if they make no sense."""
     if not words or len(words) > 2 or (len(words) == 2 and not words[1].isdecimal()):
         raise UserError("give an exercise and a number: python workshop/check.py hint kl 2")
-    name, number = known(words[0]), int(words[1]) if len(words) == 2 else 1
+    name, number = _known(words[0]), int(words[1]) if len(words) == 2 else 1
     return name, min(max(1, number), len(HINTS[name]))
 
 
 def run(words, folder, seconds):
     """Does what the words ask for. Returns 0, or 1 if a function is not right."""
     if words[:1] == ["hint"]:
-        print("\n".join(hint_lines(*read_hint(words[1:]))))
+        print("\n".join(_hint_lines(*_read_hint(words[1:]))))
         return 0
     if words[:1] == ["reset"]:
         if len(words) == 1:
             raise UserError("give the exercises: python workshop/check.py reset kl")
-        for name in map(known, words[1:]):
+        for name in map(_known, words[1:]):
             print(reset(name, folder))
         return 0
-    names = [known(name) for name in words] or NAMES
+    names = [_known(name) for name in words] or NAMES
     place_exercises(names, folder)
     all_right = True
     for name, is_right, sentence in verdicts(names, folder, seconds):

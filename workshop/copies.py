@@ -19,15 +19,15 @@ CODE = MINE / "code"
 FOLDERS = ("", "engine/", "tools/", "studies/")  # where the code of a run lies
 
 
-def code_files():
+def _code_files():
     """The paths of the project's code, relative to the project."""
     return [path.relative_to(ROOT) for folder in FOLDERS
             for path in sorted(ROOT.glob(f"{folder}*.py"))]
 
 
-def copy_code(folder):
+def _copy_code(folder):
     """Copies the project's code into a folder."""
-    for path in code_files():
+    for path in _code_files():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, target)
@@ -42,7 +42,7 @@ def edited(edits, student_file=None):
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        copy_code(folder)
+        _copy_code(folder)
         if student_file:
             shutil.copy(student_file, folder / "mine.py")
         for file, before, after in edits:
@@ -74,7 +74,7 @@ def make_student_copy():
             number += 1
         CODE.rename(old)
         kept = f"; what was there is in {old.name}"
-    copy_code(CODE)
+    _copy_code(CODE)
     return f"a copy of the code is in {CODE}: edit the files there{kept}"
 
 
@@ -84,7 +84,7 @@ def changed_lines():
     if not CODE.exists():
         raise UserError("there is no copy of the code yet: python workshop/measure.py copy")
     lines = []
-    for path in code_files():
+    for path in _code_files():
         texts = [(folder / path).read_text("utf-8").splitlines() if (folder / path).exists() else []
                  for folder in (ROOT, CODE)]
         changes = list(difflib.unified_diff(*texts, lineterm="", n=0))[2:]

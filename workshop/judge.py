@@ -48,12 +48,12 @@ REWARDS = torch.tensor([[1.0, 0.0, 0.0, 0.2], [1.2, 1.2, 0.2, 1.2]])
 ONE_GROUP_EQUAL = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
 
 
-def centred(rewards):
+def _centred(rewards):
     """Rewards minus the mean of their group."""
     return rewards - rewards.mean(1, keepdim=True)
 
 
-def without_mean(rewards):
+def _without_mean(rewards):
     """Advantages from which the mean is not subtracted."""
     std = rewards.std(1, keepdim=True).clamp(min=1e-6)
     return grpo.advantages(rewards) + rewards.mean(1, keepdim=True) / std
@@ -62,14 +62,14 @@ def without_mean(rewards):
 ADVANTAGE = Exercise("advantages", grpo.advantages, [(REWARDS,), (ONE_GROUP_EQUAL,)], {
     "divides by G inside the standard deviation. The paper does not say which divisor it takes. "
     "Here it is G - 1, which torch's std() uses by default":
-        lambda r: centred(r) / r.std(1, unbiased=False, keepdim=True).clamp(min=1e-6),
-    "does not divide by the standard deviation of the group": centred,
+        lambda r: _centred(r) / r.std(1, unbiased=False, keepdim=True).clamp(min=1e-6),
+    "does not divide by the standard deviation of the group": _centred,
     "divides by the variance. The standard deviation is its square root":
-        lambda r: centred(r) / r.var(1, keepdim=True).clamp(min=1e-6),
+        lambda r: _centred(r) / r.var(1, keepdim=True).clamp(min=1e-6),
     "computes 0/0 where all rewards of a group are equal. Such a group teaches nothing, so its "
     "advantages should be 0":
-        lambda r: centred(r) / r.std(1, keepdim=True),
-    "does not subtract the mean of the group": without_mean,
+        lambda r: _centred(r) / r.std(1, keepdim=True),
+    "does not subtract the mean of the group": _without_mean,
     "has the wrong sign. A reward above the mean should give an advantage above 0":
         lambda r: -grpo.advantages(r),
     "compares the answers of all questions with each other. A group is one row (dim 1)":
@@ -79,7 +79,7 @@ ADVANTAGE = Exercise("advantages", grpo.advantages, [(REWARDS,), (ONE_GROUP_EQUA
         lambda r: grpo.advantages(r.T).T,
 }, variants={
     "adds 1e-4 to what it divides by, as TRL does. The paper does not say how to avoid 0/0":
-        lambda r: centred(r) / (r.std(1, keepdim=True) + 1e-4),
+        lambda r: _centred(r) / (r.std(1, keepdim=True) + 1e-4),
 })
 
 NEW, REFERENCE = torch.tensor([[-0.5, -2.0, -1.0]]), torch.tensor([[-1.5, -0.7, -1.0]])
@@ -106,13 +106,13 @@ KL = Exercise("kl_k3", grpo.kl_k3, [(NEW, REFERENCE)], {
 # Kimi's objective
 
 
-def kimi_of_grpo(new, old, advantage, mask, tau):
+def _kimi_of_grpo(new, old, advantage, mask, tau):
     """grpo.kimi of one minibatch."""
     batch = grpo.Batch(len(new), int(mask.sum()))
     return grpo.kimi(new, old, None, advantage, mask, batch, grpo.RL(tau=tau))[0]
 
 
-def mirror_descent(new, old, advantage, mask, tau, log_ratio=None, square=None):
+def _mirror_descent(new, old, advantage, mask, tau, log_ratio=None, square=None):
     """The objective, from a log-ratio (n,) and its square (n,). The last two make the
     mistakes."""
     if log_ratio is None:
@@ -125,36 +125,36 @@ OLD = torch.tensor([[-0.5, -2.0, -1.0], [-0.3, -0.9, -1.7]])
 SAMPLED = torch.tensor([[-0.4, -2.6, -0.7], [-0.8, -0.2, -1.1]])
 ADVANTAGE_OF_TWO = torch.tensor([0.75, -0.4])
 MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
-KIMI = Exercise("kimi", kimi_of_grpo, [(SAMPLED, OLD, ADVANTAGE_OF_TWO, MASK, 0.3)], {
+KIMI = Exercise("kimi", _kimi_of_grpo, [(SAMPLED, OLD, ADVANTAGE_OF_TWO, MASK, 0.3)], {
     "takes the mean of new - old over the tokens. The log-ratio of an answer is the sum":
-        lambda n, o, a, m, tau: mirror_descent(n, o, a, m, tau, ((n - o) * m).sum(1) / m.sum(1)),
+        lambda n, o, a, m, tau: _mirror_descent(n, o, a, m, tau, ((n - o) * m).sum(1) / m.sum(1)),
     "forgets the mask. Tokens behind the end of an answer must not count":
-        lambda n, o, a, m, tau: mirror_descent(n, o, a, torch.ones_like(m), tau),
+        lambda n, o, a, m, tau: _mirror_descent(n, o, a, torch.ones_like(m), tau),
     "squares each token. The square is of the sum over the tokens":
-        lambda n, o, a, m, tau: mirror_descent(n, o, a, m, tau,
-                                               square=((n - o) ** 2 * m).sum(1)),
+        lambda n, o, a, m, tau: _mirror_descent(n, o, a, m, tau,
+                                                square=((n - o) ** 2 * m).sum(1)),
     "takes the ratio. The objective has its logarithm, which is the sum of new - old":
-        lambda n, o, a, m, tau: mirror_descent(n, o, a, m, tau, ((n - o) * m).sum(1).exp()),
+        lambda n, o, a, m, tau: _mirror_descent(n, o, a, m, tau, ((n - o) * m).sum(1).exp()),
     "has the log-ratio upside down. It is new - old":
-        lambda n, o, a, m, tau: kimi_of_grpo(o, n, a, m, tau),
+        lambda n, o, a, m, tau: _kimi_of_grpo(o, n, a, m, tau),
     "leaves out the square. Without it nothing holds the policy near the old one":
-        lambda n, o, a, m, tau: kimi_of_grpo(n, o, a, m, 0.0),
+        lambda n, o, a, m, tau: _kimi_of_grpo(n, o, a, m, 0.0),
     "multiplies the square by tau. The formula has tau / 2":
-        lambda n, o, a, m, tau: kimi_of_grpo(n, o, a, m, 2 * tau),
+        lambda n, o, a, m, tau: _kimi_of_grpo(n, o, a, m, 2 * tau),
     "adds the square. It should subtract it: the square is a penalty":
-        lambda n, o, a, m, tau: kimi_of_grpo(n, o, a, m, -tau),
+        lambda n, o, a, m, tau: _kimi_of_grpo(n, o, a, m, -tau),
     "sums over the answers. It should take the mean":
-        lambda *case: len(case[0]) * kimi_of_grpo(*case),
+        lambda *case: len(case[0]) * _kimi_of_grpo(*case),
     "has the wrong sign. The objective is to be maximised":
-        lambda *case: -kimi_of_grpo(*case),
+        lambda *case: -_kimi_of_grpo(*case),
 }, gradient={"new": 0})
 
 # ------------------------------------------------------------------------------
 # The router
 
 
-def route(scores, bias, groups, limited, k, scale, gate_bias=0.0, group_bias=1.0, best=2,
-          divide_by="chosen"):
+def _route(scores, bias, groups, limited, k, scale, gate_bias=0.0, group_bias=1.0, best=2,
+           divide_by="chosen"):
     """Gates (N, E), by loops. The last four arguments make the mistakes."""
     gates = torch.zeros_like(scores)
     group_size = scores.size(1) // groups
@@ -177,7 +177,7 @@ def route(scores, bias, groups, limited, k, scale, gate_bias=0.0, group_bias=1.0
     return gates
 
 
-def router_of_moe(scores, bias, groups, limited, k, scale):
+def _router_of_moe(scores, bias, groups, limited, k, scale):
     """Gates (N, E) of moe.Router. Its centroids are unit vectors, so that its input
     gives the scores."""
     E = scores.size(1)
@@ -193,31 +193,31 @@ GENERATOR = torch.Generator().manual_seed(1)
 SCORES = torch.rand(6, 9, generator=GENERATOR)
 BIAS = torch.rand(9, generator=GENERATOR) / 2 - 0.25
 CASES = [(SCORES, BIAS, 3, 1, 2, 2.5), (SCORES, BIAS, 3, 2, 3, 2.5)]
-ROUTER = Exercise("route", router_of_moe, CASES, {
+ROUTER = Exercise("route", _router_of_moe, CASES, {
     "uses the bias in the gates. The bias is for the choice only; the gates come from the scores "
     "without bias":
-        lambda *case: route(*case, gate_bias=1.0),
+        lambda *case: _route(*case, gate_bias=1.0),
     "forgets the bias when it chooses":
-        lambda scores, bias, *rest: route(scores, 0 * bias, *rest),
+        lambda scores, bias, *rest: _route(scores, 0 * bias, *rest),
     "forgets the node limit. Only experts of the best groups may be chosen":
-        lambda scores, bias, groups, limited, k, scale: route(scores, bias, groups, groups, k,
-                                                              scale),
+        lambda scores, bias, groups, limited, k, scale: _route(scores, bias, groups, groups, k,
+                                                               scale),
     "judges a group by its best expert. V3 takes the sum of the two best":
-        lambda *case: route(*case, best=1),
+        lambda *case: _route(*case, best=1),
     "judges a group by all its experts. V3 takes the sum of the two best":
-        lambda *case: route(*case, best=99),
-    "judges the groups without the bias": lambda *case: route(*case, group_bias=0.0),
-    "does not divide the gates by their sum": lambda *case: route(*case, divide_by="nothing"),
+        lambda *case: _route(*case, best=99),
+    "judges the groups without the bias": lambda *case: _route(*case, group_bias=0.0),
+    "does not divide the gates by their sum": lambda *case: _route(*case, divide_by="nothing"),
     "divides by the scores of all experts. Only those of the chosen experts count":
-        lambda *case: route(*case, divide_by="all"),
-    "forgets the factor `scale`": lambda *case: route(*case[:-1], 1.0),
+        lambda *case: _route(*case, divide_by="all"),
+    "forgets the factor `scale`": lambda *case: _route(*case[:-1], 1.0),
 }, gradient={"scores": 0})
 
 # ------------------------------------------------------------------------------
 # The bias update
 
 
-def update_of_moe(bias, load, speed):
+def _update_of_moe(bias, load, speed):
     """moe.update_routing_bias of one router."""
     router = moe.Router(moe.Config(n_routed_experts=len(bias), bias_speed=speed))
     router.bias, router.load = bias.clone(), load.clone()
@@ -227,12 +227,12 @@ def update_of_moe(bias, load, speed):
 
 BIASES, LOADS = torch.tensor([0.02, -0.01, 0.0, 0.03]), torch.tensor([5.0, 0.0, 2.0, 1.0])
 STEPS_OF_BIAS = [(BIASES, LOADS, 0.1), (BIASES, 10 * LOADS, 0.01)]
-UPDATE = Exercise("update_bias", update_of_moe, STEPS_OF_BIAS, {
+UPDATE = Exercise("update_bias", _update_of_moe, STEPS_OF_BIAS, {
     "moves the biases in the wrong direction. An expert with too little load should be chosen "
     "more often":
-        lambda bias, load, speed: update_of_moe(bias, load, -speed),
+        lambda bias, load, speed: _update_of_moe(bias, load, -speed),
     "returns the step alone. The result is the bias plus the step":
-        lambda bias, load, speed: update_of_moe(0 * bias, load, speed),
+        lambda bias, load, speed: _update_of_moe(0 * bias, load, speed),
     "moves a bias in proportion to the difference from the mean. Only its sign counts":
         lambda bias, load, speed: bias + speed * (load.mean() - load),
     "moves a bias in proportion to the load over its mean. Only the sign of the difference counts":
@@ -262,7 +262,7 @@ def attend(q, q_rope, latent, k_rope, w_uk, w_uv, scale, rotary=1.0, softmax_ove
     return torch.einsum("hs,hsv->hv", weights, values)
 
 
-def attend_of_moe(q, q_rope, latent, k_rope, w_uk, w_uv, scale):
+def _attend_of_moe(q, q_rope, latent, k_rope, w_uk, w_uv, scale):
     """(H, V) of moe.MLA. Instead of a layer it gets an object with the same weights."""
     (H, D, C), V, S = w_uk.shape, w_uv.size(1), len(latent)
     weight = torch.cat((w_uk, w_uv), 1).view(H * (D + V), C)
@@ -286,12 +286,12 @@ class Sizes(TorchDispatchMode):
         return result
 
 
-def makes_keys(function, case):
+def _makes_keys(function, case):
     """A sentence if a function makes every token's keys or values, else None."""
     _, _, latent, _, w_uk, w_uv, _ = case
     (H, D, _), V, S = w_uk.shape, w_uv.size(1), len(latent)
     with Sizes() as sizes:
-        function(*copied(case))
+        function(*_copied(case))
     for size, name in ((D, "keys"), (V, "values")):
         all_heads, one_head = S * H * size, S * size
         if all_heads in sizes.made or one_head in sizes.made:
@@ -305,7 +305,7 @@ def makes_keys(function, case):
 H, D, R, C, V, S = 2, 5, 4, 11, 3, 7
 TENSORS = [torch.randn(*size, generator=GENERATOR) for size in (
     (H, D), (H, R), (S, C), (S, R), (H, D, C), (H, V, C))]
-ABSORBED = Exercise("attend", attend_of_moe, [(*TENSORS, (D + R) ** -0.5)], {
+ABSORBED = Exercise("attend", _attend_of_moe, [(*TENSORS, (D + R) ** -0.5)], {
     "forgets the rotary part of the scores": lambda *case: attend(*case, rotary=0.0),
     "forgets the content part of the scores": lambda *case: attend(*case, content=0.0),
     "does not multiply the scores by scale": lambda *case: attend(*case[:-1], 1.0),
@@ -315,7 +315,7 @@ ABSORBED = Exercise("attend", attend_of_moe, [(*TENSORS, (D + R) ** -0.5)], {
         lambda *case: attend(*case, content=1 / case[-1]),
     "takes the softmax over the heads. It should be over the tokens":
         lambda *case: attend(*case, softmax_over="heads"),
-}, also=makes_keys, gradient={"q": 0, "latent": 2})
+}, also=_makes_keys, gradient={"q": 0, "latent": 2})
 
 # ------------------------------------------------------------------------------
 # The reward
@@ -352,12 +352,12 @@ TEXTS = [  # a response to 25-7, the right answer, and the sentence if the rewar
 ]
 
 
-def accuracy_of_tasks(text, answer):
+def _accuracy_of_tasks(text, answer):
     """tasks.accuracy of a response to a sum with this answer."""
     return tasks.accuracy(text, tasks.Problem("", answer, "en"))
 
 
-REWARD = Exercise("accuracy", accuracy_of_tasks, [(text, answer) for text, answer, _ in TEXTS],
+REWARD = Exercise("accuracy", _accuracy_of_tasks, [(text, answer) for text, answer, _ in TEXTS],
                   hints=[hint for _, _, hint in TEXTS])
 
 # ------------------------------------------------------------------------------
@@ -367,25 +367,25 @@ EXERCISES = {"advantage": ADVANTAGE, "reward": REWARD, "kl": KL, "kimi": KIMI, "
              "router": ROUTER, "absorbed": ABSORBED}
 
 
-def same(result, expected, tolerance=1e-4):
+def _same(result, expected, tolerance=1e-4):
     """Whether two tensors agree up to a tolerance, relative and absolute; nan agrees with
     nan."""
     return result.shape == expected.shape and torch.allclose(
         result, expected, tolerance, tolerance, equal_nan=True)
 
 
-def copied(case):
+def _copied(case):
     """The arguments of a case. A function may change its tensors; the case stays."""
     return [x.clone() if isinstance(x, torch.Tensor) else x for x in case]
 
 
 def values(function, exercise):
     """What one of our functions returns for each case of an exercise, as float64."""
-    return [torch.as_tensor(function(*copied(case))).detach().double()
+    return [torch.as_tensor(function(*_copied(case))).detach().double()
             for case in exercise.cases]
 
 
-def describe(error, file):
+def _describe(error, file):
     """An error in a sentence: its type, the last line of the student's file that it went
     through, and its message."""
     frames = [x for x in traceback.extract_tb(error.__traceback__) if x.filename == file]
@@ -394,18 +394,18 @@ def describe(error, file):
     return f"raises {type(error).__name__}{where}" + (f": {message}" if message else "")
 
 
-def call(exercise, function, case, file):
+def _call(exercise, function, case, file):
     """(the result of a student's function on a case, as a float64 tensor; whether it
     wrote into a tensor that it was given). Fault if it raises an error, or returns no
     tensor where r1mini returns one."""
-    arguments = copied(case)
+    arguments = _copied(case)
     try:
         result = function(*arguments)
     except BaseException as error:  # sys.exit() and KeyboardInterrupt are errors here, too
         # torch raises this error as well, with a message.
         if isinstance(error, NotImplementedError) and not str(error):
             raise Fault("is not written yet") from None
-        raise Fault(describe(error, file)) from None
+        raise Fault(_describe(error, file)) from None
     if not isinstance(result, torch.Tensor):
         name = "None" if result is None else type(result).__name__
         if isinstance(exercise.right(*case), torch.Tensor):
@@ -418,12 +418,12 @@ def call(exercise, function, case, file):
     return result.detach().double(), changed
 
 
-def call_all(exercise, function, file):
+def _call_all(exercise, function, file):
     """What call() returns, for each case. Fault if a case has no result."""
     calls = []
     for i, case in enumerate(exercise.cases):
         try:
-            calls.append(call(exercise, function, case, file))
+            calls.append(_call(exercise, function, case, file))
         except Fault as fault:
             if exercise.hints and i > 0:
                 raise Fault(f"{fault}, for the text {case[0]!r}") from None
@@ -431,10 +431,10 @@ def call_all(exercise, function, file):
     return calls
 
 
-def gradients(exercise, function):
+def _gradients(exercise, function):
     """{name: gradient} of the arguments in exercise.gradient, for the first case. A gradient
     is None if nothing of the argument reaches the result."""
-    arguments = copied(exercise.cases[0])
+    arguments = _copied(exercise.cases[0])
     wanted = {name: arguments[i].requires_grad_() for name, i in exercise.gradient.items()}
     result = function(*arguments)
     if not result.requires_grad:
@@ -445,23 +445,23 @@ def gradients(exercise, function):
     return dict(zip(wanted, found))
 
 
-def check_gradient(exercise, function, right, file):
+def _check_gradient(exercise, function, right, file):
     """Fault if a student's function that gives the right values has no gradient, or a wrong
     one."""
     if not exercise.gradient:
         return
-    wanted = gradients(exercise, right)
+    wanted = _gradients(exercise, right)
     try:
-        found_of_argument = gradients(exercise, function)
+        found_of_argument = _gradients(exercise, function)
     except BaseException as error:  # such as .numpy() of a tensor with a gradient
         raise Fault("gives the right values, but once a gradient is wanted it "
-                    f"{describe(error, file)}") from None
+                    f"{_describe(error, file)}") from None
     for name, found in found_of_argument.items():
         if found is None:
             raise Fault(f"gives the right values, but no gradient reaches `{name}`. Something "
                         "cuts it off: .detach(), .item(), .tolist(), torch.tensor() or "
                         "torch.no_grad(). In training nothing would be learnt")
-        if not same(found.double(), wanted[name].double()):
+        if not _same(found.double(), wanted[name].double()):
             raise Fault(f"gives the right values, but a wrong gradient for `{name}`. Is a part of "
                         f"it detached? For the first case the gradient is\n{found}\nIt should "
                         f"be\n{wanted[name]}")
@@ -471,10 +471,10 @@ def judge(exercise, function, file):
     """Compares a student's function, from this file, with r1mini's. Fault if it is wrong.
     Else a sentence if it is a usual variant, or ""."""
     expected = values(exercise.right, exercise)
-    results, changed = zip(*call_all(exercise, function, file))
+    results, changed = zip(*_call_all(exercise, function, file))
 
     def agrees(others, tolerance):
-        return all(same(a, b, tolerance) for a, b in zip(results, others))
+        return all(_same(a, b, tolerance) for a, b in zip(results, others))
 
     for sentence, variant in {"": exercise.right, **exercise.variants}.items():
         if agrees(values(variant, exercise), 1e-4):
@@ -483,10 +483,10 @@ def judge(exercise, function, file):
                             "still needs. Write x = x - y instead of x -= y")
             if fault := exercise.also(function, exercise.cases[0]):
                 raise Fault(fault)
-            check_gradient(exercise, function, variant, file)
+            _check_gradient(exercise, function, variant, file)
             return sentence
 
-    i = next(i for i in range(len(results)) if not same(results[i], expected[i]))
+    i = next(i for i in range(len(results)) if not _same(results[i], expected[i]))
     if results[i].shape != expected[i].shape:
         raise Fault(f"returns the shape {tuple(results[i].shape)}. It should be "
                     f"{tuple(expected[i].shape)}")
@@ -522,7 +522,7 @@ def load(path, name):
     try:
         exec(code, names)
     except BaseException as error:  # it may call sys.exit(), too
-        raise UserError(f"{path}: {describe(error, str(path))}") from None
+        raise UserError(f"{path}: {_describe(error, str(path))}") from None
     if name not in names:
         raise UserError(f"{path}: there is no function {name} in this file")
     return names[name]

@@ -48,7 +48,7 @@ GRACE = 30  # seconds that a run has for its last step after Ctrl-C
 # Running
 
 
-def start_path(experiment):
+def _start_path(experiment):
     """The checkpoint that RL starts from, relative to the project. `zero --from` wants a file
     that is called base.pt; from another model it gets a copy of this name."""
     if experiment.model == "base":
@@ -56,42 +56,42 @@ def start_path(experiment):
     return Path(RUNS) / f"start_{experiment.model}" / "base.pt"
 
 
-def place_start(experiment):
+def _place_start(experiment):
     """Makes the checkpoint of start_path. UserError if the kept model is missing."""
     if experiment.start == "zero" and experiment.model != "base":
-        target = ROOT / start_path(experiment)
+        target = ROOT / _start_path(experiment)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(models.path_of(experiment.model), target)
 
 
-def command(experiment):
+def _command(experiment):
     """The words of an experiment after `python r1mini.py`."""
     settings = f"{SHORT[experiment.start]} {experiment.settings}"
-    start = ["--from", start_path(experiment).as_posix()] if experiment.start == "zero" else []
+    start = ["--from", _start_path(experiment).as_posix()] if experiment.start == "zero" else []
     return [experiment.start, *start, "--set", *settings.split()]
 
 
 def run(name, experiment, seed="0", code=None, student_file=None):
     """Runs an experiment into runs/workshop/NAME. Returns its curves. UserError if it fails.
     code: a folder of code, instead of the project with the experiment's edits."""
-    place_start(experiment)
-    words, out = command(experiment), f"{RUNS}/{name}"
+    _place_start(experiment)
+    words, out = _command(experiment), f"{RUNS}/{name}"
     if seed != "0":
         words += ["--seed", seed]
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     edited = copies.edited(experiment.edits, student_file)
     with contextlib.nullcontext(code) if code else edited as folder:
         print(f"== {name}: python r1mini.py", *words, "--out", out, flush=True)
-        began, core_seconds_before = time.monotonic(), core_seconds_of_children()
-        run_to_its_end([sys.executable, str(folder / "r1mini.py"), *words, "--out", out, "--fresh"],
-                       name)
+        began, core_seconds_before = time.monotonic(), _core_seconds_of_children()
+        main_command = [sys.executable, str(folder / "r1mini.py"), *words]
+        _run_to_its_end([*main_command, "--out", out, "--fresh"], name)
     record = {"command": " ".join(["python r1mini.py", *words]), "edits": experiment.edits,
               "seconds": round(time.monotonic() - began), "load_before": round(load, 2),
-              "core_seconds": round(core_seconds_of_children() - core_seconds_before)}
+              "core_seconds": round(_core_seconds_of_children() - core_seconds_before)}
     return record | curves(ROOT / out)
 
 
-def run_to_its_end(words, name):
+def _run_to_its_end(words, name):
     """Runs a command. UserError if it fails. The command gets Ctrl-C too. Then this function
     waits until the command has saved its state."""
     process = subprocess.Popen(words, cwd=ROOT)
@@ -108,7 +108,7 @@ def run_to_its_end(words, name):
         raise UserError(f"{name}: the run failed; the message above says why")
 
 
-def core_seconds_of_children():
+def _core_seconds_of_children():
     """Processor time of the processes that this one has started and that have ended."""
     times = os.times()
     return times.children_user + times.children_system
@@ -124,17 +124,17 @@ def curves(path):
     step_keys = [key for key in EACH_STEP if key in steps[0]]
     return {"machine": f"{machine['machine']}, {machine['threads']} threads",
             "tokens": sum(r["tokens"] for r in steps),
-            "dev": {key: [[r["step"], short(r[key])] for r in dev if r[key] is not None]
+            "dev": {key: [[r["step"], _short(r[key])] for r in dev if r[key] is not None]
                     for key in ON_DEV},  # None: no answer has words
-            "steps": {key: [short(r[key]) for r in steps] for key in step_keys}}
+            "steps": {key: [_short(r[key]) for r in steps] for key in step_keys}}
 
 
-def short(x):
+def _short(x):
     """A number with four significant digits."""
     return float(f"{x:.4g}")
 
 
-def keep(name, record):
+def _keep(name, record):
     """Writes curves/NAME.json, with one line for each curve."""
     text = re.sub(r"\n\s{3,}", " ", json.dumps(record, indent=1))
     writing.CURVES.mkdir(exist_ok=True)
@@ -145,7 +145,7 @@ def keep(name, record):
 # The command
 
 
-def take_option(words, option):
+def _take_option(words, option):
     """(the word after an option, or None; the other words). UserError if it is missing."""
     if option not in words:
         return None, words
@@ -155,15 +155,15 @@ def take_option(words, option):
     return words[i + 1], words[:i] + words[i + 2:]
 
 
-def take_seed(words):
+def _take_seed(words):
     """(the seed as text, the other words). UserError if it is no whole number."""
-    seed, words = take_option(words, "--seed")
+    seed, words = _take_option(words, "--seed")
     if seed is not None and not seed.isdecimal():
         raise UserError(f"--seed {seed}: wanted a whole number")
     return str(int(seed or 0)), words
 
 
-def show(name, label, record, other, shows, seed):
+def _show(name, label, record, other, shows, seed):
     """Prints the table of a run beside the kept curves of another one, and the line for
     pool.py."""
     print("\n".join(writing.compare(label, record, other, shows)))
@@ -171,7 +171,7 @@ def show(name, label, record, other, shows, seed):
     print(f"For the class:\n{pool.line_of(name, seed, rows)}", flush=True)
 
 
-def is_usable(exercise):
+def _is_usable(exercise):
     """Prints the checker's verdict on a student's function. UserError if it is not written."""
     check.place_exercises([exercise], copies.MINE)
     [(_, is_right, sentence)] = check.verdicts([exercise], copies.MINE)
@@ -182,11 +182,11 @@ def is_usable(exercise):
         print("The run uses it all the same: see what it does.")
 
 
-def try_settings(words):
+def _try_settings(words):
     """Runs `try [--mine EXERCISE] [--copy] [--seed N] START SETTINGS`, and prints the plain
     run beside it."""
-    seed, words = take_seed(words)
-    exercise, words = take_option(words, "--mine")
+    seed, words = _take_seed(words)
+    exercise, words = _take_option(words, "--mine")
     uses_copy = "--copy" in words
     words = [word for word in words if word != "--copy"]
     if not words or words[0] not in PLAIN:
@@ -200,7 +200,7 @@ def try_settings(words):
     edits, student_file = (), None
     if exercise:
         edits, student_file = copies.edits_for(exercise), copies.MINE / f"{exercise}.py"
-        is_usable(exercise)
+        _is_usable(exercise)
         settings = [*USES[exercise].settings.split(), *settings]
     if uses_copy:
         print("Your copy differs from the project:", *copies.changed_lines(), sep="\n")
@@ -209,13 +209,13 @@ def try_settings(words):
     record = run("try", experiment, seed, copies.CODE if uses_copy else None, student_file)
     name = " ".join([*(["mine", exercise] if exercise else ["copy"] if uses_copy else []),
                      *settings]) or plain
-    show(name, "yours", record, plain, experiment.shows, seed)
+    _show(name, "yours", record, plain, experiment.shows, seed)
 
 
 def measure(words):
     """Runs the experiments that the words name, or all. With --keep it keeps their curves
     and writes the pages; after all experiments also the notebook."""
-    seed, words = take_seed(words)
+    seed, words = _take_seed(words)
     keeps = "--keep" in words
     names = [word for word in words if word != "--keep"]
     unknown = [name for name in names if name not in EXPERIMENTS]
@@ -228,8 +228,8 @@ def measure(words):
         experiment = EXPERIMENTS[name]
         record = run(name, experiment, seed)
         if keeps:
-            keep(name, record)
-        show(name, name, record, experiment.compared_with, experiment.shows, seed)
+            _keep(name, record)
+        _show(name, name, record, experiment.compared_with, experiment.shows, seed)
     if keeps:
         writing.write_pages()
         if not names:
@@ -241,7 +241,7 @@ def main(words):
     130 after Ctrl-C."""
     try:
         if words[:1] == ["try"]:
-            try_settings(words[1:])
+            _try_settings(words[1:])
         elif words == ["copy"]:
             print(copies.make_student_copy())
         elif words == ["pages"]:

@@ -44,7 +44,7 @@ def load(name):
     return checkpoint.load(path_of(name))[0]
 
 
-def make_question(text):
+def _make_question(text):
     """The Problem that a user's text asks, such as 25-7+9. Without a text, a held-out
     Problem."""
     if not text:
@@ -58,7 +58,7 @@ def make_question(text):
 
 def ask(text):
     """Prints one answer of each model to a question."""
-    problem = make_question(text)
+    problem = _make_question(text)
     prompts, seed = prompts_of([problem]), random.getrandbits(30)
     print(f"{problem.question} (right: {problem.answer})")
     for name in NAMES:

@@ -36,7 +36,7 @@ def line_of(name, seed, curves):
     return " | ".join(["r1mini", name, f"seed {seed}", *parts])
 
 
-def read_lines(text):
+def _read_lines(text):
     """{run: {key: {seed: {step: value}}}} of the lines in a text. Says which lines cannot be
     read, and which seeds came twice; the later line counts. UserError if there is no line."""
     found = {}
@@ -58,7 +58,7 @@ def read_lines(text):
     return found
 
 
-def table_lines(found, key):
+def _table_lines(found, key):
     """The table of one quantity: a row for each run, mean ± std at each step."""
     summaries = {name: summarise_steps(keys[key]) for name, keys in found.items() if key in keys}
     steps = sorted({step for at in summaries.values() for step in at})
@@ -71,7 +71,7 @@ def table_lines(found, key):
     return table([f"{key}, after step", "seeds", *map(str, steps)], body)
 
 
-def claims(found, key="pass@1"):
+def _claims(found, key="pass@1"):
     """What may be said of the runs' last values, each against the first run of the text, over
     the seeds that both have (tools/compare.py)."""
     last = {name: list(summarise_steps(keys[key]).values())[-1]
@@ -85,7 +85,7 @@ def claims(found, key="pass@1"):
     return lines
 
 
-def picture_of(found):
+def _picture_of(found):
     """The Picture of a class: right answers and length."""
     panels = []
     for key in KEYS:
@@ -105,11 +105,11 @@ def main(words):
         if len(words) > 1:
             raise UserError("give one file: python workshop/pool.py lines.txt")
         text = Path(words[0]).read_text("utf-8") if words else sys.stdin.read()
-        found = read_lines(text)
+        found = _read_lines(text)
         for key in KEYS:
-            print("\n".join([*table_lines(found, key), ""]))
-        print("\n".join(claims(found)))
-        if write_picture(ROOT / "runs" / "workshop", "pool", picture_of(found)):
+            print("\n".join([*_table_lines(found, key), ""]))
+        print("\n".join(_claims(found)))
+        if write_picture(ROOT / "runs" / "workshop", "pool", _picture_of(found)):
             print("drawn: runs/workshop/figures/pool.png")
         else:
             print("no picture: pip install matplotlib draws one")

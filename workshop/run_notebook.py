@@ -14,7 +14,7 @@ from pathlib import Path
 NOTEBOOK = Path(__file__).resolve().parent / "r1mini.ipynb"
 
 
-def run_cell(source, names):
+def _run_cell(source, names):
     """Runs the code of one cell. names: what the cells before it have defined, which it
     changes. Returns its outputs, as a notebook keeps them."""
     printed = io.StringIO()
@@ -24,10 +24,10 @@ def run_cell(source, names):
     if text := printed.getvalue():
         outputs.append({"output_type": "stream", "name": "stdout",
                         "text": text.splitlines(keepends=True)})
-    return outputs + drawn_figures()
+    return outputs + _drawn_figures()
 
 
-def drawn_figures():
+def _drawn_figures():
     """The figures that matplotlib has open, as outputs. Closes them."""
     if "matplotlib.pyplot" not in sys.modules:
         return []
@@ -41,7 +41,7 @@ def drawn_figures():
     return outputs
 
 
-def code_cells(notebook):
+def _code_cells(notebook):
     """The cells with code."""
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
@@ -51,9 +51,9 @@ def write():
     os.environ["MPLBACKEND"] = "Agg"  # draws into files
     notebook, names = json.loads(NOTEBOOK.read_text("utf-8")), {}
     with contextlib.chdir(NOTEBOOK.parent):
-        for number, cell in enumerate(code_cells(notebook), 1):
+        for number, cell in enumerate(_code_cells(notebook), 1):
             print(f"notebook, cell {number}", flush=True)
-            cell["outputs"] = run_cell("".join(cell["source"]), names)
+            cell["outputs"] = _run_cell("".join(cell["source"]), names)
             cell["execution_count"] = number
     text = json.dumps(notebook, indent=1, ensure_ascii=False)
     NOTEBOOK.write_text(text + "\n", "utf-8")

@@ -26,7 +26,7 @@ NOT_MEASURED = "Not measured yet: `python workshop/measure.py --keep {}`."
 # Curves
 
 
-def kept_curves(name):
+def _kept_curves(name):
     """The kept curves of an experiment, or None."""
     path = CURVES / f"{name}.json"
     return json.loads(path.read_text("utf-8")) if path.exists() else None
@@ -39,7 +39,7 @@ def row(record, key):
     return dict(enumerate(record["steps"].get(key, ()), 1))
 
 
-def label_of(name):
+def _label_of(name):
     """What a run is called beside another one."""
     return "plain" if name in PLAIN.values() else name
 
@@ -49,19 +49,19 @@ def compare(label, record, other, shows):
     named `other` stands beside it, unless it is missing or the same."""
     steps = [step for step, _ in record["dev"]["pass@1"]]
     runs = {label: record}
-    beside = kept_curves(other)
-    if beside and label not in (other, label_of(other)):
-        runs = {label_of(other): beside, label: record}
+    beside = _kept_curves(other)
+    if beside and label not in (other, _label_of(other)):
+        runs = {_label_of(other): beside, label: record}
     body = []
     for key in shows:
         for name, curves in runs.items():
             values = row(curves, key)
-            cells = [as_text(values[step]) if step in values else "" for step in steps]
+            cells = [_as_text(values[step]) if step in values else "" for step in steps]
             body.append([f"{key}, {name}", *cells])
     return table(["after step", *map(str, steps)], body)
 
 
-def as_text(x):
+def _as_text(x):
     """A number as the tables write it."""
     return f"{x:.3f}" if abs(x) < 10 else f"{x:.1f}"
 
@@ -70,11 +70,11 @@ def as_text(x):
 # Pictures
 
 
-def titles(name):
+def _titles(name):
     """{key: title} of an experiment's picture: what its curves show, with their last values.
     None if a curve is missing."""
     experiment = EXPERIMENTS[name]
-    record, other = kept_curves(name), kept_curves(experiment.compared_with)
+    record, other = _kept_curves(name), _kept_curves(experiment.compared_with)
     if record is None or other is None:
         return None
     numbers = {}
@@ -84,14 +84,14 @@ def titles(name):
     return {key: title.format_map(numbers) for key, title in experiment.titles.items()}
 
 
-def picture_of(name):
+def _picture_of(name):
     """The Picture of an experiment's curves beside those of another run; None without
     curves."""
-    found, other = titles(name), EXPERIMENTS[name].compared_with
+    found, other = _titles(name), EXPERIMENTS[name].compared_with
     if found is None:
         return None
     names = [name] if name == other else [other, name]
-    panels = [curves_panel(title, key, {label_of(n): {"0": row(kept_curves(n), key)}
+    panels = [curves_panel(title, key, {_label_of(n): {"0": row(_kept_curves(n), key)}
                                         for n in reversed(names)})
               for key, title in found.items()]
     return Picture(panels, "one run of each, seed 0, dev problems")
@@ -101,7 +101,7 @@ def picture_of(name):
 # Blocks
 
 
-def change(name):
+def _change(name):
     """The lines of experiments.md that say what an experiment changes, its command, and how
     long it takes."""
     experiment, lines = EXPERIMENTS[name], []
@@ -116,7 +116,7 @@ def change(name):
         words = f"python workshop/measure.py try {experiment.start}"
     if experiment.edits or experiment.model == "base":
         words = f"{words} {experiment.settings}".strip()
-    record = kept_curves(name)
+    record = _kept_curves(name)
     time = NOT_MEASURED.format(name)
     if record:
         time = f"{record['seconds'] / 60:.1f} minutes ({record['machine']})."
@@ -125,12 +125,12 @@ def change(name):
 
 def answer(name):
     """The lines of answers.md with an experiment's picture and table."""
-    record, experiment, found = kept_curves(name), EXPERIMENTS[name], titles(name)
+    record, experiment, found = _kept_curves(name), EXPERIMENTS[name], _titles(name)
     if found is None:
         return [NOT_MEASURED.format(name)]
     text = "; ".join(title.replace("\n", " ") for title in found.values())
     return [f"![{text}](curves/figures/{name}.png)", "",
-            *compare(label_of(name), record, experiment.compared_with, experiment.shows)]
+            *compare(_label_of(name), record, experiment.compared_with, experiment.shows)]
 
 
 def times(_):
@@ -138,16 +138,16 @@ def times(_):
     keys = ("seconds", "core_seconds", "machine", "load_before")
     body = []
     for name in EXPERIMENTS:
-        if record := kept_curves(name):
+        if record := _kept_curves(name):
             body.append([name, f"{record['tokens']:,}", *(str(record[key]) for key in keys)])
     return table(["experiment", "tokens", "seconds", "processor seconds", "machine",
                   "load before"], body)
 
 
-BLOCKS = {"change": change, "answer": answer, "times": times}
+BLOCKS = {"change": _change, "answer": answer, "times": times}
 
 
-def fill(text):
+def _fill(text):
     """The text of a page with all its blocks written anew."""
     def written(match):
         start, word, name, end = match.groups()
@@ -160,10 +160,10 @@ def fill(text):
 def write_pages():
     """Writes the pictures, the blocks of the pages, then the numbers of all pages."""
     for name in EXPERIMENTS:
-        write_picture(CURVES, name, picture_of(name))
+        write_picture(CURVES, name, _picture_of(name))
     for page in ("experiments.md", "answers.md"):
         path = WORKSHOP / page
-        path.write_text(fill(path.read_text("utf-8")), "utf-8")
+        path.write_text(_fill(path.read_text("utf-8")), "utf-8")
     pages.write_pages()
 
 
