@@ -140,7 +140,7 @@ def test_workshop_experiments_are_understood(name, monkeypatch):
     is Python that differs in the edit only."""
     monkeypatch.chdir(ROOT)
     # All kept models but the student have the sizes of the base.
-    monkeypatch.setattr(measure, "start_path", lambda _: models.path_of("base"))
+    monkeypatch.setattr(measure, "_start_path", lambda _: models.path_of("base"))
     experiment = EXPERIMENTS[name]
     run, stages = cli._plan_run(cli.parse_arguments(measure._command(experiment)))
     assert stages == [experiment.start]
@@ -177,9 +177,9 @@ def tiny(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "base.pt", moe.Transformer(MICRO), preset="micro")
     monkeypatch.setattr(measure, "RUNS", str(tmp_path))
     monkeypatch.setattr(measure, "SHORT", TINY_RUN)
-    monkeypatch.setattr(measure, "start_path", lambda _: tmp_path / "base.pt")
+    monkeypatch.setattr(measure, "_start_path", lambda _: tmp_path / "base.pt")
     command = measure._command
-    monkeypatch.setattr(measure, "command", lambda experiment: [
+    monkeypatch.setattr(measure, "_command", lambda experiment: [
         *command(experiment)[:1], "--preset", "micro", *command(experiment)[1:]])
     monkeypatch.setattr(copies, "MINE", tmp_path / "mine")
     monkeypatch.setattr(copies, "CODE", tmp_path / "mine" / "code")
@@ -348,7 +348,7 @@ def test_workshop_table_has_the_steps_evaluated_on_dev(monkeypatch):
     of every step, and empty cells where the plain run has no value."""
     ours = {"dev": {"pass@1": [[0, 0.1], [2, 0.5]]}, "steps": {"kl": [0.01, 20.0]}}
     plain = {"dev": {"pass@1": [[0, 0.1], [2, 0.25]]}, "steps": {}}
-    monkeypatch.setattr(writing, "kept_curves", {"plain": plain}.get)
+    monkeypatch.setattr(writing, "_kept_curves", {"plain": plain}.get)
     assert writing.compare("x", ours, "plain", ("pass@1", "kl")) == [
         "| after step | 0 | 2 |", "|---|---|---|", "| pass@1, plain | 0.100 | 0.250 |",
         "| pass@1, x | 0.100 | 0.500 |", "| kl, plain |  |  |", "| kl, x |  | 20.0 |"]
@@ -361,7 +361,7 @@ def test_workshop_changes_are_written_from_the_experiments(monkeypatch):
     """fill() writes what an experiment changes, by hand: the edit, the settings, the command and
     the time. Filling twice equals filling once."""
     record = {"seconds": 90, "machine": "a laptop"}
-    monkeypatch.setattr(writing, "kept_curves", lambda name: record)
+    monkeypatch.setattr(writing, "_kept_curves", lambda name: record)
     text = "before\n<!-- change softmax_router -->\nold\n<!-- end -->\nafter\n"
     edit = EXPERIMENTS["softmax_router"].edits[0]
     expected = (
@@ -381,7 +381,7 @@ def test_workshop_answer_has_picture_and_table(monkeypatch):
     ours = {"dev": {"pass@1": [[0, 0.1], [2, 0.25]], "length": [[0, 9.0]], "format": [[0, 0.5]]},
             "steps": {"dead_groups": [0.5, 0.75]}}
     plain = {"dev": {"pass@1": [[0, 0.1], [2, 0.5]]}, "steps": {"dead_groups": [0.5, 0.0]}}
-    monkeypatch.setattr(writing, "kept_curves", {"group_of_2": ours, "plain": plain}.get)
+    monkeypatch.setattr(writing, "_kept_curves", {"group_of_2": ours, "plain": plain}.get)
     lines = writing.answer("group_of_2")
     assert lines[0] == ("![25% right, plain 50%; 75% of the groups teach nothing]"
                         "(curves/figures/group_of_2.png)")
