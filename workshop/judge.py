@@ -379,7 +379,7 @@ def _copied(case):
     return [x.clone() if isinstance(x, torch.Tensor) else x for x in case]
 
 
-def values(function, exercise):
+def _values(function, exercise):
     """What one of our functions returns for each case of an exercise, as float64."""
     return [torch.as_tensor(function(*_copied(case))).detach().double()
             for case in exercise.cases]
@@ -470,14 +470,14 @@ def _check_gradient(exercise, function, right, file):
 def judge(exercise, function, file):
     """Compares a student's function, from this file, with r1mini's. Fault if it is wrong.
     Else a sentence if it is a usual variant, or ""."""
-    expected = values(exercise.right, exercise)
+    expected = _values(exercise.right, exercise)
     results, changed = zip(*_call_all(exercise, function, file))
 
     def agrees(others, tolerance):
         return all(_same(a, b, tolerance) for a, b in zip(results, others))
 
     for sentence, variant in {"": exercise.right, **exercise.variants}.items():
-        if agrees(values(variant, exercise), 1e-4):
+        if agrees(_values(variant, exercise), 1e-4):
             if any(changed):
                 raise Fault("gives the right result, but it changes its argument, which the caller "
                             "still needs. Write x = x - y instead of x -= y")
@@ -492,7 +492,7 @@ def judge(exercise, function, file):
                     f"{tuple(expected[i].shape)}")
     for sentence, mistaken in exercise.mistakes.items():
         # Less exact, since a mistake and an epsilon may come together.
-        if agrees(values(mistaken, exercise), 1e-3):
+        if agrees(_values(mistaken, exercise), 1e-3):
             raise Fault(sentence)
     if exercise.hints:
         raise Fault(f"{exercise.hints[i]}: {exercise.cases[i][0]!r}")

@@ -88,7 +88,7 @@ def run(name, experiment, seed="0", code=None, student_file=None):
     record = {"command": " ".join(["python r1mini.py", *words]), "edits": experiment.edits,
               "seconds": round(time.monotonic() - began), "load_before": round(load, 2),
               "core_seconds": round(_core_seconds_of_children() - core_seconds_before)}
-    return record | curves(ROOT / out)
+    return record | _curves(ROOT / out)
 
 
 def _run_to_its_end(words, name):
@@ -114,7 +114,7 @@ def _core_seconds_of_children():
     return times.children_user + times.children_system
 
 
-def curves(path):
+def _curves(path):
     """What is kept of a run: {"dev": {key: [[step, value]]}, "steps": {key: [value per
     step]}} and more."""
     log = read_log(path)
