@@ -287,13 +287,13 @@ def test_check_gradient_in_bfloat16_is_near_float32():
 
 
 def test_check_minutes_agree_with_a_run():
-    """At the rates that results/speed measured, the minutes are those of its run within a fifth."""
+    """At the rates that results/speed measured, the minutes are those of its run within a quarter."""
     x = measured("speed")
     answers = 24 * 16
     rates = {"documents": x["documents"], "sample": answers * 42 / x["step.sample"],
              "learn": answers * 54 / x["step.learn"]}
     assert check._minutes(resolve_settings("nano", []), rates) == pytest.approx(
-        x["minutes.total"], rel=0.2)
+        x["minutes.total"], rel=0.25)
 
 
 def test_check_memory_agrees_with_a_run():
