@@ -233,7 +233,7 @@ def measure(words):
     if keeps:
         writing.write_pages()
         if not names:
-            run_notebook.write()
+            run_notebook.write_notebook()
 
 
 def main(words):

@@ -46,7 +46,7 @@ def _code_cells(notebook):
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def write():
+def write_notebook():
     """Runs all cells in order, and writes the notebook with their outputs."""
     os.environ["MPLBACKEND"] = "Agg"  # draws into files
     notebook, names = json.loads(NOTEBOOK.read_text("utf-8")), {}
@@ -60,4 +60,4 @@ def write():
 
 
 if __name__ == "__main__":
-    write()
+    write_notebook()
