@@ -287,7 +287,7 @@ def test_check_gradient_in_bfloat16_is_near_float32():
 
 
 def test_check_minutes_agree_with_a_run():
-    """At the rates that results/speed measured, the minutes are those of its run within a quarter."""
+    """At the rates of results/speed, the minutes are those of its run within a quarter."""
     x = measured("speed")
     answers = 24 * 16
     rates = {"documents": x["documents"], "sample": answers * 42 / x["step.sample"],

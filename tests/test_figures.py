@@ -121,6 +121,18 @@ def test_figures_threshold_joins_pairs_and_shades_where_rl_fails():
                                          if isinstance(word, str)}
 
 
+def test_figures_arms_have_a_dot_for_each_seed():
+    """Each arm has a row: a dot for each seed, and a line at their mean. An arm without the metric
+    has none."""
+    rows = {"a.x": {"mean": 0.5, "per_seed": {"0": 0.4, "1": 0.6}},
+            "c.x": {"mean": 0.9, "per_seed": {"0": 0.9}}}
+    plot = Plot()
+    figures.arms_panel("title", rows, {"a": "first", "b": "second", "c": "third"}, "x").draw(plot)
+    assert plot.arguments_of("scatter") == [([0.4, 0.6], [0, 0]), ([0.9], [1])]
+    assert [args[0] for args in plot.arguments_of("vlines")] == [0.5, 0.9]
+    assert [list(args[1]) for args in plot.arguments_of("set_yticks")] == [["first", "third"]]
+
+
 def test_figures_titles_have_the_numbers_of_the_committed_data():
     """The numbers in the titles of results/r1 are those of curves.json and summary.json, looked up
     here without the functions of figures.py."""

@@ -277,7 +277,7 @@ def test_workshop_measure_writes_into_the_workshop_only_if_asked(tmp_path, monke
     monkeypatch.setattr(writing, "CURVES", tmp_path / "curves")
     monkeypatch.setattr(measure, "run", lambda *words: record)
     monkeypatch.setattr(writing, "write_pages", lambda: written.append("pages"))
-    monkeypatch.setattr(run_notebook, "write", lambda: written.append("notebook"))
+    monkeypatch.setattr(run_notebook, "write_notebook", lambda: written.append("notebook"))
     for words in (["clip_10"], []):
         assert measure.main(words) == 0
         assert "| pass@1, clip_10 | 0.100 | 0.500 |" in capsys.readouterr().out

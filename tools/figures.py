@@ -258,6 +258,25 @@ def _draw_students(plot, students, failing):
     plot.legend(loc="lower right", bbox_to_anchor=(1, 0.25))
 
 
+def arms_panel(title, rows, names, metric, xlabel="", percent=True):
+    """A panel of a study's arms: a row for each arm, a dot for each seed, a line at the mean.
+    rows: the metrics of summary.json. names: {arm: label}; arms without the metric are left out."""
+    arms = [arm for arm in names if f"{arm}.{metric}" in rows]
+
+    def draw(plot):
+        for y, arm in enumerate(arms):
+            row = rows[f"{arm}.{metric}"]
+            values = list(row["per_seed"].values())
+            plot.scatter(values, [y] * len(values), color=BLUE, alpha=0.45, s=70, lw=0)
+            plot.vlines(row["mean"], y - 0.32, y + 0.32, color=ORANGE, lw=3)
+        plot.set_yticks(range(len(arms)), [names[arm] for arm in arms])
+        plot.set(xlabel=xlabel, ylim=(len(arms) - 0.5, -0.5))
+        plot.tick_params(axis="y", length=0)
+        plot.grid(axis="x")
+
+    return Panel(title, draw, "x" if percent else "")
+
+
 # --------------------------------------------------------------------------------------------------
 # The pictures of a report: each function takes curves.json and the metrics of summary.json, and
 # returns a Picture, or None if its numbers are not there
