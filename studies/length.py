@@ -24,6 +24,7 @@ from statistics import fmean
 
 from r1mini import make_task, rule_rewards
 from tools.compare import compare
+from tools.figures import Picture, arms_panel, write_picture
 from tools.study import load_kept, test_numbers, train_in_memory
 from tools.tables import cell, table
 
@@ -58,8 +59,19 @@ NAMES = {"none": "no length reward", "start": "length reward from the start",
          "half": "length reward from halfway", "live": "no length reward, live groups only"}
 
 
+def _picture(rows):
+    """Tokens and pass@1 of all arms. The titles are about the length reward from halfway."""
+    tokens = rows["half.length"]["mean"] / rows["none.length"]["mean"] - 1
+    points = 100 * (rows["half.pass@1"]["mean"] - rows["none.pass@1"]["mean"])
+    return Picture([arms_panel(f"From halfway: {tokens:+.0%} tokens", rows, NAMES, "length",
+                               percent=False),
+                    arms_panel(f"and {points:+.1f} points of pass@1", rows, NAMES, "pass@1")],
+                   "test problems, temperature 1; a dot is a seed, a line the mean")
+
+
 def page(rows, notes):
-    """The lines of the report: the arms, the length by level, and each arm against none."""
+    """The lines of the report: the arms, the length by level, a picture, and each arm against
+    none."""
     levels = sorted(key.removeprefix("none.") for key in rows if key.startswith("none.length@"))
     columns = {"pass@1": "pass@1", "length": "tokens"}
     columns |= {key: f"tokens at level {key.partition('@')[2]}" for key in levels}
@@ -68,6 +80,7 @@ def page(rows, notes):
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines = [*table(["arm", *columns.values()], body), ""]
+    lines += [*write_picture("results/length", "length", _picture(rows)), ""]
     for arm, name in NAMES.items():
         comparison = compare(rows, "none.pass@1", f"{arm}.pass@1")
         if arm != "none" and comparison:
