@@ -37,6 +37,10 @@ def advice(record, first, s, stage):
         (s.accuracy_weight, s.format_weight, s.language_weight, s.overlong,
          s.general * s.preference_weight))
     level_advice = "easy, raise" if now["accuracy"] > 0.5 else "hard, lower"
+    why_dead = f"The problems are too {level_advice} {stage}.levels"
+    if is_rl and not s.accuracy_weight:
+        why_dead = f"A right answer earns no more than a wrong one: raise {stage}.accuracy_weight"
+    paid_wrongly = "overlong" if is_rl and s.overlong else "format_weight"
     cases = [
         ("loss", is_rl and step == 1 and s.objective in ("grpo", "gspo"),
          "no loss is shown. It is near 0 at each first update by construction: the ratio is 1, and "
@@ -49,15 +53,15 @@ def advice(record, first, s, stage):
         ("alike", cannot_differ,
          f"no reward of {stage} has a weight, so all answers earn the same and nothing is learnt"),
         ("dead", now["dead_groups"] > 0.8 and not cannot_differ,
-         f"{now['dead_groups']:.0%} of the groups have equal rewards and teach nothing. The "
-         f"problems are too {level_advice} {stage}.levels"),
+         f"{now['dead_groups']:.0%} of the groups have equal rewards and teach nothing. "
+         f"{why_dead}"),
         ("stuck", now["accuracy"] < 0.02 and step >= 10,
          "almost nothing is right. RL cannot amplify what the base never does: train the base for "
          "more steps"),
         ("form", (now["format"] > before["format"] + 0.1
                   and now["accuracy"] < before["accuracy"] - 0.02),
          "format rises and accuracy falls: well-formed wrong answers pay. Lower "
-         f"{stage}.format_weight, or start from a better base"),
+         f"{stage}.{paid_wrongly}, or start from a better base"),
         ("entropy", now["entropy"] < 0.01 and now["dead_groups"] < 0.5,
          "the entropy is almost 0. All answers to a question are alike, so comparing them teaches "
          f"nothing: lower {stage}.lr"),

@@ -269,8 +269,9 @@ def test_workshop_try_runs_and_compares_with_the_plain_run(tiny, capfd):
 
 
 def test_workshop_measure_writes_into_the_workshop_only_if_asked(tmp_path, monkeypatch, capsys):
-    """measure.py NAME prints a table and writes nothing. With --keep it keeps the curves, then
-    writes the pages; after all experiments the notebook too. `pages` writes them without a run."""
+    """measure.py NAME prints a table and writes nothing, and without a name it asks for one. With
+    --keep it keeps the curves, then writes the pages; after all experiments the notebook too.
+    `pages` writes them without a run."""
     record = {"dev": {"pass@1": [[0, 0.1], [2, 0.5]], "length": [[0, 9.0]]},
               "steps": {"loss": [2.0, 1.0]}}
     written = []
@@ -278,10 +279,10 @@ def test_workshop_measure_writes_into_the_workshop_only_if_asked(tmp_path, monke
     monkeypatch.setattr(measure, "run", lambda *words: record)
     monkeypatch.setattr(writing, "write_pages", lambda: written.append("pages"))
     monkeypatch.setattr(run_notebook, "write_notebook", lambda: written.append("notebook"))
-    for words in (["clip_10"], []):
-        assert measure.main(words) == 0
-        assert "| pass@1, clip_10 | 0.100 | 0.500 |" in capsys.readouterr().out
-        assert not written and not list(tmp_path.iterdir())
+    assert measure.main(["clip_10"]) == 0
+    assert "| pass@1, clip_10 | 0.100 | 0.500 |" in capsys.readouterr().out
+    assert measure.main([]) == 2 and "which experiment? Choose from" in capsys.readouterr().err
+    assert not written and not list(tmp_path.iterdir())
     assert measure.main(["--keep", "clip_10"]) == 0 and written == ["pages"]
     assert json.loads((tmp_path / "curves/clip_10.json").read_text("utf-8")) == record
     assert [path.name for path in (tmp_path / "curves").iterdir()] == ["clip_10.json"]

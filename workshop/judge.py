@@ -347,6 +347,12 @@ TEXTS = [  # a response to 25-7, the right answer, and the sentence if the rewar
     (f"{THOUGHT}25-7=18 once more<answer>18</answer>", "18",
      "pays when there is more working between thinking and answer. Only a summary without digits "
      "is allowed there"),
+    (f"{THOUGHT}so\nit is <answer>18</answer>", "18",
+     "pays for a summary of two lines. [^<>0-9] accepts a new line too"),
+    (f"{THOUGHT}\u0663<answer>18</answer>", "18",
+     "pays for a digit that is not ASCII in the summary"),
+    (f"{THOUGHT}<answer>18</answer>\n", "18",
+     "pays for a new line after the answer. In a pattern, $ accepts it; fullmatch does not"),
     (f"{THOUGHT}{'so ' * 14}<answer>18</answer>", "18",
      "pays for a summary of more than forty characters"),
 ]

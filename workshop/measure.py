@@ -213,11 +213,14 @@ def _try_settings(words):
 
 
 def measure(words):
-    """Runs the experiments that the words name, or all. With --keep it keeps their curves
-    and writes the pages; after all experiments also the notebook."""
+    """Runs the experiments that the words name. With --keep it keeps their curves and writes the
+    pages. With --keep alone it runs all experiments and the notebook."""
     seed, words = _take_seed(words)
     keeps = "--keep" in words
     names = [word for word in words if word != "--keep"]
+    if not names and not keeps:
+        raise UserError(f"which experiment? Choose from {', '.join(EXPERIMENTS)}; or try, copy, "
+                        "pages (workshop/experiments.md)")
     unknown = [name for name in names if name not in EXPERIMENTS]
     if unknown:
         raise UserError(f"there is no experiment {unknown[0]!r}; choose from "

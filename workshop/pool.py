@@ -43,7 +43,7 @@ def _read_lines(text):
     for number, line in enumerate(text.splitlines(), 1):
         match = LINE.search(line)
         if not match:
-            if "r1mini |" in line:
+            if "| seed " in line or "r1mini |" in line:  # a result, not talk
                 print(f"line {number} cannot be read, and is left out: {line.strip()[:60]}")
             continue
         name, seed, parts = match.groups()
@@ -72,11 +72,12 @@ def _table_lines(found, key):
 
 
 def _claims(found, key="pass@1"):
-    """What may be said of the runs' last values, each against the first run of the text, over
-    the seeds that both have (tools/compare.py)."""
+    """What may be said of the runs' last values, each against the plain run, over the seeds that
+    both have (tools/compare.py). Without a plain run the first one of the text takes its place."""
     last = {name: list(summarise_steps(keys[key]).values())[-1]
             for name, keys in found.items() if key in keys}
-    first, *others = last
+    first = "plain" if "plain" in last else next(iter(last))
+    others = [name for name in last if name != first]
     lines = []
     for name in others:
         comparison = compare(last, first, name)

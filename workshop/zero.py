@@ -123,7 +123,7 @@ def pretrain(model):
         logits = model(tokens[:, :-1], [[], [], []]).flatten(0, 1)
         loss = nn.functional.cross_entropy(logits, targets[:, 1:].flatten(), ignore_index=0)
         update(model, optimizers, loss, min(1, (step + 1) / 20, (1 - step / STEPS) / 0.4))
-        if step % 200 == 199:
+        if step == 0 or step % 200 == 199:
             print(f"pretraining, step {step + 1}: loss {loss:.2f}", flush=True)
 
 @torch.no_grad()
