@@ -880,6 +880,16 @@ def test_workshop_pool_reads_what_runs_write():
         key: {"7": values, "8": values} for key, values in curves.items()}}
 
 
+def test_workshop_pool_names_torn_lines_and_compares_with_the_plain_run(capsys):
+    """A line that was copied without its beginning is named. The plain run is the yardstick, also
+    if its line comes last."""
+    curves = {"pass@1": {0: 0.15, 12: 0.75}, "length": {0: 37.0, 12: 79.5}}
+    short, plain = (pool.line_of(name, "7", curves) for name in ("short_pays", "plain"))
+    found = pool._read_lines("\n".join([short, plain.removeprefix("r1mini | "), "talk", plain]))
+    assert "line 2 cannot be read, and is left out: plain | seed 7" in capsys.readouterr().out
+    assert pool._claims(found)[0].startswith("pass@1 at the end, short_pays minus plain")
+
+
 def test_workshop_pool_says_what_is_wrong(tmp_path, monkeypatch, capsys):
     """No line, two files or no file: one line and exit code 2. A seed that came twice is named."""
     (tmp_path / "empty.txt").write_text("hello", "utf-8")
