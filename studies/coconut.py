@@ -24,7 +24,7 @@ All arms start from the same kept base. All but the last learn sums with four op
     stages    the same stages, with nothing in place of the steps
     graph     latent thoughts on another task: which of two nodes can be reached, in a graph
               of ten nodes? A guess is right in half of all cases. After each number of
-              thoughts, the study reads which node the model would go on from
+              thoughts, the study reads at which node the model's next step would begin
 
 All arms are trained on the same number of positions. A token is one position, and so is a
 thought. Each answer is the likeliest token at each place (temperature 0), as in the paper.

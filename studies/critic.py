@@ -11,8 +11,8 @@ All arms start from the same kept base and generate equally many tokens:
 
     grpo      Zero's default: the advantage of an answer is its reward relative to its group
     gae1      PPO with lambda 1: the reward that follows a token, minus the value before it
-    gae095    PPO with lambda 0.95: later values take part too, and the reward counts less, the
-              further away it is
+    gae095    PPO with lambda 0.95: later values take part too. The further away the reward is,
+              the less it counts
 
 PPO adds to GRPO's loop:
 

@@ -8,8 +8,8 @@ The paper: reflection and other strategies "arise spontaneously" in R1-Zero (R1 
 Here we know the base's corpus. Each arm pretrains a base and makes Zero from it. Only the
 corpus differs between arms:
 
-    0, 1, 4, 16   so many percent of the documents are checked workings. Short workings fill
-                  this up to 38%
+    0, 1, 4, 16   percent of the documents that are checked workings. Together with short
+                  workings they are 38%
     unmixed       the default corpus (19% checked), but no working mixes the languages
     mixed         the default corpus, but half of the workings mix the languages
 

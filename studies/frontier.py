@@ -14,7 +14,9 @@ number of tokens (BUDGET):
                          by one when half of its answers in a rollout are right
     fixed                three to six operations
     expert_iteration     the same curriculum. Only right answers are imitated, of groups that
-                         also have wrong ones. Nothing is learnt from wrong answers
+                         also have wrong ones. Nothing is learnt from wrong answers. So it has no
+                         format reward, no KL and no division by the standard deviation. The
+                         learning rate is GRPO's, not its own
 
 The level of an arm is the highest number of operations at which half of the answers are
 right, on 100 test problems at temperature 1. At the level that the curriculum reaches, the

@@ -8,7 +8,7 @@ not compare with GRPO. It publishes neither tau nor the learning rate.
     python r1mini.py study kimi
 
 All arms start from the same kept base. RL has the same questions, learning rate and number
-of answers in all of them. Each arm is compared with the arm that it changes (CONTROL):
+of answers in all of them. CONTROL names the arm from which each one differs in one thing:
 
     grpo         Zero's default
     kimi         mirror descent; the optimizer keeps its state from rollout to rollout

@@ -22,7 +22,7 @@ compared with free:
 
 free, masked and reward are not quite Zero's RL. In each of them a rollout has questions of one
 language, and the two languages take turns, so that one mask serves a whole rollout. They have no KL
-penalty, since the mask would not be in the reference policy.
+penalty, since the reference policy has no mask.
 """
 import dataclasses
 

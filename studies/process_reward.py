@@ -17,15 +17,15 @@ spent the same FLOPs, those of labels and of the reward model included:
     outcome    one reward, for a right answer
     rule       a reward for each right step, and for a right answer. The rule knows the solution;
                no real task has such a rule
-    model      a reward model scores each step, the answer too. Whether it is right is not seen.
-               The reward model learns from Monte Carlo labels: how often the base gets from a
+    model      a reward model scores each step, and the answer too. This arm gets no reward by a
+               rule. The reward model learns from Monte Carlo labels: how often the base gets from a
                prefix to a right answer
     prefixes   one reward, for a right answer; a token that k answers share counts once, not k
                times (lambda-GRPO, arXiv 2509.21154)
 
 Why prefixes: where answers of a group begin with the same tokens, GRPO gives these tokens the
-mean advantage of these answers. That is a Monte Carlo process reward already. But it counts
-once for each of the answers.
+mean advantage of these answers. That is a Monte Carlo process reward already. But a token that
+k answers share is counted k times.
 
 The reward model also reranks 16 answers of the base to each test problem.
 """

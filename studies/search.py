@@ -17,11 +17,11 @@ number, each used once:
                 26-2=24
 
 A policy learns from random solutions. A value model learns from the policy's own answers to
-train problems: how often does an answer that begins so end right? All arms have these two
+train problems: how likely is an answer with this beginning to be right? All arms have these two
 models and the same number of tokens for a question:
 
-    tree     tree search: PUCT, with the policy's probabilities as prior. Of the answers it
-             comes to, the one that has the highest value
+    tree     tree search: PUCT, with the policy's probabilities as prior. It gives
+             the answer with the highest value of those that it has found
     vote     the most frequent of n sampled answers
     best     of n sampled answers, the one that has the highest value
     exact    the tree with exact values: whether the number can still be reached. It shows what

@@ -1,10 +1,11 @@
 """Can a model read texts that are longer than those it has learnt from?
 
-The paper: V3 is pretrained on 4,096 tokens. YaRN and 2,000 more steps, first on 32K and then on
-128K tokens, make it read 131,072 (V3 section 4.3). YaRN has three rules:
+The paper: V3 is pretrained on 4,096 tokens. YaRN and 2,000 more steps, first with texts of 32K
+tokens and then of 128K, make it read 131,072 (V3 section 4.3). YaRN has three rules:
 
     fast frequencies    of the rotary part, which turn often within a text, stay as they are
-    slow frequencies    are divided by s, the factor of the extension, so that no angle is new
+    slow frequencies    are divided by s, the factor of the extension, so that angles
+                        stay in the range of the training
     softmax scale       is multiplied by m^2, since more tokens share the attention
 
     python r1mini.py study yarn
