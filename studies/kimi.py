@@ -96,7 +96,7 @@ def _picture(rows):
     """pass@1 of all arms. The title says how far mirror descent and imitation are from GRPO."""
     mirror, best = (100 * (rows[f"{arm}.pass@1"]["mean"] - rows["grpo.pass@1"]["mean"])
                     for arm in ("kimi", "rest"))
-    title = f"Mirror descent: {mirror:+.1f} points from GRPO; imitation alone: {best:+.1f}"
+    title = f"Mirror descent: {mirror:+.1f} points\nfrom GRPO; imitation: {best:+.1f}"
     return Picture([arms_panel(title, rows, NAMES, "pass@1")],
                    "test problems, temperature 1; a dot is a seed, a line the mean")
 

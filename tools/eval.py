@@ -10,8 +10,10 @@ The answers to a problem of a file do not depend on the other problems in the fi
 difference of a problem is the first model's share of right answers less the other's. The mean of
 the differences has a 95% t interval over problems (tools/compare.py). If the interval contains 0,
 it cannot be told which model is better. The interval holds for these two checkpoints. It says
-nothing about other seeds of training. With --samples above 16, eval also reports the majority vote
-of k answers and the most central of k answers, for each power of 2 up to --samples.
+nothing about other seeds of training.
+
+With --samples above 16, eval also reports the majority vote of k answers and the most central of k
+answers, for each power of 2 up to --samples.
 """
 import json
 from pathlib import Path

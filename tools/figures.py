@@ -17,6 +17,7 @@ import importlib
 import io
 import json
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,7 +270,7 @@ def arms_panel(title, rows, names, metric, xlabel="", percent=True):
             values = list(row["per_seed"].values())
             plot.scatter(values, [y] * len(values), color=BLUE, alpha=0.45, s=70, lw=0)
             plot.vlines(row["mean"], y - 0.32, y + 0.32, color=ORANGE, lw=3)
-        plot.set_yticks(range(len(arms)), [names[arm] for arm in arms])
+        plot.set_yticks(range(len(arms)), [textwrap.fill(names[arm], 24) for arm in arms])
         plot.set(xlabel=xlabel, ylim=(len(arms) - 0.5, -0.5))
         plot.tick_params(axis="y", length=0)
         plot.grid(axis="x")
