@@ -49,7 +49,7 @@ def test_report_leaves_out_what_no_answer_shows(tmp_path, monkeypatch):
     assert curves["length"] and not curves["mixing"] and not curves["language"]
     rl = [r for r in read_log(run) if r["kind"] != "base"]
     monkeypatch.setattr(measure, "read_log", lambda path: rl)
-    curves = measure.curves(run)["dev"]
+    curves = measure._curves(run)["dev"]
     assert curves["length"] and not curves["mixing"] and not curves["language"]
 
 
