@@ -389,8 +389,8 @@ class Folder:
             return {"log": file.tell(), "preset": self.run.preset}
 
     def cut(self, position, name="log.jsonl"):
-        """Shortens log.jsonl, or another file, to `position` bytes. What it held after them is
-        done, and logged, again."""
+        """Shortens log.jsonl, or another file, to `position` bytes. What came after that
+        position is done, and logged, again."""
         if devices.is_main():
             with open(self.path / name, "r+b") as file:
                 shorter = position < file.seek(0, os.SEEK_END)

@@ -14,8 +14,7 @@ and stop at the same number of generated tokens:
     hard          uniform up to half of the tokens, then only five and six operations
     prioritized   in proportion to 1 - success rate. The first success rates are the base's,
                   from eight answers to each problem (ten in section 2.1). Their tokens count,
-                  so fewer are left for RL.
-                  A rate is replaced when its problem is asked again
+                  so fewer are left for RL. A rate is replaced when its problem is asked again
     parts         uniform. An answer gets PART tokens in a rollout. In the next rollout the
                   newer policy continues an unfinished answer. A group waits for its last
                   answer. Each token keeps the log-probability with which it was drawn.

@@ -1,5 +1,6 @@
 """What several test files share: tiny models, problems, and one finished micro run."""
 import atexit
+import copy
 import dataclasses
 import json
 import random
@@ -130,6 +131,15 @@ def micro_run():
     folder = top / "whole"
     assert cli.main([*FEW, "--out", str(folder)]) == 0
     return folder
+
+
+def use_random_micro(module, monkeypatch, folder):
+    """A study then takes copies of a random micro model for the kept ones, and works in a folder
+    of the test. Returns the random model."""
+    model = random_micro()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(module, "load_kept", lambda *_: copy.deepcopy(model))
+    return model
 
 
 # The settings with which an arm of a study takes seconds.

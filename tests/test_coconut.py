@@ -8,7 +8,7 @@ import torch
 import moe
 import tasks
 from studies import coconut
-from tests.helpers import MICRO, run_arm
+from tests.helpers import MICRO, run_arm, use_random_micro
 from tools.settings import resolve_settings
 
 THOUGHT, START, END = coconut.THOUGHT, coconut.START, coconut.END
@@ -240,10 +240,7 @@ def test_coconut_picture_by_hand(monkeypatch):
 @pytest.mark.parametrize("arm", list(coconut.ARMS))
 def test_coconut_arm(arm, monkeypatch, tmp_path):
     """A tiny run of each arm has its numbers."""
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    model = moe.Transformer(MICRO)
-    monkeypatch.setattr(coconut, "load_kept", lambda *_: model)
+    use_random_micro(coconut, monkeypatch, tmp_path)
     monkeypatch.setattr(coconut, "POSITIONS", 1500)
     few = ["eval.problems=3", "dev1.documents=4"]
     numbers = run_arm(coconut, arm, *few)

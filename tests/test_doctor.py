@@ -80,3 +80,14 @@ def test_doctor_compares_dev_scores_with_reference_curves(tmp_path, monkeypatch)
     assert all(len(line) <= 100 for line in on_track(run, "zero", 5, 0.0).split("\n"))
     file.write_text("{")
     assert on_track(run, "zero", 5, 0.4) == ""
+
+
+def test_doctor_names_the_reward_that_is_to_blame():
+    """Groups without a difference: the problems' level, unless right answers earn nothing. A form
+    that spreads while accuracy falls: the format reward, unless length costs."""
+    dead, form_only = FINE | {"dead_groups": 0.9}, RL(accuracy_weight=0.0)
+    assert "zero.levels" in dict(advice(dead, FINE, RL(), "zero"))["dead"]
+    assert "zero.accuracy_weight" in dict(advice(dead, FINE, form_only, "zero"))["dead"]
+    formal = FINE | {"format": FINE["format"] + 0.2, "accuracy": FINE["accuracy"] - 0.2}
+    assert "zero.format_weight" in dict(advice(formal, FINE, RL(), "zero"))["form"]
+    assert "zero.overlong" in dict(advice(formal, FINE, RL(overlong=9), "zero"))["form"]

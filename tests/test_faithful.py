@@ -3,12 +3,10 @@ import random
 import re
 
 import pytest
-import torch
 
-import moe
 import tasks
 from studies import faithful
-from tests.helpers import MICRO, run_arm
+from tests.helpers import run_arm, use_random_micro
 
 FEW = ["zero.max_new_tokens=9", "eval.problems=4"]
 PROBLEM = tasks.Problem("Compute 25-7+9", "27", "en", 2, "25-7+9")
@@ -17,13 +15,8 @@ CHECKED = "<think>25-7=18 check 18+7=25 ok 18+9=27 check 27-9=18</think><answer>
 
 @pytest.fixture
 def model(monkeypatch, tmp_path):
-    """A random model of the micro preset. The study takes it for the kept one, and works in an
-    empty folder."""
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    model = moe.Transformer(MICRO).eval()
-    monkeypatch.setattr(faithful, "load_kept", lambda *_: model)
-    return model
+    """The random model that the study takes for the kept one."""
+    return use_random_micro(faithful, monkeypatch, tmp_path)
 
 
 def test_faithful_changes_by_hand():

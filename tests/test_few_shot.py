@@ -6,7 +6,7 @@ from collections import Counter
 import moe
 import tasks
 from studies import few_shot
-from tests.helpers import FEW_OF_STUDY, random_micro, run_arm
+from tests.helpers import FEW_OF_STUDY, random_micro, run_arm, use_random_micro
 from tools.settings import resolve_settings
 
 RUN = resolve_settings("micro", FEW_OF_STUDY)
@@ -63,7 +63,6 @@ def test_few_shot_documents_are_own_right_answers(monkeypatch):
 
 def test_few_shot_arm(monkeypatch, tmp_path):
     """A tiny run has numbers for each number of examples, before and after fine-tuning."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(few_shot, "load_kept", lambda *_: random_micro())
+    use_random_micro(few_shot, monkeypatch, tmp_path)
     numbers = run_arm(few_shot, "r1", *FEW_OF_STUDY)
     assert {f"{when}{n}.pass@1" for when in ("", "before.") for n in few_shot.SHOTS} <= set(numbers)

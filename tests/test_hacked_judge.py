@@ -3,12 +3,10 @@ import math
 import random
 
 import pytest
-import torch
 
-import moe
 import tasks
 from studies import hacked_judge
-from tests.helpers import MICRO, run_arm
+from tests.helpers import run_arm, use_random_micro
 from tools.settings import resolve_settings
 
 FEW = ["judge.steps=2", "judge.documents=4", "r1.problems=4", "r1.group_size=2", "r1.steps=2",
@@ -19,13 +17,8 @@ SUM = tasks.Problem("Compute 25-7+9", "27", "en", 2, "25-7+9")
 
 @pytest.fixture
 def model(monkeypatch, tmp_path):
-    """A random model of the micro preset. The study takes it for the kept one, and works in an
-    empty folder."""
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    model = moe.Transformer(MICRO).eval()
-    monkeypatch.setattr(hacked_judge, "load_kept", lambda *_: model)
-    return model
+    """The random model that the study takes for the kept one."""
+    return use_random_micro(hacked_judge, monkeypatch, tmp_path)
 
 
 def test_hacked_judge_truth_by_hand():

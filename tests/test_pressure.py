@@ -7,7 +7,7 @@ import pytest
 
 import tasks
 from studies import pressure
-from tests.helpers import FEW_OF_STUDY, random_micro, run_arm
+from tests.helpers import FEW_OF_STUDY, random_micro, run_arm, use_random_micro
 from tools.settings import resolve_settings
 
 RUN = resolve_settings("micro", FEW_OF_STUDY)
@@ -16,8 +16,7 @@ RUN = resolve_settings("micro", FEW_OF_STUDY)
 @pytest.fixture
 def arm(monkeypatch, tmp_path):
     """A function that runs an arm of the study on a random micro model and returns its numbers."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pressure, "load_kept", lambda *_: random_micro())
+    use_random_micro(pressure, monkeypatch, tmp_path)
     return lambda arm, *settings: run_arm(pressure, arm, *FEW_OF_STUDY, *settings)
 
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 import grpo
-import moe
 import tasks
 from engine.sampling import lay_out_samples, pad_right
 from studies import process_reward
-from tests.helpers import MICRO, make_judge, run_arm
+from tests.helpers import make_judge, run_arm, use_random_micro
 from tools.settings import resolve_settings
 
 FEW = ["zero.problems=2", "zero.group_size=2", "zero.minibatches=1", "zero.max_new_tokens=9",
@@ -22,13 +21,8 @@ CHECKED = "<think>25-7=18 check 18+7=25 ok 18+9=27 check 27-9=18</think><answer>
 
 @pytest.fixture
 def model(monkeypatch, tmp_path):
-    """A random model of the micro preset. The study takes it for the kept one, and works in an
-    empty folder."""
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    model = moe.Transformer(MICRO).eval()
-    monkeypatch.setattr(process_reward, "load_kept", lambda *_: model)
-    return model
+    """The random model that the study takes for the kept one."""
+    return use_random_micro(process_reward, monkeypatch, tmp_path)
 
 
 def ids_of(text):

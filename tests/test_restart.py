@@ -10,7 +10,7 @@ import tasks
 from engine import checkpoint
 from engine.folder import read_log
 from studies import restart
-from tests.helpers import FEW_OF_STUDY, equal_states, random_micro, run_arm
+from tests.helpers import FEW_OF_STUDY, equal_states, random_micro, run_arm, use_random_micro
 from tools.settings import resolve_settings
 
 RUN = resolve_settings("micro", FEW_OF_STUDY)
@@ -19,8 +19,7 @@ RUN = resolve_settings("micro", FEW_OF_STUDY)
 @pytest.fixture
 def arm(monkeypatch, tmp_path):
     """A function that runs an arm of the study on a random micro model and returns its numbers."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(restart, "load_kept", lambda *_: random_micro())
+    use_random_micro(restart, monkeypatch, tmp_path)
     return lambda arm, *settings: run_arm(restart, arm, *FEW_OF_STUDY, *settings)
 
 
