@@ -616,6 +616,17 @@ def raises(error):
     return function
 
 
+def reward_by(pattern, matches=re.fullmatch):
+    """A reward by one pattern, whose first group has to be the answer."""
+    def reward(text, answer):
+        found = matches(pattern, text, re.S)
+        return float(found is not None and found[1] == answer)
+    return reward
+
+
+TEMPLATE = r"(?:<think>[^<]*</think>{}{{0,40}}|[^<]*)<answer>(0|-?[1-9][0-9]*)</answer>"
+
+
 @pytest.mark.parametrize("name, function, sentence", [
     ("absorbed", judge.attend, "it makes the keys of every token"),
     ("router", judge._route, "right values, but no gradient reaches `scores`"),
@@ -635,6 +646,9 @@ def raises(error):
     ("kl", raises(ValueError("x" * 300 + "\nmore")), r"`raise error`: \.\.\.$"),
     ("reward", lambda text, answer: "1.0", "returns str. It should return a number"),
     ("reward", lambda text, answer: float(answer in text), "pays for a wrong number"),
+    ("reward", reward_by(TEMPLATE.format("[^<>0-9]")), "pays for a summary of two lines"),
+    ("reward", reward_by(TEMPLATE.format(r"[^<>0-9\n]")), "a digit that is not ASCII in the summ"),
+    ("reward", reward_by(TEMPLATE.format(r"[^<>\d\n]") + "$", re.match), "\\$ accepts it"),
     ("reward", lambda text, answer: float(text[0] == answer),
      "raises IndexError in .*, for the text ''")])
 def test_workshop_check_describes_other_faults(name, function, sentence):
