@@ -25,7 +25,7 @@ What differs from the report:
 - A group of experts is scored by its best 2 experts, as in DeepSeek's code. The report
   takes K_r divided by the number of groups a token may use: 8/4 = 2 in V3.
 - MTP reads the hidden state after the final norm, and has a norm of its own before the
-  shared head, as in the released weights.
+  shared head, as in transformers' code.
 - Questions are given and not predicted; V3 predicts every token. Documents are packed
   into rows as in V3, but do not see each other. The next-token and MTP losses are those
   of separate documents. The balance loss is of a whole row.
