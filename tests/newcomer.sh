@@ -1,7 +1,7 @@
 #!/bin/sh
 # A newcomer's path, timed: in an empty folder, from a clone to the first figure.
 #     sh tests/newcomer.sh URL FOLDER > results/speed/newcomer.txt
-# The commands are the README's, then its two for figures; what they print goes to FOLDER/*.log.
+# The commands are the README's, then two for figures; what they print goes to FOLDER/*.log.
 set -e
 url=$1
 mkdir "$2"

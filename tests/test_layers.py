@@ -62,7 +62,7 @@ def own_files(name):
 def test_layers_imports_go_down(name):
     """No module imports from a higher layer than its own, but for the start of the program."""
     mine = layer_of(name)
-    assert mine is not None, f"{name} is in no layer: put it into LAYERS and DESIGN"
+    assert mine is not None, f"{name} is in no layer: put it into LAYERS"
     for other, last in own_files(name):
         if last and (name, other) in STARTS:
             continue

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import moe
-from engine import checkpoint
+from engine import checkpoint, kernels
 from tests.helpers import micro_run
 from tests.refusing import Evil, contents, refused
 from tools import cli
@@ -171,6 +171,16 @@ def test_refusals_of_layouts_make_no_folder(tmp_path, capsys, words, message):
     assert cli.main(["base", "--preset", "micro", *words.split(), "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not out.exists()
+
+
+def test_refusals_of_spread_experts_without_a_grouped_product(tmp_path, capsys, monkeypatch):
+    """Without a grouped product experts run one after the other, which needs all of them on each
+    process. So an old GPU refuses to spread them."""
+    monkeypatch.setattr(kernels, "has_grouped_product", lambda x: False)
+    out = tmp_path / "run"
+    words = "base --preset micro --expert-parallel 2 --processes 2 --out".split()
+    assert cli.main([*words, str(out)]) == 2
+    assert "needs torch's grouped product" in capsys.readouterr().err and not out.exists()
 
 
 @pytest.mark.parametrize("name, value", [

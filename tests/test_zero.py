@@ -63,7 +63,7 @@ def test_zero_advantages_of_equal_rewards_are_zero():
 
 def test_zero_advantages_by_hand():
     rewards = torch.tensor([[1.0] + 15 * [0.0]])
-    expected = torch.tensor([[3.75] + 15 * [-0.25]])  # PAPERS.md, section 2: G = 16, one right
+    expected = torch.tensor([[3.75] + 15 * [-0.25]])  # by hand: G = 16, one right
     torch.testing.assert_close(zero.advantages(rewards), expected)
 
 

@@ -393,6 +393,9 @@ def _layout_of(options, processes):
     if experts < 1 or processes % experts:
         raise UserError(f"--expert-parallel {experts} must divide the number of processes, "
                         f"{processes}")
+    if experts > 1 and not kernels.has_grouped_product(torch.empty(0, device=options.device)):
+        raise UserError(f"--expert-parallel {experts} needs torch's grouped product. This device "
+                        "lacks it: a CPU, or CUDA of compute capability 8.0 or later, has it")
     if mode != "fsdp" and experts == 1 and not options.recompute:
         return ()
     return mode, experts, options.recompute
