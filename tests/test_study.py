@@ -264,7 +264,7 @@ def test_study_arms_are_measured_once(two_arms):
     path = Path("results/demo-micro/runs.jsonl")
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert [set(line) for line in lines] == [
-        {"arm", "seed", "settings", "commit", "machine", "metrics"}] * 2
+        {"arm", "seed", "settings", "commit", "machine", "seconds", "metrics"}] * 2
     shutil.rmtree("runs")
     assert run()["metrics"] == summary["metrics"] and len(measured) == 2
     assert summary["commit"] == lines[0]["commit"] == report.commit()

@@ -184,8 +184,10 @@ def _measure_arms(options, study, seed, run_options):
         line = _find_line(path, key)
         if line is None:
             print(f"== {options.name}, {arm}, seed {seed}, in {folder_path}", flush=True)
+            began = time.monotonic()
             metrics = study.measure_arm(arm, Folder(folder_path, run, run_words, study.STAGES))
-            line = key | {"commit": commit(), "machine": describe_machine(), "metrics": metrics}
+            line = key | {"commit": commit(), "machine": describe_machine(),
+                          "seconds": round(time.monotonic() - began), "metrics": metrics}
             path.parent.mkdir(parents=True, exist_ok=True)
             text = path.read_text("utf-8") if path.exists() else ""
             torn = "\n" if text and not text.endswith("\n") else ""  # a kill tore the last line
