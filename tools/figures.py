@@ -182,7 +182,9 @@ def _draw_lines(plot, stage, *series, ylabel="", ylim=None, markers=True):
         if line.label:
             point = min(line.label_point, len(steps) - 1)
             above = line.side == "above"
-            plot.annotate(line.label, (steps[point], high[point] if above else low[point]),
+            beside = slice(point, point + 3)  # a label is about as wide as three points
+            height = max(high[beside]) if above else min(low[beside])
+            plot.annotate(line.label, (steps[point], height),
                           xytext=(8, 8 if above else -8), textcoords="offset points",
                           va="bottom" if above else "top", color=colour, weight="bold")
         top = max([top, *high])
