@@ -98,30 +98,43 @@ def test_study_unknown_name_is_refused_with_all_names(capsys):
     """`study NAME` of an unknown study is refused by one line that lists all of them."""
     assert cli.main(["study", "everything"]) == 2
     error = capsys.readouterr().err
-    assert f"choose one of {', '.join(NAMES)}" in error and error.count("\n") == 1
+    assert f"choose all or one of {', '.join(NAMES)}" in error and error.count("\n") == 1
 
 
 @pytest.fixture
 def commands(monkeypatch, tmp_path):
-    """The commands that a study runs, which end at once with the exit code 0."""
+    """The commands that a study runs, which end at once with the exit code 0. Their folders have
+    numbers, but do not exist."""
     made, main = [], cli.main
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "main", lambda words: made.append(words) or 0)
-    monkeypatch.setattr(study, "report", lambda folders, to: f"report of {folders} in {to}")
+    monkeypatch.setattr(study, "read_timing", lambda path: (
+        {"machine": "a cpu", "threads": 2}, 0, {}))
+    monkeypatch.setattr(study, "seconds_of", lambda path: 30.0)
+    monkeypatch.setattr(study, "numbers_of_seed", lambda folders: {
+        "metrics": {"x": len(folders)}, "curves": {folders[0]: {}}})
     return made, main
 
 
-def test_study_runs_every_command_of_every_seed(commands, capsys):
+def test_study_runs_every_command_of_every_seed(commands, monkeypatch):
     """A study runs its commands once for each seed, with the folder, the preset and the user's
-    options, and then reports on all folders."""
+    options. Each seed becomes a line, and the report is of all lines."""
     made, main = commands
+    written = []
+    monkeypatch.setattr(study, "write_results", lambda *given: written.append(given) or "")
     assert main(["study", "--preset", "micro", "r1", "--seeds", "3", "4", "--threads", "1"]) == 0
     pairs = [pair for seed in (3, 4) for pair in study._study_runs(r1, seed, "micro")]
     assert made == [[*command, "--out", folder.rpartition("=")[2], "--preset", "micro",
                      "--threads", "1"] for folder, command in pairs]
     assert len(pairs) == 2 * len(r1.RUNS)
-    last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line == f"report of {[folder for folder, _ in pairs]} in results/r1-micro"
+    lines = [json.loads(x) for x in Path("results/r1-micro/runs.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [3, 4]
+    assert [line["seconds"] for line in lines] == [30 * len(r1.RUNS)] * 2
+    [(target, summary, curves, path)] = written
+    assert str(target) == "results/r1-micro" and path == "runs/micro-r1-3"
+    assert summary["seeds"] == [3, 4] and summary["metrics"]["x"]["mean"] == len(r1.RUNS)
+    assert list(curves) == ["runs/micro-r1-3", "runs/micro-r1-4"]
+    assert summary["command"] == "python r1mini.py study --preset micro r1"
 
 
 def test_study_stops_at_the_first_failed_command(commands, monkeypatch):
@@ -159,53 +172,48 @@ def test_study_tested_takes_the_test_at_temperature_1(tmp_path):
         study.test_record(tmp_path, "base")
 
 
-def test_study_publish_writes_mean_std_and_notes(tmp_path, monkeypatch, capsys):
+def _line(seed, metrics, arm="", machine="a cpu"):
+    """A line of runs.jsonl."""
+    return {"arm": arm, "seed": seed, "commit": "abc", "machine": machine, "metrics": metrics}
+
+
+@pytest.fixture
+def publish(tmp_path, monkeypatch):
+    """A function (study, lines) -> summary.json of the study `demo` on micro."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "results" / "demo-micro"
+    folder.mkdir(parents=True)
+
+    def summary(module, lines):
+        study._publish(SimpleNamespace(name="demo", preset="micro"), module, lines)
+        assert [path.name for path in folder.iterdir()] == ["summary.json"]
+        return json.loads((folder / "summary.json").read_text("utf-8"))
+    return summary
+
+
+def test_study_publish_writes_mean_std_and_notes(publish, capsys):
     """summary.json has mean, standard deviation and seeds of every number, worked by hand, and
     texts as notes. A number that a seed lacks is of the other seeds. The page goes to the console,
     and no other file is written."""
-    monkeypatch.chdir(tmp_path)
-    machine = {"machine": "a cpu", "threads": 2}
-    monkeypatch.setattr(study, "read_timing", lambda folder: (machine, 0, {}))
-    options = SimpleNamespace(name="choices", preset="micro", rest=["--seeds", "0", "1"])
-    found = {0: {"a": 1.0, "b": 5.0, "text": "note"}, 1: {"a": 3.0, "b": None}}
     published = SimpleNamespace(page=lambda metrics, notes: [f"{sorted(metrics)} {notes}"])
-    study._publish(options, published, found, ["x", "y"])
-    folder = tmp_path / "results" / "choices-micro"
-    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    summary = publish(published, [_line(0, {"a": 1.0, "b": 5.0, "text": "note"}),
+                                  _line(1, {"a": 3.0, "b": None}, machine="b cpu")])
     assert summary["metrics"] == {
         "a": {"mean": 2.0, "std": pytest.approx(2 ** 0.5), "per_seed": {"0": 1.0, "1": 3.0}},
         "b": {"mean": 5.0, "std": 0.0, "per_seed": {"0": 5.0}}}
     assert summary["notes"] == {"text": {"0": "note"}} and summary["seeds"] == [0, 1]
-    assert summary["command"] == "python r1mini.py study --preset micro choices --seeds 0 1"
-    assert summary["commit"] == report.commit() and "a cpu, 2 threads" in summary["machine"]
+    assert summary["command"] == "python r1mini.py study --preset micro demo"
+    assert summary["commit"] == "abc" and summary["machine"] == "a cpu; b cpu"
     assert "['a', 'b'] {'text': {'0': 'note'}}" in capsys.readouterr().out
-    assert [path.name for path in folder.iterdir()] == ["summary.json"]
 
 
-def test_study_publish_reads_the_folder_behind_a_name(tmp_path, monkeypatch):
-    """The machine of a run that the report gets as NAME=PATH is read from PATH."""
-    monkeypatch.chdir(tmp_path)
-    read = []
-    monkeypatch.setattr(study, "read_timing", lambda folder: read.append(folder) or (
-        {"machine": "a cpu", "threads": 2}, 0, {}))
-    options = SimpleNamespace(name="choices", preset="micro", rest=[])
-    published = SimpleNamespace(page=lambda *_: [])
-    study._publish(options, published, {0: {"a": 1.0}}, ["no-lang=runs/y", "runs/z"])
-    assert read == ["runs/y", "runs/z"]
-
-
-def test_study_publish_adds_the_differences_of_a_study(tmp_path, monkeypatch):
+def test_study_publish_adds_the_differences_of_a_study(publish):
     """By hand: b less a is 1 and 3 on the two seeds that have both, so 2 ± 12.706. A difference
     without numbers is left out."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "read_timing", lambda folder: (
-        {"machine": "a cpu", "threads": 2}, 0, {}))
-    options = SimpleNamespace(name="choices", preset="micro", rest=[])
     published = SimpleNamespace(page=lambda *_: [], DIFFERENCES={
         "b_less_a": ("b", "a"), "none": ("a", "c")})
-    found = {0: {"a": 1.0, "b": 2.0}, 1: {"a": 1.0, "b": 4.0}, 2: {"a": 1.0}}
-    study._publish(options, published, found, ["x"])
-    summary = json.loads(Path("results/choices-micro/summary.json").read_text("utf-8"))
+    summary = publish(published, [_line(0, {"a": 1.0, "b": 2.0}), _line(1, {"a": 1.0, "b": 4.0}),
+                                  _line(2, {"a": 1.0})])
     assert "none" not in summary["metrics"]
     assert summary["metrics"]["b_less_a"] == {
         "mean": 2.0, "std": pytest.approx(2 ** 0.5), "per_seed": {"0": 1.0, "1": 3.0},
@@ -213,20 +221,32 @@ def test_study_publish_adds_the_differences_of_a_study(tmp_path, monkeypatch):
         "n": 2}
 
 
+def test_study_publish_joins_arms_and_combines_them(publish):
+    """The numbers of an arm have its name before them. combine() is given those of a seed."""
+    published = SimpleNamespace(page=lambda *_: [], combine=lambda n: {"c": n["y.a"] - n["x.a"]})
+    summary = publish(published, [_line(0, {"a": 1.0}, "x"), _line(0, {"a": 3.0}, "y")])
+    assert {key: m["mean"] for key, m in summary["metrics"].items()} == {
+        "c": 2.0, "x.a": 1.0, "y.a": 3.0}
+
+
 def test_study_measure_comes_after_its_runs(commands, monkeypatch, tmp_path):
-    """A study with both runs its commands, reads their logs by numbers() and adds measure()."""
+    """A study with both runs its commands, reads their logs by numbers() and adds measure(). The
+    same numbers again make no second line."""
     made, main = commands
+    count = len(study._study_runs(choices, 2))
     monkeypatch.setattr(study, "_check_needs", lambda *_: None)
     monkeypatch.setattr(choices, "numbers", lambda seed, at: {"a": seed, "at": at})
     monkeypatch.setattr(study, "_open_folder", lambda *_: SimpleNamespace(path=tmp_path))
-    monkeypatch.setattr(choices, "measure", lambda folder: {"b": len(made)})
+    monkeypatch.setattr(choices, "measure", lambda folder: {"enough": len(made) >= count})
     published = []
     monkeypatch.setattr(study, "_publish", lambda *given: published.append(given))
-    assert main(["study", "choices", "--seeds", "2"]) == 0
-    count = len(study._study_runs(choices, 2))
-    [(_, of_study, found, folders, lines)] = published
-    assert lines == [] and of_study is choices and found == {2: {"a": 2, "at": "runs/", "b": count}}
-    assert len(folders) == count + 1 and folders[-1] == tmp_path
+    for _ in range(2):
+        assert main(["study", "choices", "--seeds", "2"]) == 0
+    assert published[0] == published[1]
+    (_, of_study, [line]) = published[0]
+    assert of_study is choices and line["metrics"] == {"a": 2, "at": "runs/", "enough": True}
+    assert line["seconds"] == 30 * (count + 1) and line["machine"].startswith("a cpu, 2 threads")
+    assert len(Path("results/choices/runs.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.fixture
@@ -280,6 +300,39 @@ def test_study_arms_are_measured_once(two_arms):
     (kept / "base.pt").write_bytes(b"other weights")
     run()
     assert len(measured) == 6
+
+
+def test_study_all_runs_what_is_missing(monkeypatch, tmp_path, capsys):
+    """`study all` says which seeds have no lines and how long the others took (by hand: arms of 60
+    and 120 seconds, so 6 minutes for two seeds), runs these, and names what fails."""
+    monkeypatch.chdir(tmp_path)
+    arms = SimpleNamespace(ARMS={"x": "", "y": ""}, SEEDS=(0, 1, 2), STAGES=())
+    whole = SimpleNamespace(measure=None, SEEDS=(0,))
+    options = SimpleNamespace(name="arms", preset="micro", rest=[])
+    for arm, seconds in (("x", 60), ("y", 120)):
+        _, _, key = study._settings_of(options, arms, arm, 1, [])
+        study._write_line(options, key | {"seconds": seconds})
+    asked = []
+    monkeypatch.setattr(cli, "main", lambda words: asked.append(words) or 2 * ("whole" in words))
+    options.name = "all"
+    with pytest.raises(UserError, match="not finished: whole"):
+        study.main_all(options, {"arms": arms, "whole": whole})
+    assert asked == [["study", "--preset", "micro", "arms", "--seeds", "0", "2"],
+                     ["study", "--preset", "micro", "whole", "--seeds", "0"]]
+    text = capsys.readouterr().out
+    assert "| arms | 0 2 | 6 |" in text and "| whole | 0 | not known |" in text
+    assert "missing: 2 of 2 studies" in text
+    options.rest = ["--seeds", "0"]
+    with pytest.raises(UserError, match="no more words"):
+        study.main_all(options, {})
+
+
+def test_study_all_has_every_study_once():
+    """All studies with runs are planned, but for those that are parts of another one. r1 is the
+    first: others start from its models."""
+    names = list(cli._all_studies())
+    assert names[0] == "r1" and len(set(names)) == len(names)
+    assert set(NAMES) - set(names) == {"hours", "layouts", "peers", "race"}
 
 
 def test_study_commit_does_not_mind_results(tmp_path, monkeypatch):

@@ -82,7 +82,10 @@ def _run_command(options):
         _run_stages(options, *_plan_run(options))
         return 0
     if options.command == "study":
-        return importlib.import_module("tools.study").main(options, _find_study(options.name))
+        tool = importlib.import_module("tools.study")
+        if options.name == "all":
+            return tool.main_all(options, _all_studies())
+        return tool.main(options, _find_study(options.name))
     if options.command == "bench" and options.against:
         return _find_study("peers").main(options)
     if options.command == "cost" and options.gpus is not None:
@@ -90,13 +93,26 @@ def _run_command(options):
     return importlib.import_module(f"tools.{options.command}").main(options)
 
 
+def _study_names():
+    """The names of the files of studies/."""
+    folder = Path(r1mini.__file__).parent / "studies"
+    return sorted(path.stem for path in folder.glob("[a-z]*.py"))
+
+
 def _find_study(name):
     """The module of a study. UserError if there is none of this name."""
-    folder = Path(r1mini.__file__).parent / "studies"
-    names = sorted(path.stem for path in folder.glob("[a-z]*.py"))
-    if name not in names:
-        raise UserError(f"study {name}: choose one of {', '.join(names)}")
+    if name not in _study_names():
+        raise UserError(f"study {name}: choose all or one of {', '.join(_study_names())}")
     return importlib.import_module(f"studies.{name}")
+
+
+def _all_studies():
+    """{name: module} of all studies that have runs. r1 is the first, since others start from it.
+    Those that `speed` contains are left out."""
+    studies = {name: _find_study(name) for name in ("r1", *_study_names())}
+    contained = ("layouts", "peers", "race")
+    return {name: study for name, study in studies.items()
+            if name not in contained and {"RUNS", "measure", "ARMS"} & set(vars(study))}
 
 
 def _user_error_line(error, options=None):

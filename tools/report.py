@@ -104,24 +104,44 @@ def report(paths, to=None):
         _write_samples(run.path)
     text = _console_text(metrics)
     if to:
-        target = Path(to)
-        target.mkdir(parents=True, exist_ok=True)
         machines = {f"{run.config['machine']}, {run.config['threads']} threads, torch "
                     f"{run.config['versions']['torch']}" for run in runs}
-        summary = {"command": f"{command} --to {to}", "commit": commit(),
-                   "machine": "; ".join(sorted(machines)),
-                   "seeds": sorted({int(run.seed) for run in runs}), "metrics": metrics}
-        (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
-        (target / "curves.json").write_text(json.dumps(curves), "utf-8")
-        shutil.copy(Path(runs[0].path) / "samples.md", target)
-        draw(target, curves, metrics)
-        return (f"{text}\n\nwritten to {target}: summary.json, curves.json, samples.md, figures\n"
-                "python r1mini.py report --pages writes the numbers of results/ into the pages")
+        return write_results(Path(to), {
+            "command": f"{command} --to {to}", "commit": commit(),
+            "machine": "; ".join(sorted(machines)),
+            "seeds": sorted({int(run.seed) for run in runs}), "metrics": metrics},
+            curves, runs[0].path)
     if len(runs) == 1:
         page = Path(runs[0].path) / "report.md"
         page.write_text(_report_page(command, metrics, curves, page.parent), "utf-8")
         return f"{text}\n\nmore: {page}"
     return text
+
+
+def numbers_of_seed(paths):
+    """{"metrics", "curves"} of all run folders of one seed, each a PATH or NAME=PATH."""
+    runs = [_read_run(path) for path in paths]
+    _check_same_settings(runs)
+    for run in runs:
+        _write_samples(run.path)
+    metrics = _metrics_over_seeds(runs)
+    return {"metrics": {key: metric["mean"] for key, metric in metrics.items()},
+            "curves": _join_curves(runs)}
+
+
+def write_results(target, summary, curves, path):
+    """Writes summary.json, curves.json, samples.md of the run folder at path, if it is there, and
+    the figures. Returns the text for the console."""
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
+    (target / "curves.json").write_text(json.dumps(curves), "utf-8")
+    samples = Path(path) / "samples.md"
+    if samples.exists():
+        shutil.copy(samples, target)
+    draw(target, curves, summary["metrics"])
+    return (f"{_console_text(summary['metrics'])}\n\n"
+            f"written to {target}: summary.json, curves.json, samples.md, figures\n"
+            "python r1mini.py report --pages writes the numbers of results/ into the pages")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -348,6 +368,12 @@ def read_timing(path):
     except (ValueError, IndexError, KeyError, TypeError):
         raise UserError(f"{file} is damaged: put a copy back, or make the run again") from None
     return machine, peak_gib, minutes if had_all_cores else {}
+
+
+def seconds_of(path):
+    """The sum of all seconds in the timing.jsonl of a run folder: training, samples and tests."""
+    lines = (Path(path) / "timing.jsonl").read_bytes().split(b"\n")[:-1]
+    return sum(record.get("seconds", 0.0) for record in map(json.loads, lines))
 
 
 def _objective_numbers(numbers, objective):

@@ -1,9 +1,11 @@
 """study: makes all runs behind a page of results/, one after the other. Skips finished runs.
 
     python r1mini.py study r1 --seeds 0 1 --threads 2
+    python r1mini.py study all
 
-The words after the name are --seeds and options for each run. A study is a module of studies/. It
-has some of these names:
+The words after the name are --seeds and options for each run. `all` says which seeds of which
+studies are missing and how long they took before, and runs them. A study is a module of studies/.
+It has some of these names:
 
     SEEDS                 the default of --seeds; without it 0, 1, 2
     RUNS                  ordinary runs: (folder, or NAME=folder as report takes it; command)
@@ -22,18 +24,24 @@ has some of these names:
                           paired by seed, with its 95% interval (tools/compare.py)
     page(metrics, notes)  returns the lines that are printed
 
-A finished arm is a line of results/NAME/runs.jsonl. It is measured again only if its settings or
-the kept models of its seed change. A change of the code is not noticed: then delete its lines.
+A finished seed of a study is a line of results/NAME/runs.jsonl; if the study has ARMS, it is a
+line for each arm. A line holds as long as its settings and the kept models of its seed do not
+change. A change of the code is not noticed: then delete the lines. An arm with a line is not
+measured again. A study without ARMS makes the folders that are missing, since other studies may
+start from them; `all` leaves a seed with a line alone.
 
-summary.json goes to results/NAME, or for another preset than nano to results/NAME-PRESET. The page
-results/NAME/README.md is written by hand; `report --pages` fills in its numbers.
+summary.json has all seeds that have lines. It goes to results/NAME, or for another preset than
+nano to results/NAME-PRESET. The page results/NAME/README.md is written by hand; `report --pages`
+fills in its numbers.
 """
+import contextlib
 import dataclasses
 import hashlib
 import json
 import time
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
+from types import SimpleNamespace
 
 import torch
 from tqdm import tqdm
@@ -48,23 +56,28 @@ from grpo import train_rl
 from r1mini import PRESETS
 from tools import cli
 from tools.compare import paired_difference, summarise
-from tools.report import commit, name_and_path, read_timing, report
+from tools.report import (
+    commit,
+    name_and_path,
+    numbers_of_seed,
+    read_timing,
+    seconds_of,
+    write_results,
+)
+from tools.tables import table
 
 
 def main(options, study):
     """The command study: runs a module of studies/ and reports on it. Returns the exit code."""
-    has_runs, measures = hasattr(study, "RUNS"), hasattr(study, "measure")
-    has_arms = hasattr(study, "ARMS")
-    if not has_runs and not measures and not has_arms:
+    if not {"RUNS", "measure", "ARMS"} & set(vars(study)):
         command = next(line for line in study.__doc__.splitlines() if "python r1mini.py" in line)
         raise UserError(f"study {options.name} has no runs: {command.strip()}")
     seeds, run_options = _read_words(options, study)
-    if measures:
+    if hasattr(study, "measure"):
         for seed in seeds:  # before hours are spent on the first seed
             _check_needs(options.name, study, seed, options.preset)
-
-    folders = []
     for seed in seeds:
+        folders = []
         for folder, command in _study_runs(study, seed, options.preset):
             words = [*command, "--out", name_and_path(folder)[1], *run_options]
             print("== python r1mini.py", *words, flush=True)
@@ -72,34 +85,51 @@ def main(options, study):
             if code:
                 return code
             folders.append(folder)
-    if not hasattr(study, "page"):
-        print(report(folders, _results_folder(options)))
-        return 0
+        if hasattr(study, "ARMS"):
+            _measure_arms(options, study, seed, run_options)
+        else:
+            _measure_seed(options, study, seed, run_options, folders)
+    lines = []
+    for seed in sorted({*seeds, *_default_seeds(study)}):
+        lines += _finished_lines(options, study, seed, run_options)
+    _publish(options, study, lines)
+    return 0
 
-    found, lines = {}, []  # lines: of finished arms
-    for seed in seeds:
-        found[seed] = {}
-        if hasattr(study, "numbers"):
-            found[seed] |= study.numbers(seed, _runs_prefix(options.preset))
-        if measures:
-            folder = _open_folder(options.name, study, seed, options.preset, run_options)
-            found[seed] |= study.measure(folder)
-            folders.append(folder.path)
-        if has_arms:
-            lines_of_seed = _measure_arms(options, study, seed, run_options)
-            lines += lines_of_seed
-            for line in lines_of_seed:
-                found[seed] |= {f"{line['arm']}.{key}": x for key, x in line["metrics"].items()}
-        if hasattr(study, "combine"):
-            found[seed] |= study.combine(found[seed])
-    _publish(options, study, found, folders, lines)
+
+def main_all(options, studies):
+    """The command `study all`: says what is missing, and runs it. studies: {name: module}. Returns
+    the exit code."""
+    if options.rest:
+        raise UserError("study all takes no more words: give them to one study")
+    missing, rows, known = {}, [], 0.0
+    for name, study in studies.items():
+        of_study = SimpleNamespace(name=name, preset=options.preset)
+        seeds = [seed for seed in _default_seeds(study)
+                 if not _finished_lines(of_study, study, seed, [])]
+        if seeds:
+            seconds = _seconds_of_a_seed(of_study) * len(seeds)
+            known, missing[name] = known + seconds, seeds
+            rows.append([name, " ".join(map(str, seeds)),
+                         f"{seconds / 60:.0f}" if seconds else "not known"])
+    print("\n".join(table(["study", "missing seeds", "minutes, by those that are there"], rows)))
+    print(f"missing: {len(missing)} of {len(studies)} studies. Those with a known time take "
+          f"{known / 3600:.1f} hours.", flush=True)
+    failed = []
+    for name, seeds in missing.items():
+        code = cli.main(["study", "--preset", options.preset, name, "--seeds", *map(str, seeds)])
+        if code >= 128:  # Ctrl-C, or a signal
+            return code
+        if code:
+            failed.append(name)
+    if failed:
+        raise UserError(f"not finished: {', '.join(failed)}; the lines above say why")
     return 0
 
 
 def _read_words(options, study):
     """(seeds, options for each run) from the words after the study's name. Sets options.preset."""
     words = cli.Parser(add_help=False, allow_abbrev=False)
-    words.add_argument("--seeds", nargs="+", type=int, default=getattr(study, "SEEDS", (0, 1, 2)))
+    words.add_argument("--seeds", nargs="+", type=int, default=_default_seeds(study))
     words.add_argument("--preset", choices=list(PRESETS), default=options.preset)
     given, run_options = words.parse_known_args(options.rest)
     for word in run_options:
@@ -110,6 +140,11 @@ def _read_words(options, study):
             raise UserError("study: --seed would give all runs one seed; use --seeds 0 1 2")
     options.preset = given.preset
     return given.seeds, ["--preset", given.preset, *run_options]
+
+
+def _default_seeds(study):
+    """The seeds of a study."""
+    return getattr(study, "SEEDS", (0, 1, 2))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -169,53 +204,114 @@ def _resolve_run(preset, settings, seed, start, path, run_options):
 
 
 # -------------------------------------------------------------------------------------------------
-# Arms
+# Lines of runs.jsonl
 
 
 def _measure_arms(options, study, seed, run_options):
-    """The lines of runs.jsonl of one seed, one for each arm. An arm that has a line already is
-    not measured again."""
-    path, lines = Path(_results_folder(options)) / "runs.jsonl", []
-    for arm, settings in study.ARMS.items():
-        folder_path = f"{_runs_prefix(options.preset)}{options.name}-{arm}-{seed}"
-        run, run_words = _resolve_run(options.preset, [*study.SETTINGS, *settings.split()], seed,
-                                      "", folder_path, run_options)
-        key = {"arm": arm, "seed": seed, "settings": _hash_of_arm(run)}
-        line = _find_line(path, key)
-        if line is None:
-            print(f"== {options.name}, {arm}, seed {seed}, in {folder_path}", flush=True)
+    """Measures the arms of a seed that have no line. Returns the lines of all."""
+    for arm in study.ARMS:
+        run, run_words, key = _settings_of(options, study, arm, seed, run_options)
+        if _find_line(_lines_file(options), key) is None:
+            print(f"== {options.name}, {arm}, seed {seed}, in {run_words.out}", flush=True)
             began = time.monotonic()
-            metrics = study.measure_arm(arm, Folder(folder_path, run, run_words, study.STAGES))
-            line = key | {"commit": commit(), "machine": describe_machine(),
-                          "seconds": round(time.monotonic() - began), "metrics": metrics}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            text = path.read_text("utf-8") if path.exists() else ""
-            torn = "\n" if text and not text.endswith("\n") else ""  # a kill tore the last line
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(torn + json.dumps(line) + "\n")
-        lines.append(line)
-    return lines
+            metrics = study.measure_arm(arm, Folder(run_words.out, run, run_words, study.STAGES))
+            _write_line(options, key | {
+                "commit": commit(), "machine": describe_machine(),
+                "seconds": round(time.monotonic() - began), "metrics": metrics})
+    return _finished_lines(options, study, seed, run_options)
 
 
-def _hash_of_arm(run):
-    """A short hash of all settings of a run, and of the kept models of its seed."""
+def _measure_seed(options, study, seed, run_options, folders):
+    """Reads and measures a seed of a study without arms. folders: of its finished runs."""
+    _, _, key = _settings_of(options, study, "", seed, run_options)
+    paths, result = [name_and_path(folder)[1] for folder in folders], {"metrics": {}}
+    if hasattr(study, "numbers"):
+        result["metrics"] |= study.numbers(seed, _runs_prefix(options.preset))
+    if hasattr(study, "measure"):
+        folder = _open_folder(options.name, study, seed, options.preset, run_options)
+        result["metrics"] |= study.measure(folder)
+        paths.append(folder.path)
+    if not hasattr(study, "page"):
+        result = numbers_of_seed(folders)
+    timings = [read_timing(path) for path in paths]
+    machines = {f"{machine['machine']}, {machine['threads']} threads, torch {torch.__version__}"
+                for machine, _, _ in timings}
+    line = key | {"commit": commit(), "machine": "; ".join(sorted(machines)),
+                  "seconds": round(sum(map(seconds_of, paths)))} | result
+    old = _find_line(_lines_file(options), key) or {}
+    if any(old.get(name) != line[name] for name in result):
+        _write_line(options, line)
+
+
+def _finished_lines(options, study, seed, run_options):
+    """The lines of a seed; [] if one is missing."""
+    lines = []
+    for arm in getattr(study, "ARMS", [""]):
+        _, _, key = _settings_of(options, study, arm, seed, run_options)
+        lines.append(_find_line(_lines_file(options), key))
+    return [] if None in lines else lines
+
+
+def _settings_of(options, study, arm, seed, run_options):
+    """(settings of a run, options of its command, the values that its line must have)."""
+    arm_settings = study.ARMS[arm].split() if arm else []
+    name = f"{options.name}-{arm}" if arm else options.name
+    run, run_words = _resolve_run(
+        options.preset, [*getattr(study, "SETTINGS", ()), *arm_settings], seed, "",
+        f"{_runs_prefix(options.preset)}{name}-{seed}", run_options)
+    commands = [words for _, words in _study_runs(study, seed, options.preset)]
+    return run, run_words, {"arm": arm, "seed": seed, "settings": _hash_of(run, commands)}
+
+
+def _hash_of(run, commands):
+    """A short hash of all settings of a run, of the kept models of its seed, and of commands."""
     sha256 = hashlib.sha256(json.dumps(dataclasses.asdict(run)).encode())
     for file in sorted(Path(f"results/checkpoints/{run.seed}").glob("*.pt")):
         sha256.update(file.name.encode() + file.read_bytes())
+    if commands:
+        sha256.update(json.dumps(commands).encode())
     return sha256.hexdigest()[:12]
 
 
-def _find_line(path, key):
-    """The last line of runs.jsonl that has these values, or None. A torn line does not count."""
-    found = None
+def _lines_file(options):
+    """The file of a study's lines."""
+    return Path(_results_folder(options)) / "runs.jsonl"
+
+
+def _write_line(options, line):
+    """Appends a line."""
+    path = _lines_file(options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = path.read_text("utf-8") if path.exists() else ""
+    torn = "\n" if text and not text.endswith("\n") else ""  # a kill tore the last line
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(torn + json.dumps(line) + "\n")
+
+
+def _seconds_of_a_seed(options):
+    """How long a seed takes, by the lines that are there; 0 if none says it."""
+    seconds = {}  # {arm: [seconds]}
+    for line in _read_lines(_lines_file(options)):
+        if line.get("seconds"):
+            seconds.setdefault(line.get("arm"), []).append(line["seconds"])
+    return sum(map(median, seconds.values()))
+
+
+def _read_lines(path):
+    """The lines of a runs.jsonl, without a torn one."""
+    lines = []
     for text in path.read_text("utf-8").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def _find_line(path, key):
+    """The last line of runs.jsonl that has these values, or None."""
+    for line in reversed(_read_lines(path)):
         if key.items() <= line.items():
-            found = line
-    return found
+            return line
+    return None
 
 
 def load_kept(folder, name, seed=None):
@@ -292,11 +388,17 @@ def test_numbers(model, run):
 # The results
 
 
-def _publish(options, study, found, folders, lines=()):
-    """Writes summary.json from {seed: {key: number or text}}, and prints the study's page. lines:
-    of runs.jsonl, which have commits and machines of their own."""
+def _publish(options, study, lines):
+    """Writes summary.json from the lines of all seeds, and prints the study's page."""
+    found = {}  # {seed: {key: number or text}}
+    for line in lines:
+        prefix = f"{line['arm']}." if line["arm"] else ""
+        found.setdefault(line["seed"], {}).update(
+            {prefix + key: x for key, x in line["metrics"].items()})
     values, notes = {}, {}  # {key: {seed: value}} each
     for seed, found_of_seed in found.items():
+        if hasattr(study, "combine"):
+            found_of_seed |= study.combine(found_of_seed)
         for key, value in found_of_seed.items():
             if isinstance(value, str):
                 notes.setdefault(key, {})[str(seed)] = value
@@ -307,19 +409,18 @@ def _publish(options, study, found, folders, lines=()):
         if values.get(first, {}).keys() & values.get(second, {}).keys():
             metrics[key] = paired_difference(values[first], values[second])
     preset_words = [] if options.preset == "nano" else ["--preset", options.preset]
-    command = " ".join(["python r1mini.py study", *preset_words, options.name, *options.rest])
-    machines = {line["machine"] for line in lines}
-    for folder in folders:
-        machine, _, _ = read_timing(name_and_path(folder)[1])
-        machines.add(f"{machine['machine']}, {machine['threads']} threads, "
-                     f"torch {torch.__version__}")
-    commits = sorted({line["commit"] for line in lines}) or [commit()]
-    summary = {"command": command, "commit": ", ".join(commits),
-               "machine": "; ".join(sorted(machines)), "seeds": list(found), "metrics": metrics,
-               "notes": notes}
+    summary = {"command": " ".join(["python r1mini.py study", *preset_words, options.name]),
+               "commit": ", ".join(sorted({line["commit"] for line in lines})),
+               "machine": "; ".join(sorted({line["machine"] for line in lines})),
+               "seeds": list(found), "metrics": metrics}
     path = Path(_results_folder(options)) / "summary.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(summary, indent=1), "utf-8")
-    print("\n".join([f"# {options.name}", "", f"`{command}`", "", *study.page(metrics, notes), ""]))
+    if not hasattr(study, "page"):
+        curves = {label: curve for line in lines for label, curve in line["curves"].items()}
+        first, _ = _study_runs(study, list(found)[0], options.preset)[0]
+        print(write_results(path.parent, summary, curves, name_and_path(first)[1]))
+        return
+    path.write_text(json.dumps(summary | {"notes": notes}, indent=1), "utf-8")
+    print("\n".join([f"# {options.name}", "", f"`{summary['command']}`", "",
+                     *study.page(metrics, notes), ""]))
     print(f"written: {path}\n"
           "python r1mini.py report --pages writes the numbers of results/ into the pages")
