@@ -3,7 +3,7 @@
     .r1mini              marks the folder as a run's; the hashes of the run's input files
     config.json          the settings
     log.jsonl            one record a line; no clock, so that two runs can be compared byte by byte
-    timing.jsonl         seconds, tokens a second and memory
+    timing.jsonl         machine and commit; seconds, tokens a second and memory
     STAGE.pt             the model of a finished stage
     STAGE.partial.pt     the last save of an unfinished stage
     STAGE.jsonl          the dialogues that a stage learns from
@@ -19,6 +19,7 @@ import platform
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -35,6 +36,7 @@ try:
 except ImportError:  # on Windows; there, only the log shows that two commands wrote one folder
     fcntl = None
 
+ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {}  # {folder that this process writes: lock}; the system frees them when it ends
 PATIENCE = 10  # skipped updates in a row
 MARK = ".r1mini"  # the file that every run's folder has
@@ -150,6 +152,20 @@ def describe_machine():
     return f"{name}, {os.cpu_count()} cores"
 
 
+def describe_commit():
+    """The commit of this clone, with a + if files outside results/ were changed since. "" outside a
+    clone."""
+    def git(*words):
+        return subprocess.run(["git", *words], capture_output=True, cwd=ROOT, text=True)
+
+    try:
+        name = git("describe", "--always").stdout.strip()
+        changed = git("diff", "--quiet", "HEAD", "--", ".", ":(exclude)results").returncode == 1
+        return f"{name}+" if name and changed else name
+    except OSError:
+        return ""
+
+
 def peak_gib():
     """The largest resident memory of this process so far, in GiB; 0 on Windows, which does not
     say."""
@@ -175,7 +191,8 @@ class Folder:
         processes = devices.rank_and_size()[1]
         # To be logged before the first time.
         self.machine = {"machine": describe_machine(), "processes": processes,
-                        "threads": torch.get_num_threads() * processes}
+                        "threads": torch.get_num_threads() * processes,
+                        "commit": describe_commit()}
         if devices.is_main():
             self.begin(expected or {}, inputs)
             self.draw()

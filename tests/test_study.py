@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 import r1mini
+from engine import folder as run_folder
 from engine import jsonl
 from engine.errors import UserError
 from studies import choices, r1
-from tools import cli, report, study
+from tools import cli, study
 
 ROOT = Path(r1mini.__file__).parent
 NAMES = sorted(path.stem for path in (ROOT / "studies").glob("[a-z]*.py"))
@@ -287,7 +288,7 @@ def test_study_arms_are_measured_once(two_arms):
         {"arm", "seed", "settings", "commit", "machine", "seconds", "metrics"}] * 2
     shutil.rmtree("runs")
     assert run()["metrics"] == summary["metrics"] and len(measured) == 2
-    assert summary["commit"] == lines[0]["commit"] == report.commit()
+    assert summary["commit"] == lines[0]["commit"] == run_folder.describe_commit()
     module.ARMS = module.ARMS | {"low": "zero.lr=2e-5"}
     assert run()["metrics"]["low.x"]["mean"] == 3 and len(measured) == 3
     path.write_text(path.read_text("utf-8")[:-20], "utf-8")
@@ -341,16 +342,16 @@ def test_study_commit_does_not_mind_results(tmp_path, monkeypatch):
         who = ("-c", "user.name=x", "-c", "user.email=x")
         subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
 
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    assert report.commit() == ""
+    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
+    assert run_folder.describe_commit() == ""
     (tmp_path / "results").mkdir()
     for name in ("code.py", "results/runs.jsonl"):
         (tmp_path / name).write_text("1\n")
     git("init")
     git("add", "-A")
     git("commit", "-m", "x")
-    name = report.commit()
+    name = run_folder.describe_commit()
     (tmp_path / "results" / "runs.jsonl").write_text("2\n")
-    assert report.commit() == name and len(name) >= 7
+    assert run_folder.describe_commit() == name and len(name) >= 7
     (tmp_path / "code.py").write_text("2\n")
-    assert report.commit() == f"{name}+"
+    assert run_folder.describe_commit() == f"{name}+"

@@ -35,7 +35,6 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +42,7 @@ from statistics import fmean
 
 import tasks
 from engine.errors import UserError
-from engine.folder import flatten_settings, holds_run, list_names, read_log
+from engine.folder import describe_commit, flatten_settings, holds_run, list_names, read_log
 from grpo import RL
 from r1mini import ABLATIONS, Run
 from tools import pages, tables
@@ -107,7 +106,7 @@ def report(paths, to=None):
         machines = {f"{run.config['machine']}, {run.config['threads']} threads, torch "
                     f"{run.config['versions']['torch']}" for run in runs}
         return write_results(Path(to), {
-            "command": f"{command} --to {to}", "commit": commit(),
+            "command": f"{command} --to {to}", "commit": commit_of(run.config for run in runs),
             "machine": "; ".join(sorted(machines)),
             "seeds": sorted({int(run.seed) for run in runs}), "metrics": metrics},
             curves, runs[0].path)
@@ -370,6 +369,12 @@ def read_timing(path):
     return machine, peak_gib, minutes if had_all_cores else {}
 
 
+def commit_of(machines):
+    """The commits of the machine records of runs; older records have none, so this clone's."""
+    commits = {machine.get("commit") or describe_commit() for machine in machines}
+    return ", ".join(sorted(commits))
+
+
 def seconds_of(path):
     """The sum of all seconds in the timing.jsonl of a run folder: training, samples and tests."""
     lines = (Path(path) / "timing.jsonl").read_bytes().split(b"\n")[:-1]
@@ -559,17 +564,3 @@ def _write_samples(path):
             lines.append(f"- **{r['stage']}, step {r['step']}**{verdict}: `{text}`")
         lines.append("")
     (Path(path) / "samples.md").write_text("\n".join(lines), "utf-8")
-
-
-def commit():
-    """The commit of this clone, with a + if files outside results/ were changed since. "" outside a
-    clone."""
-    def git(*words):
-        return subprocess.run(["git", *words], capture_output=True, cwd=ROOT, text=True)
-
-    try:
-        name = git("describe", "--always").stdout.strip()
-        changed = git("diff", "--quiet", "HEAD", "--", ".", ":(exclude)results").returncode == 1
-        return f"{name}+" if name and changed else name
-    except OSError:
-        return ""

@@ -51,13 +51,13 @@ from engine import checkpoint
 from engine.devices import copy_model
 from engine.errors import UserError
 from engine.evaluate import evaluate
-from engine.folder import Folder, describe_machine, read_log
+from engine.folder import Folder, describe_commit, describe_machine, read_log
 from grpo import train_rl
 from r1mini import PRESETS
 from tools import cli
 from tools.compare import paired_difference, summarise
 from tools.report import (
-    commit,
+    commit_of,
     name_and_path,
     numbers_of_seed,
     read_timing,
@@ -216,7 +216,7 @@ def _measure_arms(options, study, seed, run_options):
             began = time.monotonic()
             metrics = study.measure_arm(arm, Folder(run_words.out, run, run_words, study.STAGES))
             _write_line(options, key | {
-                "commit": commit(), "machine": describe_machine(),
+                "commit": describe_commit(), "machine": describe_machine(),
                 "seconds": round(time.monotonic() - began), "metrics": metrics})
     return _finished_lines(options, study, seed, run_options)
 
@@ -233,10 +233,10 @@ def _measure_seed(options, study, seed, run_options, folders):
         paths.append(folder.path)
     if not hasattr(study, "page"):
         result = numbers_of_seed(folders)
-    timings = [read_timing(path) for path in paths]
-    machines = {f"{machine['machine']}, {machine['threads']} threads, torch {torch.__version__}"
-                for machine, _, _ in timings}
-    line = key | {"commit": commit(), "machine": "; ".join(sorted(machines)),
+    machines = [read_timing(path)[0] for path in paths]
+    names = {f"{machine['machine']}, {machine['threads']} threads, torch {torch.__version__}"
+             for machine in machines}
+    line = key | {"commit": commit_of(machines), "machine": "; ".join(sorted(names)),
                   "seconds": round(sum(map(seconds_of, paths)))} | result
     old = _find_line(_lines_file(options), key) or {}
     if any(old.get(name) != line[name] for name in result):
