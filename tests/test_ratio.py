@@ -45,51 +45,53 @@ def repository(tmp_path, monkeypatch):
     return *commits, calls
 
 
-def _folder(preset):
+def _folder(preset, seed):
     """What measure_arm() reads of a run folder."""
-    return SimpleNamespace(run=SimpleNamespace(preset=preset))
+    return SimpleNamespace(run=SimpleNamespace(preset=preset, seed=seed))
 
 
 def test_ratio_runs_both_commits_in_turn(repository):
-    """A round runs the main command of the old commit, then of the new one, each from its own
+    """A seed runs the main command of the old commit, then of the new one, each from its own
     files. A run's time is the sum of its clock: training, samples and tests. Accuracies are those
     at temperature 1, and of no other stage."""
     old, new, calls = repository
-    found = ratio.measure_arm("3", _folder("micro"))
-    assert found == {"commits": f"{new} and the older {old}",
-                     "old.seconds": 100, "old.base": 0.5, "old.zero": 0.9,
-                     "new.seconds": 20, "new.base": 0.5, "new.zero": 0.9}
-    ratio.measure_arm("4", _folder("nano"))  # the default preset
+    found = ratio.measure_arm("main", _folder("micro", 3))
+    assert found == {"commit.old": old, "old.minutes": 100 / 60, "old.base": 0.5, "old.zero": 0.9,
+                     "commit.new": new, "new.minutes": 20 / 60, "new.base": 0.5, "new.zero": 0.9,
+                     "speed_ratio": 5}
+    ratio.measure_arm("main", _folder("nano", 4))  # the default preset
     assert calls.read_text().splitlines() == [
         "95 --preset micro --seed 3 --out", "15 --preset micro --seed 3 --out",
         "95 --seed 4 --out", "15 --seed 4 --out"]
     assert not ratio._git("status", "--porcelain")
 
 
-def test_ratio_is_the_median_of_rounds(monkeypatch):
-    """By hand: ratios 5, 2 and 4. The ratio of medians would be 5. The new commit is better by 0.2,
-    0.3 and 0.4 in the rounds, and by 0.3 on the seed 0 that both have published. The mean is 0.3;
-    the interval is 3.182 standard errors on both sides."""
-    numbers = {}
-    for arm, old, new, gain in (("3", 600, 120, 0.2), ("4", 300, 150, 0.3), ("5", 480, 120, 0.4)):
-        numbers |= {f"{arm}.old.seconds": old, f"{arm}.new.seconds": new}
-        for stage in ratio.COMPARED:
-            numbers |= {f"{arm}.old.{stage}": 0.5, f"{arm}.new.{stage}": 0.5 + gain}
-    monkeypatch.setattr(ratio, "_git", lambda show, place: json.dumps({"metrics": {
-        key: {"per_seed": {"0": 0.6 if place.startswith(ratio.OLD) else 0.9}}
-        for key in ratio.COMPARED.values()}}))
-    found = ratio.combine(numbers)
-    assert (found["main.speed_ratio"], found["main.speed_ratio.least"],
-            found["main.speed_ratio.most"]) == (4, 2, 5)
-    assert (found["main.minutes.old"], found["main.minutes.new"]) == (8, 2)
-    assert found["main.minus_old.r1"] == pytest.approx(0.3) and found["main.minus_old.r1.n"] == 4
-    half = 3.1824 * (0.02 / 3) ** 0.5 / 2
-    assert found["main.minus_old.r1.low"] == pytest.approx(0.3 - half, abs=1e-4)
-    rows = {key: {"mean": x} for key, x in found.items()}
-    lines = ratio.page(rows, {f"{arm}.commits": {"0": "b and the older a"} for arm in ratio.ARMS})
-    assert lines[0] == ("The main command is 4.00 times as fast (2.00 to 5.00 by round). Commits: "
-                        "b and the older a.")
-    assert "| main.minutes.old | 8 |" in lines
+def test_ratio_takes_published_accuracies(monkeypatch):
+    """The seeds that both commits have published are read from their results/r1, and not run."""
+    right = {ratio.OLD: 0.6, ratio.NEW: 0.9}
+
+    def git(command, *words):
+        if command == "rev-parse":
+            return words[-1]
+        commit, _, path = words[0].partition(":")
+        assert (command, path) == ("show", "results/r1/summary.json")
+        return json.dumps({"metrics": {key: {"per_seed": {"1": right[commit], "2": 0.1}}
+                                       for key in ratio.COMPARED.values()}})
+    monkeypatch.setattr(ratio, "_git", git)
+    found = ratio.measure_arm("main", _folder("nano", 1))
+    assert found == {"commit.old": ratio.OLD, "commit.new": ratio.NEW} | {
+        f"{side}.{stage}": x
+        for stage in ratio.COMPARED for side, x in (("old", 0.6), ("new", 0.9))}
+
+
+def test_ratio_page_has_both_commits():
+    """The table has a column for each commit."""
+    rows = {f"main.{side}.{key}": {"mean": x, "std": 0.0, "per_seed": {"3": x}}
+            for side, x in (("old", 0.5), ("new", 0.25)) for key in ("minutes", *ratio.COMPARED)}
+    rows["main.speed_ratio"] = {"mean": 2.0, "std": 0.0, "per_seed": {"3": 2.0}}
+    lines = ratio.page(rows, {"main.commit.old": {"3": "a"}, "main.commit.new": {"3": "b"}})
+    assert lines[0] == "|  | a | b |" and "| r1, pass@1 | 0.500 | 0.250 |" in lines
+    assert lines[-1] == "times as fast: 2.000"
 
 
 def test_ratio_says_which_command_failed(repository, monkeypatch):
@@ -97,10 +99,10 @@ def test_ratio_says_which_command_failed(repository, monkeypatch):
     (ratio.REPOSITORY / "r1mini.py").write_text("raise SystemExit('no memory')")
     ratio._git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qam", "x")
     with pytest.raises(UserError, match="HEAD failed: no memory"):
-        ratio.measure_arm("3", _folder("nano"))
+        ratio.measure_arm("main", _folder("nano", 3))
     monkeypatch.setattr(ratio, "OLD", "abcdef1")
-    with pytest.raises(UserError, match="git rev-parse"):
-        ratio.measure_arm("3", _folder("nano"))
+    with pytest.raises(UserError, match="git archive"):
+        ratio.measure_arm("main", _folder("nano", 3))
 
 
 def test_ratio_old_commit_exists():
