@@ -12,11 +12,11 @@ time divided by the new time.
 
 The two commits have different recipes, so they do different work. The ratio says how much
 sooner the command ends, not how much faster an operation is. The new side is HEAD.
-Uncommitted changes are not measured.
+Uncommitted changes are not measured. To measure a later HEAD, delete results/ratio/runs.jsonl.
 
 Speed must not cost accuracy. main.minus_old.STAGE is the new accuracy less the old one, on test
-problems at temperature 1. The older commit has published seeds 0 to 2; there both numbers are
-taken from results/r1 of the two commits. So only the seeds 3 to 5 are run.
+problems at temperature 1. The older commit has published seeds 0 to 2. For these, both accuracies
+are read from the results/r1 of each commit, and nothing is run. Seeds 3 to 5 are run.
 """
 import json
 import shutil
@@ -52,8 +52,7 @@ def _git(*words):
 
 
 def _run_main_command(commit, preset, seed):
-    """{"minutes": of training, samples and tests; STAGE: pass@1} of the main command of a commit.
-    """
+    """{"minutes": in all; STAGE: pass@1} of the main command of a commit."""
     words = [] if preset == "nano" else ["--preset", preset]
     with tempfile.TemporaryDirectory() as top:
         archive, files = f"{top}/files.tar", f"{top}/files"
@@ -81,18 +80,21 @@ def _published_accuracies(commit, seed):
 
 def measure_arm(arm, folder):
     """The numbers of a seed: both times and their ratio, and the accuracies of both commits."""
-    seed, found = str(folder.run.seed), {}
+    seed, numbers = str(folder.run.seed), {}
     is_published = folder.run.seed in PUBLISHED and folder.run.preset == "nano"
-    for side, commit in (("old", OLD), ("new", NEW)):
+    # First of all: HEAD may move while the older commit runs.
+    commits = {"old": _git("rev-parse", "--short=7", OLD),
+               "new": _git("rev-parse", "--short=7", NEW)}
+    for side, commit in commits.items():
         if is_published:
-            numbers = _published_accuracies(commit, seed)
+            numbers_of_side = _published_accuracies(commit, seed)
         else:
-            numbers = _run_main_command(commit, folder.run.preset, seed)
-        found |= {f"{side}.{key}": x for key, x in numbers.items()}
-        found[f"commit.{side}"] = _git("rev-parse", "--short=7", commit)
+            numbers_of_side = _run_main_command(commit, folder.run.preset, seed)
+        numbers |= {f"{side}.{key}": x for key, x in numbers_of_side.items()}
+        numbers[f"commit.{side}"] = commit
     if not is_published:
-        found["speed_ratio"] = found["old.minutes"] / found["new.minutes"]
-    return found
+        numbers["speed_ratio"] = numbers["old.minutes"] / numbers["new.minutes"]
+    return numbers
 
 
 def page(rows, notes):
