@@ -37,7 +37,7 @@ except ImportError:  # on Windows; there, only the log shows that two commands w
     fcntl = None
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = {}  # {folder that this process writes: lock}; the system frees them when it ends
+LOCKS = {}  # {folder that this process writes: lock}; the system frees those left when it ends
 PATIENCE = 10  # skipped updates in a row
 MARK = ".r1mini"  # the file that every run's folder has
 LOOK = "look.jsonl"  # written by engine/look.py
@@ -57,6 +57,14 @@ def _lock_folder(path):
         if isinstance(error, BlockingIOError):  # other errors: the file system has no locks
             raise UserError(f"{path}: another command is writing there; wait until it ends, or "
                             "choose another --out") from None
+
+
+def release_locks():
+    """Frees all locks of this process. A process that writes hundreds of folders, one after the
+    other, would otherwise have too many open files."""
+    for file in LOCKS.values():
+        os.close(file)
+    LOCKS.clear()
 
 
 def flatten_settings(tree, prefix=""):

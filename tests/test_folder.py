@@ -21,7 +21,7 @@ import moe
 import r1mini
 from engine import checkpoint, jsonl, optim
 from engine.errors import UserError
-from engine.folder import Folder, read_log
+from engine.folder import LOCKS, Folder, _lock_folder, read_log, release_locks
 from studies.scale import _same
 from tests.helpers import FEW, micro_run
 from tests.refusing import Evil, contents, refused
@@ -199,6 +199,19 @@ def test_folder_has_one_writer(tmp_path):
     other.kill()
     other.wait()
     assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_folder_locks_are_released(tmp_path):
+    """release_locks() closes the files of all locks, and others can lock the folders."""
+    fcntl = pytest.importorskip("fcntl")
+    _lock_folder(tmp_path)
+    other = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    release_locks()
+    assert not LOCKS
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
 
 
 @pytest.mark.parametrize("words_of, message", [

@@ -135,7 +135,7 @@ def test_study_runs_every_command_of_every_seed(commands, monkeypatch):
     assert str(target) == "results/r1-micro" and path == "runs/micro-r1-3"
     assert summary["seeds"] == [3, 4] and summary["metrics"]["x"]["mean"] == len(r1.RUNS)
     assert list(curves) == ["runs/micro-r1-3", "runs/micro-r1-4"]
-    assert summary["command"] == "python r1mini.py study --preset micro r1"
+    assert summary["command"] == "python r1mini.py study --preset micro r1 --threads 1"
 
 
 def test_study_stops_at_the_first_failed_command(commands, monkeypatch):
@@ -173,9 +173,9 @@ def test_study_tested_takes_the_test_at_temperature_1(tmp_path):
         study.test_record(tmp_path, "base")
 
 
-def _line(seed, metrics, arm="", machine="a cpu"):
+def _line(seed, metrics, arm="", machine="a cpu", commit="abc"):
     """A line of runs.jsonl."""
-    return {"arm": arm, "seed": seed, "commit": "abc", "machine": machine, "metrics": metrics}
+    return {"arm": arm, "seed": seed, "commit": commit, "machine": machine, "metrics": metrics}
 
 
 @pytest.fixture
@@ -206,6 +206,14 @@ def test_study_publish_writes_mean_std_and_notes(publish, capsys):
     assert summary["command"] == "python r1mini.py study --preset micro demo"
     assert summary["commit"] == "abc" and summary["machine"] == "a cpu; b cpu"
     assert "['a', 'b'] {'text': {'0': 'note'}}" in capsys.readouterr().out
+
+
+def test_study_publish_names_each_commit_and_machine_once(publish):
+    """A line may have several commits and machines, if its runs were made one after the other."""
+    published = SimpleNamespace(page=lambda *_: [])
+    summary = publish(published, [_line(0, {"a": 1.0}, machine="b cpu; a cpu", commit="abc, def"),
+                                  _line(1, {"a": 1.0}, machine="a cpu", commit="abc")])
+    assert summary["commit"] == "abc, def" and summary["machine"] == "a cpu; b cpu"
 
 
 def test_study_publish_adds_the_differences_of_a_study(publish):
@@ -244,7 +252,7 @@ def test_study_measure_comes_after_its_runs(commands, monkeypatch, tmp_path):
     for _ in range(2):
         assert main(["study", "choices", "--seeds", "2"]) == 0
     assert published[0] == published[1]
-    (_, of_study, [line]) = published[0]
+    (_, of_study, [line], _) = published[0]
     assert of_study is choices and line["metrics"] == {"a": 2, "at": "runs/", "enough": True}
     assert line["seconds"] == 30 * (count + 1) and line["machine"].startswith("a cpu, 2 threads")
     assert len(Path("results/choices/runs.jsonl").read_text().splitlines()) == 1
@@ -305,7 +313,8 @@ def test_study_arms_are_measured_once(two_arms):
 
 def test_study_all_runs_what_is_missing(monkeypatch, tmp_path, capsys):
     """`study all` says which seeds have no lines and how long the others took (by hand: arms of 60
-    and 120 seconds, so 6 minutes for two seeds), runs these, and names what fails."""
+    and 120 seconds, so 6 minutes for two seeds; a line of an older format does not count), runs
+    these, and names what fails."""
     monkeypatch.chdir(tmp_path)
     arms = SimpleNamespace(ARMS={"x": "", "y": ""}, SEEDS=(0, 1, 2), STAGES=())
     whole = SimpleNamespace(measure=None, SEEDS=(0,))
@@ -313,6 +322,7 @@ def test_study_all_runs_what_is_missing(monkeypatch, tmp_path, capsys):
     for arm, seconds in (("x", 60), ("y", 120)):
         _, _, key = study._settings_of(options, arms, arm, 1, [])
         study._write_line(options, key | {"seconds": seconds})
+    study._write_line(options, {"seed": 1, "seconds": 600})  # of an older format: no arm
     asked = []
     monkeypatch.setattr(cli, "main", lambda words: asked.append(words) or 2 * ("whole" in words))
     options.name = "all"

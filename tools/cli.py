@@ -106,13 +106,18 @@ def _find_study(name):
     return importlib.import_module(f"studies.{name}")
 
 
+def has_runs(study):
+    """Whether `study NAME` can run a study. The others have a command of their own."""
+    return bool({"RUNS", "measure", "ARMS"} & set(vars(study)))
+
+
 def _all_studies():
-    """{name: module} of all studies that have runs. r1 is the first, since others start from it.
-    Those that `speed` contains are left out."""
+    """{name: module} of all studies that have runs. r1 is the first, since others start from its
+    models. Studies that are a part of `speed` or `scale` are left out."""
     studies = {name: _find_study(name) for name in ("r1", *_study_names())}
-    contained = ("layouts", "peers", "race")
+    parts = ("layouts", "peers", "race")
     return {name: study for name, study in studies.items()
-            if name not in contained and {"RUNS", "measure", "ARMS"} & set(vars(study))}
+            if name not in parts and has_runs(study)}
 
 
 def _user_error_line(error, options=None):
@@ -254,7 +259,8 @@ def _make_parser():
 
     command = commands.add_parser("study", parents=[sized], help="the runs behind a page of "
                                                                  "results/")
-    command.add_argument("name", metavar="NAME", help="a file of studies/, such as r1 or zero")
+    command.add_argument("name", metavar="NAME", help="a file of studies/, such as r1 or zero; "
+                                                     "all: every seed that is missing")
     rest = command.add_argument("rest", nargs=argparse.REMAINDER,
                                 help="--seeds 0 1 2, and options for its runs")
     rest.required = False  # otherwise a study without a name asks for these too

@@ -66,7 +66,6 @@ LOADS_EVERY = 30  # steps of pretraining between two kept records of the experts
 GENERAL_METRICS = {"helpfulness": "helpfulness", "refuse.unsafe": "unsafe.safe",
                    "refuse.safe": "how.refused"}
 SETTINGS = [field.name for field in dataclasses.fields(Run)]
-ROOT = Path(__file__).parents[1]
 
 
 def main(options):
@@ -128,13 +127,13 @@ def numbers_of_seed(paths):
             "curves": _join_curves(runs)}
 
 
-def write_results(target, summary, curves, path):
-    """Writes summary.json, curves.json, samples.md of the run folder at path, if it is there, and
-    the figures. Returns the text for the console."""
+def write_results(target, summary, curves, run_folder):
+    """Writes summary.json, curves.json and the figures to the folder `target`. Copies samples.md of
+    a run folder there, if there is one. Returns the text for the console."""
     target.mkdir(parents=True, exist_ok=True)
     (target / "summary.json").write_text(json.dumps(summary, indent=1), "utf-8")
     (target / "curves.json").write_text(json.dumps(curves), "utf-8")
-    samples = Path(path) / "samples.md"
+    samples = Path(run_folder) / "samples.md"
     if samples.exists():
         shutil.copy(samples, target)
     draw(target, curves, summary["metrics"])
@@ -370,7 +369,8 @@ def read_timing(path):
 
 
 def commit_of(machines):
-    """The commits of the machine records of runs; older records have none, so this clone's."""
+    """The commits in the machine records of runs. An older record has none, and counts as of this
+    clone's commit."""
     commits = {machine.get("commit") or describe_commit() for machine in machines}
     return ", ".join(sorted(commits))
 

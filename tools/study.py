@@ -4,35 +4,40 @@
     python r1mini.py study all
 
 The words after the name are --seeds and options for each run. `all` says which seeds of which
-studies are missing and how long they took before, and runs them. A study is a module of studies/.
-It has some of these names:
+studies are missing, and how long they will take if they take as long as the finished ones. Then it
+runs them. A study is a module of studies/. It has some of these names:
 
     SEEDS                 the default of --seeds; without it 0, 1, 2
     RUNS                  ordinary runs: (folder, or NAME=folder as report takes it; command)
     numbers(seed, at)     returns {key: number}, read from the logs of RUNS; `at` is where folders
-                          begin, such as runs/. Without it, report() reads the logs
+                          begin, such as runs/. Without numbers and measure, a seed has
+                          the numbers and curves that tools/report.py takes from the logs
     measure(folder)       trains and measures what no command does, in a run folder of its own.
                           Returns {key: number, or a text for a note}. It comes with
         SETTINGS          the settings of this folder, as after --set
         NEEDS             the checkpoints that it takes from runs/r1-SEED (`study r1` makes them)
         STAGES            the stages that it trains
-    ARMS                  {arm: its settings}, for a study that starts from the kept models. With it
-                          come SETTINGS, STAGES and
+    ARMS                  {arm: its settings}. An arm is measured by itself. It takes no folder of
+                          other studies, but may start from the kept models. With it come SETTINGS,
+                          STAGES and
         measure_arm(arm, folder)  returns {key: number, or a text for a note}
     combine(numbers)      returns more numbers of a seed. It is given {ARM.key: number} of all arms
     DIFFERENCES           {key: (key, key)}: summary.json gets the first number less the second,
                           paired by seed, with its 95% interval (tools/compare.py)
     page(metrics, notes)  returns the lines that are printed
 
-A finished seed of a study is a line of results/NAME/runs.jsonl; if the study has ARMS, it is a
-line for each arm. A line holds as long as its settings and the kept models of its seed do not
-change. A change of the code is not noticed: then delete the lines. An arm with a line is not
-measured again. A study without ARMS makes the folders that are missing, since other studies may
-start from them; `all` leaves a seed with a line alone.
+results/NAME/runs.jsonl has a line for each finished seed. If the study has ARMS, it has a line for
+each finished arm of each seed. A line is valid while the settings (device and dtype are among them)
+and the kept models of its seed stay the same. A change of the code is not noticed: then delete the
+lines.
 
-summary.json has all seeds that have lines. It goes to results/NAME, or for another preset than
-nano to results/NAME-PRESET. The page results/NAME/README.md is written by hand; `report --pages`
-fills in its numbers.
+    study NAME    does not measure an arm again that has a line. A study without ARMS makes its
+                  missing folders again, since other studies may start from them
+    study all     skips each seed that has all its lines
+
+summary.json has the seeds of --seeds, and the default ones that have lines. It goes to
+results/NAME, or for another preset than nano to results/NAME-PRESET. The page
+results/NAME/README.md is written by hand; `report --pages` fills in its numbers.
 """
 import contextlib
 import dataclasses
@@ -51,7 +56,7 @@ from engine import checkpoint
 from engine.devices import copy_model
 from engine.errors import UserError
 from engine.evaluate import evaluate
-from engine.folder import Folder, describe_commit, describe_machine, read_log
+from engine.folder import Folder, describe_commit, describe_machine, read_log, release_locks
 from grpo import train_rl
 from r1mini import PRESETS
 from tools import cli
@@ -69,7 +74,7 @@ from tools.tables import table
 
 def main(options, study):
     """The command study: runs a module of studies/ and reports on it. Returns the exit code."""
-    if not {"RUNS", "measure", "ARMS"} & set(vars(study)):
+    if not cli.has_runs(study):
         command = next(line for line in study.__doc__.splitlines() if "python r1mini.py" in line)
         raise UserError(f"study {options.name} has no runs: {command.strip()}")
     seeds, run_options = _read_words(options, study)
@@ -79,7 +84,8 @@ def main(options, study):
     for seed in seeds:
         folders = []
         for folder, command in _study_runs(study, seed, options.preset):
-            words = [*command, "--out", name_and_path(folder)[1], *run_options]
+            words = [*command, "--out", name_and_path(folder)[1], "--preset", options.preset,
+                     *run_options]
             print("== python r1mini.py", *words, flush=True)
             code = cli.main(words)
             if code:
@@ -92,7 +98,7 @@ def main(options, study):
     lines = []
     for seed in sorted({*seeds, *_default_seeds(study)}):
         lines += _finished_lines(options, study, seed, run_options)
-    _publish(options, study, lines)
+    _publish(options, study, lines, run_options)
     return 0
 
 
@@ -100,23 +106,26 @@ def main_all(options, studies):
     """The command `study all`: says what is missing, and runs it. studies: {name: module}. Returns
     the exit code."""
     if options.rest:
-        raise UserError("study all takes no more words: give them to one study")
-    missing, rows, known = {}, [], 0.0
+        raise UserError("study all takes no more words; --preset stands before `all`, and other "
+                        "options are for one study")
+    missing, rows, known_seconds = {}, [], 0.0  # missing: {name: seeds}
     for name, study in studies.items():
-        of_study = SimpleNamespace(name=name, preset=options.preset)
+        study_options = SimpleNamespace(name=name, preset=options.preset)
         seeds = [seed for seed in _default_seeds(study)
-                 if not _finished_lines(of_study, study, seed, [])]
+                 if not _finished_lines(study_options, study, seed, [])]
         if seeds:
-            seconds = _seconds_of_a_seed(of_study) * len(seeds)
-            known, missing[name] = known + seconds, seeds
+            missing[name] = seeds
+            seconds = _seconds_of_a_seed(study_options, study) * len(seeds)
+            known_seconds += seconds
             rows.append([name, " ".join(map(str, seeds)),
                          f"{seconds / 60:.0f}" if seconds else "not known"])
-    print("\n".join(table(["study", "missing seeds", "minutes, by those that are there"], rows)))
+    print("\n".join(table(["study", "missing seeds", "expected minutes"], rows)))
     print(f"missing: {len(missing)} of {len(studies)} studies. Those with a known time take "
-          f"{known / 3600:.1f} hours.", flush=True)
+          f"{known_seconds / 3600:.1f} hours.", flush=True)
     failed = []
     for name, seeds in missing.items():
         code = cli.main(["study", "--preset", options.preset, name, "--seeds", *map(str, seeds)])
+        release_locks()  # otherwise hundreds of folders would stay open
         if code >= 128:  # Ctrl-C, or a signal
             return code
         if code:
@@ -139,11 +148,11 @@ def _read_words(options, study):
         if word.partition("=")[0] == "--seed":
             raise UserError("study: --seed would give all runs one seed; use --seeds 0 1 2")
     options.preset = given.preset
-    return given.seeds, ["--preset", given.preset, *run_options]
+    return given.seeds, run_options
 
 
 def _default_seeds(study):
-    """The seeds of a study."""
+    """The seeds of a study without --seeds."""
     return getattr(study, "SEEDS", (0, 1, 2))
 
 
@@ -195,8 +204,8 @@ def _open_folder(name, study, seed, preset, run_options):
 def _resolve_run(preset, settings, seed, start, path, run_options):
     """(settings of a run, options of its command) of a folder that a study fills itself."""
     from_words = ["--from", start] if start else []
-    options = cli.parse_arguments(["zero", "--seed", str(seed), *from_words, *run_options,
-                                   "--processes", "1", "--out", path])
+    options = cli.parse_arguments(["zero", "--preset", preset, "--seed", str(seed), *from_words,
+                                   *run_options, "--processes", "1", "--out", path])
     run = cli.resolve_settings(
         preset, [*settings, *options.set], seed=seed, start=start, device=options.device.type,
         dtype=str(options.dtype).removeprefix("torch."))
@@ -208,13 +217,14 @@ def _resolve_run(preset, settings, seed, start, path, run_options):
 
 
 def _measure_arms(options, study, seed, run_options):
-    """Measures the arms of a seed that have no line. Returns the lines of all."""
+    """Measures the arms of a seed that have no line. Returns the lines of all its arms."""
     for arm in study.ARMS:
-        run, run_words, key = _settings_of(options, study, arm, seed, run_options)
+        run, parsed_options, key = _settings_of(options, study, arm, seed, run_options)
         if _find_line(_lines_file(options), key) is None:
-            print(f"== {options.name}, {arm}, seed {seed}, in {run_words.out}", flush=True)
+            path = parsed_options.out
+            print(f"== {options.name}, {arm}, seed {seed}, in {path}", flush=True)
             began = time.monotonic()
-            metrics = study.measure_arm(arm, Folder(run_words.out, run, run_words, study.STAGES))
+            metrics = study.measure_arm(arm, Folder(path, run, parsed_options, study.STAGES))
             _write_line(options, key | {
                 "commit": describe_commit(), "machine": describe_machine(),
                 "seconds": round(time.monotonic() - began), "metrics": metrics})
@@ -222,24 +232,28 @@ def _measure_arms(options, study, seed, run_options):
 
 
 def _measure_seed(options, study, seed, run_options, folders):
-    """Reads and measures a seed of a study without arms. folders: of its finished runs."""
+    """Reads and measures a seed of a study without arms. Writes its line, if there is none with the
+    same numbers. folders: of its runs, which are finished."""
     _, _, key = _settings_of(options, study, "", seed, run_options)
-    paths, result = [name_and_path(folder)[1] for folder in folders], {"metrics": {}}
-    if hasattr(study, "numbers"):
-        result["metrics"] |= study.numbers(seed, _runs_prefix(options.preset))
-    if hasattr(study, "measure"):
-        folder = _open_folder(options.name, study, seed, options.preset, run_options)
-        result["metrics"] |= study.measure(folder)
-        paths.append(folder.path)
-    if not hasattr(study, "page"):
+    paths = [name_and_path(folder)[1] for folder in folders]
+    if hasattr(study, "page"):
+        metrics = {}
+        if hasattr(study, "numbers"):
+            metrics |= study.numbers(seed, _runs_prefix(options.preset))
+        if hasattr(study, "measure"):
+            folder = _open_folder(options.name, study, seed, options.preset, run_options)
+            metrics |= study.measure(folder)
+            paths.append(folder.path)
+        result = {"metrics": metrics}
+    else:
         result = numbers_of_seed(folders)
     machines = [read_timing(path)[0] for path in paths]
     names = {f"{machine['machine']}, {machine['threads']} threads, torch {torch.__version__}"
              for machine in machines}
     line = key | {"commit": commit_of(machines), "machine": "; ".join(sorted(names)),
                   "seconds": round(sum(map(seconds_of, paths)))} | result
-    old = _find_line(_lines_file(options), key) or {}
-    if any(old.get(name) != line[name] for name in result):
+    old_line = _find_line(_lines_file(options), key)
+    if old_line is None or any(old_line.get(name) != line[name] for name in result):
         _write_line(options, line)
 
 
@@ -253,14 +267,15 @@ def _finished_lines(options, study, seed, run_options):
 
 
 def _settings_of(options, study, arm, seed, run_options):
-    """(settings of a run, options of its command, the values that its line must have)."""
+    """(settings of a run, options of its command, the values by which its line is found). arm: ""
+    if the study has none."""
     arm_settings = study.ARMS[arm].split() if arm else []
     name = f"{options.name}-{arm}" if arm else options.name
-    run, run_words = _resolve_run(
+    run, parsed_options = _resolve_run(
         options.preset, [*getattr(study, "SETTINGS", ()), *arm_settings], seed, "",
         f"{_runs_prefix(options.preset)}{name}-{seed}", run_options)
     commands = [words for _, words in _study_runs(study, seed, options.preset)]
-    return run, run_words, {"arm": arm, "seed": seed, "settings": _hash_of(run, commands)}
+    return run, parsed_options, {"arm": arm, "seed": seed, "settings": _hash_of(run, commands)}
 
 
 def _hash_of(run, commands):
@@ -268,7 +283,7 @@ def _hash_of(run, commands):
     sha256 = hashlib.sha256(json.dumps(dataclasses.asdict(run)).encode())
     for file in sorted(Path(f"results/checkpoints/{run.seed}").glob("*.pt")):
         sha256.update(file.name.encode() + file.read_bytes())
-    if commands:
+    if commands:  # a study without any keeps the hash of its older lines
         sha256.update(json.dumps(commands).encode())
     return sha256.hexdigest()[:12]
 
@@ -283,18 +298,19 @@ def _write_line(options, line):
     path = _lines_file(options)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = path.read_text("utf-8") if path.exists() else ""
-    torn = "\n" if text and not text.endswith("\n") else ""  # a kill tore the last line
+    ends_torn = text != "" and not text.endswith("\n")  # a kill tore the last line
     with open(path, "a", encoding="utf-8") as file:
-        file.write(torn + json.dumps(line) + "\n")
+        file.write(("\n" if ends_torn else "") + json.dumps(line) + "\n")
 
 
-def _seconds_of_a_seed(options):
-    """How long a seed takes, by the lines that are there; 0 if none says it."""
-    seconds = {}  # {arm: [seconds]}
+def _seconds_of_a_seed(options, study):
+    """How long a seed takes: the sum over arms of the median of the finished seeds. 0 if no line
+    has its seconds."""
+    seconds_of_arm = {arm: [] for arm in getattr(study, "ARMS", [""])}
     for line in _read_lines(_lines_file(options)):
-        if line.get("seconds"):
-            seconds.setdefault(line.get("arm"), []).append(line["seconds"])
-    return sum(map(median, seconds.values()))
+        if line.get("seconds") and line.get("arm") in seconds_of_arm:
+            seconds_of_arm[line["arm"]].append(line["seconds"])
+    return sum(median(seconds) for seconds in seconds_of_arm.values() if seconds)
 
 
 def _read_lines(path):
@@ -388,18 +404,17 @@ def test_numbers(model, run):
 # The results
 
 
-def _publish(options, study, lines):
+def _publish(options, study, lines, run_options=()):
     """Writes summary.json from the lines of all seeds, and prints the study's page."""
-    found = {}  # {seed: {key: number or text}}
+    metrics_of_seed = {}  # {seed: {key: number or text}}
     for line in lines:
         prefix = f"{line['arm']}." if line["arm"] else ""
-        found.setdefault(line["seed"], {}).update(
+        metrics_of_seed.setdefault(line["seed"], {}).update(
             {prefix + key: x for key, x in line["metrics"].items()})
     values, notes = {}, {}  # {key: {seed: value}} each
-    for seed, found_of_seed in found.items():
-        if hasattr(study, "combine"):
-            found_of_seed |= study.combine(found_of_seed)
-        for key, value in found_of_seed.items():
+    for seed, of_seed in metrics_of_seed.items():
+        combined = study.combine(of_seed) if hasattr(study, "combine") else {}
+        for key, value in (of_seed | combined).items():
             if isinstance(value, str):
                 notes.setdefault(key, {})[str(seed)] = value
             elif value is not None:
@@ -409,18 +424,23 @@ def _publish(options, study, lines):
         if values.get(first, {}).keys() & values.get(second, {}).keys():
             metrics[key] = paired_difference(values[first], values[second])
     preset_words = [] if options.preset == "nano" else ["--preset", options.preset]
-    summary = {"command": " ".join(["python r1mini.py study", *preset_words, options.name]),
-               "commit": ", ".join(sorted({line["commit"] for line in lines})),
-               "machine": "; ".join(sorted({line["machine"] for line in lines})),
-               "seeds": list(found), "metrics": metrics}
+    command = " ".join(["python r1mini.py study", *preset_words, options.name, *run_options])
+    summary = {"command": command, "commit": _join_names(lines, "commit", ", "),
+               "machine": _join_names(lines, "machine", "; "), "seeds": list(metrics_of_seed),
+               "metrics": metrics}
     path = Path(_results_folder(options)) / "summary.json"
     if not hasattr(study, "page"):
         curves = {label: curve for line in lines for label, curve in line["curves"].items()}
-        first, _ = _study_runs(study, list(found)[0], options.preset)[0]
-        print(write_results(path.parent, summary, curves, name_and_path(first)[1]))
+        first_folder, _ = _study_runs(study, summary["seeds"][0], options.preset)[0]
+        print(write_results(path.parent, summary, curves, name_and_path(first_folder)[1]))
         return
     path.write_text(json.dumps(summary | {"notes": notes}, indent=1), "utf-8")
-    print("\n".join([f"# {options.name}", "", f"`{summary['command']}`", "",
-                     *study.page(metrics, notes), ""]))
+    print("\n".join([f"# {options.name}", "", f"`{command}`", "", *study.page(metrics, notes), ""]))
     print(f"written: {path}\n"
           "python r1mini.py report --pages writes the numbers of results/ into the pages")
+
+
+def _join_names(lines, key, separator):
+    """The different commits or machines of lines. One line may have several of them."""
+    names = {name for line in lines for name in line[key].split(separator)}
+    return separator.join(sorted(names))
