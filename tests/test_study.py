@@ -338,6 +338,29 @@ def test_study_all_runs_what_is_missing(monkeypatch, tmp_path, capsys):
         study.main_all(options, {})
 
 
+def test_study_all_makes_the_models_that_others_start_from(monkeypatch, tmp_path):
+    """In a fresh clone r1 has lines and no folders. Its seeds are run again before a study that
+    starts from them, and not after they are there. r1 does not wait for itself."""
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def run(words):
+        asked.append((words[3], words[5:]))
+        if words[3] == "r1":
+            for seed in words[5:]:
+                Path(f"runs/micro-r1-{seed}").mkdir(parents=True)
+                Path(f"runs/micro-r1-{seed}/base.pt").touch()
+        return 0
+    monkeypatch.setattr(cli, "main", run)
+    measures = SimpleNamespace(measure=None, NEEDS=("base.pt",), SEEDS=(0, 1))
+    runs = SimpleNamespace(RUNS=[("x-{seed}", "zero --from runs/r1-{seed}/base.pt")], SEEDS=(1, 2))
+    options = SimpleNamespace(preset="micro", rest=[])
+    assert study.main_all(options, {"measures": measures, "runs": runs}) == 0
+    assert asked == [("r1", ["0", "1"]), ("measures", ["0", "1"]), ("r1", ["2"]),
+                     ("runs", ["1", "2"])]
+    assert not study._lacks_r1(r1, 5, "nano")
+
+
 def test_study_all_has_every_study_once():
     """All studies with runs are planned, but for those that are parts of another one. r1 is the
     first: others start from its models."""

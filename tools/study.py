@@ -124,12 +124,18 @@ def main_all(options, studies):
           f"{known_seconds / 3600:.1f} hours.", flush=True)
     failed = []
     for name, seeds in missing.items():
-        code = cli.main(["study", "--preset", options.preset, name, "--seeds", *map(str, seeds)])
-        release_locks()  # otherwise hundreds of folders would stay open
-        if code >= 128:  # Ctrl-C, or a signal
-            return code
-        if code:
-            failed.append(name)
+        # A fresh clone has r1's lines, but not the models that this study starts from.
+        needing_r1 = [seed for seed in seeds if _lacks_r1(studies[name], seed, options.preset)]
+        for name_to_run, seeds_to_run in (("r1", needing_r1), (name, seeds)):
+            if not seeds_to_run or name_to_run in failed:
+                continue
+            code = cli.main(["study", "--preset", options.preset, name_to_run, "--seeds",
+                             *map(str, seeds_to_run)])
+            release_locks()  # otherwise hundreds of folders would stay open
+            if code >= 128:  # Ctrl-C, or a signal
+                return code
+            if code:
+                failed.append(name_to_run)
     if failed:
         raise UserError(f"not finished: {', '.join(failed)}; the lines above say why")
     return 0
@@ -190,6 +196,16 @@ def _check_needs(name, study, seed, preset):
             preset_words = "" if preset == "nano" else f"--preset {preset} "
             raise UserError(f"study {name} needs {path}: first run python r1mini.py study "
                             f"{preset_words}r1 --seeds {seed}")
+
+
+def _lacks_r1(study, seed, preset):
+    """Whether a study starts from files of the study r1 that are not there."""
+    r1_folder, runs = f"{_runs_prefix(preset)}r1-{seed}", _study_runs(study, seed, preset)
+    if r1_folder in [folder for folder, _ in runs]:  # it is r1 itself
+        return False
+    files = [f"{r1_folder}/{name}" for name in getattr(study, "NEEDS", ())]
+    files += [word for _, words in runs for word in words if word.startswith(f"{r1_folder}/")]
+    return not all(Path(file).exists() for file in files)
 
 
 def _open_folder(name, study, seed, preset, run_options):
@@ -274,18 +290,15 @@ def _settings_of(options, study, arm, seed, run_options):
     run, parsed_options = _resolve_run(
         options.preset, [*getattr(study, "SETTINGS", ()), *arm_settings], seed, "",
         f"{_runs_prefix(options.preset)}{name}-{seed}", run_options)
-    commands = [words for _, words in _study_runs(study, seed, options.preset)]
-    return run, parsed_options, {"arm": arm, "seed": seed, "settings": _hash_of(run, commands)}
-
-
-def _hash_of(run, commands):
-    """A short hash of all settings of a run, of the kept models of its seed, and of commands."""
     sha256 = hashlib.sha256(json.dumps(dataclasses.asdict(run)).encode())
-    for file in sorted(Path(f"results/checkpoints/{run.seed}").glob("*.pt")):
-        sha256.update(file.name.encode() + file.read_bytes())
-    if commands:  # a study without any keeps the hash of its older lines
+    if arm:  # it starts from the kept models
+        for file in sorted(Path(f"results/checkpoints/{seed}").glob("*.pt")):
+            sha256.update(file.name.encode() + file.read_bytes())
+    else:
+        commands = [words for _, words in _study_runs(study, seed, options.preset)]
         sha256.update(json.dumps(commands).encode())
-    return sha256.hexdigest()[:12]
+    key = {"arm": arm, "seed": seed, "settings": sha256.hexdigest()[:12]}
+    return run, parsed_options, key
 
 
 def _lines_file(options):
