@@ -362,7 +362,7 @@ def test_cli_find_study_names_all_studies():
     assert cli._find_study("r1") is r1
     with pytest.raises(UserError) as refusal:
         cli._find_study("everything")
-    assert str(refusal.value) == f"study everything: choose one of {', '.join(STUDIES)}"
+    assert str(refusal.value) == f"study everything: choose all or one of {', '.join(STUDIES)}"
     for name in ("__init__", "../tools/cli", "studies.r1", ""):
         with pytest.raises(UserError):
             cli._find_study(name)

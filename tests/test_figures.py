@@ -53,7 +53,8 @@ def titles(picture):
 
 def test_figures_line_is_the_mean_and_band_the_range():
     """For two seeds 0.5 apart, the line is their mean, the band reaches from one to the other, and
-    points of another stage are left out."""
+    points of another stage are left out. A label stands at its point, below or above all of the
+    band that it is beside."""
     runs = curves_of_runs(curves_of_two_seeds(), "grpo")
     assert _values_at(runs, "zero", "language") == {0: [0, 0.5], 1: [1, 1.5], 2: [2, 2.5]}
     assert _values_at(runs, "dev2", "language") == {0: [0.5]}
@@ -64,7 +65,7 @@ def test_figures_line_is_the_mean_and_band_the_range():
     assert plot.arguments_of("plot")[0][:2] == ([0, 1, 2], [0.25, 1.25, 2.25])
     assert plot.arguments_of("fill_between")[0] == ([0, 1, 2], [0, 1, 2], [0.5, 1.5, 2.5])
     assert len(plot.arguments_of("plot")) == 2
-    assert plot.arguments_of("annotate") == [("a", (1, 1)), ("b", (1, 1.5))]  # below, above
+    assert plot.arguments_of("annotate") == [("a", (1, 1)), ("b", (1, 2.5))]  # below, above
 
 
 def test_figures_load_map_has_a_row_for_every_expert():

@@ -67,7 +67,7 @@ CASES = {  # a command, what its line must contain
     "report {run} --to {tmp}/empty.pt/inside": "empty.pt is a file; --to names a folder",
     "report {tmp}/lr=1": "no such folder. If NAME=PATH is meant",
     "study": "required: NAME (try: python r1mini.py study --help)",
-    "study everything": "choose one of balance, base, baseline, choices",
+    "study everything": "choose all or one of balance, base, baseline, choices",
     "study hours": "study hours has no runs: python r1mini.py cost --preset v3 --gpus",
     "study base --seeds": "--seeds: expected at least one",
     "study base --seed 3": "use --seeds 0 1 2",
