@@ -60,12 +60,15 @@ NAMES = {"none": "no length reward", "start": "length reward from the start",
 
 
 def _picture(rows):
-    """Tokens and pass@1 of all arms. The titles are about the length reward from halfway."""
-    tokens = rows["half.length"]["mean"] / rows["none.length"]["mean"] - 1
-    points = 100 * (rows["half.pass@1"]["mean"] - rows["none.pass@1"]["mean"])
-    return Picture([arms_panel(f"From halfway: {tokens:+.0%} tokens", rows, NAMES, "length",
-                               percent=False),
-                    arms_panel(f"and {points:+.1f} points of pass@1", rows, NAMES, "pass@1")],
+    """Tokens and pass@1 of all arms. The titles are about the length reward from the start."""
+    names = {"none": "none", "start": "from the start", "half": "from halfway",
+             "live": "none, live groups only"}
+    tokens = rows["start.length"]["mean"] / rows["none.length"]["mean"] - 1
+    points = 100 * (rows["start.pass@1"]["mean"] - rows["none.pass@1"]["mean"])
+    return Picture([arms_panel(f"A length reward:\n{tokens:+.0%} tokens,", rows, names, "length",
+                               "tokens in an answer", percent=False),
+                    arms_panel(f"{points:+.1f} points\nof pass@1", rows, names, "pass@1",
+                               "correct answers")],
                    "test problems, temperature 1; a dot is a seed, a line the mean")
 
 
