@@ -114,6 +114,44 @@ def copy_with(folder, log_changes):
     return str(folder)
 
 
+def test_report_of_seeds_one_by_one_is_that_of_all(tmp_path):
+    """numbers_of_seed() of each seed gives what report() gives of all seeds together: the same
+    value for each key and seed, and the same curves."""
+    runs = [copy_with(tmp_path / f"seed{seed}", {"seed": seed}) for seed in (0, 1)]
+    report.report(runs, tmp_path / "kept")
+    metrics = json.loads((tmp_path / "kept" / "summary.json").read_text("utf-8"))["metrics"]
+    curves, values = {}, {}
+    for seed, run in enumerate(runs):
+        found = report.numbers_of_seed([run])
+        curves |= found["curves"]
+        for key, value in found["metrics"].items():
+            values.setdefault(key, {})[str(seed)] = value
+    assert values == {key: metric["per_seed"] for key, metric in metrics.items()}
+    assert curves == json.loads((tmp_path / "kept" / "curves.json").read_text("utf-8"))
+    with pytest.raises(UserError, match="two of these runs have a number"):
+        report.numbers_of_seed([runs[0], runs[0]])
+
+
+def test_report_names_the_commit_of_the_runs(tmp_path):
+    """summary.json has the commits that the runs' own files name, not the one that reports. A run
+    continued at another commit counts as of the last one. Seconds are added up by hand."""
+    runs = [copy_with(tmp_path / f"seed{seed}", {"seed": seed}) for seed in (0, 1)]
+    for run, commits in zip(runs, (["bbb"], ["ccc", "aaa"])):
+        records = [json.loads(line) for line in open(f"{run}/timing.jsonl", encoding="utf-8")]
+        machine = next(r for r in records if "machine" in r)
+        records = [r for r in records if "machine" not in r]
+        for commit in reversed(commits):
+            records.insert(0, machine | {"commit": commit})
+        with open(f"{run}/timing.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(r) + "\n" for r in records)
+    report.report(runs, tmp_path / "kept")
+    summary = json.loads((tmp_path / "kept" / "summary.json").read_text("utf-8"))
+    assert summary["commit"] == "aaa, bbb"
+    with open(f"{runs[0]}/timing.jsonl", "w", encoding="utf-8") as file:
+        file.write('{"machine": "x"}\n{"seconds": 2.5}\n{"seconds": 1}\n{"seconds": 100')
+    assert report.seconds_of(runs[0]) == 3.5
+
+
 @pytest.mark.parametrize("changes, named", [
     ({"seed": 1, "preset": "nano", "model.dim": 96}, "(preset)"),
     ({"seed": 1, "zero.lr": 0.5, "data_file": "x/mine.jsonl"}, "(data_file, zero.lr)"),

@@ -240,7 +240,8 @@ def test_study_publish_joins_arms_and_combines_them(publish):
 
 def test_study_measure_comes_after_its_runs(commands, monkeypatch, tmp_path):
     """A study with both runs its commands, reads their logs by numbers() and adds measure(). The
-    same numbers again make no second line."""
+    same numbers again make no second line, also where kept models are new: the study does not
+    start from them. Other numbers make one, and it counts."""
     made, main = commands
     count = len(study._study_runs(choices, 2))
     monkeypatch.setattr(study, "_check_needs", lambda *_: None)
@@ -255,7 +256,15 @@ def test_study_measure_comes_after_its_runs(commands, monkeypatch, tmp_path):
     (_, of_study, [line], _) = published[0]
     assert of_study is choices and line["metrics"] == {"a": 2, "at": "runs/", "enough": True}
     assert line["seconds"] == 30 * (count + 1) and line["machine"].startswith("a cpu, 2 threads")
+    kept = Path("results/checkpoints/2")
+    kept.mkdir(parents=True)
+    (kept / "base.pt").write_bytes(b"weights")
+    assert main(["study", "choices", "--seeds", "2"]) == 0
     assert len(Path("results/choices/runs.jsonl").read_text().splitlines()) == 1
+    monkeypatch.setattr(choices, "measure", lambda folder: {"enough": "other"})
+    assert main(["study", "choices", "--seeds", "2"]) == 0
+    assert len(Path("results/choices/runs.jsonl").read_text().splitlines()) == 2
+    assert published[-1][2][0]["metrics"]["enough"] == "other"
 
 
 @pytest.fixture

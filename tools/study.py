@@ -10,8 +10,8 @@ runs them. A study is a module of studies/. It has some of these names:
     SEEDS                 the default of --seeds; without it 0, 1, 2
     RUNS                  ordinary runs: (folder, or NAME=folder as report takes it; command)
     numbers(seed, at)     returns {key: number}, read from the logs of RUNS; `at` is where folders
-                          begin, such as runs/. Without numbers and measure, a seed has
-                          the numbers and curves that tools/report.py takes from the logs
+                          begin, such as runs/. Without numbers and measure, a seed has the
+                          numbers and curves that tools/report.py takes from the logs
     measure(folder)       trains and measures what no command does, in a run folder of its own.
                           Returns {key: number, or a text for a note}. It comes with
         SETTINGS          the settings of this folder, as after --set
