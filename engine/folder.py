@@ -167,7 +167,7 @@ def describe_commit():
         return subprocess.run(["git", *words], capture_output=True, cwd=ROOT, text=True)
 
     try:
-        name = git("describe", "--always").stdout.strip()
+        name = git("describe", "--always", "--exclude=*").stdout.strip()
         changed = git("diff", "--quiet", "HEAD", "--", ".", ":(exclude)results").returncode == 1
         return f"{name}+" if name and changed else name
     except OSError:

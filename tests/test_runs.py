@@ -72,6 +72,14 @@ def test_run_leaves_what_the_readme_says(micro):
     assert "Compute" in (micro / "samples.md").read_text("utf-8")
 
 
+def test_run_says_which_commit_made_it(micro):
+    """The first line of timing.jsonl names the machine and the commit of the clone."""
+    first = json.loads((micro / "timing.jsonl").read_text("utf-8").splitlines()[0])
+    head = subprocess.run(["git", "describe", "--always", "--exclude=*"], cwd=ROOT, text=True,
+                          capture_output=True).stdout.strip()
+    assert first["commit"].rstrip("+") == head and first["machine"]
+
+
 def test_run_keeps_the_record_of_what_was_collected(micro):
     """A stage begins after the record of what was collected for it, and does not cut that record
     off the log."""

@@ -379,7 +379,8 @@ def test_study_all_has_every_study_once():
 
 
 def test_study_commit_does_not_mind_results(tmp_path, monkeypatch):
-    """A + stands for changes of the code. Results, which a study itself appends to, are none."""
+    """A + stands for changes of the code. Results, which a study itself appends to, are none.
+    A release's tag is no commit."""
     def git(*words):
         who = ("-c", "user.name=x", "-c", "user.email=x")
         subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
@@ -393,6 +394,7 @@ def test_study_commit_does_not_mind_results(tmp_path, monkeypatch):
     git("add", "-A")
     git("commit", "-m", "x")
     name = run_folder.describe_commit()
+    git("tag", "-a", "v1", "-m", "x")
     (tmp_path / "results" / "runs.jsonl").write_text("2\n")
     assert run_folder.describe_commit() == name and len(name) >= 7
     (tmp_path / "code.py").write_text("2\n")
