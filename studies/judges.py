@@ -42,7 +42,7 @@ from tools.study import load_kept
 from tools.tables import cell, table
 
 SEEDS = range(6)
-SETTINGS = ("judge.steps=150", "judge.lr=2e-3", "judge.muon_lr=2e-3", "dev1.steps=40",
+SETTINGS = ("judge.steps=1500", "judge.lr=2e-3", "judge.muon_lr=2e-3", "dev1.steps=40",
             "zero.steps=20", "zero.objective=kimi")
 STAGES = ("judge",)
 ARMS = dict.fromkeys(("value", "reasoning", "text", "rule"), "")
@@ -110,12 +110,13 @@ def _question_of(problem, answer):
 
 
 def _draw_case(rng, run, form=None, part="train"):
-    """(problem, answer, whether it is right). Half of the answers are right. A wrong one differs
-    by 1 or 10."""
+    """(problem, answer, whether it is right). Half of the answers are right. Of the wrong ones,
+    half differ by 1 or 10, and the others are any number up to 99."""
     problem = tasks.make_problem(rng, rng.choice(run.zero.levels), part)
     n, right = int(problem.answer), rng.random() < 0.5
     if not right:
-        n = rng.choice([x for x in (n - 10, n - 1, n + 1, n + 10) if 0 <= x <= 99])
+        near = [x for x in (n - 10, n - 1, n + 1, n + 10) if 0 <= x <= 99]
+        n = rng.choice(near if rng.random() < 0.5 else [x for x in range(100) if x != n])
     return problem, _write_number(n, form or rng.choice(FORMS), rng), right
 
 

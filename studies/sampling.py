@@ -15,10 +15,10 @@ and stop at the same number of generated tokens:
     prioritized   in proportion to 1 - success rate. The first success rates are the base's,
                   from eight answers to each problem (ten in section 2.1). Their tokens count,
                   so fewer are left for RL. A rate is replaced when its problem is asked again
-    parts         uniform. An answer gets PART tokens in a rollout. In the next rollout the
-                  newer policy continues an unfinished answer. A group waits for its last
-                  answer. Each token keeps the log-probability with which it was drawn.
-                  Rollouts are smaller, so there are more updates
+    parts         uniform. An answer gets PART tokens in a rollout. In the next rollout an
+                  unfinished answer is continued. A group waits for its last answer. The policy
+                  is updated when as many groups are finished as the other arms have in a
+                  rollout. Each token keeps the log-probability with which it was drawn
     parts_last    the same, but only the last part of an answer is learnt from
 """
 import heapq
@@ -169,14 +169,15 @@ def measure_arm(arm, folder):
     part = PART if in_parts else s.max_new_tokens
     # All arms generate as many tokens; of these, `budget` are for RL.
     budget = s.steps * s.problems * s.group_size * TOKENS - pool.tokens
-    groups, spent, rollouts, idle, kept_back = [], 0, 0, [], []
+    waiting, finished = [], []  # groups: (problem, answers)
+    spent, rollouts, iterations, idle, kept_back = 0, 0, 0, [], []
     while spent < budget:
         rng = random.Random(f"{run.seed}/rl/{rollouts}")
-        new_problems = pool.draw(rng, s.problems - len(groups), spent / budget)
-        groups += [(problem, [Answer(task.encode(problem)) for _ in range(s.group_size)])
-                   for problem in new_problems]
-        rows = _write_on(model, [answer for _, answers in groups for answer in answers], part, s,
-                        rng.getrandbits(60))
+        new_problems = pool.draw(rng, s.problems - len(waiting), spent / budget)
+        waiting += [(problem, [Answer(task.encode(problem)) for _ in range(s.group_size)])
+                    for problem in new_problems]
+        rows = _write_on(model, [answer for _, answers in waiting for answer in answers], part, s,
+                         rng.getrandbits(60))
         lengths = [answer.last_part for answer in rows]
         # A row idles from the end of its answer to the end of the longest one.
         idle.append(1 - sum(lengths) / (len(rows) * max(lengths)))
@@ -184,26 +185,26 @@ def measure_arm(arm, folder):
         step = int(s.steps * spent / budget)
         spent, rollouts = spent + sum(lengths), rollouts + 1
 
-        done, waiting = [], []
-        for problem, answers in groups:
-            is_done = all(answer.is_done(s.max_new_tokens) for answer in answers)
-            (done if is_done else waiting).append((problem, answers))
-        groups = waiting
-        kept_back.append(len(groups) / s.problems)
-        if done:
-            problems = [problem for problem, _ in done]
-            answers = [answer for _, group in done for answer in group]
-            only_last = arm == "parts_last"
-            rollout = _score(problems, answers, task, s, only_last, model.device)
-            right = rollout.reward_parts["accuracy"].view(len(problems), s.group_size)
-            pool.update(problems, right)
-            model.train()
-            improve(model, reference, optimizers, rollout, s, rng, step)
-        if rollouts % s.reference_every == 0:
+        is_done = [all(answer.is_done(s.max_new_tokens) for answer in answers)
+                   for _, answers in waiting]
+        finished += [group for group, done in zip(waiting, is_done) if done]
+        waiting = [group for group, done in zip(waiting, is_done) if not done]
+        kept_back.append(len(waiting) / s.problems)
+        if len(finished) < s.problems:
+            continue
+        groups, finished = finished[:s.problems], finished[s.problems:]
+        problems = [problem for problem, _ in groups]
+        answers = [answer for _, of_group in groups for answer in of_group]
+        rollout = _score(problems, answers, task, s, arm == "parts_last", model.device)
+        pool.update(problems, rollout.reward_parts["accuracy"].view(-1, s.group_size))
+        model.train()
+        improve(model, reference, optimizers, rollout, s, rng, step)
+        iterations += 1
+        if iterations % s.reference_every == 0:
             reference.load_state_dict(model.state_dict())
     return test_numbers(model, run) | {
-        "rollouts": rollouts, "tokens_generated": spent + pool.tokens, "idle": fmean(idle),
-        "idle_late": fmean(idle[len(idle) // 2:]), "kept_back": fmean(kept_back)}
+        "rollouts": rollouts, "iterations": iterations, "idle": fmean(idle),
+        "tokens_generated": spent + pool.tokens, "idle_late": fmean(idle[len(idle) // 2:]), "kept_back": fmean(kept_back)}
 
 
 NAMES = {"uniform": "uniform", "hard": "uniform, then hard ones",
@@ -214,8 +215,8 @@ NAMES = {"uniform": "uniform", "hard": "uniform, then hard ones",
 def page(rows, notes):
     """The lines of the report: the arms, and each against uniform."""
     columns = {"pass@1": "pass@1", "length": "tokens", "rollouts": "rollouts",
-               "tokens_generated": "tokens generated", "idle": "share of idle rows",
-               "idle_late": "in the second half",
+               "iterations": "iterations of learning", "tokens_generated": "tokens generated",
+               "idle": "share of idle rows", "idle_late": "in the second half",
                "kept_back": "groups that wait for the next rollout"}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
