@@ -203,8 +203,9 @@ def measure_arm(arm, folder):
         if iterations % s.reference_every == 0:
             reference.load_state_dict(model.state_dict())
     return test_numbers(model, run) | {
-        "rollouts": rollouts, "iterations": iterations, "idle": fmean(idle),
-        "tokens_generated": spent + pool.tokens, "idle_late": fmean(idle[len(idle) // 2:]), "kept_back": fmean(kept_back)}
+        "rollouts": rollouts, "iterations": iterations, "tokens_generated": spent + pool.tokens,
+        "idle": fmean(idle), "idle_late": fmean(idle[len(idle) // 2:]),
+        "kept_back": fmean(kept_back)}
 
 
 NAMES = {"uniform": "uniform", "hard": "uniform, then hard ones",
