@@ -38,6 +38,7 @@ from r1mini import (
     train_reward_model,
 )
 from tools.compare import compare
+from tools.figures import Picture, arms_panel, write_picture
 from tools.study import load_kept
 from tools.tables import cell, table
 
@@ -271,8 +272,20 @@ NAMES = {"value": "value head", "reasoning": "reasons first", "text": "compariso
          "rule": "the exact rule"}
 
 
+def _picture(rows):
+    """The right verdicts of all judges, and how often each is fooled by the policy it rewards."""
+    value, reasoning = (rows[f"{arm}.accuracy"]["mean"] for arm in ("value", "reasoning"))
+    fooled = rows["value.fooled"]["mean"]
+    return Picture([arms_panel(f"{reasoning:.0%} of verdicts are right\nwith reasoning, "
+                               f"{value:.0%} without", rows, NAMES, "accuracy", "right verdicts"),
+                    arms_panel(f"After RL {fooled:.1%} of the answers\nfool the value head", rows,
+                               NAMES, "fooled", "wrong answers that are accepted")],
+                   "test problems; a dot is a seed, a line the mean")
+
+
 def page(rows, notes):
-    """The lines of the report: the judges, the RL that they reward, and what fooled them."""
+    """The lines of the report: the judges, the RL that they reward, a picture, and what fooled
+    them."""
     columns = {"accuracy": "right verdicts"} | {f"accuracy.{form}": form for form in FORMS}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
@@ -283,6 +296,7 @@ def page(rows, notes):
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines += [*table(["RL rewarded by", *columns.values()], body), ""]
+    lines += [*write_picture("results/judges", "judges", _picture(rows)), ""]
     comparison = compare(rows, "value.accuracy", "reasoning.accuracy")
     if comparison:
         lines.append(f"- right verdicts, reasoning minus value: {comparison.text(points=True)}")

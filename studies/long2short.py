@@ -35,6 +35,8 @@ from engine.evaluate import prompts_of, repeat_for_answers, sample_answers
 from engine.sampling import pad_right
 from grpo import logprobs
 from r1mini import draw_problem, make_task, one_of, rl, rule_rewards, supervised, train
+from tools.compare import compare
+from tools.figures import Picture, arms_panel, write_picture
 from tools.study import start_folder, test_numbers, train_in_memory
 from tools.tables import cell, table
 
@@ -42,6 +44,8 @@ SEEDS = range(3)
 SETTINGS = "zero.objective=kimi", "dev1.steps=40", "eval.longer=1", "data.prompts=8"
 STAGES = "full_base", "long", "short"
 ARMS = dict.fromkeys(("long", "short", "merge", "shortest", "merge_shortest", "dpo", "rl"), "")
+DIFFERENCES = {f"{arm}.minus_long.pass@1": (f"{arm}.pass@1", "long.pass@1")
+               for arm in ARMS if arm != "long"}
 CHECK_CHANCES = (0.3, 1.0)   # of a step, in the two lengths of checked working
 PROBLEMS, SAMPLES = 400, 8   # that a model answers to learn from itself
 DPO_BETA = 0.1
@@ -221,9 +225,30 @@ NAMES = {"long": "the long model", "rl": "RL with the length reward", "dpo": "DP
          "short": "the short model"}
 
 
+def _picture(rows):
+    """Tokens and pass@1 of all arms. The titles compare SFT after the merge with the long model."""
+    names = {"long": "long model", "rl": "RL, length reward", "dpo": "DPO",
+             "shortest": "SFT, shortest", "merge": "merge", "merge_shortest": "merge, then SFT",
+             "short": "short model"}
+    long, both = (rows[f"{arm}.length"]["mean"] for arm in ("long", "merge_shortest"))
+    points = 100 * (rows["merge_shortest.pass@1"]["mean"] - rows["long.pass@1"]["mean"])
+    return Picture([arms_panel(f"Merge, then SFT:\n{both / long - 1:+.0%} tokens,", rows, names,
+                               "length", "tokens in an answer", percent=False),
+                    arms_panel(f"{points:+.1f} points\nof pass@1", rows, names, "pass@1",
+                               "correct answers")],
+                   "test problems, temperature 1; a dot is a seed, a line the mean")
+
+
 def page(rows, notes):
-    """The lines of the report: accuracy and tokens of the arms, beside Kimi's Figure 7."""
+    """The lines of the report: accuracy and tokens of the arms, beside Kimi's Figure 7, a picture,
+    and each against the long model."""
     columns = {"length": "tokens", "pass@1": "pass@1", "reflection": "checks"}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns), FIGURE_7.get(arm, "")]
             for arm, name in NAMES.items()]
-    return table(["arm", *columns.values(), "Kimi's tokens / accuracy: MATH-500, AIME"], body)
+    lines = [*table(["arm", *columns.values(), "Kimi's tokens / accuracy: MATH-500, AIME"], body),
+             "", *write_picture("results/long2short", "long2short", _picture(rows)), ""]
+    for arm, name in NAMES.items():
+        comparison = compare(rows, "long.pass@1", f"{arm}.pass@1")
+        if arm != "long" and comparison:
+            lines.append(f"- {name}, minus the long model: {comparison.text(points=True)}")
+    return lines

@@ -36,6 +36,7 @@ from engine.sampling import Samples, generate, pad_right
 from grpo import Rollout, advantages, improve
 from r1mini import draw_problem, make_task, rule_rewards
 from tools.compare import compare
+from tools.figures import Picture, arms_panel, write_picture
 from tools.study import load_kept, test_numbers
 from tools.tables import cell, table
 
@@ -213,8 +214,21 @@ NAMES = {"uniform": "uniform", "hard": "uniform, then hard ones",
          "parts_last": "in parts, only the last one learnt from"}
 
 
+def _picture(rows):
+    """pass@1 of all arms, and the idle rows. The titles compare an arm with uniform."""
+    names = {"uniform": "uniform", "hard": "then hard ones", "prioritized": "by 1 - success rate",
+             "parts": "in parts", "parts_last": "in parts, last one learnt"}
+    points = 100 * (rows["prioritized.pass@1"]["mean"] - rows["uniform.pass@1"]["mean"])
+    idle, in_parts = rows["uniform.idle"]["mean"], rows["parts.idle"]["mean"]
+    return Picture([arms_panel(f"By 1 - success rate:\n{points:+.1f} points of pass@1", rows, names,
+                               "pass@1", "correct answers"),
+                    arms_panel(f"Answers in parts: {in_parts:.0%} idle rows\ninstead of {idle:.0%}",
+                               rows, names, "idle", "share of rows that idle")],
+                   "test problems, temperature 1; a dot is a seed, a line the mean")
+
+
 def page(rows, notes):
-    """The lines of the report: the arms, and each against uniform."""
+    """The lines of the report: the arms, a picture, and each against uniform."""
     columns = {"pass@1": "pass@1", "length": "tokens", "rollouts": "rollouts",
                "iterations": "iterations of learning", "tokens_generated": "tokens generated",
                "idle": "share of idle rows", "idle_late": "in the second half",
@@ -222,6 +236,7 @@ def page(rows, notes):
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines = [*table(["arm", *columns.values()], body), ""]
+    lines += [*write_picture("results/sampling", "sampling", _picture(rows)), ""]
     for arm, name in NAMES.items():
         comparison = compare(rows, "uniform.pass@1", f"{arm}.pass@1")
         if arm != "uniform" and comparison:

@@ -217,6 +217,28 @@ def test_sampling_in_one_part_is_the_loop_of_grpo(model, monkeypatch):
         r["reward"] for r in expected][:len(rollouts)]
 
 
+def test_sampling_in_parts_learns_in_full_batches(model, monkeypatch):
+    """The policy is updated with as many groups as the other arms have in a rollout. Each answer
+    of a batch is finished or has all the tokens that it may have, and no group is learnt from
+    twice."""
+    batches, s = [], RUN.zero
+    monkeypatch.setattr(sampling, "load_kept", lambda *_: model)
+    monkeypatch.setattr(sampling, "test_numbers", lambda *_: {})
+    monkeypatch.setattr(sampling, "POOL", 40)
+    monkeypatch.setattr(sampling, "PART", 3)
+    monkeypatch.setattr(sampling, "improve", lambda *words: batches.append(words[3]))
+    numbers = sampling.measure_arm("parts", SimpleNamespace(run=RUN))
+    assert len(batches) == numbers["iterations"] >= 2
+    assert numbers["rollouts"] > numbers["iterations"] and numbers["kept_back"] > 0
+    for batch in batches:
+        assert len(batch.problems) == s.problems
+        for ids, finished in zip(batch.samples.answers(), batch.samples.finished):
+            assert finished or len(ids) == s.max_new_tokens
+    groups = [tuple(map(tuple, batch.samples.answers()[i:i + s.group_size]))
+              for batch in batches for i in range(0, s.problems * s.group_size, s.group_size)]
+    assert len(set(groups)) == len(groups)
+
+
 # -------------------------------------------------------------------------------------------------
 # long2short
 
