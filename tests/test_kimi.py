@@ -363,6 +363,23 @@ def test_judges_accuracy_by_hand():
     assert numbers["accuracy"] == pytest.approx(0.5, abs=0.05)
 
 
+def test_judges_test_by_hand(monkeypatch):
+    """Of four answers one is right and plain, one right and a sum, one wrong and plain, and one is
+    not in the template. A judge that pays everything is fooled by the wrong one."""
+    asked = judges.repeat_for_answers(
+        tasks.make_problems("test", RUN.eval.problems, RUN.zero.levels), RUN.eval.fewer_samples)
+    texts = []
+    for i, problem in enumerate(asked):
+        answer = (problem.answer, f"{problem.answer}+0", "100", "")[i % 4]
+        texts.append(tasks.response("x", answer) if answer else "x")
+    monkeypatch.setattr(judges, "sample_answers",
+                        lambda *_, **__: [tasks.encode_response(text) for text in texts])
+    found = judges._test(None, lambda problems, answers: [1.0] * len(answers), RUN)
+    examples = found.pop("examples")
+    assert found == {"judged": 0.75, "true": 0.5, "plain": 0.5, "fooled": 0.25}
+    assert examples.startswith("100 for ")
+
+
 def test_judges_reward_asks_about_readable_answers_only():
     """What is not in the template, or is longer than LONGEST, earns nothing and is not judged."""
     problem = tasks.make_problems("train", 1, (3,))[0]
