@@ -48,7 +48,7 @@ DIFFERENCES = {f"{arm}.minus_long.pass@1": (f"{arm}.pass@1", "long.pass@1")
                for arm in ARMS if arm != "long"}
 CHECK_CHANCES = (0.3, 1.0)   # of a step, in the two lengths of checked working
 PROBLEMS, SAMPLES = 400, 8   # that a model answers to learn from itself
-DPO_BETA = 0.1
+DPO_BETA, DPO_LR = 2.0, 3e-4  # chosen on dev; Kimi publishes neither
 LONGER = 1.5                 # times the chosen answer's length; right answers above are rejected
 RL_PHASE = {"steps": 16, "lr": 2e-4, "length_weight": 0.3, "max_new_tokens": 70}
 # Tokens and percent right in Kimi's Figure 7: MATH-500, AIME 2024. In that figure the shortest
@@ -184,7 +184,7 @@ def _dpo_loss(reference):
 
 def _dpo(model, run):
     """A model after DPO on pairs of its own answers."""
-    s = dataclasses.replace(run.dev1, documents=32, lr=2e-4, muon_lr=0.0)
+    s = dataclasses.replace(run.dev1, documents=32, lr=DPO_LR, muon_lr=0.0)
     pairs = _pairs_of(_own_answers(model, run))
     return _after(model, s, pairs, run.seed, loss=_dpo_loss(copy_model(model).eval()))
 
