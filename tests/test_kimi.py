@@ -266,7 +266,7 @@ def test_long2short_pairs():
 
 
 def test_long2short_dpo_loss_by_hand(model):
-    """One pair at a time, without padding: -log sigmoid(0.1 (chosen - rejected)), each side the
+    """One pair at a time, without padding: -log sigmoid(2 (chosen - rejected)), each side the
     difference of summed log-probabilities of the answer's tokens. At the reference it is log 2."""
     torch.manual_seed(2)
     reference = moe.Transformer(MICRO).eval()
@@ -282,7 +282,7 @@ def test_long2short_dpo_loss_by_hand(model):
     for pair in pairs:
         chosen = log_probability(model, pair.tokens) - log_probability(reference, pair.tokens)
         rejected = log_probability(model, pair.worse) - log_probability(reference, pair.worse)
-        expected -= torch.sigmoid(0.1 * (chosen - rejected)).log() / 2
+        expected -= torch.sigmoid(2 * (chosen - rejected)).log() / 2
     loss, _ = long2short._dpo_loss(reference)(model, pairs, pairs)
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
     same, _ = long2short._dpo_loss(model)(model, pairs, pairs)
