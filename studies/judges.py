@@ -42,7 +42,7 @@ from tools.figures import Picture, arms_panel, write_picture
 from tools.study import load_kept
 from tools.tables import cell, table
 
-SEEDS = range(6)
+SEEDS = range(3)
 SETTINGS = ("judge.steps=1500", "judge.lr=2e-3", "judge.muon_lr=2e-3", "dev1.steps=40",
             "zero.steps=20", "zero.objective=kimi")
 STAGES = ("judge",)
