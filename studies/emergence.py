@@ -21,6 +21,7 @@ from engine.folder import read_log
 from r1mini import pretrain, rl
 from tasks import make_problems
 from tools.compare import compare
+from tools.figures import Picture, arms_panel, write_picture
 from tools.study import test_record
 from tools.tables import cell, table
 
@@ -62,8 +63,21 @@ def combine(numbers):
     return {f"emergence.{p}.reflection": numbers[f"{p}.zero.reflection"] for p in PERCENTS}
 
 
+def _picture(rows):
+    """How often Zero checks, and how often it is right, by the share of checked workings."""
+    names = {str(p): f"{p}% checked" for p in PERCENTS}
+    names |= {"unmixed": "unmixed", "mixed": "mixed"}
+    checks, right = (rows[f"0.zero.{key}"]["mean"] for key in ("reflection", "pass@1"))
+    return Picture([arms_panel(f"Without checked workings\nZero checks {checks:.1%} of answers,",
+                               rows, names, "zero.reflection", "answers that check a step"),
+                    arms_panel(f"and {right:.0%}\nare right", rows, names, "zero.pass@1",
+                               "correct answers")],
+                   "test problems, temperature 1; a dot is a seed, a line the mean")
+
+
 def page(rows, notes):
-    """The lines of the report: the arms, and what checked workings gain at each temperature."""
+    """The lines of the report: the arms, a picture, and what checked workings gain at each
+    temperature."""
     columns = {"base.reflection": "base checks", "zero.reflection": "Zero checks",
                "most_reflection": "most in a rollout", "base.mixing": "base mixes",
                "zero.mixing": "Zero mixes", "base.pass@1": "base", "zero.pass@1": "Zero",
@@ -71,6 +85,7 @@ def page(rows, notes):
     body = [[f"{arm}% checked" if arm.isdigit() else arm,
              *(cell(rows, f"{arm}.{key}") for key in columns)] for arm in ARMS]
     lines = [*table(["corpus", *columns.values()], body), ""]
+    lines += [*write_picture("results/emergence", "emergence", _picture(rows)), ""]
     for key, name in (("zero.pass@1", "1"), ("zero.cool", "0.6"), ("zero.hot", HOT)):
         comparison = compare(rows, f"0.{key}", f"16.{key}")
         if comparison:

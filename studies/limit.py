@@ -20,6 +20,7 @@ import tasks
 from engine.evaluate import evaluate
 from r1mini import make_task, rule_rewards
 from tools.compare import compare
+from tools.figures import Picture, arms_panel, write_picture
 from tools.study import load_kept, test_numbers, train_in_memory
 from tools.tables import cell, table
 
@@ -54,8 +55,20 @@ def measure_arm(arm, folder):
     return numbers | test_numbers(model, run) | {"own_limit": at_limit["pass@1"]}
 
 
+def _picture(rows):
+    """pass@1 and tokens of both arms."""
+    names = {arm: arm for arm in ARMS}
+    points, tokens = (rows[f"raised.{key}"]["mean"] - rows[f"fixed.{key}"]["mean"]
+                      for key in ("pass@1", "length"))
+    return Picture([arms_panel(f"A raised limit:\n{100 * points:+.1f} points of pass@1,", rows,
+                               names, "pass@1", "correct answers"),
+                    arms_panel(f"{tokens:+.0f} tokens\nin an answer", rows, names, "length",
+                               "tokens in an answer", percent=False)],
+                   "test problems with five and six operations, temperature 1; a dot is a seed")
+
+
 def page(rows, notes):
-    """The lines of the report: both arms by rollout, and the difference."""
+    """The lines of the report: both arms by rollout, a picture, and the difference."""
     begin, lines = "fixed.dev", []
     steps = sorted(int(key.removeprefix(begin)) for key in rows if key.startswith(begin))
     for key, name in (("dev", "right on dev"), ("length", "tokens"), ("cut", "cut off")):
@@ -65,6 +78,7 @@ def page(rows, notes):
                "length": "tokens", "generated": "tokens generated in RL"}
     body = [[arm, *(cell(rows, f"{arm}.{key}") for key in columns)] for arm in ARMS]
     lines += [*table(["on test", *columns.values()], body), ""]
+    lines += [*write_picture("results/limit", "limit", _picture(rows)), ""]
     comparison = compare(rows, "fixed.pass@1", "raised.pass@1")
     if comparison:
         lines.append(f"- raised minus fixed: {comparison.text(points=True)}")
