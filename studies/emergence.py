@@ -21,7 +21,7 @@ from engine.folder import read_log
 from r1mini import pretrain, rl
 from tasks import make_problems
 from tools.compare import compare
-from tools.figures import Picture, arms_panel, write_picture
+from tools.figures import Picture, arms_panel
 from tools.study import test_record
 from tools.tables import cell, table
 
@@ -63,7 +63,7 @@ def combine(numbers):
     return {f"emergence.{p}.reflection": numbers[f"{p}.zero.reflection"] for p in PERCENTS}
 
 
-def _picture(rows):
+def picture(rows):
     """How often Zero checks, and how often it is right, by the share of checked workings."""
     names = {str(p): f"{p}% checked" for p in PERCENTS}
     names |= {"unmixed": "unmixed", "mixed": "mixed"}
@@ -76,8 +76,7 @@ def _picture(rows):
 
 
 def page(rows, notes):
-    """The lines of the report: the arms, a picture, and what checked workings gain at each
-    temperature."""
+    """The lines of the report: the arms, and what checked workings gain at each temperature."""
     columns = {"base.reflection": "base checks", "zero.reflection": "Zero checks",
                "most_reflection": "most in a rollout", "base.mixing": "base mixes",
                "zero.mixing": "Zero mixes", "base.pass@1": "base", "zero.pass@1": "Zero",
@@ -85,7 +84,6 @@ def page(rows, notes):
     body = [[f"{arm}% checked" if arm.isdigit() else arm,
              *(cell(rows, f"{arm}.{key}") for key in columns)] for arm in ARMS]
     lines = [*table(["corpus", *columns.values()], body), ""]
-    lines += [*write_picture("results/emergence", "emergence", _picture(rows)), ""]
     for key, name in (("zero.pass@1", "1"), ("zero.cool", "0.6"), ("zero.hot", HOT)):
         comparison = compare(rows, f"0.{key}", f"16.{key}")
         if comparison:

@@ -38,7 +38,7 @@ from r1mini import (
     train_reward_model,
 )
 from tools.compare import compare
-from tools.figures import Picture, arms_panel, write_picture
+from tools.figures import Picture, arms_panel
 from tools.study import load_kept
 from tools.tables import cell, table
 
@@ -274,7 +274,7 @@ NAMES = {"value": "value head", "reasoning": "reasons first", "text": "compariso
          "rule": "the exact rule"}
 
 
-def _picture(rows):
+def picture(rows):
     """The right verdicts of all judges, and how often each is fooled by the policy it rewards."""
     value, reasoning = (rows[f"{arm}.accuracy"]["mean"] for arm in ("value", "reasoning"))
     fooled = rows["value.fooled"]["mean"]
@@ -286,7 +286,7 @@ def _picture(rows):
 
 
 def page(rows, notes):
-    """The lines of the report: the judges, the RL that they reward, a picture, and what fooled
+    """The lines of the report: the judges, the RL that they reward, and what fooled
     them."""
     columns = {"accuracy": "right verdicts"} | {f"accuracy.{form}": form for form in FORMS}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
@@ -299,7 +299,6 @@ def page(rows, notes):
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines += [*table(["RL rewarded by", *columns.values()], body), ""]
-    lines += [*write_picture("results/judges", "judges", _picture(rows)), ""]
     comparison = compare(rows, "value.accuracy", "reasoning.accuracy")
     if comparison:
         lines.append(f"- right verdicts, reasoning minus value: {comparison.text(points=True)}")

@@ -26,7 +26,7 @@ import tasks
 from engine.folder import read_log
 from r1mini import draw_problem, one_of, rl, supervised
 from tools.compare import compare
-from tools.figures import Picture, arms_panel, write_picture
+from tools.figures import Picture, arms_panel
 from tools.study import load_kept, test_record
 from tools.tables import cell, table
 
@@ -92,7 +92,7 @@ NAMES = {"grpo": "GRPO", "kimi": "mirror descent", "kimi_reset": "mirror descent
          "warm_kimi": "warm-up, then mirror descent"}
 
 
-def _picture(rows):
+def picture(rows):
     """pass@1 of all arms. The title says how far mirror descent and imitation are from GRPO."""
     mirror, best = (100 * (rows[f"{arm}.pass@1"]["mean"] - rows["grpo.pass@1"]["mean"])
                     for arm in ("kimi", "rest"))
@@ -102,7 +102,7 @@ def _picture(rows):
 
 
 def page(rows, notes):
-    """The lines of the report: a table of the arms, a picture, and each arm against its control."""
+    """The lines of the report: a table of the arms, and each arm against its control."""
     steps = sorted(int(key.removeprefix("grpo.dev")) for key in rows if key.startswith("grpo.dev"))
     columns = {"pass@1": "pass@1"} | {f"dev{step}": f"dev, rollout {step}" for step in steps}
     columns |= {"rollouts_to_85": "rollouts to 85% on dev (all, if never)", "length": "tokens",
@@ -110,7 +110,6 @@ def page(rows, notes):
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines = [*table(["arm", *columns.values()], body), ""]
-    lines += [*write_picture("results/kimi", "kimi", _picture(rows)), ""]
     for arm, control in CONTROL.items():
         comparison = compare(rows, f"{control}.pass@1", f"{arm}.pass@1")
         if comparison:

@@ -24,7 +24,7 @@ from statistics import fmean
 
 from r1mini import make_task, rule_rewards
 from tools.compare import compare
-from tools.figures import Picture, arms_panel, write_picture
+from tools.figures import Picture, arms_panel
 from tools.study import load_kept, test_numbers, train_in_memory
 from tools.tables import cell, table
 
@@ -59,7 +59,7 @@ NAMES = {"none": "no length reward", "start": "length reward from the start",
          "half": "length reward from halfway", "live": "no length reward, live groups only"}
 
 
-def _picture(rows):
+def picture(rows):
     """Tokens and pass@1 of all arms. The titles are about the length reward from the start."""
     names = {"none": "none", "start": "from the start", "half": "from halfway",
              "live": "none, live groups only"}
@@ -73,8 +73,7 @@ def _picture(rows):
 
 
 def page(rows, notes):
-    """The lines of the report: the arms, the length by level, a picture, and each arm against
-    none."""
+    """The lines of the report: the arms, the length by level, and each arm against none."""
     levels = sorted(key.removeprefix("none.") for key in rows if key.startswith("none.length@"))
     columns = {"pass@1": "pass@1", "length": "tokens"}
     columns |= {key: f"tokens at level {key.partition('@')[2]}" for key in levels}
@@ -83,7 +82,6 @@ def page(rows, notes):
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines = [*table(["arm", *columns.values()], body), ""]
-    lines += [*write_picture("results/length", "length", _picture(rows)), ""]
     for arm, name in NAMES.items():
         comparison = compare(rows, "none.pass@1", f"{arm}.pass@1")
         if arm != "none" and comparison:

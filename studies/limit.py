@@ -20,7 +20,7 @@ import tasks
 from engine.evaluate import evaluate
 from r1mini import make_task, rule_rewards
 from tools.compare import compare
-from tools.figures import Picture, arms_panel, write_picture
+from tools.figures import Picture, arms_panel
 from tools.study import load_kept, test_numbers, train_in_memory
 from tools.tables import cell, table
 
@@ -55,7 +55,7 @@ def measure_arm(arm, folder):
     return numbers | test_numbers(model, run) | {"own_limit": at_limit["pass@1"]}
 
 
-def _picture(rows):
+def picture(rows):
     """pass@1 and tokens of both arms."""
     names = {arm: arm for arm in ARMS}
     points, tokens = (rows[f"raised.{key}"]["mean"] - rows[f"fixed.{key}"]["mean"]
@@ -68,7 +68,7 @@ def _picture(rows):
 
 
 def page(rows, notes):
-    """The lines of the report: both arms by rollout, a picture, and the difference."""
+    """The lines of the report: both arms by rollout, and the difference."""
     begin, lines = "fixed.dev", []
     steps = sorted(int(key.removeprefix(begin)) for key in rows if key.startswith(begin))
     for key, name in (("dev", "right on dev"), ("length", "tokens"), ("cut", "cut off")):
@@ -78,7 +78,6 @@ def page(rows, notes):
                "length": "tokens", "generated": "tokens generated in RL"}
     body = [[arm, *(cell(rows, f"{arm}.{key}") for key in columns)] for arm in ARMS]
     lines += [*table(["on test", *columns.values()], body), ""]
-    lines += [*write_picture("results/limit", "limit", _picture(rows)), ""]
     comparison = compare(rows, "fixed.pass@1", "raised.pass@1")
     if comparison:
         lines.append(f"- raised minus fixed: {comparison.text(points=True)}")

@@ -36,7 +36,7 @@ from engine.sampling import pad_right
 from grpo import logprobs
 from r1mini import draw_problem, make_task, one_of, rl, rule_rewards, supervised, train
 from tools.compare import compare
-from tools.figures import Picture, arms_panel, write_picture
+from tools.figures import Picture, arms_panel
 from tools.study import start_folder, test_numbers, train_in_memory
 from tools.tables import cell, table
 
@@ -225,7 +225,7 @@ NAMES = {"long": "the long model", "rl": "RL with the length reward", "dpo": "DP
          "short": "the short model"}
 
 
-def _picture(rows):
+def picture(rows):
     """Tokens and pass@1 of all arms. The titles compare SFT after the merge with the long model."""
     names = {"long": "long model", "rl": "RL, length reward", "dpo": "DPO",
              "shortest": "SFT, shortest", "merge": "merge", "merge_shortest": "merge, then SFT",
@@ -240,13 +240,13 @@ def _picture(rows):
 
 
 def page(rows, notes):
-    """The lines of the report: accuracy and tokens of the arms, beside Kimi's Figure 7, a picture,
-    and each against the long model."""
+    """The lines of the report: accuracy and tokens of the arms, beside Kimi's Figure 7, and each
+    against the long model."""
     columns = {"length": "tokens", "pass@1": "pass@1", "reflection": "checks"}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns), FIGURE_7.get(arm, "")]
             for arm, name in NAMES.items()]
     lines = [*table(["arm", *columns.values(), "Kimi's tokens / accuracy: MATH-500, AIME"], body),
-             "", *write_picture("results/long2short", "long2short", _picture(rows)), ""]
+             ""]
     for arm, name in NAMES.items():
         comparison = compare(rows, "long.pass@1", f"{arm}.pass@1")
         if arm != "long" and comparison:

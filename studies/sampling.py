@@ -36,7 +36,7 @@ from engine.sampling import Samples, generate, pad_right
 from grpo import Rollout, advantages, improve
 from r1mini import draw_problem, make_task, rule_rewards
 from tools.compare import compare
-from tools.figures import Picture, arms_panel, write_picture
+from tools.figures import Picture, arms_panel
 from tools.study import load_kept, test_numbers
 from tools.tables import cell, table
 
@@ -214,7 +214,7 @@ NAMES = {"uniform": "uniform", "hard": "uniform, then hard ones",
          "parts_last": "in parts, only the last one learnt from"}
 
 
-def _picture(rows):
+def picture(rows):
     """pass@1 of all arms, and the idle rows. The titles compare an arm with uniform."""
     names = {"uniform": "uniform", "hard": "then hard ones", "prioritized": "by 1 - success rate",
              "parts": "in parts", "parts_last": "in parts, last one learnt"}
@@ -228,7 +228,7 @@ def _picture(rows):
 
 
 def page(rows, notes):
-    """The lines of the report: the arms, a picture, and each against uniform."""
+    """The lines of the report: the arms, and each against uniform."""
     columns = {"pass@1": "pass@1", "length": "tokens", "rollouts": "rollouts",
                "iterations": "iterations of learning", "tokens_generated": "tokens generated",
                "idle": "share of idle rows", "idle_late": "in the second half",
@@ -236,7 +236,6 @@ def page(rows, notes):
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines = [*table(["arm", *columns.values()], body), ""]
-    lines += [*write_picture("results/sampling", "sampling", _picture(rows)), ""]
     for arm, name in NAMES.items():
         comparison = compare(rows, "uniform.pass@1", f"{arm}.pass@1")
         if arm != "uniform" and comparison:

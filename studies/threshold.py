@@ -11,7 +11,7 @@ both start from each of them.
 """
 from engine.folder import read_log
 from tools.compare import compare
-from tools.figures import threshold_picture, write_picture
+from tools.figures import threshold_picture
 from tools.flops import flops_by_stage
 from tools.study import test_record
 from tools.tables import table
@@ -42,9 +42,13 @@ def numbers(seed, at="runs/"):
     return numbers
 
 
+def picture(rows):
+    """What RL and distillation made of each student, against its base."""
+    return threshold_picture(rows)
+
+
 def page(rows, notes):
-    """The lines of the report: the students of all seeds sorted by their bases, and a
-    picture."""
+    """The lines of the report: the students of all seeds sorted by their bases."""
     names = {f"{dim}-{steps}": f"width {dim}, {steps} steps" for dim, steps in POINTS}
     names["default"] = "the table's: width 48, 400 steps"
     columns = [*FATES, "base, on dev", *(f"{fate}.tflop" for fate in FATES)]
@@ -55,7 +59,6 @@ def page(rows, notes):
             students.append((values, f"{name}, seed {seed}"))
     heads = [column.replace(".tflop", ", TFLOP") for column in columns]
     body = [[name, *(f"{x:.3f}" for x in values)] for values, name in sorted(students)]
-    picture = write_picture("results/threshold", "threshold", threshold_picture(rows))
 
     lower, stuck, cheap = [], [], 0  # lower, stuck: pass@1 of bases
     for (base, rl, distilled, _, _, rl_tflop, distilled_tflop), _ in students:
@@ -78,7 +81,7 @@ def page(rows, notes):
         comparison = compare(rows, f"{key}.RL", f"{key}.distilled")
         claims.append(f"- {name}: that distillation beats RL {comparison.verdict}; the difference "
                       f"is {comparison.text(points=True)}")
-    return [*table(["student", *heads], body), "", *picture, "", finding, "", *claims, "",
+    return [*table(["student", *heads], body), "", finding, "", *claims, "",
             "The paper: RL gained nothing on AIME from DeepSeek's own dense 7B base and 16B "
             "mixture; larger bases gained (R1 v2 G.1). Qwen2-Math-7B reached 22.3 (Table 17). "
             "Qwen-32B reached 47.0 by RL and 72.6 by distillation (R1 v1 Table 6)."]

@@ -41,7 +41,7 @@ import moe
 import tasks
 from r1mini import train
 from tools.compare import compare
-from tools.figures import Panel, Picture, write_picture
+from tools.figures import Panel, Picture
 from tools.study import load_kept, start_folder
 from tools.tables import cell, table
 
@@ -227,7 +227,7 @@ def _draw_map(plot, rows, arm):
     plot.tick_params(labelsize=9)
 
 
-def _picture(rows):
+def picture(rows):
     """The four heat maps. Each title says how many needles are found."""
     titles = {"nothing": "As it is", "continued": "Trained", "before": "YaRN alone",
               "yarn": "YaRN, trained"}
@@ -241,8 +241,8 @@ def _picture(rows):
 
 
 def page(rows, notes):
-    """The lines of the report: the needles found by length; by length and depth for each arm, with
-    a picture; and what YaRN and its training add."""
+    """The lines of the report: the needles found by length; by length and depth for each arm; and
+    what YaRN and its training add."""
     heads = [f"{length:,} tokens" for length in LENGTHS]
     body = [[name, *(cell(rows, f"{arm}.needle@{length}") for length in LENGTHS)]
             for arm, name in NAMES.items()]
@@ -251,7 +251,6 @@ def page(rows, notes):
         body = [[f"{depth}%", *(cell(rows, f"{arm}.needle@{length}.{depth}") for length in LENGTHS)]
                 for depth in DEPTHS]
         lines += [*table([f"{name}: depth", *heads], body), ""]
-    lines += [*write_picture("results/yarn", "needles", _picture(rows)), ""]
     for arm in ("continued", "before"):
         for length in (EXTENDED, LENGTHS[-1]):
             comparison = compare(rows, f"{arm}.needle@{length}", f"yarn.needle@{length}")

@@ -101,7 +101,7 @@ def test_layers_lesson_needs_run_time_packages_only():
 
 
 # What every study or command has.
-COMMON = {"main", "measure", "page", "numbers", "against"}
+COMMON = {"main", "measure", "page", "numbers", "against", "picture"}
 
 
 @pytest.mark.parametrize("folder", ["tools", "studies", "workshop"])

@@ -238,6 +238,20 @@ def test_study_publish_joins_arms_and_combines_them(publish):
         "c": 2.0, "x.a": 1.0, "y.a": 3.0}
 
 
+def test_study_picture_is_beside_its_summary(tmp_path, monkeypatch, capsys):
+    """The picture of another preset must not overwrite nano's."""
+    monkeypatch.chdir(tmp_path)
+    written = []
+    monkeypatch.setattr(study, "write_picture",
+                        lambda *given: written.append(given) or ["![title](figures/demo.png)"])
+    module = SimpleNamespace(page=lambda *_: ["page"], picture=lambda rows: rows["a"]["mean"])
+    for preset, folder in (("nano", "demo"), ("micro", "demo-micro")):
+        (tmp_path / "results" / folder).mkdir(parents=True)
+        study._publish(SimpleNamespace(name="demo", preset=preset), module, [_line(0, {"a": 1.0})])
+        assert written.pop() == (Path("results") / folder, "demo", 1.0)
+        assert "page\n\n![title](figures/demo.png)\n" in capsys.readouterr().out
+
+
 def test_study_measure_comes_after_its_runs(commands, monkeypatch, tmp_path):
     """A study with both runs its commands, reads their logs by numbers() and adds measure(). The
     same numbers again make no second line, also where kept models are new: the study does not

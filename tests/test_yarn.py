@@ -13,7 +13,7 @@ import tasks
 from engine.sampling import generate
 from studies import yarn
 from tests.helpers import MICRO, TINY, make
-from tools import export, study
+from tools import export, figures, study
 
 
 def their_yarn(original, factor):
@@ -192,10 +192,9 @@ def test_yarn_trains_on_train_and_tests_on_test(monkeypatch):
         assert {tasks.part_of_problem(d.problem.expression) for d in documents} == {part}
 
 
-def test_yarn_page(tmp_path, monkeypatch):
+def test_yarn_page(tmp_path):
     """The page has the numbers of each arm by length and depth, and a picture if there is
     matplotlib."""
-    monkeypatch.chdir(tmp_path)
     rows = {}
     for i, name in enumerate(yarn.ARMS):
         for length in yarn.LENGTHS:
@@ -206,6 +205,8 @@ def test_yarn_page(tmp_path, monkeypatch):
     text = "\n".join(yarn.page(rows, {}))
     assert "| YaRN, trained | 0.750 | 0.750 | 0.750 | 0.750 | 0.750 |" in text
     assert text.count("| 100% |") == 4
+    picture = yarn.picture(rows)
+    assert picture.panels[-1].title.endswith("75% at 2,048\n75% at 8,192")
     pytest.importorskip("matplotlib")
-    assert (tmp_path / "results/yarn/figures/needles.png").exists()
-    assert "75% at 2,048 75% at 8,192" in text
+    assert figures.write_picture(tmp_path, "yarn", picture)
+    assert (tmp_path / "figures/yarn.png").exists()

@@ -640,13 +640,16 @@ def main():
               "brackets stand for Chinese words. On Debian: apt-get install fonts-noto-cjk")
     results = ROOT / "results"
     curves = json.loads((results / "r1" / "curves.json").read_text("utf-8"))
-    rows = {name: json.loads((results / name / "summary.json").read_text("utf-8"))["metrics"]
-            for name in ("r1", "threshold")}
     samples = (results / "r1" / "samples.md").read_text("utf-8")
-    print(*draw(results / "r1", curves, rows["r1"]), sep="\n")
-    picture = threshold_picture(rows["threshold"])
-    print(*write_picture(results / "threshold", "threshold", picture), sep="\n")
-    _draw_readme(ROOT / "docs" / "picture.png", curves, rows["r1"], samples)
+    for summary in sorted(results.glob("*/summary.json")):
+        rows, name = json.loads(summary.read_text("utf-8"))["metrics"], summary.parent.name
+        if name == "r1":
+            print(*draw(summary.parent, curves, rows), sep="\n")
+            _draw_readme(ROOT / "docs" / "picture.png", curves, rows, samples)
+        elif (ROOT / "studies" / f"{name}.py").exists():
+            study = importlib.import_module(f"studies.{name}")
+            if hasattr(study, "picture"):
+                print(*write_picture(summary.parent, name, study.picture(rows)), sep="\n")
 
 
 if __name__ == "__main__":

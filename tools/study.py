@@ -25,6 +25,7 @@ runs them. A study is a module of studies/. It has some of these names:
     DIFFERENCES           {key: (key, key)}: summary.json gets the first number less the second,
                           paired by seed, with its 95% interval (tools/compare.py)
     page(metrics, notes)  returns the lines that are printed
+    picture(metrics)      returns a Picture of tools/figures.py. It is written beside summary.json
 
 results/NAME/runs.jsonl has a line for each finished seed. If the study has ARMS, it has a line for
 each finished arm of each seed. A line is valid while the settings (device and dtype are among them)
@@ -61,6 +62,7 @@ from grpo import train_rl
 from r1mini import PRESETS
 from tools import cli
 from tools.compare import paired_difference, summarise
+from tools.figures import write_picture
 from tools.report import (
     commit_of,
     name_and_path,
@@ -448,7 +450,10 @@ def _publish(options, study, lines, run_options=()):
         print(write_results(path.parent, summary, curves, name_and_path(first_folder)[1]))
         return
     path.write_text(json.dumps(summary | {"notes": notes}, indent=1), "utf-8")
-    print("\n".join([f"# {options.name}", "", f"`{command}`", "", *study.page(metrics, notes), ""]))
+    lines = [f"# {options.name}", "", f"`{command}`", "", *study.page(metrics, notes), ""]
+    if hasattr(study, "picture"):
+        lines += write_picture(path.parent, options.name, study.picture(metrics))
+    print("\n".join(lines))
     print(f"written: {path}\n"
           "python r1mini.py report --pages writes the numbers of results/ into the pages")
 
