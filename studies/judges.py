@@ -43,8 +43,8 @@ from tools.study import load_kept
 from tools.tables import cell, table
 
 SEEDS = range(3)
-SETTINGS = ("judge.steps=1500", "judge.lr=2e-3", "judge.muon_lr=2e-3", "dev1.steps=40",
-            "zero.steps=20", "zero.objective=kimi")
+SETTINGS = ("judge.steps=1500", "judge.lr=2e-3", "judge.muon_lr=2e-3", "dev1.steps=80",
+            "dev1.lr=5e-3", "dev1.muon_lr=5e-3", "zero.steps=20", "zero.objective=kimi")
 STAGES = ("judge",)
 ARMS = dict.fromkeys(("value", "reasoning", "text", "rule"), "")
 DIFFERENCES = {"reasoning_minus_value.accuracy": ("reasoning.accuracy", "value.accuracy"),
