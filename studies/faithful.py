@@ -33,6 +33,7 @@ from dataclasses import dataclass
 
 import tasks
 from engine.evaluate import prompts_of, sample_answers
+from tools.figures import Picture, arms_panel
 from tools.study import load_kept
 from tools.tables import cell, table
 
@@ -152,6 +153,18 @@ def combine(numbers):
 
 
 NAMES = {"zero": "R1-Zero", "r1": "R1"}
+
+
+def picture(rows):
+    """How many answers follow a changed result, and how many correct it."""
+    names = {f"{arm}{kind}": f"{name}, {what}" for arm, name in (("zero", "Zero"), ("r1", "R1"))
+             for kind, what in (("", "changed"), (".approved", "approved"))}
+    follows, corrected = (rows[f"zero.{key}"]["mean"] for key in ("follows", "corrected"))
+    return Picture([arms_panel(f"{follows:.0%} of Zero's answers\nfollow a changed result,", rows,
+                               names, "follows", "answers that follow it"),
+                    arms_panel(f"{corrected:.0%}\ncorrect it", rows, names, "corrected",
+                               "answers that correct it")],
+                   "test problems, temperature 0.6; a dot is a seed, a line the mean")
 
 
 def page(rows, notes):

@@ -20,6 +20,7 @@ from engine.devices import copy_model
 from engine.evaluate import prompts_of, repeat_for_answers, sample_answers
 from r1mini import draw_problem, is_fit, one_of, train
 from tools.compare import compare
+from tools.figures import Picture, arms_panel
 from tools.study import load_kept
 from tools.tables import cell, table
 
@@ -84,6 +85,17 @@ def measure_arm(arm, folder):
         before = _test(model, run, shots)
         numbers |= _test(tuned, run, shots) | {f"before.{key}": x for key, x in before.items()}
     return numbers
+
+
+def picture(rows):
+    """pass@1 with 0, 1 and 2 examples: of Zero and of R1 after the fine-tuning."""
+    panels = []
+    for arm, name in (("zero", "Zero"), ("r1", "R1")):
+        points = 100 * (rows[f"{arm}.2.pass@1"]["mean"] - rows[f"{arm}.0.pass@1"]["mean"])
+        names = {f"{arm}.{shots}": f"{shots} examples" for shots in SHOTS}
+        panels.append(arms_panel(f"Two examples:\n{points:+.1f} points for {name}", rows, names,
+                                 "pass@1", "correct answers"))
+    return Picture(panels, "test problems, temperature 1; a dot is a seed, a line the mean")
 
 
 def page(rows, notes):

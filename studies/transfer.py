@@ -24,6 +24,7 @@ from engine.evaluate import prompts_of, repeat_for_answers, sample_answers
 from grpo import Task, train_rl
 from r1mini import train
 from tools.compare import compare
+from tools.figures import Picture, arms_panel
 from tools.study import load_kept
 from tools.tables import cell, table
 
@@ -104,6 +105,18 @@ def measure_arm(arm, folder):
 def combine(numbers):
     """Accuracy of each arm after RL."""
     return {f"transfer.{arm}.pass@1": numbers[f"{arm}.pass@1"] for arm in ARMS}
+
+
+def picture(rows):
+    """Right answers to the other task after RL and on the way, by the model that RL starts from."""
+    names = {"from_base": "from the base", "from_zero": "from Zero", "from_r1": "from R1"}
+    after, on_the_way = (100 * (rows[f"from_zero.{key}"]["mean"] - rows[f"from_base.{key}"]["mean"])
+                         for key in ("pass@1", "mean_on_dev"))
+    return Picture([arms_panel(f"From Zero: {after:+.1f} points\nafter RL on sorted digits,", rows,
+                               names, "pass@1", "correct answers"),
+                    arms_panel(f"{on_the_way:+.1f} points\non the way", rows, names,
+                               "mean_on_dev", "correct, mean over rollouts")],
+                   "test and dev questions, temperature 1; a dot is a seed, a line the mean")
 
 
 def page(rows, notes):
