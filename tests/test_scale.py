@@ -193,7 +193,7 @@ forks = pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_met
 
 
 @forks
-@pytest.mark.parametrize("n", [20, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_scale_killed_runs_end_in_the_same_bits(tmp_path, n):
     """A run is killed (SIGKILL) at random moments and started again. Weights, log and files equal
     those of an undisturbed run."""
