@@ -8,11 +8,13 @@ that reasons.
     python r1mini.py study judges
 
 One number has several forms: 33, 25+8, 66/2, 三十三. A comparison of texts accepts only the
-first. Two judges are trained. They start from the same kept base, have as many steps, and
-learn from the same answers, half of them right. Two rules are not trained:
+first. Our judges read the final answer, not the whole response. Two judges are trained. They
+start from the same kept base, for as many steps, and learn from the same answers, half of them
+right. Two rules are not trained:
 
     value       a head with one output, which is read after the answer
-    reasoning   the judge calculates the answer, compares, and says right or wrong
+    reasoning   the judge calculates the number that the answer stands for, compares, and says
+                right or wrong
     text        the answer must be equal to the reference, character by character
     rule        the exact rule, for comparison
 
@@ -71,7 +73,7 @@ def _in_chinese(n):
 
 def _write_number(n, form, rng):
     """A number from 0 to 99 in one of FORMS."""
-    if form == "sum" and n:
+    if form == "sum":
         part = rng.randint(0, n)
         return f"{part}+{n - part}"
     if form == "quotient":
@@ -112,13 +114,19 @@ def _question_of(problem, answer):
 
 def _draw_case(rng, run, form=None, part="train"):
     """(problem, answer, whether it is right). Half of the answers are right. Of the wrong ones,
-    half differ by 1 or 10, and the others are any number up to 99."""
-    problem = tasks.make_problem(rng, rng.choice(run.zero.levels), part)
-    n, right = int(problem.answer), rng.random() < 0.5
-    if not right:
-        near = [x for x in (n - 10, n - 1, n + 1, n + 10) if 0 <= x <= 99]
-        n = rng.choice(near if rng.random() < 0.5 else [x for x in range(100) if x != n])
-    return problem, _write_number(n, form or rng.choice(FORMS), rng), right
+    half differ by 1 or 10, and the others are any number up to 99.
+
+    A verdict depends on the reference and the answer. So each pair of them is of one part, too: the
+    test has pairs that no judge has seen."""
+    while True:
+        problem = tasks.make_problem(rng, rng.choice(run.zero.levels), part)
+        n, right = int(problem.answer), rng.random() < 0.5
+        if not right:
+            near = [x for x in (n - 10, n - 1, n + 1, n + 10) if 0 <= x <= 99]
+            n = rng.choice(near if rng.random() < 0.5 else [x for x in range(100) if x != n])
+        answer = _write_number(n, form or rng.choice(FORMS), rng)
+        if tasks.part_of_problem(f"judge/{problem.answer}/{answer}") == part:
+            return problem, answer, right
 
 
 def _working_of(problem, answer):
@@ -234,9 +242,14 @@ def _truth(text, problem):
 
 
 def _test(model, judge, run):
-    """The judge's mean reward on test problems, the shares of truly right answers, of answers that
-    are plain numbers, and of wrong answers that the judge accepts (it is fooled), and the most
-    frequent of these."""
+    """Numbers of answers to test problems, and the most frequent ones that fool the judge:
+
+        judged     the share that the judge accepts, with a reward above 0.5
+        true       the share that is right by the exact rule
+        plain      the share that is a plain number
+        fooled     the share that is wrong and accepted
+        accepted   the share of the wrong answers that is accepted
+    """
     problems = tasks.make_problems("test", run.eval.problems, run.zero.levels)
     asked = repeat_for_answers(problems, run.eval.fewer_samples)
     ids = sample_answers(model, prompts_of(asked), run.zero.max_new_tokens, run.eval.rows, seed=1)
@@ -247,8 +260,10 @@ def _test(model, judge, run):
     for text, problem, paid, right in zip(texts, asked, rewards, true):
         if paid > 0.5 and not right:
             fooled[f"{tasks.parse(text)[1]} for {problem.answer}"] += 1
-    return {"judged": sum(rewards) / len(texts), "true": sum(true) / len(texts),
-            "plain": plain / len(texts), "fooled": sum(fooled.values()) / len(texts),
+    return {"judged": sum(reward > 0.5 for reward in rewards) / len(texts),
+            "true": sum(true) / len(texts), "plain": plain / len(texts),
+            "fooled": sum(fooled.values()) / len(texts),
+            "accepted": sum(fooled.values()) / max(1, true.count(0.0)),
             "examples": "; ".join(text for text, _ in fooled.most_common(5)) or "none"}
 
 
@@ -262,11 +277,11 @@ def measure_arm(arm, folder):
     for _ in train_rl(policy, make_task(run, s, rewards), s, run.seed):
         pass
     numbers = _accuracy_of(judge, run) | _test(policy, judge, run)
-    return numbers | {f"before.{key}": before[key] for key in ("judged", "true", "plain", "fooled")}
+    return numbers | {f"before.{key}": x for key, x in before.items() if key != "examples"}
 
 
 def combine(numbers):
-    """The accuracy of both judges, beside the paper's 84.4 and 98.5%."""
+    """The accuracy of both judges."""
     return {f"judge.{arm}.accuracy": numbers[f"{arm}.accuracy"] for arm in ("value", "reasoning")}
 
 
@@ -277,11 +292,11 @@ NAMES = {"value": "value head", "reasoning": "reasons first", "text": "compariso
 def picture(rows):
     """The right verdicts of all judges, and how often each is fooled by the policy it rewards."""
     value, reasoning = (rows[f"{arm}.accuracy"]["mean"] for arm in ("value", "reasoning"))
-    fooled = rows["value.fooled"]["mean"]
+    accepted = rows["value.accepted"]["mean"]
     return Picture([arms_panel(f"{reasoning:.0%} of verdicts are right\nwith reasoning, "
                                f"{value:.0%} without", rows, NAMES, "accuracy", "right verdicts"),
-                    arms_panel(f"After RL {fooled:.1%} of the answers\nfool the value head", rows,
-                               NAMES, "fooled", "wrong answers that are accepted")],
+                    arms_panel(f"After RL the value head accepts\n{accepted:.0%} of wrong answers",
+                               rows, NAMES, "accepted", "wrong answers that are accepted")],
                    "test problems; a dot is a seed, a line the mean")
 
 
@@ -292,10 +307,9 @@ def page(rows, notes):
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines = [*table(["judge", *columns.values()], body), ""]
-    columns = {"before.judged": "judged right before", "before.true": "right before",
-               "before.fooled": "fooled before", "before.plain": "plain numbers before",
-               "judged": "judged right after RL", "true": "right after RL",
-               "fooled": "fooled after RL", "plain": "plain numbers after RL"}
+    names = {"judged": "judged right", "true": "right", "plain": "plain numbers",
+             "fooled": "wrong and accepted", "accepted": "of the wrong ones"}
+    columns = {f"before.{key}": f"{name}, before" for key, name in names.items()} | names
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines += [*table(["RL rewarded by", *columns.values()], body), ""]

@@ -350,6 +350,19 @@ def test_judges_cases_are_half_right():
     assert 160 < sum(labels) < 240
 
 
+def test_judges_test_has_pairs_that_no_judge_has_seen():
+    """No pair of a reference and an answer is both of the training part and of the test part, and
+    both parts have wrong answers near the right one and far from it."""
+    rng, pairs = random.Random(0), {}
+    for part in ("train", "test"):
+        cases = [judges._draw_case(rng, RUN, part=part) for _ in range(600)]
+        pairs[part] = {(p.answer, answer) for p, answer, _ in cases}
+        errors = {abs(judges._value_of(answer) - int(p.answer)) for p, answer, _ in cases}
+        assert {0, 1, 10} < errors and max(errors) > 50
+        assert 200 < sum(right for _, _, right in cases) < 400
+    assert not pairs["train"] & pairs["test"]
+
+
 def test_judges_accuracy_by_hand():
     """A judge that pays everything is right on half of the cases; the exact rule on all; a
     comparison of texts on those in plain form, and on the wrong ones in others."""
@@ -376,7 +389,7 @@ def test_judges_test_by_hand(monkeypatch):
                         lambda *_, **__: [tasks.encode_response(text) for text in texts])
     found = judges._test(None, lambda problems, answers: [1.0] * len(answers), RUN)
     examples = found.pop("examples")
-    assert found == {"judged": 0.75, "true": 0.5, "plain": 0.5, "fooled": 0.25}
+    assert found == {"judged": 0.75, "true": 0.5, "plain": 0.5, "fooled": 0.25, "accepted": 0.5}
     assert examples.startswith("100 for ")
 
 
