@@ -16,10 +16,11 @@ and stop at the same number of generated tokens:
                   from eight answers to each problem (ten in section 2.1). Their tokens count,
                   so fewer are left for RL. A rate is replaced when its problem is asked again
     parts         uniform. An answer gets PART tokens in a rollout. In the next rollout an
-                  unfinished answer is continued. A group waits for its last answer. The policy
-                  is updated when as many groups are finished as the other arms have in a
-                  rollout. Each token keeps the log-probability with which it was drawn
-    parts_last    the same, but only the last part of an answer is learnt from
+                  unfinished answer is continued. A group is ready when all its answers are
+                  finished. The policy is updated when 24 groups are ready, as many as in a
+                  rollout of the other arms. Each token keeps the log-probability with which it
+                  was drawn
+    parts_last    the same, but the loss covers only the last part of an answer
 """
 import heapq
 import random
@@ -47,10 +48,10 @@ DIFFERENCES = {f"sampling.{arm}.minus_uniform.pass@1": (f"{arm}.pass@1", "unifor
                for arm in ARMS if arm != "uniform"}
 POOL = 512            # problems, of the training part
 FIRST_ANSWERS = 8     # to each problem, for its first success rate
-TOKENS = 65           # of an answer, in Zero's run; the budget is as many for each of its answers
+TOKENS = 65           # mean of an answer in Zero's run; the budget is steps x P x G x TOKENS
 PART = 48             # tokens that an answer gets in a rollout
 HARD = (5, 6)         # operations
-FLOOR = 0.02          # of the weight of a problem that is always answered right
+FLOOR = 0.02          # smallest weight: a solved problem is still drawn sometimes
 
 
 # ------------------------------------------------------------------------------
@@ -104,16 +105,18 @@ class Answer:
     prompt: list[int]
     ids: list[int] = field(default_factory=list)         # written so far
     logprobs: list[float] = field(default_factory=list)  # of each, by the policy that drew it
+    drawn_in: list[int] = field(default_factory=list)    # the iteration of each
     last_part: int = 0        # tokens of its last part
     finished: bool = False    # it ended by itself
 
     def is_done(self, limit):
-        """Whether nothing is to be written any more."""
+        """Whether the answer has ended or has reached the limit."""
         return self.finished or len(self.ids) >= limit
 
 
-def _write_on(model, answers, part, s, seed):
-    """Each unfinished answer gets up to `part` more tokens. Returns these answers."""
+def _write_on(model, answers, part, s, seed, iteration):
+    """Each unfinished answer gets up to `part` more tokens, in an iteration of learning. Returns
+    these answers."""
     rows = [answer for answer in answers if not answer.is_done(s.max_new_tokens)]
     samples = generate(model, [answer.prompt + answer.ids for answer in rows], part,
                        tasks.END_ID, tasks.PAD_ID, s.temperature, seed=seed)
@@ -123,6 +126,7 @@ def _write_on(model, answers, part, s, seed):
         ids = samples.tokens[i][written].tolist()[:room]
         answer.ids += ids
         answer.logprobs += samples.logprobs[i][written].tolist()[:room]
+        answer.drawn_in += [iteration] * len(ids)
         answer.last_part = len(ids)
         answer.finished = ids[-1] == tasks.END_ID
     return rows
@@ -147,12 +151,12 @@ def _score(problems, answers, task, s, only_last, device):
     are neighbours."""
     problem_of_answer = [problem for problem in problems for _ in range(s.group_size)]
     texts = [task.decode(answer.ids) for answer in answers]
-    parts, rewards = {}, 0.0
+    reward_parts, rewards = {}, 0.0
     for name, (weight, reward) in task.rewards.items():
-        parts[name] = torch.tensor(reward(texts, problem_of_answer))
-        rewards = rewards + weight * parts[name]
+        reward_parts[name] = torch.tensor(reward(texts, problem_of_answer))
+        rewards = rewards + weight * reward_parts[name]
     rewards = rewards.view(len(problems), s.group_size)
-    return Rollout(problems, _as_samples(answers, only_last, device), texts, parts, rewards,
+    return Rollout(problems, _as_samples(answers, only_last, device), texts, reward_parts, rewards,
                    advantages(rewards, s.normalize_std))
 
 
@@ -168,34 +172,39 @@ def measure_arm(arm, folder):
     optimizers, task = make_optimizers(model, s.lr), make_task(run, s, rule_rewards(s))
     pool, in_parts = Pool(arm, base, run), arm.startswith("parts")
     part = PART if in_parts else s.max_new_tokens
-    # All arms generate as many tokens; of these, `budget` are for RL.
-    budget = s.steps * s.problems * s.group_size * TOKENS - pool.tokens
-    waiting, finished = [], []  # groups: (problem, answers)
-    spent, rollouts, iterations, idle, kept_back = 0, 0, 0, [], []
+    # All arms have the same total of tokens; RL gets `budget` of them.
+    slots = s.problems * s.group_size
+    budget = s.steps * slots * TOKENS - pool.tokens
+    waiting, ready = [], []  # groups: (problem, answers)
+    spent, rollouts, iterations, idle, kept_back, old = 0, 0, 0, [], [], []
     while spent < budget:
         rng = random.Random(f"{run.seed}/rl/{rollouts}")
         new_problems = pool.draw(rng, s.problems - len(waiting), spent / budget)
         waiting += [(problem, [Answer(task.encode(problem)) for _ in range(s.group_size)])
                     for problem in new_problems]
         rows = _write_on(model, [answer for _, answers in waiting for answer in answers], part, s,
-                         rng.getrandbits(60))
+                         rng.getrandbits(60), iterations)
         lengths = [answer.last_part for answer in rows]
-        # A row idles from the end of its answer to the end of the longest one.
-        idle.append(1 - sum(lengths) / (len(rows) * max(lengths)))
+        # A row of a fixed batch idles from the end of its answer to the end of the longest one.
+        # It idles all the time if its answer is finished and its group is not.
+        idle.append(1 - sum(lengths) / (slots * max(lengths)))
         # The schedule of the learning rate goes by tokens, so that it ends with the budget.
         step = int(s.steps * spent / budget)
         spent, rollouts = spent + sum(lengths), rollouts + 1
 
-        is_done = [all(answer.is_done(s.max_new_tokens) for answer in answers)
-                   for _, answers in waiting]
-        finished += [group for group, done in zip(waiting, is_done) if done]
-        waiting = [group for group, done in zip(waiting, is_done) if not done]
+        still_waiting = []
+        for problem, answers in waiting:
+            is_ready = all(answer.is_done(s.max_new_tokens) for answer in answers)
+            (ready if is_ready else still_waiting).append((problem, answers))
+        waiting = still_waiting
         kept_back.append(len(waiting) / s.problems)
-        if len(finished) < s.problems:
+        if len(ready) < s.problems:
             continue
-        groups, finished = finished[:s.problems], finished[s.problems:]
+        groups, ready = ready[:s.problems], ready[s.problems:]
         problems = [problem for problem, _ in groups]
         answers = [answer for _, of_group in groups for answer in of_group]
+        drawn_in = [i for answer in answers for i in answer.drawn_in]
+        old.append(sum(i < iterations for i in drawn_in) / len(drawn_in))
         rollout = _score(problems, answers, task, s, arm == "parts_last", model.device)
         pool.update(problems, rollout.reward_parts["accuracy"].view(-1, s.group_size))
         model.train()
@@ -205,8 +214,8 @@ def measure_arm(arm, folder):
             reference.load_state_dict(model.state_dict())
     return test_numbers(model, run) | {
         "rollouts": rollouts, "iterations": iterations, "tokens_generated": spent + pool.tokens,
-        "idle": fmean(idle), "idle_late": fmean(idle[len(idle) // 2:]),
-        "kept_back": fmean(kept_back)}
+        "first_tokens": pool.tokens, "idle": fmean(idle), "kept_back": fmean(kept_back),
+        "old": fmean(old)}
 
 
 NAMES = {"uniform": "uniform", "hard": "uniform, then hard ones",
@@ -222,8 +231,8 @@ def picture(rows):
     idle, in_parts = rows["uniform.idle"]["mean"], rows["parts.idle"]["mean"]
     return Picture([arms_panel(f"By 1 - success rate:\n{points:+.1f} points of pass@1", rows, names,
                                "pass@1", "correct answers"),
-                    arms_panel(f"Answers in parts: {in_parts:.0%} idle rows\ninstead of {idle:.0%}",
-                               rows, names, "idle", "share of rows that idle")],
+                    arms_panel(f"In parts: {in_parts:.0%} idle\ninstead of {idle:.0%}", rows, names,
+                               "idle", "rows that idle")],
                    "test problems, temperature 1; a dot is a seed, a line the mean")
 
 
@@ -231,8 +240,9 @@ def page(rows, notes):
     """The lines of the report: the arms, and each against uniform."""
     columns = {"pass@1": "pass@1", "length": "tokens", "rollouts": "rollouts",
                "iterations": "iterations of learning", "tokens_generated": "tokens generated",
-               "idle": "share of idle rows", "idle_late": "in the second half",
-               "kept_back": "groups that wait for the next rollout"}
+               "first_tokens": "of these for success rates", "idle": "share of idle rows",
+               "kept_back": "groups that wait for the next rollout",
+               "old": "tokens of an older policy"}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines = [*table(["arm", *columns.values()], body), ""]

@@ -179,7 +179,7 @@ def test_sampling_in_parts_keeps_each_tokens_probability(model):
     answers = [sampling.Answer(tasks.encode_prompt(problem.question)) for _ in range(6)]
     written = []
     for seed in range(3):
-        written.append(len(sampling._write_on(model, answers, 4, s, seed)))
+        written.append(len(sampling._write_on(model, answers, 4, s, seed, seed + 5)))
     assert written[0] == 6 and all(answer.is_done(10) for answer in answers)
     assert {len(answer.ids) for answer in answers if not answer.finished} == {10}
     samples = sampling._as_samples(answers, only_last=False, device="cpu")
@@ -190,6 +190,7 @@ def test_sampling_in_parts_keeps_each_tokens_probability(model):
     assert torch.equal(last.tokens, samples.tokens)
     assert torch.equal(last.logprobs, samples.logprobs * last.answer)
     for i, answer in enumerate(answers):
+        assert answer.drawn_in == [5 + t // 4 for t in range(len(answer.ids))]
         assert last.answers()[i] == answer.ids[-answer.last_part:]
         assert answer.last_part == (2 if len(answer.ids) > 8 else (len(answer.ids) - 1) % 4 + 1)
 
@@ -230,6 +231,7 @@ def test_sampling_in_parts_learns_in_full_batches(model, monkeypatch):
     numbers = sampling.measure_arm("parts", SimpleNamespace(run=RUN))
     assert len(batches) == numbers["iterations"] >= 2
     assert numbers["rollouts"] > numbers["iterations"] and numbers["kept_back"] > 0
+    assert 0 < numbers["old"] < 1 and 0 < numbers["idle"] < 1
     for batch in batches:
         assert len(batch.problems) == s.problems
         for ids, finished in zip(batch.samples.answers(), batch.samples.finished):
