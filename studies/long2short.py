@@ -8,14 +8,14 @@ tokens (Figure 7).
 
 The study trains its own base. Half of the checked workings in its corpus check every step.
 The other half check a step with chance 0.3. So an answer can be shorter and still have
-checks. Seven models are tested:
+checks. Eight models are tested:
 
     long             the base after RL
-    short            the base after SFT on short workings
+    short            the base after SFT on 400 right workings without checks
     merge            the mean of the weights of long and short
-    shortest         long after SFT. To each problem it learns from the shortest right one of
-                     its own 8 answers
-    merge_shortest   the same after merge, as in the paper's figure
+    shortest         long after SFT on the shortest right one of its own 8 answers to each problem
+    merge_shortest   the same SFT, starting from merge, as in the paper's figure
+    random           long after SFT on a random right one of its own 8 answers: the control
     dpo              long after DPO. The shortest right answer is chosen. Longer wrong answers
                      are rejected, and right ones that are more than 1.5 times as long
     rl               long after more RL, with the length reward and a lower limit on tokens
@@ -23,6 +23,7 @@ checks. Seven models are tested:
 import dataclasses
 import random
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,8 @@ from tools.tables import cell, table
 SEEDS = range(3)
 SETTINGS = "zero.objective=kimi", "dev1.steps=40", "eval.longer=1", "data.prompts=8"
 STAGES = "full_base", "long", "short"
-ARMS = dict.fromkeys(("long", "short", "merge", "shortest", "merge_shortest", "dpo", "rl"), "")
+ARMS = dict.fromkeys(("long", "short", "merge", "shortest", "merge_shortest", "random",
+                      "dpo", "rl"), "")
 DIFFERENCES = {f"{arm}.minus_long.pass@1": (f"{arm}.pass@1", "long.pass@1")
                for arm in ARMS if arm != "long"}
 CHECK_CHANCES = (0.3, 1.0)   # of a step, in the two lengths of checked working
@@ -111,14 +113,28 @@ def _own_answers(model, run):
     return groups
 
 
-def _shortest(model, run):
-    """A model after SFT on the shortest right answer to each problem."""
-    documents = []
+def _imitate(model, run, choose):
+    """(a model after SFT on one of its own right answers to each problem, the mean tokens of these
+    answers and the share with a check). choose: picks one of several, the shortest is first."""
+    documents, chosen = [], []
     for problem, answers in _own_answers(model, run):
         right = [answer for answer, is_right in answers if is_right]
         if right:
-            documents.append(tasks.dialogue(problem, tasks.decode(right[0])))
-    return _after(model, run.dev1, documents, run.seed)
+            chosen.append(choose(right))
+            documents.append(tasks.dialogue(problem, tasks.decode(chosen[-1])))
+    tuned = _after(model, run.dev1, documents, run.seed)
+    checks = [tasks.reflects(tasks.decode(answer)) for answer in chosen]
+    return tuned, {"learnt_length": fmean(map(len, chosen)), "learnt_checks": fmean(checks)}
+
+
+def _shortest(model, run):
+    """The model and the numbers of _imitate, with the shortest right answers."""
+    return _imitate(model, run, lambda right: right[0])
+
+
+def _random(model, run):
+    """The same with a random right answer to each problem."""
+    return _imitate(model, run, random.Random(f"{run.seed}/random").choice)
 
 
 def _after(model, s, examples, seed, **loss):
@@ -134,14 +150,15 @@ def _after(model, s, examples, seed, **loss):
 @dataclass
 class Pair:
     """Two answers to one question, as DPO learns from them."""
-    tokens: list[int]    # question and chosen answer
-    worse: list[int]     # question and rejected answer
-    prompt_length: int   # tokens of the question
+    tokens: list[int]        # question and chosen answer
+    worse: list[int]         # question and rejected answer
+    prompt_length: int       # tokens of the question
+    worse_is_right: bool     # the rejected answer is right, but long
 
 
 def _pairs_of(groups):
-    """The Pairs of answers sorted by length (Kimi k1.5 section 2.4). The shortest right answer is
-    chosen. Longer wrong ones are rejected, and right ones of more than LONGER times its length.
+    """The Pairs of _own_answers (Kimi k1.5 section 2.4). The shortest right answer is chosen.
+    Longer wrong ones are rejected, and right ones of more than LONGER times its length.
 
     A shorter wrong answer makes no pair. It would teach that longer answers are better."""
     pairs = []
@@ -151,9 +168,9 @@ def _pairs_of(groups):
             continue
         chosen, question = right[0], tasks.encode_prompt(problem.question)
         for answer, is_right in answers:
-            shortest_rejected = LONGER * len(chosen) if is_right else len(chosen)
-            if len(answer) > shortest_rejected:
-                pairs.append(Pair(question + chosen, question + answer, len(question)))
+            limit = LONGER * len(chosen) if is_right else len(chosen)
+            if len(answer) > limit:
+                pairs.append(Pair(question + chosen, question + answer, len(question), is_right))
     return pairs
 
 
@@ -183,16 +200,19 @@ def _dpo_loss(reference):
 
 
 def _dpo(model, run):
-    """A model after DPO on pairs of its own answers."""
+    """(a model after DPO on pairs of its own answers, how many pairs there are and in how many of
+    them the rejected answer is right)."""
     s = dataclasses.replace(run.dev1, documents=32, lr=DPO_LR, muon_lr=0.0)
     pairs = _pairs_of(_own_answers(model, run))
-    return _after(model, s, pairs, run.seed, loss=_dpo_loss(copy_model(model).eval()))
+    tuned = _after(model, s, pairs, run.seed, loss=_dpo_loss(copy_model(model).eval()))
+    return tuned, {"pairs": len(pairs), "pairs_right": sum(pair.worse_is_right for pair in pairs)}
 
 
 def _more_rl(model, run):
-    """A model after RL with the length reward and a smaller limit on length."""
+    """A model after RL with the length reward and a smaller limit on length, on new problems."""
     s = dataclasses.replace(run.zero, **RL_PHASE)
-    return train_in_memory(model, make_task(run, s, rule_rewards(s)), s, run)[0]
+    other_run = dataclasses.replace(run, seed=run.seed + 1000)
+    return train_in_memory(model, make_task(run, s, rule_rewards(s)), s, other_run)[0]
 
 
 # ------------------------------------------------------------------------------
@@ -202,14 +222,16 @@ def measure_arm(arm, folder):
     """The numbers of an arm on test."""
     run, (long, short) = folder.run, _start_models(folder, arm)
     make_model = {
-        "long": lambda: long,
-        "short": lambda: short,
-        "merge": lambda: _merge(long, short),
+        "long": lambda: (long, {}),
+        "short": lambda: (short, {}),
+        "merge": lambda: (_merge(long, short), {}),
         "shortest": lambda: _shortest(long, run),
         "merge_shortest": lambda: _shortest(_merge(long, short), run),
+        "random": lambda: _random(long, run),
         "dpo": lambda: _dpo(long, run),
-        "rl": lambda: _more_rl(long, run)}
-    return test_numbers(make_model[arm](), run)
+        "rl": lambda: (_more_rl(long, run), {})}
+    model, facts = make_model[arm]()
+    return test_numbers(model, run) | facts
 
 
 def combine(numbers):
@@ -220,7 +242,7 @@ def combine(numbers):
 
 
 NAMES = {"long": "the long model", "rl": "RL with the length reward", "dpo": "DPO",
-         "shortest": "SFT on the shortest right answer",
+         "shortest": "SFT on the shortest right answer", "random": "SFT on a random right answer",
          "merge_shortest": "merge, then SFT on the shortest", "merge": "merge",
          "short": "the short model"}
 
@@ -228,13 +250,13 @@ NAMES = {"long": "the long model", "rl": "RL with the length reward", "dpo": "DP
 def picture(rows):
     """Tokens and pass@1 of all arms. The titles compare SFT after the merge with the long model."""
     names = {"long": "long model", "rl": "RL, length reward", "dpo": "DPO",
-             "shortest": "SFT, shortest", "merge": "merge", "merge_shortest": "merge, then SFT",
-             "short": "short model"}
+             "shortest": "SFT, shortest", "random": "SFT, random", "merge": "merge",
+             "merge_shortest": "merge, then SFT", "short": "short model"}
     long, both = (rows[f"{arm}.length"]["mean"] for arm in ("long", "merge_shortest"))
     points = 100 * (rows["merge_shortest.pass@1"]["mean"] - rows["long.pass@1"]["mean"])
-    return Picture([arms_panel(f"Merge, then SFT:\n{both / long - 1:+.0%} tokens,", rows, names,
+    return Picture([arms_panel(f"Merge, then SFT:\n{both / long - 1:+.0%} tokens", rows, names,
                                "length", "tokens in an answer", percent=False),
-                    arms_panel(f"{points:+.1f} points\nof pass@1", rows, names, "pass@1",
+                    arms_panel(f"Merge, then SFT:\n{points:+.1f} points", rows, names, "pass@1",
                                "correct answers")],
                    "test problems, temperature 1; a dot is a seed, a line the mean")
 
@@ -242,7 +264,9 @@ def picture(rows):
 def page(rows, notes):
     """The lines of the report: accuracy and tokens of the arms, beside Kimi's Figure 7, and each
     against the long model."""
-    columns = {"length": "tokens", "pass@1": "pass@1", "reflection": "checks"}
+    columns = {"length": "tokens", "pass@1": "pass@1", "reflection": "answers with a check",
+               "learnt_length": "tokens of what it learnt from", "learnt_checks": "with a check",
+               "pairs": "pairs", "pairs_right": "with a right answer rejected"}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns), FIGURE_7.get(arm, "")]
             for arm, name in NAMES.items()]
     lines = [*table(["arm", *columns.values(), "Kimi's tokens / accuracy: MATH-500, AIME"], body),

@@ -265,6 +265,7 @@ def test_long2short_pairs():
     assert [pair.tokens for pair in pairs] == [question + [2] * 4] * 3
     assert [pair.worse[len(question):] for pair in pairs] == [[4] * 5, [6] * 7, [7] * 9]
     assert {pair.prompt_length for pair in pairs} == {len(question)}
+    assert [pair.worse_is_right for pair in pairs] == [False, True, False]
 
 
 def test_long2short_dpo_loss_by_hand(model):
@@ -273,8 +274,9 @@ def test_long2short_dpo_loss_by_hand(model):
     torch.manual_seed(2)
     reference = moe.Transformer(MICRO).eval()
     question = tasks.encode_prompt("Compute 1+2+3")
-    pairs = [long2short.Pair(question + [5, 6, 7], question + [8], len(question)),
-             long2short.Pair(question + [9], question + [4, 3, 2, 1], len(question))]
+    pairs = [long2short.Pair(question + [5, 6, 7], question + [8], len(question), False),
+             long2short.Pair(question + [9], question + [4, 3, 2, 1], len(question),
+                             True)]
 
     def log_probability(model, ids):
         logp = model(torch.tensor([ids[:-1]])).logits.log_softmax(-1)[0]
@@ -303,8 +305,32 @@ def test_long2short_learns_from_the_shortest_right_answer(model, monkeypatch):
     monkeypatch.setattr(long2short, "sample_answers", lambda *_, **__: ids[::-1])
     learnt = []
     monkeypatch.setattr(long2short, "_after", lambda m, s, examples, seed: learnt.extend(examples))
-    long2short._shortest(model, RUN)
+    _, numbers = long2short._shortest(model, RUN)
     assert learnt == [tasks.dialogue(problem, texts[1])]
+    assert numbers == {"learnt_length": len(ids[1]), "learnt_checks": 0.0}
+
+
+def test_long2short_every_arm_is_measured(model, monkeypatch):
+    """Each arm starts from the same two models, is trained as its name says and tested. RL asks
+    other problems than those of the long model's own RL."""
+    drawn = []
+    short = moe.Transformer(MICRO).eval()
+    monkeypatch.setattr(long2short, "_start_models", lambda *_: (model, short))
+    monkeypatch.setattr(long2short, "test_numbers", lambda m, run: {"model": m})
+    monkeypatch.setattr(long2short, "PROBLEMS", 2)
+    monkeypatch.setattr(tasks, "accuracy", lambda text, problem: float(len(text) % 2 == 0))
+    monkeypatch.setattr(long2short, "train_in_memory",
+                        lambda m, task, s, run: drawn.append((s, run.seed)) or (m,))
+    monkeypatch.setattr(long2short, "_after", lambda m, s, examples, seed, **_: (m, examples))
+    folder = SimpleNamespace(run=RUN)
+    found = {arm: long2short.measure_arm(arm, folder) for arm in long2short.ARMS}
+    assert found["long"]["model"] is model and found["short"]["model"] is short
+    assert found["rl"]["model"] is model
+    [(s, seed)] = drawn
+    assert seed != RUN.seed and s.length_weight > 0 and s.max_new_tokens == 70
+    for arm in ("shortest", "random"):
+        assert found[arm]["model"][0] is model and found[arm]["learnt_length"] > 0
+    assert found["dpo"]["pairs"] == len(found["dpo"]["model"][1])
 
 
 # -------------------------------------------------------------------------------------------------
