@@ -219,14 +219,14 @@ def measure_arm(arm, folder):
 
 
 NAMES = {"uniform": "uniform", "hard": "uniform, then hard ones",
-         "prioritized": "by 1 - success rate", "parts": "in parts, all of them learnt from",
-         "parts_last": "in parts, only the last one learnt from"}
+         "prioritized": "by 1 - success rate", "parts": "in parts, all of them in the loss",
+         "parts_last": "in parts, only the last one in the loss"}
 
 
 def picture(rows):
     """pass@1 of all arms, and the idle rows. The titles compare an arm with uniform."""
     names = {"uniform": "uniform", "hard": "then hard ones", "prioritized": "by 1 - success rate",
-             "parts": "in parts", "parts_last": "in parts, last one learnt"}
+             "parts": "in parts", "parts_last": "in parts, last one in loss"}
     points = 100 * (rows["prioritized.pass@1"]["mean"] - rows["uniform.pass@1"]["mean"])
     idle, in_parts = rows["uniform.idle"]["mean"], rows["parts.idle"]["mean"]
     return Picture([arms_panel(f"By 1 - success rate:\n{points:+.1f} points of pass@1", rows, names,
