@@ -184,12 +184,12 @@ def _make_judge(arm, folder, base):
     return lambda problems, answers: [float(rule(a, p)) for p, a in zip(problems, answers)]
 
 
-def _accuracy_of(judge, run):
-    """The share of right verdicts on answers to test problems, over all forms and by form."""
-    rng, cases = random.Random("test/judges"), []
+def _accuracy_of(judge, run, part="test"):
+    """The share of right verdicts on answers to problems of a part, over all forms and by form."""
+    rng, cases = random.Random(f"{part}/judges"), []
     for i in range(ANSWERS):
         form = FORMS[i % len(FORMS)]
-        cases.append((form, *_draw_case(rng, run, form, "test")))
+        cases.append((form, *_draw_case(rng, run, form, part)))
     verdicts = judge([problem for _, problem, _, _ in cases], [answer for _, _, answer, _ in cases])
     hits = [(form, (verdict > 0.5) == right)
             for (form, _, _, right), verdict in zip(cases, verdicts)]
@@ -277,6 +277,8 @@ def measure_arm(arm, folder):
     for _ in train_rl(policy, make_task(run, s, rewards), s, run.seed):
         pass
     numbers = _accuracy_of(judge, run) | _test(policy, judge, run)
+    seen = _accuracy_of(judge, run, "train")
+    numbers |= {key.replace("accuracy", "seen"): x for key, x in seen.items()}
     return numbers | {f"before.{key}": x for key, x in before.items() if key != "examples"}
 
 
@@ -303,7 +305,8 @@ def picture(rows):
 def page(rows, notes):
     """The lines of the report: the judges, the RL that they reward, and what fooled
     them."""
-    columns = {"accuracy": "right verdicts"} | {f"accuracy.{form}": form for form in FORMS}
+    columns = {"seen": "right verdicts, training part", "accuracy": "right verdicts, test part"}
+    columns |= {f"accuracy.{form}": form for form in FORMS}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines = [*table(["judge", *columns.values()], body), ""]
