@@ -253,11 +253,11 @@ def picture(rows):
              "shortest": "SFT, shortest", "random": "SFT, random", "merge": "merge",
              "merge_shortest": "merge, then SFT", "short": "short model"}
     long, both = (rows[f"{arm}.length"]["mean"] for arm in ("long", "merge_shortest"))
-    points = 100 * (rows["merge_shortest.pass@1"]["mean"] - rows["long.pass@1"]["mean"])
+    right, right_long = (rows[f"{arm}.pass@1"]["mean"] for arm in ("merge_shortest", "long"))
     return Picture([arms_panel(f"Merge, then SFT:\n{both / long - 1:+.0%} tokens", rows, names,
                                "length", "tokens in an answer", percent=False),
-                    arms_panel(f"Merge, then SFT:\n{points:+.1f} points", rows, names, "pass@1",
-                               "correct answers")],
+                    arms_panel(f"{right:.0%} right,\nthe long model {right_long:.0%}", rows,
+                               names, "pass@1", "correct answers")],
                    "test problems, temperature 1; a dot is a seed, a line the mean")
 
 
