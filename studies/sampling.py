@@ -226,12 +226,12 @@ NAMES = {"uniform": "uniform", "hard": "uniform, then hard ones",
 def picture(rows):
     """pass@1 of all arms, and the idle rows. The titles compare an arm with uniform."""
     names = {"uniform": "uniform", "hard": "then hard ones", "prioritized": "by 1 - success rate",
-             "parts": "in parts", "parts_last": "in parts, last one in loss"}
+             "parts": "in parts", "parts_last": "last part in loss"}
     points = 100 * (rows["prioritized.pass@1"]["mean"] - rows["uniform.pass@1"]["mean"])
     idle, in_parts = rows["uniform.idle"]["mean"], rows["parts.idle"]["mean"]
     return Picture([arms_panel(f"By 1 - success rate:\n{points:+.1f} points of pass@1", rows, names,
                                "pass@1", "correct answers"),
-                    arms_panel(f"In parts: {in_parts:.0%} idle\ninstead of {idle:.0%}", rows, names,
+                    arms_panel(f"Idle rows: {in_parts:.0%}\ninstead of {idle:.0%}", rows, names,
                                "idle", "rows that idle")],
                    "test problems, temperature 1; a dot is a seed, a line the mean")
 
