@@ -294,12 +294,12 @@ NAMES = {"value": "value head", "reasoning": "reasons first", "text": "compariso
 def picture(rows):
     """The right verdicts of all judges, and how often each is fooled by the policy it rewards."""
     value, reasoning = (rows[f"{arm}.accuracy"]["mean"] for arm in ("value", "reasoning"))
-    accepted = rows["value.accepted"]["mean"]
-    return Picture([arms_panel(f"{reasoning:.0%} of verdicts are right\nwith reasoning, "
-                               f"{value:.0%} without", rows, NAMES, "accuracy", "right verdicts"),
-                    arms_panel(f"After RL the value head accepts\n{accepted:.0%} of wrong answers",
-                               rows, NAMES, "accepted", "wrong answers that are accepted")],
-                   "test problems; a dot is a seed, a line the mean")
+    names = NAMES | {"text": "same text", "rule": "exact rule"}
+    return Picture([arms_panel(f"Value head: {value:.0%} right,\nwith reasoning {reasoning:.0%}",
+                               rows, names, "accuracy", "right verdicts"),
+                    arms_panel(f"It accepts {rows['value.accepted']['mean']:.0%} of\nwrong answers",
+                               rows, names, "accepted", "wrong and accepted")],
+                   "test problems, on the right after RL; a dot is a seed, a line the mean")
 
 
 def page(rows, notes):

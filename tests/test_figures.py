@@ -1,4 +1,5 @@
 """Tests of tools/figures.py: which numbers are drawn, and the files where matplotlib is there."""
+import importlib
 import json
 import math
 import re
@@ -288,3 +289,25 @@ def test_figures_are_drawn_at_slide_size(tmp_path):
 def test_figures_committed_pictures_are_small(path):
     """Every picture is there, and under 120 KB."""
     assert 0 < (figures.ROOT / path).stat().st_size < 120_000
+
+
+# The studies with results that have a picture.
+PICTURED = [path.stem for path in sorted((figures.ROOT / "studies").glob("*.py"))
+            if "def picture(" in path.read_text("utf-8")
+            and (figures.ROOT / "results" / path.stem / "summary.json").exists()]
+
+
+@pytest.mark.parametrize("name", PICTURED)
+def test_figures_titles_and_labels_of_studies_are_not_cut_off(name, tmp_path, monkeypatch):
+    """All text of a study's picture is within the picture."""
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    study = importlib.import_module(f"studies.{name}")
+    figures.write_picture(tmp_path, name, study.picture(committed(name, "summary")["metrics"]))
+    [figure] = drawn
+    figure.canvas.draw()
+    right = figure.bbox.x1
+    for plot in figure.axes:
+        for text in (plot._left_title, plot.xaxis.label, plot.yaxis.label):
+            assert text.get_window_extent().x1 <= right, text.get_text()
