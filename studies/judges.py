@@ -18,7 +18,9 @@ right. Two rules are not trained:
     text        the answer must be equal to the reference, character by character
     rule        the exact rule, for comparison
 
-Then each of the four rewards a short RL run of a policy that answers in these forms.
+They are tested on pairs of reference and answer that no judge has seen, and on pairs of the
+training part. Then each of the four rewards a short RL run of a policy that answers in these
+forms.
 """
 import random
 import re
@@ -303,8 +305,7 @@ def picture(rows):
 
 
 def page(rows, notes):
-    """The lines of the report: the judges, the RL that they reward, and what fooled
-    them."""
+    """The lines of the report: the judges, the RL that they reward, and what fooled them."""
     columns = {"seen": "right verdicts, training part", "accuracy": "right verdicts, test part"}
     columns |= {f"accuracy.{form}": form for form in FORMS}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]

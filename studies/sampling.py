@@ -105,7 +105,7 @@ class Answer:
     prompt: list[int]
     ids: list[int] = field(default_factory=list)         # written so far
     logprobs: list[float] = field(default_factory=list)  # of each, by the policy that drew it
-    drawn_in: list[int] = field(default_factory=list)    # the iteration of each
+    drawn_in: list[int] = field(default_factory=list)    # iteration in which each was drawn
     last_part: int = 0        # tokens of its last part
     finished: bool = False    # it ended by itself
 
@@ -115,8 +115,8 @@ class Answer:
 
 
 def _write_on(model, answers, part, s, seed, iteration):
-    """Each unfinished answer gets up to `part` more tokens, in an iteration of learning. Returns
-    these answers."""
+    """Each unfinished answer gets up to `part` more tokens. Returns these answers. iteration: the
+    number of updates of the policy before."""
     rows = [answer for answer in answers if not answer.is_done(s.max_new_tokens)]
     samples = generate(model, [answer.prompt + answer.ids for answer in rows], part,
                        tasks.END_ID, tasks.PAD_ID, s.temperature, seed=seed)

@@ -228,10 +228,21 @@ def test_sampling_in_parts_learns_in_full_batches(model, monkeypatch):
     monkeypatch.setattr(sampling, "POOL", 40)
     monkeypatch.setattr(sampling, "PART", 3)
     monkeypatch.setattr(sampling, "improve", lambda *words: batches.append(words[3]))
+    idle, write_on = [], sampling._write_on
+
+    def spy(*words):
+        rows = write_on(*words)
+        lengths = [row.last_part for row in rows] + [0] * (s.problems * s.group_size - len(rows))
+        idle.append(1 - sum(lengths) / len(lengths) / max(lengths))
+        for row in rows:  # about half of the groups are ready after a part, the others after three
+            row.finished = row.finished or sum(row.prompt) % 2 == 0
+        return rows
+
+    monkeypatch.setattr(sampling, "_write_on", spy)
     numbers = sampling.measure_arm("parts", SimpleNamespace(run=RUN))
     assert len(batches) == numbers["iterations"] >= 2
     assert numbers["rollouts"] > numbers["iterations"] and numbers["kept_back"] > 0
-    assert 0 <= numbers["old"] < 1 and 0 < numbers["idle"] < 1
+    assert numbers["idle"] == pytest.approx(sum(idle) / len(idle)) and 0 < numbers["old"] < 1
     for batch in batches:
         assert len(batch.problems) == s.problems
         for ids, finished in zip(batch.samples.answers(), batch.samples.finished):

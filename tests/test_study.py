@@ -387,7 +387,7 @@ def test_study_all_makes_the_models_that_others_start_from(monkeypatch, tmp_path
 def test_study_all_has_every_study_once():
     """All studies with runs are planned, but for those that are parts of another one. r1 is the
     first: others start from its models."""
-    names = list(cli._all_studies())
+    names = list(cli.all_studies())
     assert names[0] == "r1" and len(set(names)) == len(names)
     assert set(NAMES) - set(names) == {"hours", "layouts", "peers", "race"}
 

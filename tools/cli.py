@@ -84,7 +84,7 @@ def _run_command(options):
     if options.command == "study":
         tool = importlib.import_module("tools.study")
         if options.name == "all":
-            return tool.main_all(options, _all_studies())
+            return tool.main_all(options, all_studies())
         return tool.main(options, _find_study(options.name))
     if options.command == "bench" and options.against:
         return _find_study("peers").main(options)
@@ -111,7 +111,7 @@ def has_runs(study):
     return bool({"RUNS", "measure", "ARMS"} & set(vars(study)))
 
 
-def _all_studies():
+def all_studies():
     """{name: module} of all studies that have runs. r1 is the first, since others start from its
     models. Studies that are a part of `speed` or `scale` are left out."""
     studies = {name: _find_study(name) for name in ("r1", *_study_names())}

@@ -26,6 +26,7 @@ from statistics import fmean
 import tasks
 from grpo import RL
 from moe import Config
+from tools import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
@@ -641,15 +642,16 @@ def main():
     results = ROOT / "results"
     curves = json.loads((results / "r1" / "curves.json").read_text("utf-8"))
     samples = (results / "r1" / "samples.md").read_text("utf-8")
-    for summary in sorted(results.glob("*/summary.json")):
-        rows, name = json.loads(summary.read_text("utf-8"))["metrics"], summary.parent.name
+    for name, study in cli.all_studies().items():
+        summary = results / name / "summary.json"
+        if not summary.exists():
+            continue
+        rows = json.loads(summary.read_text("utf-8"))["metrics"]
         if name == "r1":
             print(*draw(summary.parent, curves, rows), sep="\n")
             _draw_readme(ROOT / "docs" / "picture.png", curves, rows, samples)
-        elif (ROOT / "studies" / f"{name}.py").exists():
-            study = importlib.import_module(f"studies.{name}")
-            if hasattr(study, "picture"):
-                print(*write_picture(summary.parent, name, study.picture(rows)), sep="\n")
+        elif hasattr(study, "picture"):
+            print(*write_picture(summary.parent, name, study.picture(rows)), sep="\n")
 
 
 if __name__ == "__main__":
