@@ -19,9 +19,9 @@ number of tokens (BUDGET):
                          learning rate is GRPO's, not its own
 
 The level of an arm is the highest number of operations at which half of the answers are
-right, on 100 test problems at temperature 1. At the level that the curriculum reaches, the
-base gives 10,000 answers. If none is right, its chance of a right answer is below 3 / 10,000
-(at 95%).
+right, on 100 test problems at temperature 1. The base gives 10,000 answers at each level above
+its corpus, up to the one that the curriculum reaches. If none is right, its chance of a right
+answer is below 3 / 10,000 (at 95%).
 """
 import dataclasses
 import random
@@ -165,13 +165,13 @@ def _train_further(arm, folder, model):
 
 
 def _test_by_level(model, limit):
-    """{level: (pass@1, tokens)} on test, from three operations until two levels in a row are
-    below 2%."""
+    """{level: (pass@1, tokens, pass@4)} on test, from three operations until two levels in a row
+    are below 2%."""
     found, below = {}, 0
     for level in range(3, LAST + 5):
         means, _ = evaluate(model, _problems("test", level, PROBLEMS), SAMPLES, 1.0, 1.0, limit,
                             seed=1)
-        found[level] = means["pass@1"], means["length"]
+        found[level] = means["pass@1"], means["length"], means["pass@4"]
         below = below + 1 if means["pass@1"] < 0.02 else 0
         if below == 2:
             break
@@ -180,7 +180,21 @@ def _test_by_level(model, limit):
 
 def _highest(by_level):
     """The highest level with half of the answers right."""
-    return max((level for level, (share, _) in by_level.items() if share >= 0.5), default=0)
+    return max((level for level, (share, *_) in by_level.items() if share >= 0.5), default=0)
+
+
+def _base_limit(base, top, limit):
+    """How often the base is right at each level above its corpus, up to `top`, with
+    BASE_ANSWERS answers. solved: the share of problems with a right one among them."""
+    numbers = {"base.top": top}
+    for level in range(FIRST + 1, top + 1):
+        _, by_problem = evaluate(base, _problems("test", level, PROBLEMS),
+                                 BASE_ANSWERS // PROBLEMS, 1.0, 1.0, limit, seed=1)
+        right = sum(record["right"] for record in by_problem)
+        solved = sum(record["right"] > 0 for record in by_problem)
+        numbers |= {f"base.right.{level}": right, f"base.solved.{level}": solved / PROBLEMS,
+                    f"base.bound.{level}": _upper_bound(right, BASE_ANSWERS)}
+    return numbers | {"base.bound": numbers[f"base.bound.{top}"]}
 
 
 def measure_arm(arm, folder):
@@ -195,20 +209,16 @@ def measure_arm(arm, folder):
     for name, m in tested.items():
         by_level = _test_by_level(m, limit)
         numbers[f"{name}level"] = _highest(by_level)
-        for level, (share, length) in by_level.items():
-            numbers[f"{name}pass@1.{level}"], numbers[f"{name}length.{level}"] = share, length
+        for level, (share, length, any_of_4) in by_level.items():
+            numbers |= {f"{name}pass@1.{level}": share, f"{name}pass@4.{level}": any_of_4,
+                        f"{name}length.{level}": length}
     if arm != "fixed":
         numbers["frontier"] = _frontier(records)
         for level in range(FIRST, numbers["frontier"]):
             passed = [i for i in range(len(records)) if _frontier(records[:i + 1]) > level]
             numbers[f"passed.{level}"] = passed[0] + 1  # the rollout after which it moved on
     if arm == "curriculum":
-        level = max(numbers["level"], FIRST + 1)
-        means, _ = evaluate(base, _problems("test", level, PROBLEMS), BASE_ANSWERS // PROBLEMS,
-                            1.0, 1.0, limit, seed=1)
-        right = round(means["pass@1"] * BASE_ANSWERS)
-        numbers |= {"base.tested_level": level, "base.right": right,
-                    "base.bound": _upper_bound(right, BASE_ANSWERS)}
+        numbers |= _base_limit(base, max(numbers["level"], FIRST + 1), limit)
     return numbers
 
 
@@ -256,9 +266,15 @@ def page(rows, notes):
     body = [[arm, *(cell(rows, f"{arm}.passed.{level}") for level in passed)]
             for arm in ("curriculum", "expert_iteration")]
     lines += [*table(["rollouts until the frontier left", *map(str, passed)], body), ""]
-    for seed, right in rows["curriculum.base.right"]["per_seed"].items():
-        level = rows["curriculum.base.tested_level"]["per_seed"][seed]
+    tried = [level for level in levels if f"curriculum.base.right.{level}" in rows]
+    columns = {"base.right": f"right of {BASE_ANSWERS:,} answers of the base",
+               "base.solved": "problems with a right one among 100",
+               "pass@4": "problems with a right one among 4 of the curriculum"}
+    body = [[name, *(cell(rows, f"curriculum.{key}.{level}") for level in tried)]
+            for key, name in columns.items()]
+    lines += [*table(["operations", *map(str, tried)], body), ""]
+    for seed, level in rows["curriculum.base.top"]["per_seed"].items():
         bound = rows["curriculum.base.bound"]["per_seed"][seed]
-        lines.append(f"- seed {seed}: with {level} operations, {right} of {BASE_ANSWERS:,} answers "
-                     f"of the base are right; its chance is at most {bound:.2g}")
+        lines.append(f"- seed {seed}: with {level:.0f} operations the base's chance of a right "
+                     f"answer is at most {bound:.2g}")
     return lines

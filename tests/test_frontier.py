@@ -168,7 +168,26 @@ def test_frontier_arm_ends_with_its_budget(arm, monkeypatch, name):
     assert numbers["level"] == 0 and numbers["frontier"] == frontier.FIRST
     if name == "curriculum":
         assert numbers["base.bound"] == pytest.approx(3 / 4, rel=0.01)
-        assert numbers["base.tested_level"] == 7
+        assert numbers["base.top"] == 7 and numbers["base.right.7"] == 0
+
+
+def test_frontier_base_limit(monkeypatch):
+    """By hand: of two problems with three answers each, one has two right answers at seven
+    operations, and none is right at eight."""
+    monkeypatch.setattr(frontier, "PROBLEMS", 2)
+    monkeypatch.setattr(frontier, "BASE_ANSWERS", 6)
+    asked = []
+
+    def evaluate(model, problems, samples, *rest, seed):
+        asked.append((problems[0].level, len(problems), samples))
+        return {}, [{"right": 0}, {"right": 2 * (problems[0].level == 7)}]
+
+    monkeypatch.setattr(frontier, "evaluate", evaluate)
+    numbers = frontier._base_limit(None, 8, 9)
+    assert asked == [(7, 2, 3), (8, 2, 3)]
+    assert (numbers["base.right.7"], numbers["base.solved.7"]) == (2, 0.5)
+    assert (numbers["base.right.8"], numbers["base.solved.8"]) == (0, 0.0)
+    assert numbers["base.bound"] == numbers["base.bound.8"] == frontier._upper_bound(0, 6)
 
 
 def test_emergence_arms(arm):
