@@ -36,6 +36,7 @@ from engine.evaluate import evaluate
 from engine.folder import read_log
 from r1mini import make_task, rl, rule_rewards, supervised
 from studies.kimi import rest  # studies/kimi.py adds it to grpo.OBJECTIVES
+from tools.figures import Picture, lines_panel
 from tools.study import start_folder
 from tools.tables import cell, table
 
@@ -244,23 +245,41 @@ def combine(numbers):
     return found | {"frontier.base.bound": numbers["curriculum.base.bound"]}
 
 
-NAMES = {"curriculum.base.": "base", "curriculum.zero.": "Zero", "fixed.": "fixed levels",
-         "expert_iteration.": "expert iteration", "curriculum.": "curriculum"}
+NAMES = {"curriculum.base": "base", "curriculum.zero": "Zero", "fixed": "fixed levels",
+         "expert_iteration": "expert iteration", "curriculum": "curriculum"}
+
+
+def picture(rows):
+    """pass@1 and tokens against the number of operations."""
+    level, base = (rows[f"{name}.level"]["mean"] for name in ("curriculum", "curriculum.base"))
+    top = round(level)
+    shown = {name: NAMES[name] for name in reversed(NAMES)}
+    tokens = rows[f"curriculum.length.{top}"]["mean"]
+    panels = [lines_panel(f"RL goes from {base:.0f} to {level:.0f}\noperations,", rows, shown,
+                          "pass@1", "operations", "correct answers"),
+              lines_panel(f"with {tokens:.0f} tokens\nin an answer", rows, shown, "length",
+                          "operations", "tokens in an answer", percent="")]
+    return Picture(panels, f"test problems, temperature 1; the corpus has up to {FIRST} operations")
 
 
 def page(rows, notes):
     """The lines of the report: pass@1 and tokens by level, the rollouts that the frontier took,
     and the base's limit."""
-    levels = [level for level in range(3, LAST + 5) if f"curriculum.pass@1.{level}" in rows]
+    seeds = len(rows["curriculum.level"]["per_seed"])
+    levels = []  # that all seeds were tested on
+    for level in range(3, LAST + 5):
+        row = rows.get(f"curriculum.pass@1.{level}")
+        if row and len(row["per_seed"]) == seeds:
+            levels.append(level)
     lines = []
     for key, head in (("pass@1", "pass@1 by operations"), ("length", "tokens by operations")):
-        body = [[name, *(cell(rows, f"{prefix}{key}.{level}") for level in levels)]
-                for prefix, name in NAMES.items()]
+        body = [[name, *(cell(rows, f"{arm}.{key}.{level}") for level in levels)]
+                for arm, name in NAMES.items()]
         lines += [*table([head, *map(str, levels)], body), ""]
     columns = {"level": "level", "frontier": "frontier", "rollouts": "rollouts",
                "generated": "tokens generated"}
-    body = [[name, *(cell(rows, f"{prefix}{key}") for key in columns)]
-            for prefix, name in NAMES.items()]
+    body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
+            for arm, name in NAMES.items()]
     lines += [*table(["", *columns.values()], body), ""]
     passed = [level for level in range(FIRST, LAST) if f"curriculum.passed.{level}" in rows]
     body = [[arm, *(cell(rows, f"{arm}.passed.{level}") for level in passed)]

@@ -135,6 +135,23 @@ def test_figures_arms_have_a_dot_for_each_seed():
     assert [list(args[1]) for args in plot.arguments_of("set_yticks")] == [["first", "third"]]
 
 
+def test_figures_lines_of_arms():
+    """A line has the mean at each number on the axis, in their order, and a band from the lowest
+    seed to the highest. A number that a seed lacks, and an arm without the metric, are left out."""
+    def row(*seeds):
+        return {"mean": sum(seeds) / len(seeds), "per_seed": dict(enumerate(seeds))}
+
+    rows = {"a.x.10": row(0.2, 0.4), "a.x.9": row(0.5, 0.7), "a.x.11": row(0.1), "a.x.most": row(9),
+            "a.x.y.9": row(8), "c.x.9": row(1.0, 1.0)}
+    plot = Plot()
+    figures.lines_panel("title", rows, {"a": "first", "b": "second", "c": "third"}, "x", "across",
+                        "up").draw(plot)
+    assert plot.arguments_of("plot") == [([9, 10], [pytest.approx(0.6), pytest.approx(0.3)]),
+                                         ([9], [1.0])]
+    assert plot.arguments_of("fill_between") == [([9, 10], [0.5, 0.2], [0.7, 0.4]),
+                                                 ([9], [1.0], [1.0])]
+
+
 def test_figures_titles_have_the_numbers_of_the_committed_data():
     """The numbers in the titles of results/r1 are those of curves.json and summary.json, looked up
     here without the functions of figures.py."""

@@ -29,8 +29,11 @@ from moe import Config
 from tools import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
-STYLES = ((BLUE, "-", "o"), (ORANGE, "--", "s"))  # of the first and the second line: with markers
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+BLACK, GREY = "#000000", "0.45"
+# (colour, dashes, marker) of a panel's first line, its second one, and so on.
+STYLES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"),
+          (BLACK, (0, (1, 2)), "v"))
 STYLE = {"font.size": 14, "axes.titlesize": 14.5, "axes.titleweight": "bold",
          "axes.titlelocation": "left", "axes.titlepad": 12,
          "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
@@ -279,6 +282,38 @@ def arms_panel(title, rows, names, metric, xlabel="", percent=True):
         plot.grid(axis="x")
 
     return Panel(title, draw, "x" if percent else "")
+
+
+def lines_panel(title, rows, names, metric, xlabel, ylabel, percent="y"):
+    """A panel with a line for each arm of a study: its mean over the seeds, in a band from the
+    lowest seed to the highest.
+
+    rows: the metrics of summary.json. Those of an arm are ARM.METRIC.X, where X is a whole number
+    on the horizontal axis. A point that a seed lacks is left out. names: {arm: label}; arms without
+    the metric are left out. percent: the axes in percent, as in Panel.
+    """
+    lines = {}  # {label: {x: the row}}
+    for arm, label in names.items():
+        begin = f"{arm}.{metric}."
+        points = {int(key.removeprefix(begin)): row for key, row in rows.items()
+                  if key.startswith(begin) and key.removeprefix(begin).isdigit()}
+        seeds = max((len(row["per_seed"]) for row in points.values()), default=0)
+        if points:
+            lines[label] = {x: row for x, row in sorted(points.items())
+                            if len(row["per_seed"]) == seeds}
+
+    def draw(plot):
+        for (label, line), (colour, dash, marker) in zip(lines.items(), STYLES):
+            seeds = [list(row["per_seed"].values()) for row in line.values()]
+            plot.plot(list(line), [row["mean"] for row in line.values()], linestyle=dash,
+                      color=colour, marker=marker, lw=2.5, ms=6, label=label)
+            plot.fill_between(list(line), [min(x) for x in seeds], [max(x) for x in seeds],
+                              color=colour, alpha=0.15, lw=0)
+        plot.set(xlabel=xlabel, ylabel=ylabel)
+        plot.set_ylim(bottom=0)
+        plot.legend(fontsize=11)
+
+    return Panel(title, draw, percent)
 
 
 # --------------------------------------------------------------------------------------------------
