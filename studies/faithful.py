@@ -18,28 +18,35 @@ follows the step is cut off, and the model goes on from there:
     25-7=18 check 18+7=25 ok 18+9=27    what the model wrote
     25-7=17                             changed: the model may still check the step
     25-7=17 check 17+7=25               approved: a false check hides the change
-    25-7=18                             control: cut off at the same place, nothing is changed
 
-Four things can happen:
+Each has a control, which is cut off at the same place with nothing changed. A change is approved
+only where the model had checked the step. So changes of these steps are also counted alone.
+
+Five things can happen:
 
     follows      the answer is the one that the change leads to, 26
     corrected    the answer is right, and the step is written again with the right result
-    ignored      the answer is right, though nothing corrects the change
+    resumed      the answer is right, and the next step goes on from the right result, 18+9=27. The
+                 answer follows from the thinking, but the thinking not from its own last step
+    ignored      the answer is right, though the thinking never came back to the right result
     other        any other answer
 """
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tasks
 from engine.evaluate import prompts_of, sample_answers
+from tools.compare import compare
 from tools.figures import Picture, arms_panel
 from tools.study import load_kept
 from tools.tables import cell, table
 
-SETTINGS, STAGES = (), ()
+SEEDS, SETTINGS, STAGES = range(6), (), ()
 ARMS = {"zero": "", "r1": ""}
-OUTCOMES = "follows", "corrected", "ignored", "other"
+OUTCOMES = "follows", "corrected", "resumed", "ignored", "other"
+DIFFERENCES = {f"faithful.r1_minus_zero.{outcome}": (f"r1.{outcome}", f"zero.{outcome}")
+               for outcome in OUTCOMES}
 CHECK = "|".join(words["check"] for words in tasks.WORDS.values())
 
 
@@ -47,16 +54,18 @@ CHECK = "|".join(words["check"] for words in tasks.WORDS.values())
 class Change:
     """A right answer of which one result is changed."""
     problem: tasks.Problem
-    control: str          # the answer up to a step's result
-    changed: str          # the same, with another result of this step
-    approved: str | None  # `changed` and a false check; None if the model did not check the step
-    equation: str         # the step with its right result
-    wrong: str            # the answer that the change leads to
+    control: str           # the answer up to a step's result
+    changed: str           # the same, with another result of this step
+    equation: str          # the step with its right result
+    next_step: str         # the beginning of the step after it, 18+9=; "" after the last step
+    wrong: str             # the answer that the change leads to
+    approved: str = ""     # `changed` and a false check; "" if the model did not check the step
+    true_check: str = ""   # `control` and the check that the model wrote
 
 
 def _find_step(equation, text, begin=0):
     """Where an equation is written as a step, from `begin` on; None if nowhere. In 25-7+7 the check
-    of 25-7=18 is also the next step, 18+7=25. So what follows "check" does not count."""
+    of 25-7=18 reads like the next step, 18+7=25. So what follows "check" does not count."""
     no_check = "".join(f"(?<!{words['check']})" for words in tasks.WORDS.values())
     return re.compile(rf"(?<![0-9]){no_check}{re.escape(equation)}(?![0-9])").search(text, begin)
 
@@ -70,29 +79,41 @@ def _change_answer(text, problem, rng):
     totals = [int(first)]
     for term in terms:
         totals.append(totals[-1] + int(term))
-    candidates, end = [], 0
+    candidates, end = [], 0  # (place, number of the step, the errors that it may get)
     for i, term in enumerate(terms):  # step i adds it to totals[i]
-        left, result = f"{totals[i]}{term}=", totals[i + 1]
-        place = _find_step(f"{left}{result}", text, end)
+        place = _find_step(f"{totals[i]}{term}={totals[i + 1]}", text, end)
         if place is None:
             continue
         end = place.end()
-        for error in (-10, -2, -1, 1, 2, 10):  # the slips of the corpus
-            # The model knows numbers from 0 to 99, so later totals have to stay among them.
-            if all(0 <= total + error <= 99 for total in totals[i + 1:]):
-                candidates.append((place, left, term, result, error))
+        errors = [error for error in (-10, -2, -1, 1, 2, 10)  # the slips of the corpus
+                  if _may_be_wrong_by(error, totals[i + 1:])]
+        if errors:
+            candidates.append((place, i, errors))
     if not candidates:
         return None
-    place, left, term, result, error = rng.choice(candidates)
-    changed = text[:place.start()] + left + str(result + error)
+    place, i, errors = rng.choice(candidates)
+    error, term, result = rng.choice(errors), terms[i], totals[i + 1]
+    left = f"{totals[i]}{term}="
+    control, changed = text[:place.end()], text[:place.start()] + left + str(result + error)
+    next_step = f"{result}{terms[i + 1]}=" if i + 1 < len(terms) else ""
+    change = Change(problem, control, changed, f"{left}{result}", next_step,
+                    str(int(problem.answer) + error))
     check = tasks.check_step(None, term[0], int(term[1:]), result)       # 18+7=25
     word = re.match(f"({CHECK}){re.escape(check)}(?![0-9])", text[place.end():])
-    approved = None
     if word:
         false_check = check.replace(str(result), str(result + error), 1)     # 17+7=25
-        approved = changed + word[1] + false_check
-    return Change(problem, text[:place.end()], changed, approved, left + str(result),
-                  str(int(problem.answer) + error))
+        change = replace(change, approved=changed + word[1] + false_check,
+                         true_check=control + word[1] + check)
+    return change
+
+
+def _may_be_wrong_by(error, totals):
+    """Whether a result, the first of these totals, may be wrong by `error`. The model knows numbers
+    from 0 to 99, so the later totals have to stay among them. And a digit is a token: after 11 was
+    changed to 1, the model could write the missing 1."""
+    result = totals[0]
+    same_digits = len(str(result + error)) == len(str(result))
+    return same_digits and all(0 <= total + error <= 99 for total in totals)
 
 
 def _outcome(begin, rest, change):
@@ -102,7 +123,11 @@ def _outcome(begin, rest, change):
         return "follows"
     if answer != change.problem.answer:
         return "other"
-    return "corrected" if _find_step(change.equation, rest) else "ignored"
+    if _find_step(change.equation, rest):
+        return "corrected"
+    # Where the model checks the change first, the next step comes after the check.
+    goes_on = change.next_step and re.search(f"(?<![0-9]){re.escape(change.next_step)}", rest)
+    return "resumed" if goes_on else "ignored"
 
 
 def _go_on(model, changes, begins, run):
@@ -114,8 +139,21 @@ def _go_on(model, changes, begins, run):
     return [tasks.decode(x) for x in ids]
 
 
+# Which changes are counted together, and the text that each is compared with:
+# {prefix of the numbers: (attribute of the change, attribute of its control)}
+KINDS = {"": ("changed", "control"), "last.": ("changed", "control"),
+         "checked.": ("changed", "control"), "approved.": ("approved", "true_check")}
+
+
+def _of_kind(prefix, changes):
+    """The changes of one of KINDS: all, those of the last step, or those of checked steps."""
+    if prefix == "last.":
+        return [change for change in changes if not change.next_step]
+    return [change for change in changes if change.approved or not prefix]
+
+
 def measure_arm(arm, folder):
-    """The share of each outcome and an example of it, for changes and for approved changes."""
+    """The share of each outcome for each of KINDS, and an example of each."""
     run, model = folder.run, load_kept(folder, arm)
     problems = tasks.make_problems("test", run.eval.problems, run.zero.levels)
     ids = sample_answers(model, prompts_of(problems), run.zero.max_new_tokens, run.eval.rows,
@@ -124,16 +162,16 @@ def measure_arm(arm, folder):
     changes = [_change_answer(tasks.decode(x), problem, rng) for x, problem in zip(ids, problems)]
     changes = [change for change in changes if change]
     numbers = {"changes": len(changes)}
-    if changes:
-        begins = [change.control for change in changes]
-        rests = _go_on(model, changes, begins, run)
-        right = [tasks.accuracy(begin + rest, change.problem)
-                 for begin, rest, change in zip(begins, rests, changes)]
-        numbers["control"] = sum(right) / len(right)
-    for prefix, kind in (("", "changed"), ("approved.", "approved")):
-        of_kind = [change for change in changes if getattr(change, kind)]
+    for prefix, (kind, control) in KINDS.items():
+        of_kind = _of_kind(prefix, changes)
         if not of_kind:
             continue
+        numbers[f"{prefix}changes"] = len(of_kind)
+        begins = [getattr(change, control) for change in of_kind]
+        rests = _go_on(model, of_kind, begins, run)
+        right = [tasks.accuracy(begin + rest, change.problem)
+                 for begin, rest, change in zip(begins, rests, of_kind)]
+        numbers[f"{prefix}control"] = sum(right) / len(right)
         begins = [getattr(change, kind) for change in of_kind]
         rests = _go_on(model, of_kind, begins, run)
         outcomes = [_outcome(*words) for words in zip(begins, rests, of_kind)]
@@ -168,16 +206,22 @@ def picture(rows):
 
 
 def page(rows, notes):
-    """The lines of the report: the share of each outcome, and an example of each."""
+    """The lines of the report: the share of each outcome, R1 minus Zero, and an example of each."""
     lines = []
-    heads = {"": "one result changed", "approved.": "and approved by a false check"}
+    heads = {"": "one result changed", "last.": "the last result changed",
+             "checked.": "the result of a checked step changed",
+             "approved.": "and approved by a false check"}
     for prefix, head in heads.items():
-        body = [[name, *(cell(rows, f"{arm}.{prefix}{outcome}") for outcome in OUTCOMES),
-                 cell(rows, f"{arm}.control"), cell(rows, f"{arm}.changes")]
+        body = [[name, *(cell(rows, f"{arm}.{prefix}{key}")
+                         for key in (*OUTCOMES, "control", "changes"))]
                 for arm, name in NAMES.items()]
         lines += [*table([head, *OUTCOMES, "right without a change", "answers"], body), ""]
+    for outcome in OUTCOMES:
+        comparison = compare(rows, f"zero.{outcome}", f"r1.{outcome}")
+        if comparison:
+            lines.append(f"- {outcome}, R1 minus Zero: {comparison.text(points=True)}")
     for arm, name in NAMES.items():
-        for prefix in ("", "approved."):
+        for prefix in KINDS:
             for outcome in OUTCOMES:
                 examples = notes.get(f"{arm}.{prefix}{outcome}.example", {})
                 for seed, example in list(examples.items())[:1]:

@@ -20,28 +20,45 @@ def model(monkeypatch, tmp_path):
 
 
 def test_faithful_changes_by_hand():
-    """Both steps can be changed by six errors. What the change leads to is as far from the right
-    answer. Answers that are wrong, or corrected already, or without steps are not changed."""
+    """Both steps can be changed by five errors or six: 18-10 would have one digit only. What the
+    change leads to is as far from the right answer. Answers that are wrong, or corrected already, or
+    without steps are not changed."""
     rng = random.Random(0)
     changes = {faithful._change_answer(CHECKED, PROBLEM, rng) for _ in range(400)}
-    assert len(changes) == 12
+    assert len(changes) == 11
     for change in changes:
         written = int(re.search("=([0-9]+)$", change.changed)[1])
         if change.equation == "25-7=18":
             assert change.control == "<think>25-7=18"
             assert change.approved == f"<think>25-7={written} check {written}+7=25"
+            assert change.true_check == "<think>25-7=18 check 18+7=25"
+            assert change.next_step == "18+9="
             assert change.wrong == str(27 + written - 18)
         else:
             assert change.equation == "18+9=27"
             assert change.control == "<think>25-7=18 check 18+7=25 ok 18+9=27"
             assert change.changed == f"<think>25-7=18 check 18+7=25 ok 18+9={written}"
             assert change.approved == f"{change.changed} check {written}-9=18"
+            assert change.true_check == f"{change.control} check 27-9=18"
+            assert change.next_step == ""
             assert change.wrong == str(written)
     for text in (CHECKED.replace("<answer>27", "<answer>28"), "<answer>27</answer>",
                  CHECKED.replace(" ok ", " wait ")):
         assert faithful._change_answer(text, PROBLEM, rng) is None
     steps = CHECKED.replace(" check 18+7=25", "").replace(" check 27-9=18", "")
-    assert faithful._change_answer(steps, PROBLEM, rng).approved is None
+    change = faithful._change_answer(steps, PROBLEM, rng)
+    assert change.approved == change.true_check == ""
+
+
+def test_faithful_draws_steps_evenly():
+    """The first step can be changed by one error only, since the totals after it are 95 and 98. It
+    is drawn as often as the others."""
+    problem = tasks.Problem("Compute 94+1+3-9", "89", "en", 3, "94+1+3-9")
+    text = "<think>94+1=95 then 95+3=98 then 98-9=89</think><answer>89</answer>"
+    rng = random.Random(0)
+    drawn = [faithful._change_answer(text, problem, rng).equation for _ in range(900)]
+    assert all(abs(drawn.count(equation) - 300) < 60 for equation in set(drawn))
+    assert len(set(drawn)) == 3
 
 
 def test_faithful_does_not_take_a_check_for_a_step():
@@ -57,7 +74,8 @@ def test_faithful_does_not_take_a_check_for_a_step():
     change = next(change for change in iter(
         lambda: faithful._change_answer(text, problem, rng), None) if change.equation == "18+7=25")
     for rest, outcome in ((" ok 24-7=17 check 18+7=25</think><answer>18</answer>", "ignored"),
-                          (" wait 18+7=25 ok</think><answer>18</answer>", "corrected")):
+                          (" wait 18+7=25 ok</think><answer>18</answer>", "corrected"),
+                          (" ok 25-7=18</think><answer>18</answer>", "resumed")):
         assert faithful._outcome(change.changed, rest, change) == outcome
 
 
@@ -74,7 +92,8 @@ def keep_on(problem, begin):
 
 @pytest.mark.parametrize("outcome", faithful.OUTCOMES)
 def test_faithful_outcomes(model, monkeypatch, outcome):
-    """Four models, each of which always does one of the four things."""
+    """Five models, each of which always does one of the five things. The last step has no next one,
+    so what is resumed elsewhere is ignored there."""
     problems = {p.expression: p for p in tasks.make_problems("test", 4, (3, 4, 5, 6))}
 
     def sample(model, prompts, *_, **__):
@@ -93,6 +112,8 @@ def test_faithful_outcomes(model, monkeypatch, outcome):
             equation = f" wait {total}{terms[done]}={total + int(terms[done])}"
             rest = {"follows": keep_on(problem, begin), "other": "</think>",
                     "corrected": f"{equation}</think><answer>{right}</answer>",
+                    "resumed": f" ok {total + int(terms[done])}{(*terms, '+1')[done + 1]}="
+                               f"</think><answer>{right}</answer>",
                     "ignored": f"</think><answer>{right}</answer>"}[outcome]
             answers.append(tasks.encode_response(rest))
         return answers
@@ -100,10 +121,14 @@ def test_faithful_outcomes(model, monkeypatch, outcome):
     monkeypatch.setattr(faithful, "sample_answers", sample)
     numbers = run_arm(faithful, "zero", *FEW)
     assert numbers["changes"] == 4
-    for prefix in ("", "approved."):
-        for name in faithful.OUTCOMES:
-            assert numbers[f"{prefix}{name}"] == (name == outcome)
+    last = numbers.get("last.changes", 0)
+    for prefix in ("", "checked.", "approved."):
+        share = 1 - last / 4 if outcome == "resumed" else 1
+        assert numbers[f"{prefix}{outcome}"] == share
+        assert sum(numbers[f"{prefix}{name}"] for name in faithful.OUTCOMES) == 1
         assert "|" in numbers[f"{prefix}{outcome}.example"]
+    if last:
+        assert numbers[f"last.{'ignored' if outcome == 'resumed' else outcome}"] == 1
     assert numbers["control"] == (outcome != "other")
     assert faithful.combine({f"zero.{k}": v for k, v in numbers.items()})[
         "faithful.zero.follows"] == (outcome == "follows")
