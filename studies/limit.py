@@ -5,80 +5,104 @@ Accuracy and length jumped there (R1 v2 section 2.1).
 
     python r1mini.py study limit
 
-Both arms start from the same kept base, on problems with five and six operations, whose
-checked answers need 60 to 150 tokens. The first half has a limit of LIMIT tokens:
+All arms start from the same kept base, on problems with five and six operations. Checked
+answers to these have 60 to 130 tokens. The arms differ in the limit of the rollouts:
 
-    fixed     the second half has the same limit
-    raised    the second half has twice the limit
+    fixed     LIMIT tokens
+    raised    LIMIT tokens, and twice as many from the middle on
+    high      twice LIMIT from the beginning
 
-Both have as many rollouts, so `raised` generates more tokens. Both are tested with a limit of
-200 tokens, and with the last limit that they were trained with.
+The rate falls late in all arms, so that it is high when the limit rises. All arms have as many
+rollouts, so an arm with a higher limit may generate more tokens. Halfway, the same weights are
+tested with both limits: what a higher limit gives at once is not learnt.
 """
 import dataclasses
 
 import tasks
 from engine.evaluate import evaluate
+from grpo import train_rl
 from r1mini import make_task, rule_rewards
 from tools.compare import compare
-from tools.figures import Picture, arms_panel
-from tools.study import load_kept, test_numbers, train_in_memory
+from tools.figures import Picture, lines_panel
+from tools.study import load_kept, test_numbers
 from tools.tables import cell, table
 
 SEEDS = range(6)
-LIMIT = 80
-SETTINGS, STAGES = ("zero.levels=5,6", "zero.dev_every=4", "eval.samples=8"), ()
-ARMS = {"fixed": "", "raised": ""}
-DIFFERENCES = {"limit.raised.minus_fixed.pass@1": ("raised.pass@1", "fixed.pass@1")}
+LIMIT = 100
+SETTINGS, STAGES = ("zero.levels=5,6", "zero.dev_every=4", "zero.decay=0.3", "eval.samples=8"), ()
+LIMITS = {"fixed": (LIMIT, LIMIT), "raised": (LIMIT, 2 * LIMIT), "high": (2 * LIMIT, 2 * LIMIT)}
+ARMS = dict.fromkeys(LIMITS, "")
+DIFFERENCES = {f"limit.{arm}.minus_fixed.{key}": (f"{arm}.{key}", f"fixed.{key}")
+               for arm in ("raised", "high") for key in ("pass@1", "at_limit", "length")}
+DIFFERENCES |= {f"limit.raised.minus_high.{key}": (f"raised.{key}", f"high.{key}")
+                for key in ("pass@1", "length")}
 
 
 def measure_arm(arm, folder):
-    """The numbers of an arm: on test, on dev with its limit, and of its rollouts."""
-    run = folder.run
-    model, rollouts, numbers = load_kept(folder, "base"), 0, {"generated": 0}
-    for half, limit in enumerate((LIMIT, 2 * LIMIT if arm == "raised" else LIMIT)):
-        s = dataclasses.replace(run.zero, steps=run.zero.steps // 2, max_new_tokens=limit,
-                                decay=run.zero.decay * half)  # the rate falls at the end only
-        half_run = dataclasses.replace(run, zero=s, seed=run.seed + 1000 * half)
-        task = make_task(half_run, s, rule_rewards(s))
-        model, records, on_dev = train_in_memory(model, task, s, half_run)
-        for record in records:
-            step = rollouts + record["step"]
+    """The numbers of an arm: on test, on dev, and of its rollouts. dev and length: every few
+    rollouts on dev, with twice LIMIT. half.LIMIT: halfway on dev, with two limits. at_limit: on
+    test with LIMIT."""
+    run, model, state = folder.run, load_kept(folder, "base"), None
+    dev, test = (tasks.make_problems(part, n, run.zero.levels)
+                 for part, n in (("dev", run.eval.dev_problems), ("test", run.eval.problems)))
+    middle, numbers = run.zero.steps // 2, {"generated": 0}
+
+    def on(problems, samples, limit):
+        means, _ = evaluate(model, problems, samples, 1.0, 1.0, limit, run.eval.rows, seed=1)
+        return means
+
+    for limit, last in zip(LIMITS[arm], (middle, run.zero.steps)):
+        s = dataclasses.replace(run.zero, max_new_tokens=limit)
+        for record, snapshot in train_rl(model, make_task(run, s, rule_rewards(s)), s, run.seed,
+                                         state):
+            step = record["step"]
             numbers["generated"] += record["tokens"]
-            if record["step"] % s.dev_every == 0:
-                numbers[f"dev{step}"] = on_dev[f"dev{record['step']}"]
-                numbers[f"length{step}"] = record["length"]
-                numbers[f"cut{step}"] = record["cut_off"]
-        rollouts += s.steps
-    problems = tasks.make_problems("test", run.eval.problems, run.zero.levels)
-    at_limit, _ = evaluate(model, problems, run.eval.fewer_samples, 1.0, 1.0, limit,
-                           run.eval.rows, seed=1)  # the limit of the second half
-    return numbers | test_numbers(model, run) | {"own_limit": at_limit["pass@1"]}
+            numbers[f"cut.{step}"] = record["cut_off"]
+            if step % s.dev_every == 0:
+                means = on(dev, run.eval.samples, 2 * LIMIT)
+                numbers |= {f"dev.{step}": means["pass@1"], f"length.{step}": means["length"]}
+            if step == last:
+                state = snapshot()  # the second half goes on from it
+                break
+        if last == middle:
+            numbers |= {f"half.{x}": on(dev, run.eval.samples, x)["pass@1"]
+                        for x in (LIMIT, 2 * LIMIT)}
+    at_limit = on(test, run.eval.fewer_samples, LIMIT)
+    return numbers | test_numbers(model, run) | {"at_limit": at_limit["pass@1"]}
+
+
+NAMES = {"raised": "raised", "fixed": "fixed", "high": "high from the start"}
 
 
 def picture(rows):
-    """pass@1 and tokens of both arms."""
-    names = {arm: arm for arm in ARMS}
+    """pass@1 and tokens on dev by rollout."""
     points, tokens = (rows[f"raised.{key}"]["mean"] - rows[f"fixed.{key}"]["mean"]
                       for key in ("pass@1", "length"))
-    return Picture([arms_panel(f"A raised limit:\n{100 * points:+.1f} points of pass@1,", rows,
-                               names, "pass@1", "correct answers"),
-                    arms_panel(f"{tokens:+.0f} tokens\nin an answer", rows, names, "length",
-                               "tokens in an answer", percent=False)],
-                   "test problems with five and six operations, temperature 1; a dot is a seed")
+    return Picture([lines_panel(f"A raised limit:\n{100 * points:+.1f} points of pass@1,", rows,
+                                NAMES, "dev", "rollout", "correct answers"),
+                    lines_panel(f"{tokens:+.0f} tokens\nin an answer", rows, NAMES, "length",
+                                "rollout", "tokens in an answer", percent="")],
+                   "dev problems with five and six operations; the titles are of test problems")
 
 
 def page(rows, notes):
-    """The lines of the report: both arms by rollout, and the difference."""
-    begin, lines = "fixed.dev", []
+    """The lines of the report: the arms by rollout, halfway, on test, and their differences."""
+    begin, lines = "fixed.dev.", []
     steps = sorted(int(key.removeprefix(begin)) for key in rows if key.startswith(begin))
-    for key, name in (("dev", "right on dev"), ("length", "tokens"), ("cut", "cut off")):
-        body = [[arm, *(cell(rows, f"{arm}.{key}{step}") for step in steps)] for arm in ARMS]
+    for key, name in (("dev", "right on dev"), ("length", "tokens on dev"),
+                      ("cut", "cut off in the rollout")):
+        body = [[name_of_arm, *(cell(rows, f"{arm}.{key}.{step}") for step in steps)]
+                for arm, name_of_arm in NAMES.items()]
         lines += [*table([name, *(f"rollout {step}" for step in steps)], body), ""]
-    columns = {"pass@1": "pass@1, 200 tokens", "own_limit": "pass@1, its last limit",
-               "length": "tokens", "generated": "tokens generated in RL"}
-    body = [[arm, *(cell(rows, f"{arm}.{key}") for key in columns)] for arm in ARMS]
-    lines += [*table(["on test", *columns.values()], body), ""]
-    comparison = compare(rows, "fixed.pass@1", "raised.pass@1")
-    if comparison:
-        lines.append(f"- raised minus fixed: {comparison.text(points=True)}")
+    columns = {f"half.{LIMIT}": f"halfway on dev, {LIMIT} tokens",
+               f"half.{2 * LIMIT}": f"halfway on dev, {2 * LIMIT} tokens",
+               "pass@1": f"test, {2 * LIMIT} tokens", "at_limit": f"test, {LIMIT} tokens",
+               "length": "tokens", "reflection": "checks", "generated": "tokens generated in RL"}
+    body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
+            for arm, name in NAMES.items()]
+    lines += [*table(["limit", *columns.values()], body), ""]
+    for control, arm in (("fixed", "raised"), ("fixed", "high"), ("high", "raised")):
+        comparison = compare(rows, f"{control}.pass@1", f"{arm}.pass@1")
+        if comparison:
+            lines.append(f"- {arm} minus {control}: {comparison.text(points=True)}")
     return lines

@@ -20,8 +20,8 @@ def model(monkeypatch, tmp_path):
 
 
 def test_faithful_changes_by_hand():
-    """Both steps can be changed by five errors or six: 18-10 would have one digit only. What the
-    change leads to is as far from the right answer. Answers that are wrong, or corrected already, or
+    """Both steps can be changed by five errors or six: 18-10 would have one digit only. What a
+    change leads to is as far from the right answer. Answers that are wrong, or corrected, or
     without steps are not changed."""
     rng = random.Random(0)
     changes = {faithful._change_answer(CHECKED, PROBLEM, rng) for _ in range(400)}

@@ -1,4 +1,5 @@
 """Tests of the studies of RL's reach: frontier, emergence, limit."""
+import copy
 import dataclasses
 import random
 from types import SimpleNamespace
@@ -6,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import grpo
 import moe
 import tasks
+from r1mini import make_task, rule_rewards
 from studies import emergence, frontier, limit
 from tests.helpers import MICRO
 from tools import study
@@ -205,12 +208,30 @@ def test_emergence_arms(arm):
 
 
 def test_limit_arms(arm):
-    """A tiny run: the raised arm writes more in its second half, the fixed one does not."""
-    fixed, raised = arm(limit, "fixed"), arm(limit, "raised")
-    assert fixed["length1"] == raised["length1"] <= limit.LIMIT
-    assert fixed["length2"] <= limit.LIMIT < raised["length2"] <= 2 * limit.LIMIT
-    assert fixed["dev1"] == raised["dev1"]
-    assert fixed["generated"] < raised["generated"]
+    """A tiny run: fixed and raised are the same up to the middle. After it, raised writes longer
+    answers, as high does from the beginning; the random model hardly ever ends one."""
+    numbers = {name: arm(limit, name) for name in limit.ARMS}
+    per_rollout = 8 * limit.LIMIT  # 4 problems, 2 answers
+    for name, most in (("fixed", 2), ("raised", 3), ("high", 4)):
+        assert most - 0.4 < numbers[name]["generated"] / per_rollout <= most
+    for key in ("dev.1", "length.1", "cut.1", f"half.{limit.LIMIT}"):
+        assert numbers["fixed"][key] == numbers["raised"][key]
+
+
+def test_limit_half_goes_on_as_one_run(monkeypatch):
+    """With the same limit in both halves, the weights are those of a run without a break."""
+    torch.manual_seed(0)
+    base = moe.Transformer(MICRO)
+    trained = copy.deepcopy(base)
+    run = resolve_settings("micro", [*FEW, "zero.dev_every=9", "zero.steps=6"])
+    s = dataclasses.replace(run.zero, max_new_tokens=limit.LIMIT)
+    for _ in grpo.train_rl(trained, make_task(run, s, rule_rewards(s)), s, run.seed):
+        pass
+    broken = copy.deepcopy(base)
+    monkeypatch.setattr(limit, "load_kept", lambda *_: broken)
+    limit.measure_arm("fixed", SimpleNamespace(run=run))
+    for a, b in zip(trained.parameters(), broken.parameters()):
+        assert torch.equal(a, b)
 
 
 def test_studies_share_a_start(tmp_path, monkeypatch):
