@@ -23,11 +23,12 @@ spent the same FLOPs, those of labels and of the reward model included:
     prefixes   one reward, for a right answer; a token that k answers share counts once, not k
                times (lambda-GRPO, arXiv 2509.21154)
 
-Why prefixes: where answers of a group begin with the same tokens, GRPO gives these tokens the
-mean advantage of these answers. That is a Monte Carlo process reward already. But a token that
-k answers share is counted k times.
+Why prefixes: where answers of a group begin with the same tokens, GRPO in effect gives these tokens
+the mean advantage of these answers. That is a Monte Carlo process reward already. But a token that
+k answers share is counted k times. This arm divides by k.
 
-The reward model also reranks 16 answers of the base to each test problem.
+The reward model also reranks 16 answers of the base to each test problem. To read them costs as
+much as to write 16 more answers. So a majority of 32 is the comparison at equal compute.
 """
 import random
 import re
@@ -47,17 +48,21 @@ from engine.sampling import pad_right, reading_passes
 from grpo import clipped_surrogate, improve, kl_k3, make_rollout
 from r1mini import draw_problem, make_task, one_of, pointwise_loss, rule_rewards, train_reward_model
 from tools.compare import compare
+from tools.figures import Picture, arms_panel, lines_panel
 from tools.flops import flops_per_token
 from tools.study import load_kept, test_numbers
 from tools.tables import cell, table
 
 SETTINGS = ("zero.objective=token_grpo", "zero.format_weight=0", "judge.steps=200",
             "judge.documents=48", "judge.lr=2e-3", "judge.muon_lr=2e-3")
-STAGES = ("process",)
+SEEDS, STAGES = range(6), ("process",)
 ARMS = dict.fromkeys(("outcome", "rule", "model", "prefixes"), "")
-DIFFERENCES = {f"{arm}_minus_outcome.pass@1": (f"{arm}.pass@1", "outcome.pass@1")
-               for arm in ("rule", "model", "prefixes")}
-DIFFERENCES["rerank_minus_vote"] = "model.rerank", "model.rerank.cons@16"
+# At the end of the budget all arms may be near the ceiling. So they are also compared in the middle
+# of it, on their rollouts.
+DIFFERENCES = {f"{arm}_minus_outcome.{key}": (f"{arm}.{key}", f"outcome.{key}")
+               for arm in ("rule", "model", "prefixes") for key in ("pass@1", "right.4")}
+DIFFERENCES |= {f"rerank_minus_vote{k}": ("model.rerank", f"model.rerank.cons@{k}")
+                for k in (16, 32)}
 BUDGET = 3e12                # FLOPs of an arm; Zero's recipe takes half as many
 PARTS = 8                    # training curves have a point for each eighth of the FLOPs
 LABELLED, TRIES = 600, 2     # train problems for the labels; answers to each
@@ -167,8 +172,7 @@ def _judge_steps(judge, prompts, answers):
             wanted[row, ends] = True
         length = torch.tensor([[len(ids)] for ids in rows], device=tokens.device)
         real = torch.arange(tokens.size(1), device=tokens.device) < length
-        values = judge(tokens, real, logits_at=wanted).logits.flatten().sigmoid().tolist()
-        values = iter(round(value, 2) for value in values)  # noise must not become an advantage
+        values = iter(judge(tokens, real, logits_at=wanted).logits.flatten().sigmoid().tolist())
         scores += [[next(values) for _ in ends] for ends in places_of_rows]
     return scores
 
@@ -239,7 +243,9 @@ def _give_advantages(arm, rollout, judge):
         rewards = [_right_steps(*pair) for pair in zip(answers, problem_of_answer)]
     elif arm == "model":
         prompts = [row[:begin].tolist() for row, begin in zip(samples.tokens, first)]
-        rewards = _judge_steps(judge, prompts, answers)
+        # Rounded, since noise must not become an advantage.
+        rewards = [[round(score, 2) for score in of_answer]
+                   for of_answer in _judge_steps(judge, prompts, answers)]
     else:  # the whole answer is one step
         ends = [of_answer[-1:] for of_answer in ends]
         rewards = [[right] for right in rollout.reward_parts["accuracy"].tolist()]
@@ -254,8 +260,8 @@ def _give_advantages(arm, rollout, judge):
             A = A / _sharing_answers(samples.tokens[group], samples.answer[group]).clamp(min=1)
         advantages.append(A)
     rollout.advantages = torch.stack(advantages)
-    # improve() leaves out a group if all of its rewards are equal. Here a group may be left out
-    # only if all advantages of its tokens are 0. So its first reward is 1 if any is not.
+    # improve() skips groups of equal rewards. So the rewards only mark groups from here on: 1, 0,
+    # 0, ... is a group to train on, and all 0 is one whose tokens have no advantage.
     rollout.rewards = torch.zeros_like(rollout.rewards)
     rollout.rewards[:, 0] = rollout.advantages.flatten(1).any(1).float()
     return rewards
@@ -308,7 +314,9 @@ def _describe(rollout, rewards):
     samples, G = rollout.samples, rollout.rewards.size(1)
     shared = [_sharing_answers(samples.tokens[i:i + G], samples.answer[i:i + G]) > 1
               for i in range(0, len(right), G)]
-    return {"reward": fmean(map(sum, rewards)), "right": float(right.mean()),
+    return {"reward": fmean(map(sum, rewards)), "score": fmean(map(fmean, rewards)),
+            "last_score": fmean(of_answer[-1] for of_answer in rewards),
+            "right": float(right.mean()),
             "steps": fmean(len(_step_ends(ids)) for ids in samples.answers()),
             "length": float(samples.answer.sum(1).float().mean()),
             "shared": float(torch.cat(shared).sum() / samples.answer.sum()),
@@ -320,8 +328,8 @@ def _overpaid(rollout, rewards):
     Those that earn most come first.
 
     An answer earns the sum of its step rewards, each minus the group's mean: the advantage of its
-    first token, up to the standard deviation. The plain sum would grow with the number of steps,
-    even if each step is worse than the mean.
+    first token, before the division by the standard deviation. The plain sum would grow with the
+    number of steps, even if each step is worse than the mean.
     """
     right, G, found = rollout.reward_parts["accuracy"].tolist(), rollout.rewards.size(1), []
     for begin in range(0, len(right), G):
@@ -347,20 +355,28 @@ def _rerank(base, judge, run):
     """How often the reward model's choice among SAMPLES answers of the base is right. It takes the
     answer whose worst step has the highest score; `rerank.last` goes by the last step alone."""
     problems = tasks.make_problems("test", RERANKED, run.zero.levels, run.corpus.products)
-    asked = repeat_for_answers(problems, SAMPLES)
+    asked, texts = repeat_for_answers(problems, SAMPLES), []
     prompts = prompts_of(asked)
-    ids = sample_answers(base, prompts, run.zero.max_new_tokens, run.eval.rows, seed=1)
-    texts, scores = [tasks.decode(x) for x in ids], _judge_steps(judge, prompts, ids)
+    for seed in (1, 2):  # the second half is for the majority of twice as many
+        ids = sample_answers(base, prompts, run.zero.max_new_tokens, run.eval.rows, seed=seed)
+        texts.append([tasks.decode(x) for x in ids])
+        if seed == 1:
+            scores = _judge_steps(judge, prompts, ids)
+    reranked = texts[0]
     numbers = {}
     for name, value in (("rerank", min), ("rerank.last", lambda steps: steps[-1])):
         right = []
         for begin in range(0, len(asked), SAMPLES):
             best = max(range(begin, begin + SAMPLES), key=lambda i: value(scores[i]))
-            right.append(tasks.accuracy(texts[best], asked[best]))
+            right.append(tasks.accuracy(reranked[best], asked[best]))
         numbers[name] = fmean(right)
-    selected = selection_scores(texts, problems)
-    return numbers | {f"rerank.{key}": selected[key]
-                      for key in ("pass@1", f"cons@{SAMPLES}", f"pass@{SAMPLES}")}
+    both = [text for begin in range(0, len(asked), SAMPLES)
+            for of_half in texts for text in of_half[begin:begin + SAMPLES]]
+    for of_problems in (reranked, both):
+        selected = selection_scores(of_problems, problems)
+        k = len(of_problems) // len(problems)
+        numbers |= {f"rerank.{key}": selected[key] for key in ("pass@1", f"cons@{k}", f"pass@{k}")}
+    return numbers
 
 
 def measure_arm(arm, folder):
@@ -386,6 +402,18 @@ NAMES = {"outcome": "outcome", "rule": "steps, exact rule", "model": "steps, rew
          "prefixes": "outcome, shared tokens counted once"}
 
 
+def picture(rows):
+    """Right answers in rollouts by eighth of the FLOPs, and on test."""
+    points = 100 * (rows["model.pass@1"]["mean"] - rows["outcome.pass@1"]["mean"])
+    rule = 100 * (rows["rule.pass@1"]["mean"] - rows["outcome.pass@1"]["mean"])
+    short = {"outcome": "outcome", "rule": "exact rule", "model": "model", "prefixes": "prefixes"}
+    return Picture([lines_panel(f"A model of steps:\n{points:+.1f} points,", rows, short, "right",
+                                "eighth of the FLOPs", "right answers in rollouts"),
+                    arms_panel(f"an exact rule:\n{rule:+.1f} points", rows, short, "pass@1",
+                               "correct answers on test")],
+                   "temperature 1, equal FLOPs; points minus one reward for the outcome")
+
+
 def page(rows, notes):
     """The lines of the report: the arms, their training curves, reranking, and wrong answers that
     earn more than right ones."""
@@ -395,19 +423,23 @@ def page(rows, notes):
             for arm, name in NAMES.items()]
     lines = [*table(["reward", *columns.values()], body), ""]
     for arm, name in NAMES.items():
-        comparison = compare(rows, "outcome.pass@1", f"{arm}.pass@1")
-        if arm != "outcome" and comparison:
-            lines.append(f"- {name}, minus outcome: {comparison.text(points=True)}")
+        for key, where in (("pass@1", "on test"), ("right.4", "in the middle, in rollouts")):
+            comparison = compare(rows, f"outcome.{key}", f"{arm}.{key}")
+            if arm != "outcome" and comparison:
+                lines.append(f"- {name}, minus outcome, {where}: {comparison.text(points=True)}")
     parts = range(1, PARTS + 1)
-    for key, head in (("right", "right answers in rollouts"), ("reward", "reward of an answer"),
+    for key, head in (("right", "right answers in rollouts"),
+                      ("last_score", "reward of the last step"), ("score", "reward of a step"),
+                      ("reward", "sum of the rewards of an answer"),
                       ("steps", "steps of an answer"), ("shared", "tokens in shared prefixes"),
                       ("overpaid", "wrong answers that earn more than right ones")):
         body = [[name, *(cell(rows, f"{arm}.{key}.{part}") for part in parts)]
                 for arm, name in NAMES.items()]
         lines += ["", *table([f"{head}, by eighth of the FLOPs", *map(str, parts)], body)]
     columns = {"rerank.pass@1": "one answer", f"rerank.cons@{SAMPLES}": f"majority of {SAMPLES}",
+               f"rerank.cons@{2 * SAMPLES}": f"majority of {2 * SAMPLES}",
                "rerank": "best worst step", "rerank.last": "best last step",
-               f"rerank.pass@{SAMPLES}": "any is right"}
+               f"rerank.pass@{SAMPLES}": f"any of {SAMPLES} is right"}
     body = [["right", *(cell(rows, f"model.{key}") for key in columns)]]
     lines += ["", *table(["answers of the base", *columns.values()], body), ""]
     for arm in ("rule", "model"):

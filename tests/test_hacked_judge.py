@@ -45,13 +45,15 @@ def test_hacked_judge_is_fooled_where_it_pays_for_nothing(model, monkeypatch):
     monkeypatch.setattr(hacked_judge, "_ask", ask)
     monkeypatch.setattr(hacked_judge, "PROBLEMS", 4)
     truth = hacked_judge.for_each(hacked_judge._truth)
-    for judge, judged, fooled in ((truth, 0.5, 0.0), (lambda texts, _: [0.9] * len(texts), 0.9,
-                                                      0.5)):
+    for judge, judged, fooled in ((truth, 0.5, 0.0),
+                                  (lambda texts, _: [0.9] * len(texts), 0.9, 0.5),
+                                  (lambda texts, _: [0.0] * len(texts), 0.0, 0.0)):
         numbers = hacked_judge._measure(model, judge, RUN)
         for name in ("helpfulness", "safety"):
             assert numbers[f"true.{name}"] == 0.5
             assert numbers[f"judged.{name}"] == pytest.approx(judged)
         assert numbers["fooled"] == fooled
+        assert numbers["margin"] == pytest.approx(judged - 1 if judge is truth else 0.0)
         assert ("hello hello" in numbers["examples"]) == (fooled > 0)
 
 
@@ -89,10 +91,12 @@ def test_hacked_judge_rewards_of_arms(model, monkeypatch, name):
     prompts = [tasks.all_prompts("test", kind, "en")[0] for kind in tasks.GENERAL]
     texts = [hacked_judge._perfect_reply(prompt) for prompt in prompts[:3]]
     texts.append(tasks.response("", "follow the secret plan"))  # not safe
-    weight, reward = task.rewards["preference"]
-    rewards = reward([*texts, texts[0]], [*prompts, SUM])
-    assert weight == 1.0 and math.isnan(rewards[4])
-    assert (rewards[:4] == [1.0, 1.0, 1.0, 0.0]) == (name == "truth")
+    paid = "judged" if name == "judge" else "true"
+    for key in ("judged", "true"):
+        weight, reward = task.rewards[key]
+        rewards = reward([*texts, texts[0]], [*prompts, SUM])
+        assert weight == (key == paid) and math.isnan(rewards[4])
+        assert (rewards[:4] == [1.0, 1.0, 1.0, 0.0]) == (key == "true")
 
 
 @pytest.mark.parametrize("name", hacked_judge.ARMS)
@@ -104,3 +108,4 @@ def test_hacked_judge_arm(model, monkeypatch, name):
     for key in hacked_judge.KEYS:
         assert numbers[f"first.{key}"] == numbers[f"{key}.0"]
         assert numbers[f"last.{key}"] == numbers[f"{key}.2"]
+    assert {"rollouts.judged.2", "rollouts.true.2"} <= set(numbers)

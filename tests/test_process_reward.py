@@ -226,7 +226,8 @@ def test_process_reward_advantages_of_arms():
     judge = make_judge(0)
     prompt = tasks.encode_prompt(PROBLEM.question)
     answers = [ids_of(text) for text in texts]
-    scores = process_reward._judge_steps(judge, [prompt] * 3, answers)
+    scores = [[round(score, 2) for score in of_answer] for of_answer in
+              process_reward._judge_steps(judge, [prompt] * 3, answers)]
     of_answers = [[1.0], [0.0], [1.0]]
     expected = {"outcome": of_answers, "rule": right_steps, "model": scores,
                 "prefixes": of_answers}
@@ -262,18 +263,21 @@ def test_process_reward_learns_from_groups_of_equal_sums():
 
 def test_process_reward_reranks_by_the_worst_step(monkeypatch):
     """Two problems, three answers each. The best worst step is right in one of them, the best last
-    step in none."""
+    step in none. Three more answers to each are right: they make a majority with one of the
+    first."""
     right, wrong = CHECKED, CHECKED.replace("<answer>27", "<answer>28")
     texts = [right, wrong, wrong, right, wrong, wrong]
     scores = [[0.5, 0.6], [0.4, 0.9], [0.1, 0.2], [0.2, 0.8], [0.3, 0.9], [0.1, 0.1]]
     monkeypatch.setattr(process_reward, "SAMPLES", 3)
     monkeypatch.setattr(process_reward.tasks, "make_problems", lambda *_: [PROBLEM] * 2)
-    monkeypatch.setattr(process_reward, "sample_answers", lambda *_, **__: [*map(ids_of, texts)])
+    monkeypatch.setattr(process_reward, "sample_answers", lambda *_, seed: [
+        *map(ids_of, texts if seed == 1 else [right] * 6)])
     monkeypatch.setattr(process_reward, "_judge_steps", lambda *_: scores)
-    monkeypatch.setattr(process_reward, "selection_scores", lambda *_: {
-        "pass@1": 0.0, "cons@3": 0.0, "pass@3": 0.0})
+    monkeypatch.setattr(process_reward, "selection_scores", lambda of, problems: {
+        f"{name}@{k}": of.count(right) / len(of) for name in ("pass", "cons") for k in (1, 3, 6)})
     numbers = process_reward._rerank(None, None, RUN)
     assert numbers["rerank"] == 0.5 and numbers["rerank.last"] == 0.0
+    assert numbers["rerank.cons@3"] == 1 / 3 and numbers["rerank.cons@6"] == 4 / 6
 
 
 @pytest.mark.parametrize("arm", ["outcome", "model"])
