@@ -1,4 +1,5 @@
 """Tests of the studies of RL's reach: frontier, emergence, limit."""
+import collections
 import copy
 import dataclasses
 import random
@@ -110,17 +111,24 @@ def further(monkeypatch, tmp_path):
 
 
 def test_frontier_arms_draw_the_levels_that_they_say(further):
-    """Three rollouts of five have passed: the curriculum asks four levels up to nine. An earlier
-    step does not see the rollouts that came after it. The fixed arm asks three to six."""
+    """Three rollouts of five have passed, so the frontier is at nine: a quarter of the questions
+    are from nine, eight and seven each, the others are easier. An earlier step does not see the
+    rollouts that came after it. The fixed arm asks three to six. One question in five has no stray
+    spaces."""
     rng, records = random.Random(0), (0.5, 0.6, 0.1, 0.9, 0.2)
-    for arm, of_step in (("curriculum", {0: range(3, 7), 2: range(5, 9), 5: range(6, 10)}),
-                         ("expert_iteration", {5: range(6, 10)}), ("fixed", {5: range(3, 7)})):
+    for arm, of_step in (("curriculum", {0: 6, 2: 8, 5: 9}), ("expert_iteration", {5: 9}),
+                         ("fixed", {5: None})):
         task, _ = further(arm, records)
-        for step, levels in of_step.items():
-            problems = task.draw(rng, 24, step)
-            assert sorted(p.level for p in problems) == [level for level in levels
-                                                         for _ in range(6)]
+        for step, top in of_step.items():
+            problems = task.draw(rng, 240, step)
+            count = collections.Counter(p.level for p in problems)
+            if top is None:
+                assert count == dict.fromkeys(range(3, 7), 60)
+            else:
+                assert [count[level] for level in (top, top - 1, top - 2)] == [60] * 3
+                assert set(count) == set(range(3, top + 1))
             assert {tasks.part_of_problem(p.expression) for p in problems} == {"train"}
+            assert 20 <= sum(" " not in p.question[8:] for p in problems) <= 80
 
 
 def test_frontier_expert_iteration_imitates_right_answers_only(further):
