@@ -8,14 +8,17 @@ validation loss is 2.258 with the sequence-wise loss and 2.253 with the bias (se
 
     python r1mini.py study balance
 
-A base of nano in three arms, from the same weights and on the same documents:
+A base of nano in five arms, from the same weights and on the same documents:
 
     none         nothing balances the experts
     auxiliary    V3's sequence-wise loss alone (V3 eq 17-20), with alpha 0.001 as in that Table 2
+    strong       the same with alpha 0.01
     bias         the bias alone, with V3's gamma of 0.001
+    fast         the same with gamma 0.01
 
-V3 itself has the bias and this loss, with alpha 0.0001. Here a "sequence" of the loss is a packed
-row.
+The papers' values are for hundreds of thousands of steps, a base of nano has hundreds. So each of
+the two methods has an arm that acts ten times as strongly. V3 itself has the bias and this loss,
+with alpha 0.0001. Here a "sequence" of the loss is a packed row.
 
     MaxVio = (load of the busiest expert - mean load) / mean load        (2408.15664, eq 4)
 
@@ -24,7 +27,9 @@ experts have all tokens. It is measured on fresh documents taken together, as Ma
 paper, and on each training step.
 
 What experts learn is measured by the mutual information of a token's kind (digit, sign, word, ...)
-and its expert. It is 0 bits if every expert gets the same mix of kinds.
+and its expert. It is 0 bits if every expert gets the same mix of kinds. It cannot exceed the
+entropy of the experts, which is low where few experts have all tokens. So we also report their
+ratio.
 """
 import random
 from collections import Counter
@@ -38,15 +43,18 @@ import moe
 import tasks
 from r1mini import batch_of, pack, train
 from tools.compare import compare
+from tools.figures import Picture, arms_panel
 from tools.study import test_numbers
 from tools.tables import cell, table
 
-# 900 steps and not 1,000: a seed has to end within 15 minutes.
-SETTINGS, STAGES = ("base.steps=900",), ()
-ARMS = {"none": "model.balance_alpha=0 model.bias_speed=0",
-        "auxiliary": "model.balance_alpha=1e-3 model.bias_speed=0",
-        "bias": "model.balance_alpha=0 model.bias_speed=1e-3"}
-PAIRS = (("auxiliary", "none"), ("bias", "none"), ("bias", "auxiliary"))
+# 500 steps and not 1,000: a seed has to end within 15 minutes.
+SEEDS, SETTINGS, STAGES = range(6), ("base.steps=500",), ()
+STRENGTHS = {"none": (0, 0), "auxiliary": (1e-3, 0), "strong": (1e-2, 0), "bias": (0, 1e-3),
+             "fast": (0, 1e-2)}  # alpha, gamma
+ARMS = {arm: f"model.balance_alpha={alpha} model.bias_speed={gamma}"
+        for arm, (alpha, gamma) in STRENGTHS.items()}
+PAIRS = (("auxiliary", "none"), ("strong", "none"), ("bias", "none"), ("fast", "none"),
+         ("bias", "auxiliary"), ("fast", "strong"))
 DIFFERENCES = {f"balance.{arm}_minus_{other}.{key}": (f"{arm}.{key}", f"{other}.{key}")
                for arm, other in PAIRS for key in ("loss", "pass@1", "maxvio", "information")}
 LAST = 100       # the last steps of training, for the means of loss and MaxVio
@@ -110,6 +118,14 @@ def _information(counts):
                for (expert, kind), n in counts.items())
 
 
+def _entropy_of_experts(counts):
+    """The entropy of the expert of a token, in bits: the most that _information can be."""
+    count_of_expert, total = Counter(), counts.total()
+    for (expert, _), n in counts.items():
+        count_of_expert[expert] += n
+    return -sum(n / total * log2(n / total) for n in count_of_expert.values())
+
+
 def _favourites(counts, n_experts):
     """The kind that each expert prefers, as text. "0 digit 1.8x, ..." says that digits are 1.8
     times as frequent among expert 0's tokens as among all tokens."""
@@ -156,6 +172,8 @@ def measure_arm(arm, folder):
                 "idle": fmean(sum(load < 0.1 * fmean(loads) for load in loads)
                               for loads in loads_of_layer),
                 "information": fmean(map(_information, counts)),
+                "information_share": fmean(_information(count) / _entropy_of_experts(count)
+                                           for count in counts),
                 "experts": _favourites(counts[-1], len(experts))}
     return numbers | {"pass@1": test_numbers(model, run)["pass@1"]}
 
@@ -165,16 +183,32 @@ def combine(numbers):
     return {f"balance.{arm}.maxvio": numbers[f"{arm}.maxvio"] for arm in ARMS}
 
 
+NAMES = {"none": "none", "auxiliary": "loss, 0.001", "strong": "loss, 0.01",
+         "bias": "bias, 0.001", "fast": "bias, 0.01"}
+
+
+def picture(rows):
+    """MaxVio and the loss of each arm."""
+    none, bias = (rows[f"{arm}.maxvio"]["mean"] for arm in ("none", "bias"))
+    change = 100 * (rows["bias.loss"]["mean"] / rows["none.loss"]["mean"] - 1)
+    return Picture([arms_panel(f"With the bias, MaxVio is\n{bias:.2f} instead of {none:.2f},",
+                               rows, NAMES, "maxvio", "MaxVio", percent=False),
+                    arms_panel(f"and the loss\nchanges by {change:+.1f}%", rows, NAMES, "loss",
+                               "loss", percent=False)],
+                   "fresh documents; a dot is a seed, a line the mean")
+
+
 def page(rows, notes):
     """The lines of the report: the arms, their differences, and what experts learn."""
     columns = {"loss": "loss", "pass@1": "pass@1", "maxvio": "MaxVio, fresh documents",
                "maxvio_batch": "MaxVio, a step",
                "idle": "experts with less than a tenth of the mean load",
-               "information": "bits of a token's kind in its expert"}
-    body = [[arm, *(cell(rows, f"{arm}.{key}") for key in columns)] for arm in ARMS]
+               "information": "bits of a token's kind in its expert",
+               "information_share": "as a share of the experts' entropy"}
+    body = [[NAMES[arm], *(cell(rows, f"{arm}.{key}") for key in columns)] for arm in ARMS]
     lines = [*table(["arm", *columns.values()], body), ""]
     for arm, other in PAIRS:
-        for key in ("loss", "pass@1", "information"):
+        for key in ("loss", "pass@1", "maxvio", "information"):
             comparison = compare(rows, f"{other}.{key}", f"{arm}.{key}")
             if comparison:
                 lines.append(f"- {key}, {arm} minus {other}: "

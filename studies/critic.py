@@ -22,11 +22,17 @@ PPO adds to GRPO's loop:
     improve   clipped ratios for the policy, squared errors for the value network
 
 What else differs between the arms:
-- In PPO's first rollouts only the value network learns. Their tokens count.
+- In PPO's first rollouts only the value network learns. These tokens count towards the budget.
 - GRPO does not train on groups of equal rewards. PPO trains on all answers.
 - GRPO's loss is a mean over the answers, PPO's over the tokens of a minibatch.
 - GRPO's KL is in the loss, PPO's in the reward.
 - PPO takes over Zero's settings, which were chosen for GRPO. This favours GRPO.
+- The seconds of a rollout depend on the groups that GRPO skips. The optimizer of the value network
+  is Muon, which keeps one number for a weight; Adam would keep two.
+
+With lambda 1 the advantage at a wrong step is the reward that follows minus the value before the
+step. The fall of the value at the step itself does not count. So Kimi's argument is about smaller
+lambdas.
 """
 import random
 import re
@@ -47,6 +53,7 @@ from engine.optim import learning_rate_at, make_optimizers, micro_batches, optim
 from grpo import Batch, RolloutPart, clipped_surrogate, logprobs, make_rollout
 from r1mini import make_task, rule_rewards
 from tools.compare import compare
+from tools.figures import Picture, arms_panel
 from tools.study import load_kept, test_numbers
 from tools.tables import cell, table
 
@@ -56,6 +63,10 @@ LAMBDAS = {"gae1": 1.0, "gae095": 0.95}
 ARMS = dict.fromkeys(("grpo", *LAMBDAS), "")
 DIFFERENCES = {f"critic.{arm}.minus_grpo.pass@1": (f"{arm}.pass@1", "grpo.pass@1")
                for arm in LAMBDAS}
+# What the first result of a wrong step, corrected later, gets beside that of a right step.
+DIFFERENCES |= {f"critic.{arm}.wrong_minus_right.{key}": (f"{arm}.credit.wrong.{key}",
+                                                          f"{arm}.credit.right.{key}")
+                for arm in LAMBDAS for key in (arm, "value_change")}
 BUDGET = 650_000   # tokens that an arm generates: about as many as Zero's 24 rollouts
 WARM_UP = 4        # rollouts in which only the value network learns; from a trial, one seed
 VALUE_LR = 5e-3    # learning rate of the value network: that of the reward models
@@ -156,14 +167,15 @@ def _lengths(samples):
 # PPO's updates
 
 
-def _improve(arm, policy, network, optimizers, rollout, judged, s, rng, progress, warm):
-    """The updates of PPO on one rollout. optimizers: (the policy's, the value network's).
+def _improve(arm, policy, network, optimizers, rollout, judged, s, rng, progress, learnt):
+    """The updates of PPO on one rollout. optimizers: (the policy's, the value network's). learnt:
+    the number of rollouts from which the policy has learnt. It is below 0 in the warm-up.
 
-    If `warm`, the policy stays, and the targets of the values are the rewards that really
+    In the warm-up the policy stays, and the targets of the values are the rewards that really
     followed. With lambda 0.95 the targets contain the values themselves, which still are
     meaningless.
     """
-    samples, lengths = rollout.samples, _lengths(rollout.samples)
+    samples, lengths, warm = rollout.samples, _lengths(rollout.samples), learnt < 0
     advantages, targets = judged.advantages[arm], judged.targets["gae1" if warm else arm]
     rows = list(range(len(lengths)))
     rng.shuffle(rows)
@@ -181,11 +193,13 @@ def _improve(arm, policy, network, optimizers, rollout, judged, s, rng, progress
                 ratio = (new - part.old).exp()                                   # (n, T)
                 surrogate, _ = clipped_surrogate(ratio, advantages[pass_rows, :T], s)
                 (-(surrogate * part.mask).sum() / batch.tokens).backward()
-        factor = learning_rate_at(progress * s.minibatches + m, s.steps * s.minibatches,
-                                  s.warmup, s.decay)
         optimizer_update(network, optimizers[1])
         if not warm:
-            optimizer_update(policy, optimizers[0], factor)
+            # The rate rises with the policy's own updates, and falls with the tokens.
+            rising = learning_rate_at(learnt * s.minibatches + m, 1, s.warmup, 0)
+            falling = learning_rate_at(progress * s.minibatches + m, s.steps * s.minibatches, 0,
+                                       s.decay)
+            optimizer_update(policy, optimizers[0], min(rising, falling))
 
 
 # ------------------------------------------------------------------------------
@@ -200,14 +214,17 @@ CORRECTED = re.compile(rf"(?<!\d)(\d+[-+]\d+)=(-?\d+){CHECK}[-+=\d]*{WAIT}\1=(-?
 
 def _result_spans(text):
     """(wrong, right): where in a text the results of steps stand. wrong are those of wrong steps
-    that are corrected later, right are those of right steps, checks included."""
+    that are corrected later, right are those of right steps. Checks and corrections are neither:
+    what they result in is nearly certain, so their values hardly change."""
     wrong, right = [], []
     for match in STEP.finditer(text):
         a, sign, b, result = match.groups()
         right_result = tasks.apply_operation(int(a), sign, int(b))
         corrected = CORRECTED.match(text, match.start())
+        is_first_try = not re.search(f"({CHECK}|{WAIT})$", text[:match.start()])
         if int(result) == right_result:
-            right.append(match.span(4))
+            if is_first_try:
+                right.append(match.span(4))
         elif corrected and int(corrected[3]) == right_result:
             wrong.append(match.span(4))
     return wrong, right
@@ -275,7 +292,7 @@ def _train(arm, policy, network, task, s, run):
             judged = _judge(rollout, network.eval(), reference, s)
             network.train()
             _improve(arm, policy, network, optimizers, rollout, judged, s, rng, progress,
-                     warm=step < WARM_UP)
+                     learnt=step - WARM_UP)
             record["explained"] = _explained(judged, rollout.samples.answer)
         record["seconds"] = time.monotonic() - began
         if (step + 1) % s.reference_every == 0:
@@ -351,9 +368,9 @@ def measure_arm(arm, folder):
     if steps_above:
         numbers["rollouts_to_85"] = min(steps_above)
         numbers["tokens_to_85"] = sum(record["tokens"] for record in log[:min(steps_above)])
-    whole_rollouts = log[WARM_UP:] or log  # PPO's others have no update of the policy
+    after_warm_up = log[WARM_UP:] or log  # PPO's others have no update of the policy
     numbers |= {"rollouts": len(log), "generated": sum(record["tokens"] for record in log),
-                "seconds": fmean(record["seconds"] for record in whole_rollouts)}
+                "seconds": fmean(record["seconds"] for record in after_warm_up)}
     networks = [policy, policy]  # the reference policy is as large
     if arm != "grpo":
         networks.append(network)
@@ -363,6 +380,17 @@ def measure_arm(arm, folder):
 
 
 NAMES = {"grpo": "GRPO", "gae1": "PPO, lambda 1", "gae095": "PPO, lambda 0.95"}
+
+
+def picture(rows):
+    """pass@1 of the arms on test, and how well the values predict."""
+    points = [100 * (rows[f"{arm}.pass@1"]["mean"] - rows["grpo.pass@1"]["mean"])
+              for arm in LAMBDAS]
+    return Picture([arms_panel(f"PPO minus GRPO:\n{points[0]:+.1f} points,", rows, NAMES, "pass@1",
+                               "correct answers"),
+                    arms_panel(f"with lambda 0.95\n{points[1]:+.1f}", rows, NAMES, "explained",
+                               "variance explained by the values")],
+                   "test problems, temperature 1, equal tokens; a dot is a seed, a line the mean")
 
 
 def page(rows, notes):
@@ -393,4 +421,9 @@ def page(rows, notes):
         comparison = compare(rows, "grpo.pass@1", f"{arm}.pass@1")
         if comparison:
             lines.append(f"- {NAMES[arm]}, minus GRPO: {comparison.text(points=True)}")
+        for key, name in ((arm, "advantage"), ("value_change", "change of the value")):
+            credit = compare(rows, f"{arm}.credit.right.{key}", f"{arm}.credit.wrong.{key}")
+            if credit:
+                lines.append(f"- {NAMES[arm]}, {name}, wrong step minus right step: "
+                             f"{credit.text()}")
     return lines

@@ -38,6 +38,8 @@ def test_balance_information_by_hand():
     entropy = -(3 / 8 * math.log2(3 / 8) + 5 / 8 * math.log2(5 / 8))
     in_expert_0 = -(3 / 4 * math.log2(3 / 4) + 1 / 4 * math.log2(1 / 4))
     assert balance._information(counts) == pytest.approx(entropy - in_expert_0 / 2)
+    assert balance._entropy_of_experts(counts) == pytest.approx(1)  # four tokens each
+    assert balance._entropy_of_experts(even) == pytest.approx(math.log2(3))
     assert balance._favourites(counts, 3) == "0 digit 2.0x, 1 sign 1.6x, 2 idle"
 
 
@@ -75,10 +77,10 @@ def test_balance_counts_are_the_routers_choices():
 
 def test_balance_arms():
     """Nothing balances in the first arm, and one thing in each of the others, with the papers'
-    numbers. No other setting differs."""
+    numbers or ten times these. No other setting differs."""
     runs = [resolve_settings("nano", settings.split()) for settings in balance.ARMS.values()]
     assert [(r.model.balance_alpha, r.model.bias_speed) for r in runs] == [
-        (0, 0), (1e-3, 0), (0, 1e-3)]
+        (0, 0), (1e-3, 0), (1e-2, 0), (0, 1e-3), (0, 1e-2)]
     for r in runs:
         assert replace(r, model=replace(r.model, balance_alpha=0, bias_speed=0)) == runs[0]
 
@@ -119,7 +121,7 @@ def test_balance_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(balance, "DOCUMENTS", 8)
     study.main(SimpleNamespace(name="balance", preset="micro", rest=["--seeds", "0"]), balance)
     summary = json.loads((tmp_path / "results/balance-micro/summary.json").read_text("utf-8"))
-    for arm in ("none", "auxiliary", "bias"):
+    for arm in balance.ARMS:
         # Two of four experts of a token: the busiest has at most twice the mean.
         assert 0 <= summary["metrics"][f"balance.{arm}.maxvio"]["mean"] <= 1
         assert summary["metrics"][f"{arm}.loss"]["mean"] < 8

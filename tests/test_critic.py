@@ -127,10 +127,10 @@ def test_critic_update_descends_the_two_losses(monkeypatch, model, network, roll
         m.zero_grad()
     monkeypatch.setattr(critic, "optimizer_update", no_update)
     rng = critic.random.Random(0)
-    critic._improve("gae095", model, network, ({}, {}), rollout, judged, s, rng, 0, warm=True)
+    critic._improve("gae095", model, network, ({}, {}), rollout, judged, s, rng, 0, learnt=-1)
     assert list(grads) == [1]
     grads_of_warm_up = grads[1]
-    critic._improve("gae095", model, network, ({}, {}), rollout, judged, s, rng, 0, warm=False)
+    critic._improve("gae095", model, network, ({}, {}), rollout, judged, s, rng, 0, learnt=0)
 
     samples = rollout.samples
     answer, n = samples.answer, samples.answer.sum()
@@ -200,25 +200,26 @@ def test_critic_activations(model, network, rollout):
 
 
 def test_critic_finds_corrected_steps():
-    """By hand, in both languages; a wrong step that is not corrected, or is corrected wrongly, is
-    neither."""
+    """By hand, in both languages. A wrong step that is not corrected, or is corrected wrongly, is
+    neither. So are checks and corrections."""
     def results(text):
         wrong, right = critic._result_spans(text)
         return [text[low:high] for low, high in wrong], [text[low:high] for low, high in right]
 
     text = ("<think>25-7=17 check 17+7=24 wait 25-7=18 check 18+7=25 ok 18+9=28 then 28-1=27"
             "</think><answer>27</answer>")
-    assert results(text) == (["17"], ["24", "18", "25", "27"])
-    assert results("25-7=17检查17+7=24等等25-7=18") == (["17"], ["24", "18"])
-    assert results("25-7=17 check 17+7=24 wait 25-7=19") == ([], ["24"])
-    assert results("25-7=17 check 17+7=24 ok 17+9=26") == ([], ["24", "26"])
-    assert results("25-7=17 check 17+7=24 wait 30-12=18") == ([], ["24", "18"])
+    assert results(text) == (["17"], ["27"])
+    assert results("25-7=17检查17+7=24等等25-7=18") == (["17"], [])
+    assert results("25-7=17 check 17+7=24 wait 25-7=19") == ([], [])
+    assert results("25-7=18 check 18+7=25 ok 18+9=27") == ([], ["18", "27"])
+    assert results("25-7=17 check 17+7=24 ok 17+9=26") == ([], ["26"])
+    assert results("25-7=17 check 17+7=24 wait 30-12=18") == ([], [])
 
 
 def test_critic_credit(model):
-    """By hand: the advantage at the tokens of the wrong 17 and of the right results of one right
-    answer; and the change of the value over the 17."""
-    text = "<think>25-7=17 check 17+7=24 wait 25-7=18</think><answer>18</answer>"
+    """By hand: the advantage at the tokens of the wrong 17 and of the right 27 of one right answer;
+    and the change of the value over the 17."""
+    text = "<think>25-7=17 check 17+7=24 wait 25-7=18 ok 18+9=27</think><answer>27</answer>"
     ids = tasks.encode_response(text)
     T = 2 + len(ids)
     tokens = torch.tensor([[1, 1, *ids]] * 2)
@@ -236,7 +237,7 @@ def test_critic_credit(model):
         equals = tasks.ENCODING.encode("=")[0]
         return [i for i, x in enumerate([0, 0, *ids]) if x == equals][nth - 1]
     wrong = place(1) + 1.5
-    right = (place(2) + place(3)) / 2 + 1.5
+    right = place(4) + 1.5
     assert means["credit.steps"] == 1
     assert means["credit.wrong.grpo"] == means["credit.right.grpo"] == pytest.approx(0.7)
     assert means["credit.wrong.gae1"] == wrong and means["credit.wrong.gae095"] == -wrong
