@@ -159,14 +159,16 @@ def test_fp8_few_bits_round_the_linear_layers_alone(monkeypatch):
 
 
 def test_fp8_models_are_tested_in_float32(monkeypatch):
-    """Whatever a base was trained with, its test has float32 products and the usual layers."""
+    """Whatever a base was trained with, its test has the usual layers, and float32 products if no
+    others are asked for."""
     tested = []
     monkeypatch.setattr(fp8, "test_numbers", lambda m, run: tested.append(m) or {"pass@1": 0.5})
     model = make()
     model.compute_dtype = torch.bfloat16
     fp8._replace_products(model, lambda x, w: x @ w.T)
-    assert fp8._test(model, None) == {"pass@1": 0.5}
-    assert tested[0].compute_dtype == torch.float32 and model.compute_dtype == torch.bfloat16
+    assert fp8._test(model, None) == fp8._test(model, None, torch.bfloat16) == 0.5
+    assert [m.compute_dtype for m in tested] == [torch.float32, torch.bfloat16]
+    assert model.compute_dtype == torch.bfloat16
     assert {type(m) for m in tested[0].modules()} == {type(m) for m in make().modules()}
 
 
