@@ -6,7 +6,7 @@ say whether its weights are a better start for RL on another task than the base'
     python r1mini.py study transfer
 
 The task is to put digits in order: `Sort 3820`, answer `0238`. workshop/own.py uses the same task
-as an example. All arms first learn from the same few documents. Three in ten of these are right,
+as an example. All arms first learn from the same 3,200 documents. Three in ten of these are right,
 so that RL has something to reward. Then all arms do the same number of rollouts, with the same
 questions. An arm is the kept model that it starts from:
 
@@ -14,9 +14,11 @@ questions. An arm is the kept model that it starts from:
     from_zero    Zero
     from_r1      R1
 
-The digits of a test question are in no training question, in any order.
+The digits of a test question are in no training question, in any order. Only 88 sets of digits are
+of the test part, so 500 questions are less than 500 independent ones.
 """
 import random
+from statistics import fmean
 
 import tasks
 from engine.devices import copy_model
@@ -34,7 +36,8 @@ SETTINGS = ("zero.steps=20", "zero.max_new_tokens=12", "zero.dev_every=2", "dev1
 STAGES = ()
 ARMS = dict.fromkeys(("from_base", "from_zero", "from_r1"), "")
 DIFFERENCES = {f"{arm}_minus_from_base.{key}": (f"{arm}.{key}", f"from_base.{key}")
-               for arm in ("from_zero", "from_r1") for key in ("pass@1", "mean_on_dev", "before")}
+               for arm in ("from_zero", "from_r1")
+               for key in ("pass@1", "mean_on_dev", "before", "gain")}
 RIGHT = 0.3  # share of documents that give the right answer; others can do so by chance
 
 
@@ -98,8 +101,9 @@ def measure_arm(arm, folder):
             on_dev[record["step"]] = _test(model, run, "dev")
             print(f"  rollout {record['step']}: dev {on_dev[record['step']]:.3f}", flush=True)
     numbers |= {f"dev{step}": share for step, share in on_dev.items()}
-    return numbers | {"pass@1": _test(model, run, "test"),
-                      "mean_on_dev": sum(on_dev.values()) / len(on_dev)}
+    after = _test(model, run, "test")
+    return numbers | {"pass@1": after, "gain": after - numbers["before"],
+                      "mean_on_dev": fmean(share for step, share in on_dev.items() if step > 0)}
 
 
 def combine(numbers):
@@ -124,7 +128,8 @@ def page(rows, notes):
     from_r1 differ from from_base."""
     steps = sorted(int(key.removeprefix("from_base.dev")) for key in rows
                    if key.startswith("from_base.dev"))
-    columns = {"before": "before RL", "pass@1": "after RL", "mean_on_dev": "mean on dev"}
+    columns = {"before": "before RL", "pass@1": "after RL", "gain": "gain by RL",
+               "mean_on_dev": "mean on dev"}
     columns |= {f"dev{step}": f"dev, rollout {step}" for step in steps}
     body = [[arm, *(cell(rows, f"{arm}.{key}") for key in columns)] for arm in ARMS]
     lines = [*table(["start", *columns.values()], body), ""]

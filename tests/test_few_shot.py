@@ -29,6 +29,23 @@ def test_few_shot_prompts():
             assert set(tasks.word_languages(answer)) <= {problem.language}
 
 
+def test_few_shot_padding_is_as_long_as_examples():
+    """General dialogues, and then the question. The prompt is as long as the one with examples, or
+    longer by one dialogue at most."""
+    rng = random.Random(0)
+    for problem in tasks.make_problems("test", 20, (6,)):
+        length = len(few_shot._with_examples(problem, 2, rng))
+        ids = few_shot._with_padding(problem, length, rng)
+        assert length <= len(ids) <= length + 60
+        assert len(ids) + 200 <= moe.NANO.max_seq_len
+        *dialogues, last = tasks.ENCODING.decode(ids).split(tasks.END)
+        assert last == f"{tasks.USER}{problem.question}{tasks.ASSISTANT}"
+        asked = [text.removeprefix(tasks.USER).split(tasks.ASSISTANT)[0] for text in dialogues]
+        prompts = {prompt.question for kind in tasks.GENERAL
+                   for prompt in tasks.all_prompts("train", kind, problem.language)}
+        assert asked and set(asked) <= prompts
+
+
 def test_few_shot_documents_are_own_right_answers(monkeypatch):
     """By hand: every second answer of a model is right. It learns from these alone, and the prompt
     with its examples is not predicted. 0, 1 and 2 examples are about equally frequent."""
@@ -42,12 +59,11 @@ def test_few_shot_documents_are_own_right_answers(monkeypatch):
             answers.append(tasks.encode_response(tasks.response("1+2=3", total + i % 2)))
         return answers
     monkeypatch.setattr(few_shot, "sample_answers", sample)
-    monkeypatch.setattr(few_shot, "is_fit", tasks.accuracy)
     monkeypatch.setattr(few_shot, "one_of", documents.extend)
     monkeypatch.setattr(few_shot, "train", lambda *_: ())
     run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, stand_in=False))
-    few_shot._fine_tune(random_micro(), run)
-    assert len(documents) == few_shot.QUESTIONS * run.data.tries / 2
+    _, n_documents = few_shot._fine_tune(random_micro(), run)
+    assert len(documents) == n_documents == few_shot.QUESTIONS * run.data.tries / 2
     counts = Counter()
     for document in documents:
         first = document.weight.index(1)
@@ -65,4 +81,5 @@ def test_few_shot_arm(monkeypatch, tmp_path):
     """A tiny run has numbers for each number of examples, before and after fine-tuning."""
     use_random_micro(few_shot, monkeypatch, tmp_path)
     numbers = run_arm(few_shot, "r1", *FEW_OF_STUDY)
-    assert {f"{when}{n}.pass@1" for when in ("", "before.") for n in few_shot.SHOTS} <= set(numbers)
+    kinds = (*few_shot.SHOTS, few_shot.PADDING)
+    assert {f"{when}{kind}.pass@1" for when in ("", "before.") for kind in kinds} <= set(numbers)

@@ -47,5 +47,6 @@ def test_transfer_arm(monkeypatch, tmp_path):
     for arm in transfer.ARMS:
         numbers = run_arm(transfer, arm, *FEW_OF_STUDY, "zero.max_new_tokens=9")
         assert {"before", "pass@1", "dev0", "dev1", "dev2", "mean_on_dev"} <= set(numbers)
-        assert numbers["mean_on_dev"] == sum(numbers[f"dev{step}"] for step in range(3)) / 3
+        assert numbers["mean_on_dev"] == (numbers["dev1"] + numbers["dev2"]) / 2
+        assert numbers["gain"] == numbers["pass@1"] - numbers["before"]
     assert loaded == ["base", "zero", "r1"]
