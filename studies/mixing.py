@@ -8,8 +8,9 @@ reasons: mixing helps to think, or the reward competes with the one for right an
     python r1mini.py study mixing
 
 In our corpus, checked solutions mix languages more often than short ones. In this study both
-mix them equally often, so RL cannot raise mixing by choosing a style. Longer answers have more
-words, and so more chances to mix. So compare answers of one style with each other.
+mix them equally often, so RL cannot raise mixing by choosing checks. Longer answers have more
+words, and so more chances to mix. Answers without working never mix. So the table has columns for
+checked answers and for short workings alone.
 
 All arms start RL from the same base. zero is compared with the base, and masked and reward are
 compared with free:
@@ -19,6 +20,10 @@ compared with free:
     masked    the model cannot write words of the other language. The mask is in sampling, in the
               trainer and in the tests. There is no reward for it
     reward    the language reward of Dev2
+
+A mask may change the accuracy by itself, before anything is learnt. So base and free are also
+tested with it. The reward pays for the share of words in the question's language, and nothing for
+an answer without words. So it also pays for words; "no words" counts these answers.
 
 free, masked and reward are not quite Zero's RL. In each of them a rollout has questions of one
 language, and the two languages take turns, so that one mask serves a whole rollout. They have no KL
@@ -34,7 +39,8 @@ from engine.evaluate import prompts_of, repeat_for_answers, sample_answers
 from grpo import train_rl
 from r1mini import base, draw_problem, make_task, rule_rewards
 from tools.compare import compare
-from tools.study import start_folder, test_record
+from tools.figures import Picture, arms_panel
+from tools.study import start_folder
 from tools.tables import cell, table
 
 SEEDS = range(6)
@@ -44,6 +50,9 @@ STAGES = ("base",)
 ARMS = dict.fromkeys(("zero", "free", "masked", "reward"), "")
 DIFFERENCES = {f"mixing.{arm}.minus_free.pass@1": (f"{arm}.pass@1", "free.pass@1")
                for arm in ("masked", "reward")}
+# What the mask does at once, to models that were trained without it.
+DIFFERENCES |= {f"mixing.{arm}.mask_at_test": (f"{arm}.mask_at_test.pass@1", f"{arm}.pass@1")
+                for arm in ("free", "zero.base")}
 
 
 # ------------------------------------------------------------------------------
@@ -91,14 +100,15 @@ def _test(model, mask, problems, samples, run, seed):
         texts += [tasks.decode(x) for x in ids]
         asked += questions
         lengths += map(len, ids)
-    checked = [i for i, text in enumerate(texts)
-               if tasks.parse(text)[1] is not None and tasks.style_of(text) == "checked"]
     numbers = {"pass@1": sum(map(tasks.accuracy, texts, asked)) / len(texts),
                "length": sum(lengths) / len(texts)}
-    for name in ("mixing", "language", "reflection"):
+    for name in ("mixing", "language", "wordless", "reflection"):
         numbers[name] = tasks.MEASURES[name](texts, asked)
-    numbers["checked.mixing"] = tasks.MEASURES["mixing"]([texts[i] for i in checked],
-                                                         [asked[i] for i in checked])
+    for style in ("checked", "steps"):
+        in_style = [i for i, text in enumerate(texts)
+                    if tasks.parse(text)[1] is not None and tasks.style_of(text) == style]
+        numbers[f"{style}.mixing"] = tasks.MEASURES["mixing"]([texts[i] for i in in_style],
+                                                              [asked[i] for i in in_style])
     return {key: value for key, value in numbers.items() if value == value}  # nan: no words
 
 
@@ -133,10 +143,8 @@ def _make_task(arm, run, s, mask):
 def measure_arm(arm, folder):
     """The numbers of an arm on test, and on dev every few rollouts; in zero also the base's."""
     run, start = folder.run, start_folder(folder, arm, STAGES)
-    model, mask = copy_model(base(start, {})), None
-    if arm == "masked":
-        mask = Mask()
-        model.head.register_forward_hook(mask)
+    model = copy_model(base(start, {}))
+    mask = _put_on_mask(model) if arm == "masked" else None
     s = _settings(arm, run)
     task = _make_task(arm, run, s, mask)
     dev = tasks.make_problems("dev", run.eval.dev_problems, s.levels)
@@ -148,38 +156,70 @@ def measure_arm(arm, folder):
                         f"dev_mixing{record['step']}": on_dev.get("mixing")}
             print(f"  rollout {record['step']}: dev {on_dev['pass@1']:.3f}", flush=True)
     test = tasks.make_problems("test", run.eval.problems, s.levels)
-    numbers |= _test(model, mask, test, run.eval.fewer_samples, run, seed=1)
+
+    def on_test(m, mask):
+        return _test(m, mask, test, run.eval.fewer_samples, run, seed=1)
+
+    numbers |= on_test(model, mask)
+    if arm == "free":
+        numbers["mask_at_test.pass@1"] = on_test(model, _put_on_mask(model))["pass@1"]
     if arm == "zero":
-        tested = test_record(start.path, "base")
-        numbers |= {"base.pass@1": tested["pass@1"], "base.mixing": tested["mixing"],
-                    "base.checked.mixing": tested["mixing_by_style"]["checked"]}
+        start_model = copy_model(base(start, {}))
+        numbers |= {f"base.{key}": value for key, value in on_test(start_model, None).items()}
+        masked = on_test(start_model, _put_on_mask(start_model))
+        numbers["base.mask_at_test.pass@1"] = masked["pass@1"]
     return numbers
+
+
+def _put_on_mask(model):
+    """Puts a Mask on a model's head. Returns it."""
+    mask = Mask()
+    model.head.register_forward_hook(mask)
+    return mask
 
 
 def combine(numbers):
     """The base's numbers under the base's name. The arm zero measures them."""
     return {key: numbers.get(f"zero.{key}")
-            for key in ("base.pass@1", "base.mixing", "base.checked.mixing")}
+            for key in ("base.pass@1", "base.mixing", "base.checked.mixing", "base.steps.mixing")}
 
 
-NAMES = {"base.": "base", "zero.": "Zero", "free.": "free: both languages",
-         "masked.": "the other language masked", "reward.": "language reward"}
+NAMES = {"zero.base": "base", "zero": "Zero", "free": "free: both languages",
+         "masked": "the other language masked", "reward": "language reward"}
+
+
+def picture(rows):
+    """How often each arm mixes, and how often it is right."""
+    masked, reward = (100 * (rows[f"{arm}.pass@1"]["mean"] - rows["free.pass@1"]["mean"])
+                      for arm in ("masked", "reward"))
+    names = {"zero.base": "base", "free": "free", "masked": "masked", "reward": "reward"}
+    return Picture([arms_panel(f"Mask: {masked:+.1f} points,\nreward: {reward:+.1f}", rows, names,
+                               "pass@1", "correct answers"),
+                    arms_panel("beside RL with\nboth languages", rows, names, "mixing",
+                               "answers that mix languages")],
+                   "test problems, temperature 1; a dot is a seed, a line the mean")
 
 
 def page(rows, notes):
-    """The lines of the report: base and arms, and how masked and reward differ from free."""
+    """The lines of the report: base and arms, how masked and reward differ from free, and what a
+    mask does at once."""
     steps = sorted(int(key.removeprefix("free.dev")) for key in rows
                    if key.startswith("free.dev") and key.removeprefix("free.dev").isdigit())
     columns = {"pass@1": "pass@1", "mixing": "mixes", "checked.mixing": "of checked answers",
-               "language": "words in the question's language", "length": "tokens",
-               "reflection": "checks"} | {f"dev{step}": f"dev, rollout {step}" for step in steps}
-    body = [[name, *(cell(rows, f"{prefix}{key}") for key in columns)]
-            for prefix, name in NAMES.items()]
+               "steps.mixing": "of short workings", "language": "words in the question's language",
+               "wordless": "no words", "length": "tokens", "reflection": "checks"}
+    columns |= {f"dev{step}": f"dev, rollout {step}" for step in steps}
+    body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
+            for arm, name in NAMES.items()]
     lines = [*table(["", *columns.values()], body), "", "All rows after Zero have questions of one "
              "language in a rollout and no KL penalty, so free is not quite Zero.", ""]
     for arm in ("masked", "reward"):
         comparison = compare(rows, "free.pass@1", f"{arm}.pass@1")
         if comparison:
-            lines.append(f"- {NAMES[f'{arm}.']}, minus {NAMES['free.']}: "
+            lines.append(f"- {NAMES[arm]}, minus {NAMES['free']}: {comparison.text(points=True)}")
+    for arm in ("free", "zero.base"):
+        comparison = compare(rows, f"{arm}.pass@1", f"{arm}.mask_at_test.pass@1")
+        if comparison:
+            lines.append(f"- {NAMES[arm]}, with a mask at test alone: "
                          f"{comparison.text(points=True)}")
     return lines

@@ -86,11 +86,12 @@ def test_mixing_arms(monkeypatch, tmp_path):
     monkeypatch.setattr(mixing, "copy_model", lambda model: started.append(
         {key: weight.clone() for key, weight in model.state_dict().items()}) or copy_model(model))
     numbers = {arm: run_arm(mixing, arm, *FEW_OF_STUDY) for arm in mixing.ARMS}
-    for weights in started[1:]:
+    for weights in started:
         assert equal_states(started[0], weights)
-    assert "base.pass@1" in numbers["zero"] and "base.pass@1" not in numbers["free"]
+    assert {"base.pass@1", "base.mask_at_test.pass@1"} <= set(numbers["zero"])
+    assert "mask_at_test.pass@1" in numbers["free"] and "base.pass@1" not in numbers["free"]
     for found in numbers.values():
         assert {"pass@1", "dev1", "dev2"} <= set(found)
     masked = numbers["masked"]
     assert masked.get("mixing", 0.0) == 0.0 and masked.get("language", 1.0) == 1.0
-    assert len(started) == len(mixing.ARMS)
+    assert len(started) == len(mixing.ARMS) + 1  # and the base that is tested with a mask
