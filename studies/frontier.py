@@ -23,9 +23,14 @@ The level of an arm is the highest number of operations at which half of the ans
 right, on 100 test problems at temperature 1. The base gives 10,000 answers at each level above
 its corpus, up to the one that the curriculum reaches. If none is right, its chance of a right
 answer is below 3 / 10,000 (at 95%).
+
+Why does an arm stop where it does? Of the wrong answers just above its level, we count what goes
+wrong first: the operand that a step takes, its sum, or the end.
 """
 import dataclasses
 import random
+import re
+from itertools import zip_longest
 
 import torch
 
@@ -33,7 +38,7 @@ import grpo
 import moe
 import tasks
 from engine.devices import copy_model
-from engine.evaluate import evaluate
+from engine.evaluate import evaluate, prompts_of, repeat_for_answers, sample_answers
 from engine.folder import read_log
 from r1mini import make_task, rl, rule_rewards, supervised
 from studies.kimi import rest  # studies/kimi.py adds it to grpo.OBJECTIVES
@@ -51,6 +56,7 @@ EVERY = 20              # rollouts between evaluations on dev
 DEV_LEVELS = (6, 8, 10, 12, 14, 16, 20)
 PROBLEMS, SAMPLES = 100, 4  # of each level on test
 BASE_ANSWERS = 10_000
+MISTAKES = "operand", "sum", "end", "other"
 
 
 # ------------------------------------------------------------------------------
@@ -218,6 +224,7 @@ def measure_arm(arm, folder):
         for level, (share, length, any_of_4) in by_level.items():
             numbers |= {f"{name}pass@1.{level}": share, f"{name}pass@4.{level}": any_of_4,
                         f"{name}length.{level}": length}
+    numbers |= _count_mistakes(model, numbers["level"] + 1, limit)
     if arm != "fixed":
         numbers["frontier"] = _frontier(records)
         for level in range(FIRST, numbers["frontier"]):
@@ -226,6 +233,46 @@ def measure_arm(arm, folder):
     if arm == "curriculum":
         numbers |= _base_limit(base, max(numbers["level"], FIRST + 1), limit)
     return numbers
+
+
+def _any_of(*names):
+    """A regular expression for these words of the working, such as then, in both languages."""
+    return "|".join(words[name].strip() for words in tasks.WORDS.values() for name in names)
+
+
+def _first_mistake(text, problem):
+    """What goes wrong first in an answer: "operand" if a step takes another operand than the next
+    one of the question, "sum" if its result is wrong, "end" if the working has too few or too many
+    steps or the answer is not its result, "other" if a step cannot be read or does not go on from
+    the step before it."""
+    first, *terms = re.findall(r"[+-]?[0-9]+", problem.expression)  # 25-7+9: 25, -7, +9
+    total = int(first)
+    steps = re.split(_any_of("then", "ok"), tasks.parse(text)[0] or "")
+    for term, step in zip_longest(terms, steps):
+        if term is None or step is None:
+            return "end"
+        last_try = re.split(_any_of("wait"), step)[-1]  # what follows "wait" replaces a slip
+        statement = re.split(_any_of("check"), last_try)[0]
+        parts = re.fullmatch(r"([0-9]+)([+-][0-9]+)=([0-9]+)", statement.strip())
+        if not parts or int(parts[1]) != total:
+            return "other"
+        if parts[2] != term:
+            return "operand"
+        total += int(term)
+        if int(parts[3]) != total:
+            return "sum"
+    return "end"
+
+
+def _count_mistakes(model, level, limit):
+    """{mistake.KIND: the share of answers to problems of a level whose first mistake is of a kind}.
+    """
+    asked = repeat_for_answers(_problems("test", level, PROBLEMS), SAMPLES)
+    ids = sample_answers(model, prompts_of(asked), limit, 1024, seed=1)
+    texts = [tasks.decode(x) for x in ids]
+    wrong = [_first_mistake(text, problem) for text, problem in zip(texts, asked)
+             if not tasks.accuracy(text, problem)]
+    return {f"mistake.{kind}": wrong.count(kind) / len(asked) for kind in MISTAKES}
 
 
 def _upper_bound(right, n):
@@ -290,6 +337,10 @@ def page(rows, notes):
     body = [[arm, *(cell(rows, f"{arm}.passed.{level}") for level in passed)]
             for arm in ("curriculum", "expert_iteration")]
     lines += [*table(["rollouts until the frontier left", *map(str, passed)], body), ""]
+    arms = {arm: NAMES[arm] for arm in ARMS}
+    body = [[name, *(cell(rows, f"{arm}.mistake.{kind}") for kind in MISTAKES)]
+            for arm, name in arms.items()]
+    lines += [*table(["wrong first, just above its level", *MISTAKES], body), ""]
     tried = [level for level in levels if f"curriculum.base.right.{level}" in rows]
     columns = {"base.right": f"right of {BASE_ANSWERS:,} answers of the base",
                "base.solved": "problems with a right one among 100",

@@ -87,6 +87,21 @@ def test_frontier_bound():
         assert below == pytest.approx(0.05, abs=0.005)
 
 
+@pytest.mark.parametrize("thinking, mistake", [
+    ("25-7=18 then 18+9=27 then 27-3=24", "end"),              # all steps are right
+    ("25-7=18 then 18+9=27", "end"),
+    ("25-7=18 ok 18+9=27 ok 27-3=24 ok 24+1=25", "end"),
+    ("25-7=18 then 18-3=15 then 15+9=24", "operand"),
+    ("25-7=18 check 18+7=25 ok 18+9=28 then 28-3=25", "sum"),
+    ("25-7=19 check 19+7=26 wait 25-7=18 ok 18+9=27 ok 27-9=18", "operand"),
+    ("25-7=18 then 17+9=26", "other"), ("", "other"), ("25-7 is 18", "other"),
+    ("25-7=18然后18+9=28", "sum"), ("25-7=19等等25-7=18正确18+3=21", "operand")])
+def test_frontier_first_mistake(thinking, mistake):
+    """By hand, of workings of 25-7+9-3."""
+    problem = tasks.Problem("Compute 25-7+9-3", "24", "en", 3, "25-7+9-3")
+    assert frontier._first_mistake(tasks.response(thinking, "1"), problem) == mistake
+
+
 @pytest.fixture
 def further(monkeypatch, tmp_path):
     """A function that returns (task, settings) with which an arm of frontier goes on after Zero.
@@ -176,6 +191,7 @@ def test_frontier_arm_ends_with_its_budget(arm, monkeypatch, name):
     monkeypatch.setattr(frontier, "BASE_ANSWERS", 4)
     numbers = arm(frontier, name)
     assert 300 <= numbers["generated"] < 300 + 4 * 2 * 12
+    assert sum(numbers[f"mistake.{kind}"] for kind in frontier.MISTAKES) == 1
     assert numbers["level"] == 0 and numbers["frontier"] == frontier.FIRST
     if name == "curriculum":
         assert numbers["base.bound"] == pytest.approx(3 / 4, rel=0.01)
