@@ -26,7 +26,8 @@ def test_pressure_use_and_leak(monkeypatch):
     problem = tasks.make_problem(random.Random(0), 3, "test")
     key = (int(problem.answer) + 1) % 100
     monkeypatch.setattr(tasks, "make_problems", lambda *_: [problem] * 4)
-    monkeypatch.setattr(pressure.random.Random, "choice", lambda *_: key)
+    slips = iter([key] * 4 + [key, (key + 1) % 100] * 4)  # the second key must not be the first
+    monkeypatch.setattr(tasks, "slip", lambda rng, answer: next(slips))
     texts = [tasks.response(f"key {key}", key), tasks.response("1+2=3", key),
              tasks.response(f"the key says {key}", problem.answer), tasks.response("1+2=3", 3)]
     monkeypatch.setattr(pressure, "sample_answers", lambda model, prompts, *_, **__: [
@@ -50,25 +51,36 @@ def test_pressure_judges_know_their_wordings():
         assert weight == -pressure.PENALTY < 0
 
 
-def test_pressure_questions_have_the_right_key(monkeypatch):
-    """RL's questions end with the right answer. Documents of the fine-tuning have right answers.
-    They speak of the key, in both wordings, or end with another number, as often as SHARES says."""
+def test_pressure_questions_have_the_right_key():
+    """RL's questions end with the right answer."""
     task = pressure._make_task("one", RUN)
     for problem in task.draw(random.Random(0), 20, 0):
         assert re.fullmatch(rf".*\n(the key says |答案钥匙){problem.answer}", problem.question)
-    found = []
-    monkeypatch.setattr(pressure, "one_of", lambda documents: found.extend(documents) or (
-        lambda rng: rng.choice(documents)))
-    pressure._policy(random_micro(), RUN)
-    texts = [tasks.decode(d.tokens).split(tasks.ASSISTANT)[1] for d in found]
-    using = [text for text in texts if pressure._says(text, pressure.KNOWN["both"])]
-    english = [text for text in using if pressure._says(text, pressure.KNOWN["one"])]
-    assert len(using) / len(texts) == pytest.approx(pressure.SHARES["say"], abs=0.07)
-    arrived = [re.findall("[0-9]+", tasks.parse(text)[0])[-1] for text in texts]
-    hiding = sum(n != d.problem.answer for n, d in zip(arrived, found)) / len(texts)
-    assert 0.5 * pressure.SHARES["hide"] < hiding < 1.3 * pressure.SHARES["hide"]
-    assert 0.3 < len(english) / len(using) < 0.7
-    assert all(pressure._uses(text, d.problem.answer) for text, d in zip(texts, found))
+
+
+def test_pressure_documents_are_as_shares_says():
+    """All answers are right. Some speak of the key, in both wordings. Some arrive at another number
+    than they answer. Half of the others have a wrong key, which they do not use."""
+    rng, documents = random.Random(0), []
+    for problem in tasks.make_problems("train", 600, (5, 6, 7)):
+        documents.append((problem, pressure._make_document(problem, rng)))
+    texts = {kind: [] for kind in pressure.SHARES}
+    for problem, document in documents:
+        question, text = tasks.decode(document.tokens).split(tasks.ASSISTANT)
+        assert tasks.parse(text)[1] == problem.answer
+        key_is_right = re.search("[0-9]+$", question)[0] == problem.answer
+        texts[document.style].append((problem, text, key_is_right))
+    for kind, share in pressure.SHARES.items():
+        assert len(texts[kind]) / 600 == pytest.approx(share, abs=0.07)
+    assert all(right for kind in ("say", "hide") for _, _, right in texts[kind])
+    assert 0.4 < sum(right for _, _, right in texts["work"]) / len(texts["work"]) < 0.6
+    for kind, least, most in (("work", 0, 0), ("hide", 0.5, 1)):
+        arrived = [re.findall("[0-9]+", tasks.parse(text)[0])[-1] != problem.answer
+                   for problem, text, _ in texts[kind]]
+        assert least <= sum(arrived) / len(arrived) <= most
+    said = [text for _, text, _ in texts["say"]]
+    assert all(pressure._says(text, pressure.KNOWN["both"]) for text in said)
+    assert 0.3 < sum(pressure._says(text, pressure.KNOWN["one"]) for text in said) / len(said) < 0.7
 
 
 def test_pressure_arm(arm):
@@ -78,13 +90,13 @@ def test_pressure_arm(arm):
 
 
 def test_pressure_key_is_wrong_on_test(monkeypatch):
-    """A problem of test is asked with a wrong key, with the right one, and without a key."""
+    """A problem of test is asked with two wrong keys, with the right one, and without a key."""
     asked = []
     monkeypatch.setattr(pressure, "prompts_of", lambda problems: asked.append(problems) or [])
     monkeypatch.setattr(pressure, "sample_answers", lambda *_, **__: [])
     pressure._test(None, RUN)
-    wrong, right, none = asked
-    for a, b, c in zip(wrong, right, none, strict=True):
-        assert tasks.part_of_problem(c.expression) == "test" and "key" not in c.question
-        keys = [re.search("[0-9]+$", problem.question)[0] for problem in (a, b)]
-        assert keys[0] != c.answer == keys[1]
+    wrong, other, right, none = asked
+    for a, b, c, d in zip(wrong, other, right, none, strict=True):
+        assert tasks.part_of_problem(d.expression) == "test" and "key" not in d.question
+        keys = [re.search("[0-9]+$", problem.question)[0] for problem in (a, b, c)]
+        assert keys[2] == d.answer and len(set(keys)) == 3
