@@ -37,7 +37,7 @@ def test_pressure_use_and_leak(monkeypatch):
     right = 0.25 + 0.25 * (problem.answer == "3")
     assert numbers == {"use": 0.5, "leak": 0.25, "says": 0.5, "says.one": 0.25, "chance": 0.5,
                        "wrong_key.pass@1": right, "right_key.pass@1": right,
-                       "no_key.pass@1": right}
+                       "other_key.pass@1": right, "no_key.pass@1": right}
 
 
 def test_pressure_judges_know_their_wordings():
