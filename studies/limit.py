@@ -5,12 +5,13 @@ Accuracy and length jumped there (R1 v2 section 2.1).
 
     python r1mini.py study limit
 
-All arms start from the same kept base, on problems with five and six operations. Checked
-answers to these have 60 to 130 tokens. The arms differ in the limit of the rollouts:
+All arms start from the same kept Zero, on problems with six and seven operations, on which it is
+often wrong. With checks, answers to these have 80 to 140 tokens. The arms differ in the limit of
+the rollouts:
 
-    fixed     LIMIT tokens
-    raised    LIMIT tokens, and twice as many from the middle on
-    high      twice LIMIT from the beginning
+    fixed     110 tokens
+    raised    110 tokens, and 200 from the middle on
+    high      200 tokens from the beginning
 
 The rate falls late in all arms, so that it is high when the limit rises. All arms have as many
 rollouts, so an arm with a higher limit may generate more tokens. Halfway, the same weights are
@@ -28,9 +29,9 @@ from tools.study import load_kept, test_numbers
 from tools.tables import cell, table
 
 SEEDS = range(6)
-LIMIT = 100
-SETTINGS, STAGES = ("zero.levels=5,6", "zero.dev_every=4", "zero.decay=0.3", "eval.samples=8"), ()
-LIMITS = {"fixed": (LIMIT, LIMIT), "raised": (LIMIT, 2 * LIMIT), "high": (2 * LIMIT, 2 * LIMIT)}
+LOW, HIGH = 110, 200  # tokens
+SETTINGS, STAGES = ("zero.levels=6,7", "zero.dev_every=4", "zero.decay=0.3", "eval.samples=8"), ()
+LIMITS = {"fixed": (LOW, LOW), "raised": (LOW, HIGH), "high": (HIGH, HIGH)}
 ARMS = dict.fromkeys(LIMITS, "")
 DIFFERENCES = {f"limit.{arm}.minus_fixed.{key}": (f"{arm}.{key}", f"fixed.{key}")
                for arm in ("raised", "high") for key in ("pass@1", "at_limit", "length")}
@@ -40,9 +41,9 @@ DIFFERENCES |= {f"limit.raised.minus_high.{key}": (f"raised.{key}", f"high.{key}
 
 def measure_arm(arm, folder):
     """The numbers of an arm: on test, on dev, and of its rollouts. dev and length: every few
-    rollouts on dev, with twice LIMIT. half.LIMIT: halfway on dev, with two limits. at_limit: on
-    test with LIMIT."""
-    run, model, state = folder.run, load_kept(folder, "base"), None
+    rollouts on dev, with the limit HIGH. half.110, half.200: halfway on dev, with both limits.
+    at_limit: on test with LOW."""
+    run, model, state = folder.run, load_kept(folder, "zero"), None
     dev, test = (tasks.make_problems(part, n, run.zero.levels)
                  for part, n in (("dev", run.eval.dev_problems), ("test", run.eval.problems)))
     middle, numbers = run.zero.steps // 2, {"generated": 0}
@@ -59,15 +60,15 @@ def measure_arm(arm, folder):
             numbers["generated"] += record["tokens"]
             numbers[f"cut.{step}"] = record["cut_off"]
             if step % s.dev_every == 0:
-                means = on(dev, run.eval.samples, 2 * LIMIT)
+                means = on(dev, run.eval.samples, HIGH)
                 numbers |= {f"dev.{step}": means["pass@1"], f"length.{step}": means["length"]}
             if step == last:
                 state = snapshot()  # the second half goes on from it
                 break
         if last == middle:
             numbers |= {f"half.{x}": on(dev, run.eval.samples, x)["pass@1"]
-                        for x in (LIMIT, 2 * LIMIT)}
-    at_limit = on(test, run.eval.fewer_samples, LIMIT)
+                        for x in (LOW, HIGH)}
+    at_limit = on(test, run.eval.fewer_samples, LOW)
     return numbers | test_numbers(model, run) | {"at_limit": at_limit["pass@1"]}
 
 
@@ -82,7 +83,7 @@ def picture(rows):
                                 NAMES, "dev", "rollout", "correct answers"),
                     lines_panel(f"{tokens:+.0f} tokens\nin an answer", rows, NAMES, "length",
                                 "rollout", "tokens in an answer", percent="")],
-                   "dev problems with five and six operations; the titles are of test problems")
+                   "dev problems with six and seven operations; the titles are of test problems")
 
 
 def page(rows, notes):
@@ -94,9 +95,9 @@ def page(rows, notes):
         body = [[name_of_arm, *(cell(rows, f"{arm}.{key}.{step}") for step in steps)]
                 for arm, name_of_arm in NAMES.items()]
         lines += [*table([name, *(f"rollout {step}" for step in steps)], body), ""]
-    columns = {f"half.{LIMIT}": f"halfway on dev, {LIMIT} tokens",
-               f"half.{2 * LIMIT}": f"halfway on dev, {2 * LIMIT} tokens",
-               "pass@1": f"test, {2 * LIMIT} tokens", "at_limit": f"test, {LIMIT} tokens",
+    columns = {f"half.{LOW}": f"halfway on dev, {LOW} tokens",
+               f"half.{HIGH}": f"halfway on dev, {HIGH} tokens",
+               "pass@1": f"test, {HIGH} tokens", "at_limit": f"test, {LOW} tokens",
                "length": "tokens", "reflection": "checks", "generated": "tokens generated in RL"}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
