@@ -24,15 +24,18 @@ models and the same number of tokens for a question:
              the answer with the highest value of those that it has found
     vote     the most frequent of n sampled answers
     best     of n sampled answers, the one that has the highest value
+    blind    the tree without values: it goes by the policy's probabilities alone. The value model
+             only chooses among its answers. So tree minus blind is what guidance is worth
     exact    the tree with exact values: whether the number can still be reached. It shows what
-             a perfect value model would give
+             a perfect value model would give. Its counterpart is a sampled answer that is right
+             (found), since exact values also tell which answer is right
 
-No arm but the last checks an answer by the rules. The tree stops an answer after its third line.
+No arm but the last checks an answer by the rules. An answer ends after its third line.
 
-A token counts once when the policy writes it, and once when the value model reads it. The
-question and the end token count nowhere. Here a node of the tree is a whole line, and there are
-few good ones. So the explosion of the token space, the first of the paper's reasons, is not
-tested here.
+Each token that the policy writes costs one, and each that the value model reads costs one more. A
+beginning that was read before costs nothing. The question and the end token are free. Here a node
+of the tree is a whole line, and there are few good ones. So the explosion of the token space, the
+first of the paper's reasons, is not tested here.
 """
 import math
 import random
@@ -51,15 +54,17 @@ from engine.sampling import generate, pad_right, reading_passes
 from grpo import judge_scores, safety_loss
 from r1mini import count_targets, train, train_reward_model
 from tools.compare import compare
+from tools.figures import Picture, lines_panel
 from tools.study import load_kept, start_folder
 from tools.tables import cell, table
 
+SEEDS = range(6)
 SETTINGS = ("dev1.steps=600", "dev1.documents=80", "dev1.lr=5e-3", "dev1.muon_lr=5e-3",
             "judge.steps=600", "judge.documents=128")
 STAGES = "policy", "value"
-ARMS = dict.fromkeys(("tree", "vote", "best", "exact"), "")
+ARMS = dict.fromkeys(("tree", "vote", "best", "blind", "exact"), "")
 DIFFERENCES = {f"tree_minus_{arm}.pass@1": ("search.tree.pass@1", f"search.{arm}.pass@1")
-               for arm in ("vote", "best")}
+               for arm in ("vote", "best", "blind")}
 NUMBERS = 4                             # digits of a question; an answer has one step less
 BUDGETS = 64, 128, 256, 512, 1024       # tokens for a question
 LINE, ANSWER = 12, 40                   # tokens that a step and an answer may have
@@ -122,8 +127,8 @@ def _can_reach(numbers, target):
 
 
 def _make_problem(rng, part="train"):
-    """(problem, one of its solutions). The digits alone decide the part, so no test question has
-    the digits of a question in training. Two test questions may have the same digits."""
+    """(problem, one of its solutions). The digits alone decide the part. Two test questions may
+    share their digits, but no test question shares them with training."""
     while True:
         digits = sorted(rng.randint(1, 9) for _ in range(NUMBERS))
         left, lines = list(digits), ""
@@ -144,9 +149,12 @@ def _make_problem(rng, part="train"):
 
 
 def _problems(part, n):
-    """n problems of a part, the same in every run."""
-    rng = random.Random(f"{part}/countdown")
-    return [_make_problem(rng, part)[0] for _ in range(n)]
+    """n problems of a part, the same in every run. No two have the same digits and target."""
+    rng, problems = random.Random(f"{part}/countdown"), {}
+    while len(problems) < n:
+        problem, _ = _make_problem(rng, part)
+        problems[problem.expression, problem.answer] = problem
+    return list(problems.values())
 
 
 # ------------------------------------------------------------------------------
@@ -156,6 +164,15 @@ def _problems(part, n):
 def _prefix(problem, text):
     """The token ids of a question and the beginning of an answer."""
     return tasks.encode_prompt(problem.question) + tasks.ENCODING.encode_ordinary(text)
+
+
+def _cut(ids):
+    """The tokens of an answer up to the end of its third line. What follows is cut off, as the tree
+    does it, and so is the end token."""
+    ends = [i for i, token in enumerate(ids) if token == NEWLINE][:NUMBERS - 1]
+    if len(ends) == NUMBERS - 1:
+        return ids[:ends[-1] + 1]
+    return [token for token in ids if token != tasks.END_ID]
 
 
 def _start_models(folder, arm):
@@ -186,29 +203,29 @@ def _start_models(folder, arm):
 class Attempt:
     """An answer of the policy, as the value model learns from it."""
     tokens: list[int]  # question and answer
-    weight: list[int]  # 1 where a step ends, else 0
+    weight: list[int]  # 1 where the question and each step end, else 0
     right: float       # 1.0 if the answer was right in the end, else 0.0
 
 
 def _attempts(policy, run):
     """The policy's own answers to train problems. Each beginning of an answer gets the label of
-    the whole answer. The mean label of a beginning is the probability that the policy, having
-    begun so, ends right (Monte Carlo)."""
+    the whole answer. Averaged over many answers, this label is the chance that the policy ends
+    right from there (Monte Carlo)."""
     rng = random.Random(f"{run.seed}/value")
     asked = repeat_for_answers([_make_problem(rng)[0] for _ in range(OWN_PROBLEMS)], OWN_ANSWERS)
     answers = sample_answers(policy, prompts_of(asked), ANSWER, run.eval.rows, seed=run.seed,
                              name="value: samples")
     attempts = []
-    for ids, problem in zip(answers, asked):
-        question = tasks.encode_prompt(problem.question)
-        ends = [int(token == NEWLINE) for token in ids]
+    for answer, problem in zip(answers, asked):
+        question, ids = tasks.encode_prompt(problem.question), _cut(answer)
+        ends = [0] * (len(question) - 1) + [1] + [int(token == NEWLINE) for token in ids]
         right = float(_is_right(tasks.decode(ids), problem))
-        attempts.append(Attempt(question + ids, [0] * len(question) + ends, right))
+        attempts.append(Attempt(question + ids, ends, right))
     return attempts
 
 
 def _value_loss(model, attempts, step_attempts):
-    """The loss of the value model: cross-entropy after each step, for train."""
+    """The loss of the value model: cross-entropy after the question and each step, for train."""
     tokens = pad_right([x.tokens for x in attempts], tasks.PAD_ID, model.device)     # (B, T)
     real = pad_right([[1] * len(x.tokens) for x in attempts], 0, model.device) > 0
     ends = pad_right([x.weight for x in attempts], 0, model.device) > 0
@@ -255,8 +272,11 @@ class Node:
 
 
 def _puct(parent, child):
-    """Q + c P sqrt(N of the parent) / (1 + N) (AlphaZero, arXiv 1712.01815)."""
-    mean = child.total / child.visits if child.visits else 0.0          # Q = W / N, 0 at first
+    """Q + c P sqrt(N of the parent) / (1 + N) (AlphaZero, arXiv 1712.01815). A child without a
+    visit has its parent's Q. With 0, as in chess, where half of all positions are lost, the first
+    child would keep its siblings unvisited for long."""
+    node = child if child.visits else parent
+    mean = node.total / node.visits                                     # Q = W / N
     bonus = EXPLORATION * child.prior * math.sqrt(parent.visits) / (1 + child.visits)
     return mean + bonus
 
@@ -349,22 +369,37 @@ def _search(problems, write, read):
 
 def _sample(problems, policy, value, run, part):
     """Whole answers to each problem, enough for the largest budget: [(tokens spent by then, text,
-    value)] of each problem, as a Tree has them. With a value model each answer is read once."""
-    passes = 2 if value else 1
-    n = BUDGETS[-1] // (passes * 6 * (NUMBERS - 1))  # a step has at least 6 tokens
+    value)] of each problem, as a Tree has them. A value model reads each beginning once."""
+    n = BUDGETS[-1] // (6 * (NUMBERS - 1))  # a step has at least 6 tokens
     asked = repeat_for_answers(problems, n)
     ids = sample_answers(policy, prompts_of(asked), ANSWER, run.eval.rows, seed=1, name=part)
+    ids = [_cut(answer) for answer in ids]
     texts = [tasks.decode(x) for x in ids]
     values = _values(value, asked, texts) if value else [0.0] * len(texts)
     answers = []
     for i in range(0, len(asked), n):
-        spent, of_problem = 0, []
+        spent, seen, of_problem = 0, set(), []
         for j in range(i, i + n):
-            # The tree neither writes nor reads an end token, so it does not count.
-            spent += passes * sum(token != tasks.END_ID for token in ids[j])
+            spent += len(ids[j])
+            if value:
+                spent += _unread(ids[j], seen)
             of_problem.append((spent, texts[j], values[j]))
         answers.append(of_problem)
     return answers
+
+
+def _unread(ids, seen):
+    """How many tokens of an answer the value model reads, if beginnings that it has seen cost
+    nothing. Adds those of this answer, each of whole lines, to the set `seen`."""
+    tokens, begin = 0, 0
+    for i, token in enumerate(ids):
+        if token == NEWLINE or i == len(ids) - 1:
+            beginning = tuple(ids[:i + 1])
+            if beginning not in seen:
+                seen.add(beginning)
+                tokens += i + 1 - begin
+            begin = i + 1
+    return tokens
 
 
 def _solution(text):
@@ -405,20 +440,37 @@ def _scores(arm, problems, answers_of_problem):
 
 
 def measure_arm(arm, folder, part="test"):
-    """The numbers of an arm at each budget; of a tree also how often nothing was left to visit."""
+    """The numbers of an arm at each budget. Of a tree also how often nothing was left to visit, and
+    the tokens that it spent. Of vote also how often one answer of the policy is right, on train
+    problems too: the value model's labels come from these, and the policy has learnt them."""
     run, (policy, value) = folder.run, _start_models(folder, arm)
     problems, numbers = _problems(part, run.eval.problems), {}
     if arm in ("vote", "best"):
         answers = _sample(problems, policy, value if arm == "best" else None, run, arm)
     else:
-        read = _exact_values if arm == "exact" else partial(_values, value)
+        read = {"tree": partial(_values, value), "exact": _exact_values,
+                "blind": lambda problems, texts: [0.0] * len(texts)}[arm]
         trees = _search(problems, partial(_next_steps, policy), read)
         answers = [tree.answers for tree in trees]
-        numbers["closed"] = fmean(tree.root.closed for tree in trees)
-    if arm == "vote":  # the policy alone: its first answer
-        numbers["one"] = fmean(_is_right(of_problem[0][1], problem)
-                               for problem, of_problem in zip(problems, answers))
+        numbers |= {"closed": fmean(tree.root.closed for tree in trees),
+                    "spent": fmean(tree.spent for tree in trees)}
+    if arm == "blind":
+        for i, (problem, of_problem) in enumerate(zip(problems, answers)):
+            texts = [text for _, text, _ in of_problem]
+            values = _values(value, [problem] * len(texts), texts)
+            answers[i] = [(spent, text, x) for (spent, text, _), x in zip(of_problem, values)]
+    if arm == "vote":
+        numbers["one"] = _mean_right(problems, answers)
+        train_problems = _problems("train", run.eval.problems)
+        of_train = _sample(train_problems, policy, None, run, "train problems")
+        numbers["one.train"] = _mean_right(train_problems, of_train)
     return numbers | _scores(arm, problems, answers)
+
+
+def _mean_right(problems, answers_of_problem):
+    """The share of right answers among all that were sampled."""
+    return fmean(_is_right(text, problem) for problem, answers in zip(problems, answers_of_problem)
+                 for _, text, _ in answers)
 
 
 def combine(numbers):
@@ -427,21 +479,38 @@ def combine(numbers):
 
 
 NAMES = {"tree": "tree search", "vote": "majority vote", "best": "best of n by value",
-         "exact": "tree search, exact values"}
+         "blind": "tree without values", "exact": "tree search, exact values"}
+
+
+def picture(rows):
+    """How often the chosen answer is right, and any answer, by tokens."""
+    points = [100 * (rows["search.tree.pass@1"]["mean"] - rows[f"search.{arm}.pass@1"]["mean"])
+              for arm in ("vote", "best")]
+    return Picture([lines_panel(f"Tree minus vote:\n{points[0]:+.1f} points,", rows, NAMES,
+                                "pass@1", "tokens for a question", "the chosen answer is right"),
+                    lines_panel(f"minus best of n:\n{points[1]:+.1f}", rows, NAMES, "found",
+                                "tokens for a question", "any answer is right")],
+                   "Countdown with four digits, test questions")
 
 
 def page(rows, notes):
-    """The lines of the report: two tables by budget, and the tree against the other two."""
-    lines = [f"One answer of the policy is right in {cell(rows, 'vote.one')}. With the largest "
-             f"budget nothing is left to visit in {cell(rows, 'tree.closed')} of the trees.", ""]
+    """The lines of the report: two tables by budget, and the tree against the other arms."""
+    lines = [f"One answer of the policy is right in {cell(rows, 'vote.one')}, on train problems in "
+             f"{cell(rows, 'vote.one.train')}. With the largest budget nothing is left to visit in "
+             f"{cell(rows, 'tree.closed')} of the trees. A tree spends {cell(rows, 'tree.spent')} "
+             "tokens.", ""]
     for key, head in (("pass@1", "the chosen answer is right, by tokens"),
                       ("found", "any answer is right, by tokens")):
         body = [[name, *(cell(rows, f"{arm}.{key}.{budget}") for budget in BUDGETS)]
                 for arm, name in NAMES.items()]
         lines += [*table([head, *map(str, BUDGETS)], body), ""]
-    for arm in ("vote", "best"):
-        comparison = compare(rows, f"search.{arm}.pass@1", "search.tree.pass@1")
+    pairs = [(arm, f"search.{arm}.pass@1", "tree", "search.tree.pass@1")
+             for arm in ("vote", "best", "blind")]
+    pairs.append(("best", f"best.found.{BUDGETS[-1]}", "exact", "search.exact.pass@1"))
+    for other, other_key, arm, key in pairs:
+        comparison = compare(rows, other_key, key)
         if comparison:
-            lines.append(f"- tree search minus {NAMES[arm]}, {BUDGETS[-1]} tokens: "
+            found = ", any of its answers" if "found" in other_key else ""
+            lines.append(f"- {NAMES[arm]} minus {NAMES[other]}{found}, {BUDGETS[-1]} tokens: "
                          f"{comparison.text(points=True)}")
     return lines

@@ -87,6 +87,17 @@ def test_search_problems():
     test = search._problems("test", 100)
     assert test == search._problems("test", 100)
     assert not {p.expression for p in test} & {p.expression for p, _ in train}
+    assert len({(p.expression, p.answer) for p in search._problems("test", 500)}) == 500
+
+
+def test_search_cut_by_hand():
+    """An answer ends after its third line, or before its end token."""
+    text = "3*7=21\n21+5=26\n26-2=24\n"
+    for more, kept in (("", text), ("24+0", text), ("\n", text)):
+        ids = tasks.ENCODING.encode_ordinary(text + more)
+        assert tasks.decode(search._cut(ids)) == kept
+    ids = tasks.encode_response("3*7=21\n21+5")
+    assert search._cut(ids) == ids[:-1]
 
 
 # -------------------------------------------------------------------------------------------------
@@ -94,11 +105,12 @@ def test_search_problems():
 
 
 def test_search_puct_by_hand(monkeypatch):
-    """Q + c P sqrt(N) / (1 + n): 1.5 / 2 + 2 * 0.25 * 3 / 3, and without a visit 2 * 0.5 * 3."""
+    """Q + c P sqrt(N) / (1 + n): 1.5 / 2 + 2 * 0.25 * 3 / 3, and without a visit, with the Q of the
+    parent, 4.5 / 9 + 2 * 0.5 * 3."""
     monkeypatch.setattr(search, "EXPLORATION", 2.0)
-    parent = search.Node(visits=9)
+    parent = search.Node(visits=9, total=4.5)
     assert search._puct(parent, search.Node(prior=0.25, visits=2, total=1.5)) == 1.25
-    assert search._puct(parent, search.Node(prior=0.5)) == 3.0
+    assert search._puct(parent, search.Node(prior=0.5)) == 3.5
     parent.children = [search.Node("a", prior=0.25, visits=2, total=1.5),
                        search.Node("b", prior=0.5)]
     assert [node.text for node in search._select(parent)] == ["", "b"]
@@ -231,8 +243,8 @@ def test_search_choices_by_hand():
 
 
 def test_search_sampling_costs(monkeypatch):
-    """By hand: a token is written once, and with a value model read once more. The end token does
-    not count. The answers to a problem fill the largest budget."""
+    """By hand: a token is written once. A value model reads the first answer, and nothing of its
+    repetitions. The end token does not count. The answers to a problem fill the largest budget."""
     text = "3*7=21\n21+5=26\n26-2=24\n"
     n = len(tasks.ENCODING.encode_ordinary(text))
     monkeypatch.setattr(search, "BUDGETS", (360,))
@@ -241,29 +253,41 @@ def test_search_sampling_costs(monkeypatch):
                         lambda model, prompts, *_, **__: [ids] * len(prompts))
     monkeypatch.setattr(search, "_values", lambda model, problems, texts: [0.5] * len(texts))
     run = SimpleNamespace(eval=SimpleNamespace(rows=8))
-    for value, passes, value_of_answer in ((None, 1, 0.0), ("a model", 2, 0.5)):
+    for value, read, value_of_answer in ((None, 0, 0.0), ("a model", n, 0.5)):
         of_first, of_second = search._sample([PROBLEM] * 2, None, value, run, "")
         assert of_first == of_second and of_first[-1][0] >= 360
-        assert of_first[:2] == [(passes * n, text, value_of_answer),
-                                (2 * passes * n, text, value_of_answer)]
+        assert of_first[:2] == [(n + read, text, value_of_answer),
+                                (2 * n + read, text, value_of_answer)]
+
+
+def test_search_reads_a_beginning_once():
+    """By hand: of the second answer only its last line is new, of the third one everything."""
+    seen, lines = set(), ["3*7=21\n", "21+5=26\n", "26-2=24\n", "26+2=28\n", "5+3=8\n"]
+    ids = [tasks.ENCODING.encode_ordinary(line) for line in lines]
+    a, b, c, d, e = ids
+    assert search._unread(a + b + c, seen) == len(a + b + c)
+    assert search._unread(a + b + d, seen) == len(d)
+    assert search._unread(e + b, seen) == len(e + b)
+    assert search._unread(a + b + c, seen) == 0
 
 
 def test_search_value_learns_from_whole_answers(monkeypatch):
-    """The loss is the mean over all beginnings of the answers: read one by one, each with the label
-    of the whole answer."""
-    texts = ["3*7=21\n21+5=26\n26-2=24\n", "3*7=21\n21+5=27\n27-2"]
+    """The loss is the mean over all beginnings of the answers, the empty one included: read one by
+    one, each with the label of the whole answer. What follows a third line is not read."""
+    texts = ["3*7=21\n21+5=26\n26-2=24\n24+", "3*7=21\n21+5=27\n27-2"]
     monkeypatch.setattr(search, "OWN_PROBLEMS", 1)
     monkeypatch.setattr(search, "OWN_ANSWERS", 2)
     monkeypatch.setattr(search, "_make_problem", lambda rng: (PROBLEM, texts[0]))
     monkeypatch.setattr(search, "sample_answers",
                         lambda *_, **__: [tasks.encode_response(text) for text in texts])
     attempts = search._attempts(None, SimpleNamespace(seed=0, eval=SimpleNamespace(rows=8)))
-    beginnings = ["3*7=21\n", "3*7=21\n21+5=26\n", texts[0], "3*7=21\n", "3*7=21\n21+5=27\n"]
+    beginnings = ["", "3*7=21\n", "3*7=21\n21+5=26\n", "3*7=21\n21+5=26\n26-2=24\n",
+                  "", "3*7=21\n", "3*7=21\n21+5=27\n"]
     model = make_judge(0)
-    values = search._values(model, [PROBLEM] * 5, beginnings)
-    expected = [math.log(x) for x in values[:3]] + [math.log(1 - x) for x in values[3:]]
+    values = search._values(model, [PROBLEM] * 7, beginnings)
+    expected = [math.log(x) for x in values[:4]] + [math.log(1 - x) for x in values[4:]]
     loss, _ = search._value_loss(model, attempts, attempts)
-    assert float(loss.detach()) == pytest.approx(-sum(expected) / 5, rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(-sum(expected) / 7, rel=1e-4)
 
 
 @pytest.mark.parametrize("arm", list(search.ARMS))
@@ -280,4 +304,5 @@ def test_search_arm(arm, monkeypatch, tmp_path):
     numbers = run_arm(search, arm, *few)
     assert {"pass@1.64", "pass@1.128", "found.128"} <= set(numbers)
     assert 0.0 <= numbers["pass@1.128"] <= numbers["found.128"] <= 1.0
-    assert ("closed" in numbers) == (arm in ("tree", "exact"))
+    assert ("closed" in numbers) == (arm in ("tree", "blind", "exact"))
+    assert ("one.train" in numbers) == (arm == "vote")
