@@ -15,7 +15,7 @@ So feeding the hidden state back pays on GSM8k, and hardly on the two tasks of l
 
     python r1mini.py study coconut
 
-All arms start from the same kept base. All but the last learn sums with four operations:
+All arms start from the same kept base. All but the last two learn sums with three operations:
 
     written   all steps are written
     none      the answer at once
@@ -23,11 +23,14 @@ All arms start from the same kept base. All but the last learn sums with four op
     pause     the same stages, with a pause token in place of each thought
     stages    the same stages, with nothing in place of the steps
     graph     latent thoughts on another task: which of two nodes can be reached, in a graph
-              of ten nodes? A guess is right in half of all cases. After each number of
-              thoughts, the study reads at which node the model's next step would begin
+              of ten nodes? The nodes are two halves of the same shape, so a guess is right in
+              half of all cases. After each number of thoughts, the study reads at which node
+              the model's next step would begin
+    graph_pause   the same task with pauses
 
 All arms are trained on the same number of positions. A token is one position, and so is a
-thought. Each answer is the likeliest token at each place (temperature 0), as in the paper.
+thought. Training on hidden states costs more: for each thought, the beginning of a document is
+read once more. Each answer is the likeliest token at each place (temperature 0), as in the paper.
 
 What differs from the paper: its model is GPT-2, its stages are counted in epochs, and it has
 two thoughts for a step of GSM8k.
@@ -48,19 +51,23 @@ from engine.sampling import pad_left, pad_right, reading_passes
 from moe import make_cache
 from r1mini import count_targets, train
 from tools.compare import compare
+from tools.figures import Picture, arms_panel, lines_panel
 from tools.study import load_kept
 from tools.tables import cell, table
 
-SETTINGS = "dev1.documents=64", "dev1.lr=5e-3", "dev1.muon_lr=5e-3"
+SEEDS = range(6)
+SETTINGS = "dev1.documents=32", "dev1.lr=5e-3", "dev1.muon_lr=5e-3", "dev1.warmup=5"
 STAGES = ()                 # nothing is kept: a stopped arm begins anew
-ARMS = dict.fromkeys(("written", "none", "latent", "pause", "stages", "graph"), "")
+SUMS, GRAPHS = ("written", "none", "latent", "pause", "stages"), ("graph", "graph_pause")
+ARMS = dict.fromkeys((*SUMS, *GRAPHS), "")
 DIFFERENCES = {f"latent_minus_{arm}.pass@1": ("latent.pass@1", f"{arm}.pass@1")
                for arm in ("pause", "none", "stages")}
-OPERATIONS, DEPTH = 4, 3    # steps of a sum, and of a path in a graph
+DIFFERENCES["graph_minus_graph_pause.pass@1"] = "graph.pass@1", "graph_pause.pass@1"
+OPERATIONS, DEPTH = 3, 3    # steps of a sum, and of a path in a graph
 POSITIONS = 1_000_000       # that an arm is trained on
-LAST_SHARE = 0.5            # share of them in the last stage; the others have equal shares
-MIXED = 0.3                 # graph only: share of documents of a random stage. The model has to go
-                            # on after any number of thoughts
+LAST_SHARE = 0.5            # of them in the last stage; the other stages divide the rest equally
+MIXED = 0.3                 # graphs only: this share of documents comes from a random stage, so
+                            # the model can go on after any number of thoughts
 LIMIT = 80                  # tokens of an answer
 FEEDS_BACK = "latent", "graph"
 
@@ -94,10 +101,11 @@ def _think(model, tokens, real=None, logits_at=None):
     number = is_thought.cumsum(1) * is_thought                            # 1, 2, .. at thoughts
     inputs = model.embed(tokens)                                          # (B, T, C)
     for i in range(1, int(number.max()) + 1):
-        t = int((number == i).any(0).nonzero().max())  # no row has its i-th thought after column t
-        real_part = None if real is None else real[:, :t]
+        t = int((number == i).any(0).nonzero().max())  # the last column with an i-th thought
+        # Without a cache, `real` only tells what the experts' load counts. Only the last pass has
+        # all inputs, so only that one counts.
         nowhere = torch.zeros_like(tokens[:, :t], dtype=torch.bool)
-        hidden = _forward(model, tokens[:, :t], inputs[:, :t], real=real_part,
+        hidden = _forward(model, tokens[:, :t], inputs[:, :t], real=nowhere,
                           logits_at=nowhere).hidden                       # (B, t, C)
         before = F.pad(hidden, (0, 0, 1, T - t - 1))                      # (B, T, C), one later
         inputs = torch.where((number == i).unsqueeze(-1), before, inputs)
@@ -156,29 +164,34 @@ def _distances(edges, start):
 
 
 def _make_graph(rng, part="train"):
-    """(problem, the steps of a shortest path). The goal is the node that can be reached; its
-    distance is DEPTH. The other node is reached from another root only."""
+    """(problem, the steps of a shortest path). The nodes are two halves without an edge between
+    them, each with a root, two nodes one step away from it, and one that is DEPTH steps away. The
+    goals are these last two, and the question names one of the roots. So nothing but the edges
+    tells which goal is right.
+    """
     while True:
-        nodes, edges = rng.sample(range(10), 10), []
-        for i in range(2, 10):  # the first two nodes are roots; the path starts at the first
-            edges += [(parent, nodes[i]) for parent in rng.sample(nodes[:i], rng.choice((1, 2)))]
-        start, distance = nodes[0], _distances(edges, nodes[0])
-        near = [node for node in nodes if distance.get(node) == DEPTH]
-        unreachable = [node for node in nodes[2:] if node not in distance]
+        nodes = rng.sample(range(10), 10)
+        edges, halves = [], (nodes[:5], nodes[5:])
+        for half in halves:
+            for i in range(1, 5):
+                parents = rng.sample(half[:i], min(i, rng.choice((1, 1, 2))))
+                edges += [(parent, half[i]) for parent in parents]
+        distances = [_distances(edges, half[0]) for half in halves]
+        fits = all(sorted(distance.values()) == [0, 1, 1, 2, DEPTH] for distance in distances)
         rng.shuffle(edges)
         text = ",".join(f"{a}>{b}" for a, b in edges)
-        if near and unreachable and tasks.part_of_problem(text) == part:
+        if fits and tasks.part_of_problem(text) == part:
             break
-    target = rng.choice(near)
-    path = [target]
+    start, distance = nodes[0], distances[0]
+    goals = [next(node for node in found if found[node] == DEPTH) for found in distances]
+    path = [goals[0]]
     while path[0] != start:
-        parents = [a for a, b in edges if b == path[0] and distance.get(a, DEPTH) < distance[b]]
+        parents = [a for a, b in edges if b == path[0] and distance[a] < distance[b]]
         path.insert(0, rng.choice(parents))
-    goals = [target, rng.choice(unreachable)]
-    rng.shuffle(goals)
-    question = f"Reach {goals[0]},{goals[1]}\nfrom {start}\n{text}"
+    shown = rng.sample(goals, 2)
+    question = f"Reach {shown[0]},{shown[1]}\nfrom {start}\n{text}"
     steps = [f"{a}>{b}" for a, b in zip(path, path[1:])]
-    return tasks.Problem(question, str(target), "en", DEPTH, text), steps
+    return tasks.Problem(question, str(goals[0]), "en", DEPTH, text), steps
 
 
 def _make_sum(rng, part="train"):
@@ -242,7 +255,7 @@ def _loss(feeds_back):
 
 def _task_of(arm):
     """(the function that makes a problem of an arm, the number of its steps)."""
-    return (_make_graph, DEPTH) if arm == "graph" else (_make_sum, OPERATIONS)
+    return (_make_graph, DEPTH) if arm in GRAPHS else (_make_sum, OPERATIONS)
 
 
 def _train(arm, model, run):
@@ -255,15 +268,16 @@ def _train(arm, model, run):
         shares = [(1 - LAST_SHARE) / (len(stages) - 1)] * (len(stages) - 1) + [LAST_SHARE]
     for i, (stage, share) in enumerate(zip(stages, shares)):
         def draw(rng, stage=stage):
-            if arm == "graph" and rng.random() < MIXED:
+            if arm in GRAPHS and rng.random() < MIXED:
                 stage = rng.choice(stages)
             return _document(*make(rng), *stage)
 
         rng = random.Random(0)
         length = fmean(len(draw(rng).tokens) for _ in range(200))  # of a document
         steps = max(1, round(share * POSITIONS / length / run.dev1.documents))
-        s = replace(run.dev1, steps=steps)
-        # With run.seed + i, a stage would see the documents of another seed's earlier stage.
+        # The rate falls at the end of the last stage only.
+        s = replace(run.dev1, steps=steps, decay=run.dev1.decay * (i == len(stages) - 1))
+        # Seeds are texts: with run.seed + i, stage 1 of seed 0 would repeat stage 0 of seed 1.
         updates = train(model, s, draw, f"{run.seed}/{i}", loss=_loss(arm in FEEDS_BACK))
         for _ in tqdm(updates, f"{arm}: stage {i}", total=steps):
             pass
@@ -274,10 +288,10 @@ def _train(arm, model, run):
 # Tests
 
 
-def _next_nodes(model, prompts, thoughts):
+def _next_nodes(model, prompts, thoughts, feeds_back):
     """(N, 10) after some thoughts: the probability that the next written step begins at this node.
     """
-    cache = _read(model, prompts, thoughts, True, 2)
+    cache = _read(model, prompts, thoughts, feeds_back, 2)
     think_id = tasks.ENCODING.encode_single_token(tasks.THINK)
     fed = torch.tensor([[END, think_id]] * len(prompts), device=model.device)
     with torch.no_grad():
@@ -286,21 +300,23 @@ def _next_nodes(model, prompts, thoughts):
     return logits[:, digits].softmax(-1)
 
 
-def _picture(model, problems):
+def _next_steps(model, problems, feeds_back):
     """What would show a breadth-first search. After k thoughts, the next written step begins at a
     node that is k steps away from the start.
 
         depth.k       probability of the nodes that are k steps away
         path.k        probability of those among them that lead to the goal
+        chance.k      the same if all nodes that are k steps away had equal probabilities
         near.k        number of nodes that are k steps away
         considered.k  number of nodes that the model considers: e to the entropy
-        picture.k     the likeliest nodes of the first problem, as a text
+        steps.k       the probabilities of the first problem's nodes, as a text. Nodes that lead
+                      to the goal have a star
     """
     prompts = [tasks.encode_prompt(problem.question) for problem in problems]
     numbers = {}
     for k in range(DEPTH):
-        p = _next_nodes(model, prompts, k).cpu()                              # (N, 10)
-        at_depth, on_path, counts = [], [], []
+        p = _next_nodes(model, prompts, k, feeds_back).cpu()                  # (N, 10)
+        at_depth, on_path, chances, counts, first = [], [], [], [], None
         for row, problem in zip(p.tolist(), problems):
             edges = [tuple(map(int, edge.split(">"))) for edge in problem.expression.split(",")]
             start, goal = int(problem.question.split("\n")[1][-1]), int(problem.answer)
@@ -309,12 +325,15 @@ def _picture(model, problems):
             right = [node for node in near if goal in _distances(edges, node)]
             at_depth.append(sum(row[node] for node in near))
             on_path.append(sum(row[node] for node in right))
+            chances.append(len(right) / len(near))
             counts.append(len(near))
+            if first is None:
+                first = ", ".join(f"{node}{'*' * (node in right)}: {row[node]:.2f}"
+                                  for node in sorted(near))
         entropy = -(p * p.clamp(min=1e-9).log()).sum(-1)                      # (N,)
         numbers |= {f"depth.{k}": fmean(at_depth), f"path.{k}": fmean(on_path),
-                    f"near.{k}": fmean(counts), f"considered.{k}": float(entropy.exp().mean())}
-        likely = sorted(range(10), key=lambda node: -p[0, node])[:4]
-        numbers[f"picture.{k}"] = ", ".join(f"{node}: {p[0, node]:.2f}" for node in likely)
+                    f"chance.{k}": fmean(chances), f"near.{k}": fmean(counts),
+                    f"considered.{k}": float(entropy.exp().mean()), f"steps.{k}": first}
     question = problems[0].question.replace("\n", " ")
     return numbers | {"question": f"{question} (it is {problems[0].answer})"}
 
@@ -332,7 +351,9 @@ def measure_arm(arm, folder, part="test"):
     numbers = {"pass@1": fmean(tasks.accuracy(tasks.decode(x), problem)
                                for x, problem in zip(ids, problems)),
                "length": length, "passes": length + thoughts}
-    return numbers | (_picture(model, problems) if arm == "graph" else {})
+    if arm in GRAPHS:
+        numbers |= _next_steps(model, problems, arm in FEEDS_BACK)
+    return numbers
 
 
 def combine(numbers):
@@ -342,7 +363,20 @@ def combine(numbers):
 
 
 NAMES = {"written": "written steps", "none": "no steps", "latent": "latent thoughts",
-         "pause": "pauses as thoughts", "stages": "the stages alone", "graph": "graph, latent"}
+         "pause": "pauses as thoughts", "stages": "the stages alone", "graph": "graph, latent",
+         "graph_pause": "graph, pauses"}
+
+
+def picture(rows):
+    """pass@1 of the arms on sums, and where the next step on a graph would begin."""
+    points = 100 * (rows["latent.pass@1"]["mean"] - rows["pause.pass@1"]["mean"])
+    graph = 100 * (rows["graph.pass@1"]["mean"] - rows["graph_pause.pass@1"]["mean"])
+    of_sums, of_graphs = ({arm: NAMES[arm] for arm in arms} for arms in (SUMS, GRAPHS))
+    return Picture([arms_panel(f"Latent minus pauses:\n{points:+.1f} points on sums,", rows, of_sums,
+                               "pass@1", "correct answers"),
+                    lines_panel(f"{graph:+.1f}\non graphs", rows, of_graphs, "path", "thoughts",
+                                "next step leads to the goal")],
+                   "test problems, temperature 0; a dot is a seed, a line the mean")
 
 
 def page(rows, notes):
@@ -351,17 +385,20 @@ def page(rows, notes):
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines = [*table(["arm", *columns.values()], body), ""]
-    for arm in ("pause", "stages", "none"):
-        comparison = compare(rows, f"{arm}.pass@1", "latent.pass@1")
+    for other, arm in (("pause", "latent"), ("stages", "latent"), ("none", "latent"),
+                       ("graph_pause", "graph")):
+        comparison = compare(rows, f"{other}.pass@1", f"{arm}.pass@1")
         if comparison:
-            lines.append(f"- latent thoughts minus {NAMES[arm]}: {comparison.text(points=True)}")
+            lines.append(f"- {NAMES[arm]} minus {NAMES[other]}: {comparison.text(points=True)}")
     columns = {"near": "nodes at this distance", "considered": "nodes that the model considers",
                "depth": "probability of nodes at this distance",
-               "path": "probability of those that lead to the goal"}
-    body = [[str(k), *(cell(rows, f"graph.{key}.{k}") for key in columns)] for k in range(DEPTH)]
-    lines += ["", *table(["thoughts", *columns.values()], body), ""]
+               "path": "probability of those that lead to the goal", "chance": "by chance"}
+    for arm in GRAPHS:
+        body = [[str(k), *(cell(rows, f"{arm}.{key}.{k}") for key in columns)]
+                for k in range(DEPTH)]
+        lines += ["", *table([f"{NAMES[arm]}: thoughts", *columns.values()], body), ""]
     for seed, question in notes.get("graph.question", {}).items():
         lines.append(f"- seed {seed}: {question}")
-        lines += [f"    after {k} thoughts: {notes[f'graph.picture.{k}'][seed]}"
+        lines += [f"    after {k} thoughts: {notes[f'graph.steps.{k}'][seed]}"
                   for k in range(DEPTH)]
     return lines

@@ -190,7 +190,7 @@ def test_coconut_arms_that_feed_back(arm, monkeypatch, model):
         run = resolve_settings("micro", [*coconut.SETTINGS, "eval.problems=2"], seed=seed)
         coconut.measure_arm(arm, SimpleNamespace(run=run))
     feeds_back = arm in ("latent", "graph")
-    thoughts = {"latent": 4, "pause": 4, "graph": 3}.get(arm, 0)
+    thoughts = {"latent": 3, "pause": 3, "graph": 3, "graph_pause": 3}.get(arm, 0)
     assert set(trained) == {feeds_back} and tested == [(thoughts, feeds_back)] * 2
     assert len(set(seeds)) == len(seeds)
 
@@ -201,9 +201,11 @@ def test_coconut_arms_that_feed_back(arm, monkeypatch, model):
 
 def test_coconut_graphs():
     """By powers of the adjacency matrix: the goal is DEPTH steps away, the other node cannot be
-    reached, and the written path is made of edges. The question has whole words."""
-    rng = random.Random(0)
-    for _ in range(50):
+    reached, and the written path is made of edges. The question has whole words. Both goals are
+    reached from their roots in the same number of steps, so that no count of edges tells them
+    apart."""
+    rng, guessed = random.Random(0), 0
+    for _ in range(200):
         problem, steps = coconut._make_graph(rng)
         edges = [tuple(map(int, edge.split(">"))) for edge in problem.expression.split(",")]
         A = torch.zeros(10, 10)
@@ -211,15 +213,24 @@ def test_coconut_graphs():
             A[a, b] = 1
         start = int(problem.question.split("\n")[1][-1])
         goals = [int(goal) for goal in problem.question[6:9].split(",")]
-        ways = [torch.linalg.matrix_power(A, k)[start] for k in range(10)]
+        powers = [torch.linalg.matrix_power(A, k) for k in range(10)]
+        ways = [power[start] for power in powers]
         goal, = (node for node in goals if any(way[node] for way in ways))
         assert str(goal) == problem.answer
         assert [bool(way[goal]) for way in ways].index(True) == coconut.DEPTH
+        assert int((ways[1] > 0).sum()) == 2
+        roots = [node for node in range(10) if not A[:, node].any()]
+        other, = set(roots) - {start}
+        wrong, = set(goals) - {goal}
+        assert [bool(power[other, wrong]) for power in powers].index(True) == coconut.DEPTH
         path = [tuple(map(int, step.split(">"))) for step in steps]
         assert set(path) <= set(edges) and len(path) == coconut.DEPTH
         assert path[0][0] == start and path[-1][1] == goal
         assert all(a[1] == b[0] for a, b in zip(path, path[1:]))
         assert len(tasks.ENCODING.encode_ordinary(problem.question)) == 4 * len(edges) + 7
+        scores = {node: 2 * A[:, node].sum() - A[node].sum() + 0.1 * rng.random() for node in goals}
+        guessed += max(scores, key=scores.get) == goal
+    assert 70 < guessed < 130
 
 
 def test_coconut_picture_by_hand(monkeypatch):
@@ -228,13 +239,14 @@ def test_coconut_picture_by_hand(monkeypatch):
                             "0>1,0>2,1>3,3>4,2>5,8>9")
     p = torch.zeros(3, 1, 10)
     p[0, 0, 0], p[1, 0, 1], p[1, 0, 2], p[2, 0, 3], p[2, 0, 9] = 1.0, 0.5, 0.5, 0.75, 0.25
-    monkeypatch.setattr(coconut, "_next_nodes", lambda model, prompts, k: p[k])
-    numbers = coconut._picture(None, [problem])
+    monkeypatch.setattr(coconut, "_next_nodes", lambda model, prompts, k, feeds_back: p[k])
+    numbers = coconut._next_steps(None, [problem], True)
     assert [numbers[f"depth.{k}"] for k in range(3)] == [1.0, 1.0, 0.75]
     assert [numbers[f"path.{k}"] for k in range(3)] == [1.0, 0.5, 0.75]
     assert [numbers[f"near.{k}"] for k in range(3)] == [1, 2, 2]
     assert [numbers[f"considered.{k}"] for k in range(2)] == pytest.approx([1.0, 2.0], abs=1e-4)
-    assert numbers["picture.2"].startswith("3: 0.75, 9: 0.25")
+    assert [numbers[f"chance.{k}"] for k in range(3)] == [1.0, 0.5, 0.5]
+    assert numbers["steps.2"] == "3*: 0.75, 5: 0.00"
 
 
 @pytest.mark.parametrize("arm", list(coconut.ARMS))
@@ -244,6 +256,6 @@ def test_coconut_arm(arm, monkeypatch, tmp_path):
     monkeypatch.setattr(coconut, "POSITIONS", 1500)
     few = ["eval.problems=3", "dev1.documents=4"]
     numbers = run_arm(coconut, arm, *few)
-    thoughts = {"latent": 4, "pause": 4, "graph": 3}.get(arm, 0)
+    thoughts = {"latent": 3, "pause": 3, "graph": 3, "graph_pause": 3}.get(arm, 0)
     assert numbers["passes"] == numbers["length"] + thoughts and 0 <= numbers["pass@1"] <= 1
-    assert ("considered.2" in numbers) == (arm == "graph")
+    assert ("considered.2" in numbers) == (arm in coconut.GRAPHS)
