@@ -163,28 +163,28 @@ def _distances(edges, start):
     return distance
 
 
+def _half_of_graph(rng, nodes):
+    """The edges between five nodes: a root, two nodes one step away from it, and a chain of two
+    more. The chain begins at one of the two nodes, or at both."""
+    root, a, b, c, d = nodes
+    edges = [(root, a), (root, b), (c, d)]
+    edges += [(parent, c) for parent in rng.sample((a, b), rng.choice((1, 1, 2)))]
+    return edges + [(a, b)] * (rng.random() < 0.5)
+
+
 def _make_graph(rng, part="train"):
-    """(problem, the steps of a shortest path). The nodes are two halves without an edge between
-    them, each with a root, two nodes one step away from it, and one that is DEPTH steps away. The
-    goals are these last two, and the question names one of the roots. So nothing but the edges
-    tells which goal is right.
-    """
+    """(problem, the steps of a shortest path). The nodes are two halves of one shape, without an
+    edge between them. The goals are the last nodes of both, and the question names the root of one.
+    So nothing but the edges tells which goal is right."""
     while True:
         nodes = rng.sample(range(10), 10)
-        edges, halves = [], (nodes[:5], nodes[5:])
-        for half in halves:
-            for i in range(1, 5):
-                parents = rng.sample(half[:i], min(i, rng.choice((1, 1, 2))))
-                edges += [(parent, half[i]) for parent in parents]
-        distances = [_distances(edges, half[0]) for half in halves]
-        fits = all(sorted(distance.values()) == [0, 1, 1, 2, DEPTH] for distance in distances)
+        edges = _half_of_graph(rng, nodes[:5]) + _half_of_graph(rng, nodes[5:])
         rng.shuffle(edges)
         text = ",".join(f"{a}>{b}" for a, b in edges)
-        if fits and tasks.part_of_problem(text) == part:
+        if tasks.part_of_problem(text) == part:
             break
-    start, distance = nodes[0], distances[0]
-    goals = [next(node for node in found if found[node] == DEPTH) for found in distances]
-    path = [goals[0]]
+    start, goals = nodes[0], [nodes[4], nodes[9]]
+    distance, path = _distances(edges, start), [goals[0]]
     while path[0] != start:
         parents = [a for a, b in edges if b == path[0] and distance[a] < distance[b]]
         path.insert(0, rng.choice(parents))
@@ -372,8 +372,8 @@ def picture(rows):
     points = 100 * (rows["latent.pass@1"]["mean"] - rows["pause.pass@1"]["mean"])
     graph = 100 * (rows["graph.pass@1"]["mean"] - rows["graph_pause.pass@1"]["mean"])
     of_sums, of_graphs = ({arm: NAMES[arm] for arm in arms} for arms in (SUMS, GRAPHS))
-    return Picture([arms_panel(f"Latent minus pauses:\n{points:+.1f} points on sums,", rows, of_sums,
-                               "pass@1", "correct answers"),
+    return Picture([arms_panel(f"Latent minus pauses:\n{points:+.1f} points on sums,", rows,
+                               of_sums, "pass@1", "correct answers"),
                     lines_panel(f"{graph:+.1f}\non graphs", rows, of_graphs, "path", "thoughts",
                                 "next step leads to the goal")],
                    "test problems, temperature 0; a dot is a seed, a line the mean")
