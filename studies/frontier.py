@@ -20,9 +20,13 @@ number of tokens (BUDGET):
                          learning rate is GRPO's, not its own
 
 All questions have stray spaces, as in Zero's RL. The level of an arm is the highest number of
-operations at which half of the answers are right, on 100 test problems at temperature 1. The
-base gives 10,000 answers at each level above its corpus, up to the one that the curriculum
-reaches. If none is right, its chance of a right answer is below 3 / 10,000 (at 95%).
+operations at which half of the answers are right, on 100 test problems at temperature 1.
+
+Answers are numbers from 0 to 99, so the base hits some of them by luck at any level. What RL may
+add is a working that leads there. So the base's limit is counted in answers that are worked out:
+all steps are right, and so is the answer. The base gives 10,000 answers at each level above its
+corpus, up to the one that the curriculum reaches. If none is worked out, the chance of such an
+answer is below 3 / 10,000 (at 95%).
 
 Why does an arm stop where it does? Of the wrong answers just above its level, we count what goes
 wrong first: the operand that a step takes, its sum, or the end.
@@ -193,16 +197,17 @@ def _highest(by_level):
 
 
 def _base_limit(base, top, limit):
-    """How often the base is right at each level above its corpus, up to `top`, with
-    BASE_ANSWERS answers. solved: the share of problems with a right one among them."""
+    """How often the base is right at each level above its corpus, up to `top`, in BASE_ANSWERS
+    answers. right and worked: how many answers are right, and worked out. solved: the share of
+    problems with an answer that is worked out. bound: of the chance of such an answer."""
     numbers = {"base.top": top}
     for level in range(FIRST + 1, top + 1):
-        _, by_problem = evaluate(base, _problems("test", level, PROBLEMS),
-                                 BASE_ANSWERS // PROBLEMS, 1.0, 1.0, limit, seed=1)
-        right = sum(record["right"] for record in by_problem)
-        solved = sum(record["right"] > 0 for record in by_problem)
-        numbers |= {f"base.right.{level}": right, f"base.solved.{level}": solved / PROBLEMS,
-                    f"base.bound.{level}": _upper_bound(right, BASE_ANSWERS)}
+        answers = _sample(base, level, BASE_ANSWERS // PROBLEMS, limit)
+        right = sum(tasks.accuracy(text, problem) for text, problem in answers)
+        worked_out = [problem.question for text, problem in answers if _is_worked(text, problem)]
+        numbers |= {f"base.right.{level}": right, f"base.worked.{level}": len(worked_out),
+                    f"base.solved.{level}": len(set(worked_out)) / PROBLEMS,
+                    f"base.bound.{level}": _upper_bound(len(worked_out), BASE_ANSWERS)}
     return numbers | {"base.bound": numbers[f"base.bound.{top}"]}
 
 
@@ -244,7 +249,7 @@ def _first_mistake(text, problem):
     """What goes wrong first in an answer: "operand" if a step takes another operand than the next
     one of the question, "sum" if its result is wrong, "end" if the working has too few or too many
     steps or the answer is not its result, "other" if a step cannot be read or does not go on from
-    the step before it."""
+    the step before it. None if the answer is worked out."""
     first, *terms = re.findall(r"[+-]?[0-9]+", problem.expression)  # 25-7+9: 25, -7, +9
     total = int(first)
     steps = re.split(_any_of("then", "ok"), tasks.parse(text)[0] or "")
@@ -261,18 +266,26 @@ def _first_mistake(text, problem):
         total += int(term)
         if int(parts[3]) != total:
             return "sum"
-    return "end"
+    return None if tasks.accuracy(text, problem) else "end"
+
+
+def _is_worked(text, problem):
+    """Whether an answer is right by a working whose steps are all right."""
+    return _first_mistake(text, problem) is None
+
+
+def _sample(model, level, samples, limit):
+    """[(text, problem)]: answers to each of the PROBLEMS test problems of a level."""
+    asked = repeat_for_answers(_problems("test", level, PROBLEMS), samples)
+    ids = sample_answers(model, prompts_of(asked), limit, 1024, seed=1)
+    return [(tasks.decode(x), problem) for x, problem in zip(ids, asked)]
 
 
 def _count_mistakes(model, level, limit):
     """{mistake.KIND: the share of answers to problems of a level whose first mistake is of a kind}.
     """
-    asked = repeat_for_answers(_problems("test", level, PROBLEMS), SAMPLES)
-    ids = sample_answers(model, prompts_of(asked), limit, 1024, seed=1)
-    texts = [tasks.decode(x) for x in ids]
-    wrong = [_first_mistake(text, problem) for text, problem in zip(texts, asked)
-             if not tasks.accuracy(text, problem)]
-    return {f"mistake.{kind}": wrong.count(kind) / len(asked) for kind in MISTAKES}
+    found = [_first_mistake(*answer) for answer in _sample(model, level, SAMPLES, limit)]
+    return {f"mistake.{kind}": found.count(kind) / len(found) for kind in MISTAKES}
 
 
 def _upper_bound(right, n):
@@ -344,13 +357,13 @@ def page(rows, notes):
     lines += [*table(["wrong first, just above its level", *MISTAKES], body), ""]
     tried = [level for level in levels if f"curriculum.base.right.{level}" in rows]
     columns = {"base.right": f"right of {BASE_ANSWERS:,} answers of the base",
-               "base.solved": "problems with a right one among 100",
-               "pass@4": "problems with a right one among 4 of the curriculum"}
+               "base.worked": "worked out", "base.solved": "problems that 100 answers work out",
+               "pass@4": "problems that 4 answers of the curriculum get right"}
     body = [[name, *(cell(rows, f"curriculum.{key}.{level}") for level in tried)]
             for key, name in columns.items()]
     lines += [*table(["operations", *map(str, tried)], body), ""]
     for seed, level in rows["curriculum.base.top"]["per_seed"].items():
         bound = rows["curriculum.base.bound"]["per_seed"][seed]
-        lines.append(f"- seed {seed}: with {level:.0f} operations the base's chance of a right "
-                     f"answer is at most {bound:.2g}")
+        lines.append(f"- seed {seed}: with {level:.0f} operations the base's chance of an answer "
+                     f"that is worked out is at most {bound:.2g}")
     return lines

@@ -101,9 +101,13 @@ def test_frontier_bound():
     ("25-7=18 then 17+9=26", "other"), ("", "other"), ("25-7 is 18", "other"),
     ("25-7=18然后18+9=28", "sum"), ("25-7=19等等25-7=18正确18+3=21", "operand")])
 def test_frontier_first_mistake(thinking, mistake):
-    """By hand, of workings of 25-7+9-3."""
+    """By hand, of workings of 25-7+9-3. Lucky answers are not worked out."""
     problem = tasks.Problem("Compute 25-7+9-3", "24", "en", 3, "25-7+9-3")
     assert frontier._first_mistake(tasks.response(thinking, "1"), problem) == mistake
+    lucky = tasks.response(thinking, "24")
+    all_right = thinking == "25-7=18 then 18+9=27 then 27-3=24"
+    assert frontier._first_mistake(lucky, problem) == (None if all_right else mistake)
+    assert frontier._is_worked(lucky, problem) == all_right
 
 
 @pytest.fixture
@@ -201,21 +205,25 @@ def test_frontier_arm_ends_with_its_budget(arm, monkeypatch, name):
 
 
 def test_frontier_base_limit(monkeypatch):
-    """By hand: of two problems with three answers each, one has two right answers at seven
-    operations, and none is right at eight."""
+    """By hand: two problems with three answers each. At seven operations one has two answers that
+    are worked out, and the other a lucky one. At eight operations nothing is right."""
     monkeypatch.setattr(frontier, "PROBLEMS", 2)
     monkeypatch.setattr(frontier, "BASE_ANSWERS", 6)
-    asked = []
-
-    def evaluate(model, problems, samples, *rest, seed):
-        asked.append((problems[0].level, len(problems), samples))
-        return {}, [{"right": 0}, {"right": 2 * (problems[0].level == 7)}]
-
-    monkeypatch.setattr(frontier, "evaluate", evaluate)
+    texts = {}
+    for level in (7, 8):
+        first, second = frontier._problems("test", level, 2)
+        working, answer = tasks.write_working(first, "steps", random.Random(0))
+        worked, lucky = tasks.response(working, answer), tasks.response("", second.answer)
+        wrong = tasks.response(working, int(first.answer) + 1)
+        texts[level] = ([worked, wrong, worked, wrong, lucky, wrong] if level == 7 else [wrong] * 6)
+    levels = iter((7, 8))
+    monkeypatch.setattr(frontier, "sample_answers", lambda model, prompts, *_, **__: [
+        tasks.encode_response(text) for text in texts[next(levels)]])
     numbers = frontier._base_limit(None, 8, 9)
-    assert asked == [(7, 2, 3), (8, 2, 3)]
-    assert (numbers["base.right.7"], numbers["base.solved.7"]) == (2, 0.5)
-    assert (numbers["base.right.8"], numbers["base.solved.8"]) == (0, 0.0)
+    assert (numbers["base.right.7"], numbers["base.worked.7"], numbers["base.solved.7"]) == (
+        3, 2, 0.5)
+    assert (numbers["base.right.8"], numbers["base.worked.8"], numbers["base.solved.8"]) == (
+        0, 0, 0.0)
     assert numbers["base.bound"] == numbers["base.bound.8"] == frontier._upper_bound(0, 6)
 
 
