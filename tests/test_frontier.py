@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import random
 import re
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,8 @@ import torch
 import grpo
 import moe
 import tasks
+from engine.folder import read_log
+from engine.optim import learning_rate_at
 from r1mini import make_task, rule_rewards
 from studies import emergence, frontier, limit
 from tests.helpers import MICRO
@@ -196,12 +200,54 @@ def test_frontier_arm_ends_with_its_budget(arm, monkeypatch, name):
     monkeypatch.setattr(frontier, "PROBLEMS", 2)
     monkeypatch.setattr(frontier, "BASE_ANSWERS", 4)
     numbers = arm(frontier, name)
-    assert 300 <= numbers["generated"] < 300 + 4 * 2 * 12
+    assert 250 <= numbers["generated"] < 300 + 4 * 2 * 12
     assert sum(numbers[f"mistake.{kind}"] for kind in frontier.MISTAKES) == 1
     assert numbers["level"] == 0 and numbers["frontier"] == frontier.FIRST
     if name == "curriculum":
         assert numbers["base.bound"] == pytest.approx(3 / 4, rel=0.01)
         assert numbers["base.top"] == 7 and numbers["base.right.7"] == 0
+
+
+def test_frontier_rate_falls_at_the_end(monkeypatch):
+    """By hand: after 8 of 10 rollouts with ten tokens each, the rate falls in two more rollouts. So
+    it does if more of these rollouts are in the log."""
+    monkeypatch.setattr(frontier, "BUDGET", 100)
+    monkeypatch.setattr(frontier, "FALLING", 0.2)
+    s = grpo.RL(steps=1000, decay=0.0, warmup=0)
+    assert frontier._with_falling_rate(s, [{"tokens": 10}] * 7) is s
+    for n in (8, 9):
+        falling = frontier._with_falling_rate(s, [{"tokens": 10}] * n)
+        assert (falling.steps, falling.decay) == (10, 0.2)
+        rates = [learning_rate_at(step, 10, 0, falling.decay) for step in range(10)]
+        assert rates == [1.0] * 9 + [pytest.approx(0.5)]
+
+
+def test_frontier_goes_on_where_it_stopped(arm, monkeypatch):
+    """A run that is stopped twice, before its rate falls and while it falls, has the numbers of an
+    unbroken one."""
+    for name, value in (("BUDGET", 500), ("FALLING", 0.5), ("PROBLEMS", 2), ("BASE_ANSWERS", 4),
+                        ("EVERY", 1)):
+        monkeypatch.setattr(frontier, name, value)
+    monkeypatch.setattr(frontier, "FURTHER", frontier.FURTHER | {"max_new_tokens": 12})
+    unbroken = arm(frontier, "expert_iteration")
+    assert unbroken["rollouts"] >= 5
+    shutil.rmtree("runs")
+    shutil.rmtree("results")
+    evaluate, stops = frontier.evaluate, [2, 4]
+
+    def stop(*arguments, **named):
+        rollouts = [r for r in read_log(next(Path("runs").glob("*expert_iteration-0")))
+                    if r["kind"] == "further"]
+        if stops and len(rollouts) == stops[0]:
+            stops.pop(0)
+            raise KeyboardInterrupt
+        return evaluate(*arguments, **named)
+
+    monkeypatch.setattr(frontier, "evaluate", stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            arm(frontier, "expert_iteration")
+    assert arm(frontier, "expert_iteration") == unbroken and not stops
 
 
 def test_frontier_base_limit(monkeypatch):
