@@ -110,22 +110,27 @@ def test_yarn_needles():
 
 
 @torch.no_grad()
-def test_yarn_pass_is_greedy_decoding():
-    """A needle is found where generate() at temperature 0 writes the solution. A model whose next
-    token is always the wanted one passes; one that errs at any token does not."""
+def test_yarn_pass_is_greedy_decoding(monkeypatch):
+    """A needle is right where generate() at temperature 0 writes the solution. A model whose next
+    token is always the wanted one passes; one that errs at any token does not. It is found if it
+    errs behind the first "=" only. A wrong "=" is none, and the next one counts."""
     torch.manual_seed(0)
     model = moe.Transformer(MICRO).eval()
     document = yarn._make_needle(random.Random(1), 80, 0.5)
     n_prompt = document.weight.index(1)
     written = generate(model, [document.tokens[:n_prompt]], 5, tasks.END_ID, tasks.PAD_ID,
                        temperature=0.0).answers()[0]
+    monkeypatch.setattr(yarn, "EQUALS", written[2])
     found = tasks.Document(document.tokens[:n_prompt] + written,
                            [0] * n_prompt + [1] * len(written), "needle")
-    assert yarn._passes(model, found) and not yarn._passes(model, document)
+    first_equals = written.index(written[2])
+    assert yarn._read_needle(model, found) == (True, True)
     for place in range(len(written)):
         tokens = list(found.tokens)
         tokens[n_prompt + place] += 1
-        assert not yarn._passes(model, tasks.Document(tokens, found.weight, "needle"))
+        is_found, is_right = yarn._read_needle(model, tasks.Document(
+            [*tokens, written[2]], [*found.weight, 1], "needle"))
+        assert not is_right and is_found == (place > first_equals)
 
 
 @pytest.fixture
@@ -171,10 +176,11 @@ def test_yarn_arms(arm, monkeypatch):
         events.clear()
         numbers = arm(name)
         events_of_arm[name] = list(events)
-        assert set(numbers) == {f"needle@{length}{depth}" for length in (64, 600)
-                                for depth in ("", ".0", ".25", ".50", ".75", ".100")}
-    assert events_of_arm == {"nothing": [], "continued": ["train with seed 1"],
-                             "before": ["YaRN"], "yarn": ["YaRN", "train with seed 1"]}
+        assert set(numbers) == {"found@64", "found@600"} | {
+            f"needle@{length}{depth}" for length in (64, 600)
+            for depth in ("", ".0", ".25", ".50", ".75", ".100")}
+    assert events_of_arm == {"nothing": [], "continued": ["train with seed 1000"],
+                             "before": ["YaRN"], "yarn": ["YaRN", "train with seed 1000"]}
 
 
 def test_yarn_trains_on_train_and_tests_on_test(monkeypatch):
@@ -185,7 +191,8 @@ def test_yarn_trains_on_train_and_tests_on_test(monkeypatch):
     assert 70 < len(needles) < 130 and max(len(d.tokens) for d in needles) <= 300
     tested = []
     monkeypatch.setattr(yarn, "LENGTHS", (64, 96))
-    monkeypatch.setattr(yarn, "_passes", lambda model, document: tested.append(document) or True)
+    monkeypatch.setattr(yarn, "_read_needle",
+                        lambda model, document: tested.append(document) or (True, True))
     assert set(yarn._test(make()).values()) == {1.0}
     assert len(tested) == 2 * len(yarn.DEPTHS) * yarn.PROBLEMS
     for documents, part in ((needles, "train"), (tested, "test")):
@@ -200,8 +207,8 @@ def test_yarn_page(tmp_path):
         for length in yarn.LENGTHS:
             for depth in ("", *(f".{depth}" for depth in yarn.DEPTHS)):
                 x = i / 4
-                rows[f"{name}.needle@{length}{depth}"] = {"mean": x, "std": 0.0,
-                                                         "per_seed": {"0": x}}
+                row = {"mean": x, "std": 0.0, "per_seed": {"0": x}}
+                rows |= {f"{name}.needle@{length}{depth}": row, f"{name}.found@{length}": row}
     text = "\n".join(yarn.page(rows, {}))
     assert "| YaRN, trained | 0.750 | 0.750 | 0.750 | 0.750 | 0.750 |" in text
     assert text.count("| 100% |") == 4
