@@ -18,8 +18,9 @@ An arm is the model that is fine-tuned into Dev3. All arms have the same data an
                    problems alone. These are two stages. The second has new optimizers, and its
                    reference policy is the model after the first
 
-Dev3's fine-tuning and R1's RL are those of the lesson, with fewer steps. Each arm is fine-tuned
-with two learning rates. RL continues from the model that is better on dev.
+Dev3's fine-tuning and R1's RL are those of the lesson, with fewer steps. Each arm has its own
+learning rate of the fine-tuning, RATES. Entropy is that of one answer to each dev problem at
+temperature 1.
 
 The kept models do not include Dev1, Dev2, the reward models and the unannealed base. So the study
 trains them first, once for all arms of a seed. The page says how long that takes.
@@ -34,15 +35,19 @@ import moe
 import r1mini
 import tasks
 from engine import checkpoint
+from engine.evaluate import prompts_of
 from engine.folder import Folder, read_log
+from engine.sampling import generate
+from grpo import logprobs
 from tools.compare import compare
+from tools.figures import Picture, arms_panel
 from tools.study import load_kept, start_folder, test_record
 from tools.tables import cell, table
 
 SEEDS = range(6)
 # With these, all arms of a seed take about 14 minutes on one thread.
-SETTINGS = ("dev3.steps=40", "r1.steps=12", "r1.problems=16", "eval.samples=8",
-            "eval.fewer_samples=2", "data.prompts=25", "dev2.dev_every=14", "r1.dev_every=12")
+SETTINGS = ("dev3.steps=100", "dev3.warmup=5", "r1.steps=12", "r1.problems=16", "eval.samples=4",
+            "eval.longer=250", "data.prompts=25", "dev2.dev_every=14", "r1.dev_every=12")
 ARMS = dict.fromkeys(("base", "dev1", "dev2", "unannealed", "constant", "chat_first"), "")
 DIFFERENCES = {f"{arm}_minus_base.{key}": (f"{arm}.{key}", f"base.{key}")
                for arm in ARMS if arm != "base" for key in ("pass@1", "longer")}
@@ -50,7 +55,8 @@ DIFFERENCES |= {f"unannealed_minus_constant.{key}": (f"unannealed.{key}", f"cons
                 for key in ("pass@1", "longer")}
 START = ("dev1", "dev2", "dev3", "helpful", "safe")  # stages that are trained once for all arms
 STAGES = (*START, "constant", "unannealed", "chat", "r1")
-RATES = (1e-3, 3e-3)  # learning rates of the fine-tuning; the first is the lesson's
+# Learning rates of the fine-tuning. Of base and chat_first it is the lesson's, 1e-3.
+RATES = {"dev1": 1e-3, "dev2": 1e-3, "unannealed": 1e-3, "constant": 1e-3}
 
 
 # ------------------------------------------------------------------------------
@@ -71,7 +77,8 @@ def _start(folder, arm):
 
 def _constant_base(start):
     """A base whose learning rate does not fall. Its weights are also saved as unannealed.pt at the
-    step where the rate of R1's base begins to fall. Up to this step the two bases are equal."""
+    step where the rate of R1's base begins to fall. Up to this step the two bases are equal, apart
+    from rounding: the kept base may have been trained with other threads."""
     run = start.run
     s = dataclasses.replace(run.base, decay=0.0)
     before_decay = round(run.base.steps * (1 - run.base.decay))
@@ -92,59 +99,57 @@ def _constant_base(start):
 # The arms
 
 
-def _fine_tune(start, models, name):
-    """(Dev3, its numbers): the model of this name after fine-tuning with the learning rate that is
-    best on dev. base and chat_first share one Dev3."""
-    candidates = {}  # {learning rate: (pass@1 on dev, Dev3, pass@1 on test)}
-    for rate in RATES:
-        run = dataclasses.replace(start.run, dev3=dataclasses.replace(
-            start.run.dev3, lr=rate, muon_lr=rate))
-        path = start.path.with_name(f"{start.path.name}-{name}-{rate}")
-        folder = Folder(path, run, start.options, STAGES)
-        shutil.copy(start.path / "dev3.jsonl", path)  # Dev2's answers; dev3() only reads them
-        dev3 = r1mini.dev3(folder, {"dev2": models["dev2"], "base": models[name]})
-        on_dev = [r["pass@1"] for r in read_log(path) if r["kind"] == "dev"]
-        candidates[rate] = on_dev[-1], dev3, test_record(path, "dev3")["pass@1"]
-    rate = max(candidates, key=lambda rate: candidates[rate][0])
-    on_dev, dev3, on_test = candidates[rate]
-    return dev3, {"rate": rate, "dev3.dev": on_dev, "dev3.pass@1": on_test}
+def _fine_tune(arm, start, models):
+    """(Dev3 of an arm, its pass@1 on test): the model that the arm starts from, after fine-tuning
+    on Dev2's answers. base and chat_first have the Dev3 that all arms share."""
+    if arm not in RATES:
+        return models["dev3"], test_record(start.path, "dev3")["pass@1"]
+    s = dataclasses.replace(start.run.dev3, lr=RATES[arm], muon_lr=RATES[arm])
+    path = start.path.with_name(f"{start.path.name}-{arm}")
+    folder = Folder(path, dataclasses.replace(start.run, dev3=s), start.options, STAGES)
+    shutil.copy(start.path / "dev3.jsonl", path)  # Dev2's answers; dev3() only reads them
+    dev3 = r1mini.dev3(folder, {"dev2": models["dev2"], "base": models[arm]})
+    return dev3, test_record(path, "dev3")["pass@1"]
+
+
+@torch.no_grad()
+def _entropy(model, run):
+    """The mean entropy of a token in one answer to each dev problem at temperature 1, in nats."""
+    problems = tasks.make_problems("dev", run.eval.dev_problems, run.r1.levels)
+    samples = generate(model, prompts_of(problems), run.r1.max_new_tokens, tasks.END_ID,
+                       tasks.PAD_ID)
+    last = samples.answer.cumsum(1).argmax(1, keepdim=True)                # (N, 1)
+    real = torch.arange(samples.tokens.size(1), device=model.device) <= last
+    _, entropy = logprobs(model.eval(), samples.tokens, samples.answer, real)
+    return float(entropy.sum() / samples.answer.sum())
 
 
 def _reinforce(arm, folder, models):
-    """R1's RL. In chat_first the rollouts with general prompts come first. There are as many of
-    them as in the other arms."""
+    """The model after R1's RL. In chat_first the rollouts with general prompts come first. There
+    are as many of them as in the other arms."""
     if arm != "chat_first":
-        r1mini.r1(folder, models)
-        return
+        return r1mini.r1(folder, models)
     s, judges = folder.run.r1, (models["helpful"], models["safe"])
     steps = s.steps - round(s.general_from * s.steps)
     chat = dataclasses.replace(s, steps=steps, general_from=0.0)
     chat_model = r1mini.rl(folder, "chat", models, "dev3", chat, judges)
     verifiable = dataclasses.replace(s, steps=s.steps - steps, general=0.0)
-    r1mini.rl(folder, "r1", {"chat": chat_model}, "chat", verifiable, judges)
+    return r1mini.rl(folder, "r1", {"chat": chat_model}, "chat", verifiable, judges)
 
 
 def measure_arm(arm, folder):
-    """The numbers of an arm after fine-tuning and after RL.
-
-    Entropy is that of the first and the last rollout that have problems alone. General prompts are
-    in the last rollouts of R1's order and in the first of chat_first, and their replies have
-    another entropy.
-    """
-    start, models = _start(folder, arm)
-    models["dev3"], tuned = _fine_tune(start, models, "base" if arm == "chat_first" else arm)
-    _reinforce(arm, folder, models)
+    """The numbers of an arm after fine-tuning and after RL."""
+    run, (start, models) = folder.run, _start(folder, arm)
+    models["dev3"], dev3_pass = _fine_tune(arm, start, models)
+    numbers = {"dev3.pass@1": dev3_pass, "dev3.entropy": _entropy(models["dev3"], run)}
+    model = _reinforce(arm, folder, models)
     log, test = read_log(folder.path), test_record(folder.path, "r1")
     [longer] = [r for r in log if r["kind"] == "test" and r["set"] == "longer"]
     [general] = [r for r in log if r["kind"] == "general"]
-    # The preference reward is None in a rollout without general prompts.
-    entropy = [r["entropy"] for r in log
-               if r["kind"] in ("chat", "r1") and r["preference"] is None]
-    numbers = tuned | {key: test[key] for key in ("pass@1", "mixing", "length")}
-    numbers |= {"longer": longer["pass@1"], "gain": test["pass@1"] - tuned["dev3.pass@1"],
-                "entropy.first": entropy[0], "entropy.last": entropy[-1],
-                "helpfulness": general["helpfulness"], "safe": general["unsafe.safe"],
-                "refused_harmless": general["how.refused"]}
+    numbers |= {key: test[key] for key in ("pass@1", "mixing", "length")}
+    numbers |= {"longer": longer["pass@1"], "gain": test["pass@1"] - dev3_pass,
+                "entropy": _entropy(model, run), "helpfulness": general["helpfulness"],
+                "safe": general["unsafe.safe"], "refused_harmless": general["how.refused"]}
     if arm == "base":
         numbers["start_minutes"] = _minutes(start.path)
     return numbers
@@ -169,11 +174,22 @@ NAMES = {"base": "base", "dev1": "Dev1", "dev2": "Dev2", "unannealed": "base bef
          "constant": "base whose rate does not fall", "chat_first": "base, general prompts first"}
 
 
+def picture(rows):
+    """pass@1 on problems of the levels of training, and on longer ones."""
+    points, longer = (100 * (rows[f"dev2.{key}"]["mean"] - rows[f"base.{key}"]["mean"])
+                      for key in ("pass@1", "longer"))
+    return Picture([arms_panel(f"Dev2 minus base:\n{points:+.1f} points,", rows, NAMES, "pass@1",
+                               "correct answers"),
+                    arms_panel(f"{longer:+.1f}\non longer sums", rows, NAMES, "longer",
+                               "correct, 7 and 8 operations")],
+                   "R1 by the start of Dev3; test problems; a dot is a seed, a line the mean")
+
+
 def page(rows, notes):
     """The lines of the report: the arms, and the difference of each from base."""
-    columns = {"rate": "learning rate", "dev3.pass@1": "pass@1 of Dev3", "pass@1": "after RL",
-               "gain": "gain by RL", "longer": "7 and 8 operations", "entropy.first": "entropy",
-               "entropy.last": "entropy, end of RL", "mixing": "mixes",
+    columns = {"dev3.pass@1": "pass@1 of Dev3", "pass@1": "after RL", "gain": "gain by RL",
+               "longer": "7 and 8 operations, temperature 0.6", "dev3.entropy": "entropy of Dev3",
+               "entropy": "after RL", "mixing": "mixes",
                "helpfulness": "helpfulness", "safe": "safe",
                "refused_harmless": "harmless refused", "length": "tokens"}
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
