@@ -67,11 +67,12 @@ def picture(rows):
     """How often Zero checks, and how often it is right, by the share of checked workings."""
     names = {str(p): f"{p}% checked" for p in PERCENTS}
     names |= {"unmixed": "unmixed", "mixed": "mixed"}
-    checks, right = (rows[f"0.zero.{key}"]["mean"] for key in ("reflection", "pass@1"))
-    return Picture([arms_panel(f"Without checked workings\nZero checks {checks:.1%} of answers,",
-                               rows, names, "zero.reflection", "answers that check a step"),
-                    arms_panel(f"and {right:.0%}\nare right", rows, names, "zero.pass@1",
-                               "correct answers")],
+    few, many = (rows[f"{p}.zero.reflection"]["mean"] for p in (4, 16))
+    right = [rows[f"{p}.zero.pass@1"]["mean"] for p in (4, 16)]
+    return Picture([arms_panel(f"4% checked become {few:.0%},\n16% become {many:.0%};", rows, names,
+                               "zero.reflection", "answers of Zero that check"),
+                    arms_panel(f"{right[0]:.0%} and {right[1]:.0%}\nare right", rows, names,
+                               "zero.pass@1", "correct answers")],
                    "test problems, temperature 1; a dot is a seed, a line the mean")
 
 
