@@ -189,7 +189,10 @@ NAMES = {"zero.base": "base", "zero": "Zero", "free": "free: both languages",
 
 
 def picture(rows):
-    """How often each arm mixes, and how often it is right."""
+    """How often each arm mixes, and how often it is right. None for results that are older than the
+    arm masked."""
+    if "masked.pass@1" not in rows:
+        return None
     masked, reward = (100 * (rows[f"{arm}.pass@1"]["mean"] - rows["free.pass@1"]["mean"])
                       for arm in ("masked", "reward"))
     names = {"zero.base": "base", "free": "free", "masked": "masked", "reward": "reward"}

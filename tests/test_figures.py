@@ -321,7 +321,10 @@ def test_figures_titles_and_labels_of_studies_are_not_cut_off(name, tmp_path, mo
     drawn = []
     monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
     study = importlib.import_module(f"studies.{name}")
-    figures.write_picture(tmp_path, name, study.picture(committed(name, "summary")["metrics"]))
+    picture = study.picture(committed(name, "summary")["metrics"])
+    if picture is None:
+        pytest.skip("the committed results have no numbers for it")
+    figures.write_picture(tmp_path, name, picture)
     [figure] = drawn
     figure.canvas.draw()
     right = figure.bbox.x1
