@@ -108,10 +108,11 @@ def test_frontier_first_mistake(thinking, mistake):
     """By hand, of workings of 25-7+9-3. Lucky answers are not worked out."""
     problem = tasks.Problem("Compute 25-7+9-3", "24", "en", 3, "25-7+9-3")
     assert frontier._first_mistake(tasks.response(thinking, "1"), problem) == mistake
-    lucky = tasks.response(thinking, "24")
+    lucky, bare = tasks.response(thinking, "24"), tasks.response(thinking, "24", tags=False)
     all_right = thinking == "25-7=18 then 18+9=27 then 27-3=24"
     assert frontier._first_mistake(lucky, problem) == (None if all_right else mistake)
     assert frontier._is_worked(lucky, problem) == all_right
+    assert frontier._is_worked(bare, problem) == all_right
 
 
 @pytest.fixture
