@@ -26,7 +26,7 @@ from tools.study import test_record
 from tools.tables import cell, table
 
 SETTINGS, STAGES = ("eval.longer=1", "data.prompts=8"), ("base", "zero")
-PERCENTS = (0, 1, 4, 16)  # of the documents are checked workings
+PERCENTS = (0, 1, 4, 16)  # percent of the documents that are checked workings
 WORKINGS = 38             # percent of the documents are checked or short workings, as by default
 ARMS = {str(p): f"corpus.checked={p / 100} corpus.steps={(WORKINGS - p) / 100}"
         for p in PERCENTS}

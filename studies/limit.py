@@ -6,16 +6,18 @@ Accuracy and length jumped there (R1 v2 section 2.1).
     python r1mini.py study limit
 
 All arms start from the same kept Zero, on problems with six and seven operations, on which it is
-often wrong. With checks, answers to these have 80 to 140 tokens. The arms differ in the limit of
-the rollouts:
+often wrong. With checks, answers to these have 80 to 140 tokens. Zero was trained with a limit of
+200. So `fixed` and `raised` first have to learn to keep within less. The arms differ in the limit
+of the rollouts:
 
     fixed     110 tokens
     raised    110 tokens, and 200 from the middle on
     high      200 tokens from the beginning
 
-The rate falls late in all arms, so that it is high when the limit rises. All arms have as many
-rollouts, so an arm with a higher limit may generate more tokens. Halfway, the same weights are
-tested with both limits: what a higher limit gives at once is not learnt.
+The learning rate is constant for 70% of the rollouts, so it is still high when the limit rises. All
+arms have as many rollouts, so an arm with a higher limit may generate more tokens. The answers to
+dev problems have at most 200 tokens in all arms. Halfway, the same weights are also tested with
+110: the gain at once needs no learning. A stopped arm begins anew.
 """
 import dataclasses
 
