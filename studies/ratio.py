@@ -55,9 +55,10 @@ def _run_main_command(commit, preset, seed):
     """{"minutes": in all; STAGE: pass@1} of the main command of a commit."""
     words = [] if preset == "nano" else ["--preset", preset]
     with tempfile.TemporaryDirectory() as top:
-        archive, files = f"{top}/files.tar", f"{top}/files"
-        _git("archive", "--output", archive, commit)
-        shutil.unpack_archive(archive, files, filter="data")
+        # Not a tar: its safe filter is missing in Python before 3.11.4, such as Debian 12's.
+        archive, files = f"{top}/files.zip", f"{top}/files"
+        _git("archive", "--output", archive, commit)  # a ZIP file by its name
+        shutil.unpack_archive(archive, files)
         command = [sys.executable, "r1mini.py", *words, "--seed", seed, "--out", f"{top}/run"]
         done = subprocess.run(command, cwd=files, capture_output=True, text=True)
         if done.returncode:
