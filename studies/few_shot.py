@@ -53,8 +53,8 @@ def _with_examples(problem, shots, rng):
 
 
 def _with_padding(problem, length, rng):
-    """The same, with general dialogues in place of the examples. The prompt has at least `length`
-    tokens, and hardly more."""
+    """Token ids of a prompt: general dialogues, then the question. It has at least `length` tokens,
+    and hardly more."""
     question, ids = tasks.encode_prompt(problem.question), []
     while len(ids) + len(question) < length:
         prompt = tasks.make_prompt(rng, language=problem.language)

@@ -252,7 +252,7 @@ def measure_arm(arm, folder):
     for level in range(FIRST + 1, numbers["level"] + 1):
         worked_out = [_is_worked(*answer) for answer in _sample(model, level, SAMPLES, limit)]
         numbers[f"worked.{level}"] = sum(worked_out) / len(worked_out)
-    # Long RL on questions with spaces unlearns questions without any.
+    # RL has no questions without spaces, and does worse on them.
     without = _test_by_level(model, limit, spaces=False)
     numbers |= {f"no_spaces.pass@1.{level}": share for level, (share, *_) in without.items()}
     if arm != "fixed":

@@ -50,7 +50,7 @@ def measure_arm(arm, folder):
                  for part, n in (("dev", run.eval.dev_problems), ("test", run.eval.problems)))
     middle, numbers = run.zero.steps // 2, {"generated": 0}
 
-    def on(problems, samples, limit):
+    def test_with(limit, problems, samples):
         means, _ = evaluate(model, problems, samples, 1.0, 1.0, limit, run.eval.rows, seed=1)
         return means
 
@@ -62,15 +62,15 @@ def measure_arm(arm, folder):
             numbers["generated"] += record["tokens"]
             numbers[f"cut.{step}"] = record["cut_off"]
             if step % s.dev_every == 0:
-                means = on(dev, run.eval.samples, HIGH)
+                means = test_with(HIGH, dev, run.eval.samples)
                 numbers |= {f"dev.{step}": means["pass@1"], f"length.{step}": means["length"]}
             if step == last:
                 state = snapshot()  # the second half goes on from it
                 break
         if last == middle:
-            numbers |= {f"half.{x}": on(dev, run.eval.samples, x)["pass@1"]
+            numbers |= {f"half.{x}": test_with(x, dev, run.eval.samples)["pass@1"]
                         for x in (LOW, HIGH)}
-    at_limit = on(test, run.eval.fewer_samples, LOW)
+    at_limit = test_with(LOW, test, run.eval.fewer_samples)
     return numbers | test_numbers(model, run) | {"at_limit": at_limit["pass@1"]}
 
 

@@ -18,9 +18,8 @@ An arm is the model that is fine-tuned into Dev3. All arms have the same data an
                    problems alone. These are two stages. The second has new optimizers, and its
                    reference policy is the model after the first
 
-Dev3's fine-tuning and R1's RL are those of the lesson, with fewer steps. Each arm has its own
-learning rate of the fine-tuning, RATES. Entropy is that of one answer to each dev problem at
-temperature 1.
+Dev3's fine-tuning and R1's RL are those of the lesson, with fewer steps. Entropy is that of one
+answer to each dev problem at temperature 1.
 
 The kept models do not include Dev1, Dev2, the reward models and the unannealed base. So the study
 trains them first, once for all arms of a seed. The page says how long that takes.
@@ -45,7 +44,7 @@ from tools.study import load_kept, start_folder, test_record
 from tools.tables import cell, table
 
 SEEDS = range(6)
-# With these, all arms of a seed take about 14 minutes on one thread.
+# Fewer steps than in the lesson, so that a seed ends within 15 minutes.
 SETTINGS = ("dev3.steps=100", "dev3.warmup=5", "r1.steps=12", "r1.problems=16", "eval.samples=4",
             "eval.longer=250", "data.prompts=25", "dev2.dev_every=14", "r1.dev_every=12")
 ARMS = dict.fromkeys(("base", "dev1", "dev2", "unannealed", "constant", "chat_first"), "")
@@ -55,7 +54,8 @@ DIFFERENCES |= {f"unannealed_minus_constant.{key}": (f"unannealed.{key}", f"cons
                 for key in ("pass@1", "longer")}
 START = ("dev1", "dev2", "dev3", "helpful", "safe")  # stages that are trained once for all arms
 STAGES = (*START, "constant", "unannealed", "chat", "r1")
-# Learning rates of the fine-tuning. Of base and chat_first it is the lesson's, 1e-3.
+# Learning rates of the fine-tuning. All are the lesson's, as for base and chat_first: they are not
+# yet chosen for each arm.
 RATES = {"dev1": 1e-3, "dev2": 1e-3, "unannealed": 1e-3, "constant": 1e-3}
 
 
