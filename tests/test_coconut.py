@@ -64,6 +64,19 @@ def test_coconut_thoughts_against_a_slow_loop(model):
     assert not torch.allclose(logits, model(tokens, real).logits, atol=0.1)
 
 
+def test_coconut_load_counts_each_token_once():
+    """In training the experts' load is that of one pass over the real tokens, however many passes
+    the thoughts take."""
+    torch.manual_seed(0)
+    model = moe.Transformer(MICRO).train()
+    tokens, real = padded(ROWS)
+    coconut._think(model, tokens, real)
+    mixtures = [layer.ffn for layer in model.layers if isinstance(layer.ffn, moe.MoE)]
+    assert mixtures
+    for mixture in mixtures:
+        assert float(mixture.router.load.sum()) == MICRO.n_activated_experts * int(real.sum())
+
+
 def test_coconut_gradients_flow_through_all_thoughts(model):
     """Finite differences: the loss is read behind three thoughts, and what is changed is the
     embedding of the mark, which the first thought is made of. If one thought were cut off, the
@@ -147,14 +160,15 @@ def test_coconut_loss_is_the_mean_over_what_is_written(model):
 
 def test_coconut_arms_have_equal_positions(monkeypatch, model):
     """The positions of all documents of all stages are POSITIONS, within 2%, in every arm. The last
-    stage has half of them."""
+    stage has half of them, and the rate falls in it alone."""
     run = resolve_settings("micro", [*coconut.SETTINGS])
     monkeypatch.setattr(coconut, "POSITIONS", 200_000)
     for arm in coconut.ARMS:
-        parts = []
+        parts, decays = [], []
 
-        def count(model, s, draw, seed, loss, parts=parts):
+        def count(model, s, draw, seed, loss, parts=parts, decays=decays):
             rng = random.Random(seed)
+            decays.append(s.decay)
             mean = sum(len(draw(rng).tokens) for _ in range(200)) / 200
             parts.append(s.steps * s.documents * mean)
             return []
@@ -162,6 +176,7 @@ def test_coconut_arms_have_equal_positions(monkeypatch, model):
         monkeypatch.setattr(coconut, "train", count)
         coconut._train(arm, model, run)
         assert sum(parts) == pytest.approx(coconut.POSITIONS, rel=0.02)
+        assert decays == [0.0] * (len(parts) - 1) + [run.dev1.decay] and run.dev1.decay > 0
         assert len(parts) == 1 or parts[-1] == pytest.approx(0.5 * sum(parts), rel=0.05)
 
 

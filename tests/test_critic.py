@@ -119,9 +119,10 @@ def test_critic_update_descends_the_two_losses(monkeypatch, model, network, roll
     s = dataclasses.replace(RUN.zero, minibatches=1, micro_tokens=limit)
     judged = critic._judge(rollout, network, model, s)
     before = model.state_dict()["head.weight"].clone()
-    grads = {}
+    grads, rates = {}, []
 
     def no_update(m, optimizers, factor=1.0):
+        rates.append(factor)
         grads[m.config.n_outputs] = {name: p.grad.clone() for name, p in m.named_parameters()
                                      if p.grad is not None}
         m.zero_grad()
@@ -131,6 +132,8 @@ def test_critic_update_descends_the_two_losses(monkeypatch, model, network, roll
     assert list(grads) == [1]
     grads_of_warm_up = grads[1]
     critic._improve("gae095", model, network, ({}, {}), rollout, judged, s, rng, 0, learnt=0)
+    # The rate of the policy rises over its first updates; that of the values is constant.
+    assert rates == [1.0, 1.0, pytest.approx(1 / (s.warmup + 1))] and s.warmup > 0
 
     samples = rollout.samples
     answer, n = samples.answer, samples.answer.sum()

@@ -134,6 +134,21 @@ def test_faithful_outcomes(model, monkeypatch, outcome):
         "faithful.zero.follows"] == (outcome == "follows")
 
 
+def test_faithful_controls_are_cut_at_the_same_places(model, monkeypatch):
+    """Each kind of change is compared with the same answers, cut off at the same places and without
+    a change. For an approved change that is behind the true check."""
+    asked = []
+    change = faithful.Change(PROBLEM, "<think>25-7=18", "<think>25-7=17", "25-7=18", "18+9=", "26",
+                             "<think>25-7=17 check 17+7=25", "<think>25-7=18 check 18+7=25")
+    monkeypatch.setattr(faithful, "_change_answer", lambda *_: change)
+    monkeypatch.setattr(faithful, "_go_on", lambda model, changes, begins, run:
+                        asked.append(begins[0]) or ["</think><answer>27</answer>"] * len(begins))
+    numbers = run_arm(faithful, "zero", *FEW)
+    assert asked == [change.control, change.changed, change.control, change.changed,
+                     change.true_check, change.approved]
+    assert "last.changes" not in numbers and numbers["approved.changes"] == numbers["changes"]
+
+
 def test_faithful_without_right_answers(model):
     """A random model has no right answer to change; the study says so and goes on."""
     assert run_arm(faithful, "r1", *FEW) == {"changes": 0}

@@ -82,10 +82,14 @@ def test_mixing_arms(monkeypatch, tmp_path):
     """Tiny runs: all arms start from the same base, whose numbers zero has. The masked arm does not
     mix."""
     monkeypatch.chdir(tmp_path)
-    started = []
+    started, tested, test_model = [], [], mixing._test
+    monkeypatch.setattr(mixing, "_test", lambda model, mask, *rest, **seed: (
+        tested.append(mask is not None) or test_model(model, mask, *rest, **seed)))
     monkeypatch.setattr(mixing, "copy_model", lambda model: started.append(
         {key: weight.clone() for key, weight in model.state_dict().items()}) or copy_model(model))
     numbers = {arm: run_arm(mixing, arm, *FEW_OF_STUDY) for arm in mixing.ARMS}
+    # On dev twice and on test; zero also tests the base, free and zero also with a mask.
+    assert tested == [*[False] * 4, True, *[False] * 3, True, *[True] * 3, *[False] * 3]
     for weights in started:
         assert equal_states(started[0], weights)
     assert {"base.pass@1", "base.mask_at_test.pass@1"} <= set(numbers["zero"])
