@@ -25,9 +25,9 @@ number of operations at which half of the answers are right, on 100 test problem
 
 Answers are numbers from 0 to 99, so the base hits some of them by luck at any level. What RL may
 add is a working that leads there. So the base's limit is counted in answers that are worked out:
-all steps are right, in the template or without it. The base gives 10,000 answers at each level
-above its corpus, up to the one that the curriculum reaches. If none is worked out, the chance of
-such an answer is below 3 / 10,000 (at 95%).
+all steps are right and use each operand once, in any order, in the template or without it. The
+base gives 10,000 answers at each level above its corpus, up to the one that the curriculum reaches.
+If none is worked out, the chance of such an answer is below 3 / 10,000 (at 95%).
 
 Why does an arm stop where it does? One level above its own, we count what goes wrong first in an
 answer: the operand that a step takes, its sum, or the end.
@@ -238,7 +238,8 @@ def measure_arm(arm, folder):
     base's limit."""
     base, zero = _start_models(folder, arm)
     model = _train_further(arm, folder, zero)
-    records = [r for r in read_log(folder.path) if r["kind"] == "further"]
+    log = read_log(folder.path)
+    records = [r for r in log if r["kind"] == "further"]
     limit = FURTHER["max_new_tokens"]
     tested = {"": model} | ({"base.": base, "zero.": zero} if arm == "curriculum" else {})
     numbers = {"rollouts": len(records), "generated": sum(r["tokens"] for r in records)}
@@ -248,6 +249,10 @@ def measure_arm(arm, folder):
         for level, (share, length, any_of_4) in by_level.items():
             numbers |= {f"{name}pass@1.{level}": share, f"{name}pass@4.{level}": any_of_4,
                         f"{name}length.{level}": length}
+    for record in (r for r in log if r["kind"] == "dev" and r["stage"] == "further"):
+        step = record["step"]
+        numbers |= {f"dev.{level}.{step}": share for level, share in record["by_level"].items()}
+        numbers[f"dev_length.{step}"] = record["length"]
     numbers |= _count_mistakes(model, numbers["level"] + 1, limit)
     for level in range(FIRST + 1, numbers["level"] + 1):
         worked_out = [_is_worked(*answer) for answer in _sample(model, level, SAMPLES, limit)]
@@ -270,36 +275,58 @@ def _any_of(*names):
     return "|".join(words[name].strip() for words in tasks.WORDS.values() for name in names)
 
 
+def _read_steps(text):
+    """[(total before, operand, total after)] of the steps of a working, such as (25, "-7", 18), and
+    None for a step that cannot be read. What follows "wait" replaces a slip, and checks are left
+    out. An answer without the template is read as if all of it were the working."""
+    thinking, _ = tasks.parse(text)
+    steps = []
+    for step in re.split(_any_of("then", "ok"), thinking or tasks.TAG.sub(" ", text)):
+        last_try = re.split(_any_of("wait"), step)[-1]
+        statement = re.split(_any_of("check"), last_try)[0]
+        parts = re.fullmatch(r"([0-9]+)([+-][0-9]+)=([0-9]+)", statement.strip())
+        steps.append((int(parts[1]), parts[2], int(parts[3])) if parts else None)
+    return steps
+
+
+def _answers_wrongly(text, problem):
+    """Whether an answer in the template is wrong."""
+    thinking, answer = tasks.parse(text)
+    return thinking is not None and answer != problem.answer
+
+
 def _first_mistake(text, problem):
     """What goes wrong first in an answer: "operand" if a step takes another operand than the next
     one of the question, "sum" if its result is wrong, "end" if the working has too few or too many
     steps or the answer is not its result, "other" if a step cannot be read or does not go on from
-    the step before it. None if the answer is worked out. An answer without the template is read
-    as if all of it were the working."""
+    the step before it. None if nothing does."""
     first, *terms = re.findall(r"[+-]?[0-9]+", problem.expression)  # 25-7+9: 25, -7, +9
     total = int(first)
-    thinking, answer = tasks.parse(text)
-    has_template = thinking is not None
-    steps = re.split(_any_of("then", "ok"), thinking if has_template else tasks.TAG.sub(" ", text))
-    for term, step in zip_longest(terms, steps):
-        if term is None or step is None:
+    for term, step in zip_longest(terms, _read_steps(text), fillvalue="end"):
+        if "end" in (term, step):
             return "end"
-        last_try = re.split(_any_of("wait"), step)[-1]  # what follows "wait" replaces a slip
-        statement = re.split(_any_of("check"), last_try)[0]
-        parts = re.fullmatch(r"([0-9]+)([+-][0-9]+)=([0-9]+)", statement.strip())
-        if not parts or int(parts[1]) != total:
+        if step is None or step[0] != total:
             return "other"
-        if parts[2] != term:
+        _, operand, result = step
+        if operand != term:
             return "operand"
         total += int(term)
-        if int(parts[3]) != total:
+        if result != total:
             return "sum"
-    return "end" if has_template and answer != problem.answer else None
+    return "end" if _answers_wrongly(text, problem) else None
 
 
 def _is_worked(text, problem):
-    """Whether all steps of an answer's working are right."""
-    return _first_mistake(text, problem) is None
+    """Whether an answer is worked out: each step goes on from the one before it and is right, and
+    each operand is used once, in any order."""
+    first, *terms = re.findall(r"[+-]?[0-9]+", problem.expression)
+    total, operands = int(first), []
+    for step in _read_steps(text):
+        if step is None or step[0] != total or step[2] != total + int(step[1]):
+            return False
+        operands.append(step[1])
+        total = step[2]
+    return sorted(operands) == sorted(terms) and not _answers_wrongly(text, problem)
 
 
 def _sample(model, level, samples, limit):
@@ -356,8 +383,8 @@ def picture(rows):
 
 
 def page(rows, notes):
-    """The lines of the report: pass@1 and tokens by level, the rollouts that the frontier took,
-    and the base's limit."""
+    """The lines of the report: pass@1 and tokens by level and by rollout, the rollouts that the
+    frontier took, and the base's limit."""
     seeds = len(rows["curriculum.level"]["per_seed"])
     levels = []  # that all seeds were tested on
     for level in range(3, LAST + 5):
@@ -375,6 +402,12 @@ def page(rows, notes):
     body = [[name, *(cell(rows, f"{arm}.{key}") for key in columns)]
             for arm, name in NAMES.items()]
     lines += [*table(["", *columns.values()], body), ""]
+    begin = "curriculum.dev_length."
+    steps = sorted(int(key.removeprefix(begin)) for key in rows if key.startswith(begin))
+    body = [[str(step), *(cell(rows, f"curriculum.dev.{level}.{step}") for level in DEV_LEVELS),
+             cell(rows, f"{begin}{step}")] for step in steps]
+    lines += [*table(["curriculum on dev, rollout", *(f"{n} operations" for n in DEV_LEVELS),
+                      "tokens"], body), ""]
     passed = [level for level in range(FIRST, LAST) if f"curriculum.passed.{level}" in rows]
     body = [[arm, *(cell(rows, f"{arm}.passed.{level}") for level in passed)]
             for arm in ("curriculum", "expert_iteration")]

@@ -111,8 +111,10 @@ def test_frontier_first_mistake(thinking, mistake):
     lucky, bare = tasks.response(thinking, "24"), tasks.response(thinking, "24", tags=False)
     all_right = thinking == "25-7=18 then 18+9=27 then 27-3=24"
     assert frontier._first_mistake(lucky, problem) == (None if all_right else mistake)
-    assert frontier._is_worked(lucky, problem) == all_right
-    assert frontier._is_worked(bare, problem) == all_right
+    in_any_order = all_right or thinking == "25-7=18 then 18-3=15 then 15+9=24"
+    for text in (lucky, bare):
+        assert frontier._is_worked(text, problem) == in_any_order
+    assert not frontier._is_worked(tasks.response(thinking, "1"), problem)
 
 
 @pytest.fixture
@@ -203,6 +205,7 @@ def test_frontier_arm_ends_with_its_budget(arm, monkeypatch, name):
     numbers = arm(frontier, name)
     assert 250 <= numbers["generated"] < 300 + 4 * 2 * 12
     assert sum(numbers[f"mistake.{kind}"] for kind in frontier.MISTAKES) == 1
+    assert {f"dev.{level}.0" for level in frontier.DEV_LEVELS} | {"dev_length.0"} <= set(numbers)
     assert numbers["level"] == 0 and numbers["frontier"] == frontier.FIRST
     if name == "curriculum":
         assert numbers["base.bound"] == pytest.approx(3 / 4, rel=0.01)
