@@ -360,8 +360,16 @@ def _upper_bound(right, n):
 
 
 def combine(numbers):
-    """The level of each arm, and the base's limit."""
+    """The level of each arm. What the base and the curriculum's model do at the curriculum's level,
+    and pass@1 one level above."""
     found = {f"frontier.{arm}.level": numbers[f"{arm}.level"] for arm in ARMS}
+    level = numbers["curriculum.level"]
+    for name, key in (("base.right", "base.right"), ("base.worked", "base.worked"),
+                      ("curriculum.worked", "worked"), ("curriculum.pass@1", "pass@1"),
+                      ("curriculum.length", "length")):
+        if f"curriculum.{key}.{level}" in numbers:  # at level 6 there is no base.right
+            found[f"frontier.{name}"] = numbers[f"curriculum.{key}.{level}"]
+    found["frontier.curriculum.next"] = numbers[f"curriculum.pass@1.{level + 1}"]
     return found | {"frontier.base.bound": numbers["curriculum.base.bound"]}
 
 

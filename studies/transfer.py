@@ -119,7 +119,7 @@ def picture(rows):
     return Picture([arms_panel(f"From Zero: {after:+.1f} points\nafter RL on sorted digits,", rows,
                                names, "pass@1", "correct answers"),
                     arms_panel(f"{on_the_way:+.1f} points\non the way", rows, names,
-                               "mean_on_dev", "correct, mean over rollouts")],
+                               "mean_on_dev", "correct, mean on dev")],
                    "test and dev questions, temperature 1; a dot is a seed, a line the mean")
 
 

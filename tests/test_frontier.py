@@ -277,6 +277,21 @@ def test_frontier_base_limit(monkeypatch):
     assert numbers["base.bound"] == numbers["base.bound.8"] == frontier._upper_bound(0, 6)
 
 
+def test_frontier_combine_takes_the_curriculums_own_level():
+    """A seed that comes to eight operations: the base's numbers are those at eight."""
+    numbers = {f"{arm}.level": 8 for arm in frontier.ARMS}
+    for level in (7, 8, 9):
+        numbers |= {f"curriculum.pass@1.{level}": level / 10, f"curriculum.length.{level}": level}
+    for level in (7, 8):
+        numbers |= {f"curriculum.base.right.{level}": 10 * level, f"curriculum.worked.{level}": 0.5,
+                    f"curriculum.base.worked.{level}": 8 - level}
+    found = frontier.combine(numbers | {"curriculum.base.bound": 3e-4})
+    assert found["frontier.curriculum.level"] == 8 and found["frontier.base.bound"] == 3e-4
+    assert (found["frontier.base.right"], found["frontier.base.worked"]) == (80, 0)
+    assert (found["frontier.curriculum.pass@1"], found["frontier.curriculum.next"]) == (0.8, 0.9)
+    assert (found["frontier.curriculum.length"], found["frontier.curriculum.worked"]) == (8, 0.5)
+
+
 def test_emergence_arms(arm):
     """The arms differ in the corpus as they say, and a tiny run has numbers of base and Zero."""
     for name, settings in emergence.ARMS.items():

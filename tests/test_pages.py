@@ -82,6 +82,14 @@ def test_fill_knows_the_source_of_a_results_page(repository):
         pages._fill_page(text, "docs/x.md", repository)
 
 
+def test_fill_prefers_a_study_to_an_experiment_of_its_name(repository):
+    (repository / "workshop/curves/demo.json").write_text(json.dumps(EXPERIMENT), "utf-8")
+    for page, wanted in (("README.md", "0.250"), ("results/demo/README.md", "0.250"),
+                         ("workshop/answers.md", "0.500")):
+        key = "pass@1" if page.startswith("workshop") else "base.pass@1"
+        assert pages._fill_page(f"<!--demo:{key}-->", page, repository).startswith(wanted), page
+
+
 def test_fill_writes_a_table_from_its_columns_and_rows(repository):
     """A cell without a measurement is a dash; a row of plain text stays as it is."""
     spec = ("<!-- table demo std\nheld-out | base=base | Zero=zero (%)\n"

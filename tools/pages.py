@@ -8,7 +8,8 @@ names its source, so that the page stays readable as plain Markdown:
     Zero is right on 93%<!--r1:zero.pass@1 %--> of the problems.
 
 A mark is SOURCE:KEY FORM. SOURCE is a folder of results/ (KEY is a metric of its summary.json) or
-an experiment of the workshop (KEY is one of its curves, or `minutes`). On the page
+an experiment of the workshop (KEY is one of its curves, or `minutes`). If both have the name, the
+experiment is meant on the pages of workshop/, and the study elsewhere. On the page
 results/NAME/README.md, SOURCE may be left out: `<!--:zero.pass@1-->`. In KEY, "_" may stand for a
 space. The mean over seeds is written, and FORM says how:
 
@@ -85,7 +86,11 @@ class Sources:
         return summary
 
     def experiment(self, name):
-        """The curves of an experiment of the workshop, or None if there is no such experiment."""
+        """The curves of an experiment of the workshop, or None if there is no such experiment. If a
+        study has the same name, it is the experiment on the pages of the workshop only."""
+        in_workshop = Path(self.page).parts[0] == "workshop"
+        if not in_workshop and (self.root / f"results/{name}/summary.json").exists():
+            return None
         return self.read(f"workshop/curves/{name}.json")
 
     def measured(self, name, key):
