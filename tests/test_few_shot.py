@@ -48,7 +48,8 @@ def test_few_shot_padding_is_as_long_as_examples():
 
 def test_few_shot_documents_are_own_right_answers(monkeypatch):
     """By hand: every second answer of a model is right. It learns from these alone, and the prompt
-    with its examples is not predicted. 0, 1 and 2 examples are about equally frequent."""
+    with its examples is not predicted. 0, 1 and 2 examples and padding are about equally
+    frequent."""
     documents = []
 
     def sample(model, prompts, *_, **__):
@@ -72,14 +73,16 @@ def test_few_shot_documents_are_own_right_answers(monkeypatch):
         *examples, question = prompt.split(tasks.END)
         total = eval("".join(c for c in question if c in "0123456789+-"))
         assert tasks.decode(document.tokens[first:]) == tasks.response("1+2=3", total)
-        counts[len(examples)] += 1
-    assert set(counts) == set(few_shot.SHOTS)
-    assert min(counts.values()) > 0.25 * len(documents)
+        asks = tuple(tasks.USER + words["ask"] for words in tasks.WORDS.values())
+        are_sums = all(example.startswith(asks) for example in examples)
+        counts[len(examples) if are_sums else few_shot.PADDING] += 1
+    assert set(counts) == {*few_shot.SHOTS, few_shot.PADDING}
+    assert min(counts.values()) > 0.18 * len(documents)
 
 
 def test_few_shot_arm(monkeypatch, tmp_path):
     """A tiny run has numbers for each number of examples, before and after fine-tuning."""
     use_random_micro(few_shot, monkeypatch, tmp_path)
     numbers = run_arm(few_shot, "r1", *FEW_OF_STUDY)
-    kinds = (*few_shot.SHOTS, few_shot.PADDING)
-    assert {f"{when}{kind}.pass@1" for when in ("", "before.") for kind in kinds} <= set(numbers)
+    wanted = {f"{when}{kind}.pass@1" for when in ("", "before.") for kind in few_shot.KINDS}
+    assert wanted <= set(numbers)
