@@ -310,7 +310,7 @@ def lines_panel(title, rows, names, metric, xlabel, ylabel, percent="y"):
             plot.fill_between(list(line), [min(x) for x in seeds], [max(x) for x in seeds],
                               color=colour, alpha=0.15, lw=0)
         plot.set(xlabel=xlabel, ylabel=ylabel)
-        plot.xaxis.get_major_locator().set_params(integer=True)
+        plot.locator_params(axis="x", integer=True)
         plot.set_ylim(bottom=0)
         plot.legend(fontsize=11)
 
