@@ -334,6 +334,28 @@ def test_study_arms_are_measured_once(two_arms):
     assert len(measured) == 6
 
 
+def test_study_arms_name_the_commits_of_their_training(two_arms):
+    """An arm whose models were trained at two commits, in its own folder and in the one that the
+    arms share, names both beside the commit of the measurement."""
+    run, _, _ = two_arms
+    run()
+    lines_file = Path("results/demo-micro/runs.jsonl")
+    lines_file.unlink()
+    for name, commits in (("low", ("1111111", "2222222")), ("start", ("3333333",))):
+        path = Path(f"runs/micro-demo-{name}-0")
+        path.mkdir(exist_ok=True)
+        with open(path / "timing.jsonl", "a", encoding="utf-8") as file:
+            for commit in commits:
+                for record in ({"machine": "x, 2 cores", "threads": 2, "commit": commit},
+                               {"stage": "zero", "step": 1, "seconds": 1.0, "peak_gib": 0.1}):
+                    file.write(json.dumps(record) + "\n")
+    run()
+    lines = map(json.loads, lines_file.read_text("utf-8").splitlines())
+    commits = {line["arm"]: set(line["commit"].split(", ")) for line in lines}
+    now = run_folder.describe_commit()
+    assert commits == {"low": {"1111111", "2222222", "3333333", now}, "high": {"3333333", now}}
+
+
 def test_study_all_runs_what_is_missing(monkeypatch, tmp_path, capsys):
     """`study all` says which seeds have no lines and how long the others took (by hand: arms of 60
     and 120 seconds, so 6 minutes for two seeds; a line of an older format does not count), runs

@@ -346,9 +346,11 @@ def read_timing(path):
     """(machine record, peak memory in GiB, {stage: minutes}) of a run folder.
 
     There are no minutes if the run used only a part of the cores, since other work may then have
-    run at the same time.
+    run at the same time. A run that was continued after a commit has all its commits in the machine
+    record, "a1b2c3d, e4f5a6b".
     """
     file, had_all_cores, minutes, peak_gib = Path(path) / "timing.jsonl", True, {}, 0.0
+    machines = []  # of the stages
     lines = file.read_bytes().split(b"\n")[:-1]  # a kill can tear the last line: leave it out
     try:
         machine = newest_machine = json.loads(lines[0])
@@ -358,6 +360,7 @@ def read_timing(path):
                 continue
             # A command that finds all stages finished writes a machine record and no times.
             machine = newest_machine
+            machines.append(machine)
             if not machine["machine"].endswith(f", {machine['threads']} cores"):
                 had_all_cores = False
             stage = record["stage"]
@@ -365,13 +368,16 @@ def read_timing(path):
             peak_gib = max(peak_gib, record["peak_gib"])
     except (ValueError, IndexError, KeyError, TypeError):
         raise UserError(f"{file} is damaged: put a copy back, or make the run again") from None
+    if machines:
+        machine = machine | {"commit": commit_of(machines)}
     return machine, peak_gib, minutes if had_all_cores else {}
 
 
 def commit_of(machines):
     """The commits in the machine records of runs. An older record has none, and counts as of this
     clone's commit."""
-    commits = {machine.get("commit") or describe_commit() for machine in machines}
+    commits = {commit for machine in machines
+               for commit in (machine.get("commit") or describe_commit()).split(", ")}
     return ", ".join(sorted(commits))
 
 

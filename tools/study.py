@@ -242,11 +242,23 @@ def _measure_arms(options, study, seed, run_options):
             path = parsed_options.out
             print(f"== {options.name}, {arm}, seed {seed}, in {path}", flush=True)
             began = time.monotonic()
-            metrics = study.measure_arm(arm, Folder(path, run, parsed_options, study.STAGES))
+            folder = Folder(path, run, parsed_options, study.STAGES)
+            metrics = study.measure_arm(arm, folder)
             _write_line(options, key | {
-                "commit": describe_commit(), "machine": describe_machine(),
+                "commit": _commits_of_arm(folder, arm), "machine": describe_machine(),
                 "seconds": round(time.monotonic() - began), "metrics": metrics})
     return _finished_lines(options, study, seed, run_options)
+
+
+def _commits_of_arm(folder, arm):
+    """The commits at which an arm's models were trained, and at which it was measured. Its folder,
+    and the one that the arms share, may be of an earlier session."""
+    machines = [{"commit": describe_commit()}]
+    for path in (folder.path, _start_path(folder, arm)):
+        if (path / "timing.jsonl").exists():
+            machine, _, _ = read_timing(path)
+            machines.append(machine)
+    return commit_of(machines)
 
 
 def _measure_seed(options, study, seed, run_options, folders):
@@ -381,10 +393,14 @@ def test_record(path, stage, temperature=1.0):
     raise UserError(f"{path}: {stage} is not finished, there is no test of it in its log")
 
 
+def _start_path(folder, arm):
+    """Where start_folder() is."""
+    return folder.path.with_name(folder.path.name.replace(f"-{arm}-", "-start-"))
+
+
 def start_folder(folder, arm, stages):
     """The folder of the models that all arms of a seed start from. It is beside an arm's folder."""
-    path = folder.path.with_name(folder.path.name.replace(f"-{arm}-", "-start-"))
-    return Folder(path, folder.run, folder.options, stages)
+    return Folder(_start_path(folder, arm), folder.run, folder.options, stages)
 
 
 def train_in_memory(model, task, s, run):
