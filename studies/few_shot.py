@@ -30,7 +30,8 @@ from tools.study import load_kept
 from tools.tables import cell, table
 
 SEEDS = range(6)
-# Chosen on dev. With 40 steps of a tenth of this rate, no prompt with examples is answered.
+# Chosen on dev (seed 0). After 40 steps at a tenth of this rate, hardly an answer to a prompt with
+# examples is right.
 SETTINGS = ("dev1.steps=200", "dev1.documents=32", "dev1.lr=5e-3", "dev1.muon_lr=5e-3")
 STAGES = ()
 ARMS = dict.fromkeys(("zero", "r1"), "")
@@ -72,8 +73,8 @@ def _make_prompt(problem, kind, rng):
 
 
 def _fine_tune(model, run):
-    """(a copy of a model after fine-tuning on its own right answers, as often to prompts of each of
-    KINDS, the number of these answers)."""
+    """(a copy of a model after fine-tuning on its own right answers, the number of these answers).
+    The prompt of each is of a random one of KINDS."""
     rng, documents = random.Random(f"{run.seed}/few_shot"), []
     asked = [draw_problem(rng, run, run.zero.levels) for _ in range(QUESTIONS)]
     asked = repeat_for_answers(asked, run.data.tries)
